@@ -1,0 +1,254 @@
+//! What to do next: a pure function of the fleet and the time.
+//!
+//! `decide` looks only at instances that are not at rest, so a host with many sleeping services costs nothing.
+//! Waiting is an action too, with its reason, so that `reveille why` can tell why nothing happens.
+
+mod reason;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Cause, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
+};
+
+pub use reason::Reason;
+
+/// One thing to do with one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "do")]
+pub enum Action {
+    /// Start a guest from its image.
+    Boot,
+    /// Restore the version.
+    Restore {
+        /// The rung that it is restored from.
+        from: Rung,
+    },
+    /// Bring the process up with the version mapped.
+    Arm,
+    /// End that process.
+    Disarm,
+    /// Hold new clients and look at the traffic once more.
+    Drain {
+        /// Without a packet for this long the instance counts as idle.
+        idle_ms: u64,
+        /// Whether open connections are cut.
+        force: bool,
+    },
+    /// Let clients in again.
+    Undrain,
+    /// Stop the guest, publish a version, end the process.
+    Capture,
+    /// Give the capture up and let the guest run, if it is not too late.
+    AbandonCapture,
+    /// Count the start under way as failed.
+    GiveUpStart {
+        /// Why.
+        cause: Cause,
+    },
+    /// End whatever process is left of the instance.
+    Kill {
+        /// Whether the version is dropped as well.
+        discard: bool,
+    },
+    /// Do nothing until then.
+    Wait {
+        /// When to look again; `None`: when something happens.
+        until: Option<Timestamp>,
+    },
+}
+
+/// An action with its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The service.
+    pub service: DomainName,
+    /// The instance.
+    pub instance: InstanceId,
+    /// What to do.
+    pub action: Action,
+    /// Why, with the numbers.
+    pub reason: Reason,
+}
+
+/// Everything to do now, and when to look again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The generation of the fleet that it was made from; it is applied only if that still holds.
+    pub generation: u64,
+    /// In the order in which they are to begin.
+    pub decisions: Vec<Decision>,
+    /// When to decide again even if nothing happens.
+    pub next_look: Option<Timestamp>,
+}
+
+/// The plan for `fleet` at `now`.
+pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
+    let mut plan = Plan { generation: fleet.generation(), decisions: Vec::new(), next_look: None };
+    let mut starts = Vec::new();
+    for (instance, service) in fleet.attention() {
+        match choose(instance, service, now) {
+            Choice::Start(reason) => starts.push((instance, service, reason)),
+            Choice::Do(action, reason) => plan.push(instance, action, reason),
+            Choice::LookAt(when) => plan.look_at(when),
+            Choice::Nothing => {}
+        }
+    }
+    admit(fleet, starts, &mut plan);
+    plan
+}
+
+/// What one instance wants, before the limits of the host are applied.
+enum Choice {
+    /// To be started, if the host admits it.
+    Start(Reason),
+    /// This, now.
+    Do(Action, Reason),
+    /// To be looked at again at this time.
+    LookAt(Timestamp),
+    /// Nothing until something happens.
+    Nothing,
+}
+
+impl Plan {
+    fn push(&mut self, instance: &Instance, action: Action, reason: Reason) {
+        if let Action::Wait { until: Some(until) } = &action {
+            self.look_at(*until);
+        }
+        let (service, instance) = (instance.service.clone(), instance.id);
+        self.decisions.push(Decision { service, instance, action, reason });
+    }
+
+    fn look_at(&mut self, when: Timestamp) {
+        self.next_look = Some(self.next_look.map_or(when, |next| next.min(when)));
+    }
+}
+
+/// Lets as many starts begin as the host allows: higher priority first, then who waited longest.
+fn admit(fleet: &Fleet, mut starts: Vec<(&Instance, &Service, Reason)>, plan: &mut Plan) {
+    starts.sort_by_key(|(instance, service, _)| {
+        let since = service.demand.as_ref().map(|demand| demand.since);
+        (std::cmp::Reverse(service.spec.priority), since, instance.id)
+    });
+    let limit = fleet.limits.starts_max as usize;
+    let running = fleet.attention().filter(|(instance, _)| instance.phase.is_starting()).count();
+    for (position, (instance, _, reason)) in starts.into_iter().enumerate() {
+        if running + position >= limit {
+            let ahead = position - limit.saturating_sub(running).min(position);
+            plan.push(instance, Action::Wait { until: None }, Reason::Queued { ahead, running, limit });
+        } else if instance.restores_next() {
+            plan.push(instance, Action::Restore { from: instance.rung }, reason);
+        } else {
+            plan.push(instance, Action::Boot, reason);
+        }
+    }
+}
+
+fn choose(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    let busy = instance.in_flight;
+    if (instance.retiring || instance.sleep_asked == Some(SleepAsked::Terminate)) && !busy {
+        let reason = if instance.retiring { Reason::Removed } else { Reason::Terminated };
+        return Choice::Do(Action::Kill { discard: true }, reason);
+    }
+    match instance.phase {
+        Phase::Booting | Phase::Restoring | Phase::Warming => watch_start(instance, service, now),
+        Phase::Active => choose_sleep(instance, service, now),
+        Phase::Draining => match &service.demand {
+            Some(demand) => Choice::Do(Action::Undrain, Reason::Wanted { trigger: demand.trigger.clone() }),
+            None if busy => Choice::Nothing,
+            None => Choice::Do(Action::Capture, Reason::Drained),
+        },
+        Phase::Hibernating => match &service.demand {
+            Some(demand) if !busy => {
+                Choice::Do(Action::AbandonCapture, Reason::Wanted { trigger: demand.trigger.clone() })
+            }
+            Some(_) | None => Choice::Nothing,
+        },
+        Phase::Off | Phase::Hibernated | Phase::Failed if busy => Choice::Nothing,
+        Phase::Off | Phase::Hibernated | Phase::Failed if instance.unfenced => {
+            Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
+        }
+        Phase::Off | Phase::Hibernated => choose_asleep(instance, service, now),
+        Phase::Failed => choose_retry(instance, service, now),
+    }
+}
+
+/// A start under way: nothing, unless it takes too long.
+fn watch_start(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    let policy = &service.spec.policy;
+    let limit_ms = if instance.start_from > Rung::Cold { policy.restore_ms_max } else { policy.boot_ms_max };
+    let deadline = instance.start_since.plus_ms(limit_ms);
+    if now < deadline {
+        return Choice::LookAt(deadline);
+    }
+    let cause = Cause::StartTimedOut { limit_ms, phase: instance.phase };
+    Choice::Do(Action::GiveUpStart { cause }, Reason::TooSlow { limit_ms })
+}
+
+/// An awake instance: asleep when idle, but not before its minimum times are over.
+fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    let policy = &service.spec.policy;
+    match instance.sleep_asked {
+        Some(SleepAsked::Force) => {
+            return Choice::Do(Action::Drain { idle_ms: 0, force: true }, Reason::SleepAsked);
+        }
+        Some(SleepAsked::WhenIdle) => {
+            return Choice::Do(Action::Drain { idle_ms: 0, force: false }, Reason::SleepAsked);
+        }
+        Some(SleepAsked::Terminate) | None => {}
+    }
+    let cut = policy.sleep_with_connections;
+    if instance.open_connections > 0 && !cut {
+        return Choice::LookAt(now.plus_ms(policy.idle_ms));
+    }
+    let awake_since = instance.running_since.unwrap_or(instance.phase_since);
+    let due = [
+        instance.last_activity.plus_ms(policy.idle_ms),
+        awake_since.plus_ms(policy.min_on_ms),
+        service.created_at.plus_ms(policy.grace_ms),
+        instance.sleep_retry.as_ref().map_or(Timestamp::default(), |(retry_at, _)| *retry_at),
+    ];
+    let due = due.into_iter().max().unwrap_or_default();
+    if now < due {
+        return Choice::LookAt(due);
+    }
+    let reason = Reason::Idle {
+        idle_ms: now.ms_since(instance.last_activity),
+        limit_ms: policy.idle_ms,
+        awake_ms: now.ms_since(awake_since),
+    };
+    Choice::Do(Action::Drain { idle_ms: policy.idle_ms, force: cut }, reason)
+}
+
+/// Asleep: woken on demand, otherwise brought to its resting rung.
+fn choose_asleep(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    if let Some(demand) = &service.demand {
+        return Choice::Start(Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks });
+    }
+    let rest = service.spec.policy.rest;
+    match (instance.rung, rest) {
+        (Rung::Local, Rung::Armed) => match instance.arm_retry_at {
+            Some(retry_at) if now < retry_at => Choice::LookAt(retry_at),
+            Some(_) | None => Choice::Do(Action::Arm, Reason::RestRung { rest }),
+        },
+        (Rung::Armed, rest) if rest < Rung::Armed => Choice::Do(Action::Disarm, Reason::RestRung { rest }),
+        _ => Choice::Nothing,
+    }
+}
+
+/// Failed: tried again when somebody wants it and the pause is over.
+fn choose_retry(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    let (Some(demand), Some(failure)) = (&service.demand, &instance.failure) else { return Choice::Nothing };
+    if now < failure.retry_at {
+        let reason = Reason::BackingOff { attempts: failure.attempts, cause: failure.cause.clone() };
+        return Choice::Do(Action::Wait { until: Some(failure.retry_at) }, reason);
+    }
+    Choice::Start(Reason::Retry {
+        trigger: demand.trigger.clone(),
+        attempts: failure.attempts,
+        cause: failure.cause.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Why something is done: values first, sentences from them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Cause, Rung, Trigger};
+
+/// Why an action was chosen, with the numbers that it was chosen by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "why")]
+pub enum Reason {
+    /// Somebody wants the service, which sleeps.
+    Asked {
+        /// The first who asked.
+        trigger: Trigger,
+        /// How many have asked by now.
+        asks: u64,
+    },
+    /// Somebody wants it while it goes to sleep.
+    Wanted {
+        /// Who.
+        trigger: Trigger,
+    },
+    /// Somebody wants it, and the pause after a failure is over.
+    Retry {
+        /// Who.
+        trigger: Trigger,
+        /// Starts that failed in a row.
+        attempts: u32,
+        /// Why the last one failed, or the running instance was lost.
+        cause: Cause,
+    },
+    /// The pause after a failed start is not over.
+    BackingOff {
+        /// Starts that failed in a row.
+        attempts: u32,
+        /// Why the last one failed.
+        cause: Cause,
+    },
+    /// The host starts as many instances as it may.
+    Queued {
+        /// Starts that go first.
+        ahead: usize,
+        /// Starts under way.
+        running: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// No open connection and no packet for long enough.
+    Idle {
+        /// Time without traffic.
+        idle_ms: u64,
+        /// The policy's limit.
+        limit_ms: u64,
+        /// Time since the vCPUs began to run.
+        awake_ms: u64,
+    },
+    /// The last look found no traffic.
+    Drained,
+    /// An operator asked for sleep.
+    SleepAsked,
+    /// An operator ended it.
+    Terminated,
+    /// An operator removed the service.
+    Removed,
+    /// The start took too long.
+    TooSlow {
+        /// The policy's limit.
+        limit_ms: u64,
+    },
+    /// The policy keeps it on this rung while it sleeps.
+    RestRung {
+        /// The rung.
+        rest: Rung,
+    },
+    /// A process of a failed start may be left.
+    Leftover,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked { trigger, asks: 1 } => write!(f, "{trigger} asked for it"),
+            Self::Asked { trigger, asks } => write!(f, "{trigger} asked for it, the first of {asks}"),
+            Self::Wanted { trigger } => write!(f, "{trigger} asked for it while it went to sleep"),
+            Self::Retry { trigger, attempts: 0, cause } => {
+                write!(f, "{trigger} asked for it after it was lost: {cause}")
+            }
+            Self::Retry { trigger, attempts, cause } => {
+                write!(f, "{trigger} asked for it; {attempts} starts failed before, the last because {cause}")
+            }
+            Self::BackingOff { attempts, cause } => {
+                write!(f, "{attempts} starts failed in a row, the last because {cause}")
+            }
+            Self::Queued { ahead, running, limit } => {
+                write!(f, "{running} of {limit} starts are under way and {ahead} others go first")
+            }
+            Self::Idle { idle_ms, limit_ms, awake_ms } => write!(
+                f,
+                "no connection and no packet for {} s (limit {} s), awake for {} s",
+                seconds(*idle_ms),
+                seconds(*limit_ms),
+                seconds(*awake_ms)
+            ),
+            Self::Drained => f.write_str("the last look found no traffic"),
+            Self::SleepAsked => f.write_str("an operator asked for it"),
+            Self::Terminated => f.write_str("an operator ended it"),
+            Self::Removed => f.write_str("the service was removed"),
+            Self::TooSlow { limit_ms } => write!(f, "it was not ready after {} s", seconds(*limit_ms)),
+            Self::RestRung { rest } => write!(f, "its policy is to sleep on the rung {rest}"),
+            Self::Leftover => f.write_str("a process of the failed start may be left"),
+        }
+    }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1_000, ms % 1_000 / 100)
+}

@@ -1,0 +1,692 @@
+//! The fleet: every service and instance of this host, changed only by events and by the steps of a plan.
+//!
+//! One task of the daemon owns a `Fleet`; nothing else writes to it. Requests come in as [`Event`]s and are
+//! accepted, harmlessly repeated, or refused with a type; what the executor did comes back as [`Report`]s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::instance::{Cause, Failure, Instance, InstanceId, SleepAsked, SnapshotVersion};
+use super::name::DomainName;
+use super::phase::{Move, Phase, Refusal, Rung};
+use super::service::ServiceSpec;
+use super::time::Timestamp;
+use super::wake::Trigger;
+use crate::decide::{Action, Decision};
+
+/// Starts in a row from a version after which a cold boot is tried instead.
+const RESTORE_ATTEMPTS_MAX: u32 = 2;
+
+/// Limits of the host that every decision keeps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostLimits {
+    /// Most instances that boot, restore or warm up at a time.
+    pub starts_max: u32,
+}
+
+impl Default for HostLimits {
+    fn default() -> Self {
+        Self { starts_max: 4 }
+    }
+}
+
+/// Somebody wants a service that does not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// When the first one asked.
+    pub since: Timestamp,
+    /// What the first one was.
+    pub trigger: Trigger,
+    /// How many have asked since.
+    pub asks: u64,
+}
+
+/// A service and what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// What the user said.
+    pub spec: ServiceSpec,
+    /// Its stable IPv4 address.
+    pub address: Ipv4Addr,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The instance that answers for it.
+    pub primary: InstanceId,
+    /// Who waits for it, if it does not run.
+    pub demand: Option<Demand>,
+}
+
+/// What can happen to a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A service was added; its instance is new, or as the state database had it.
+    Added {
+        /// The service.
+        service: Box<Service>,
+        /// Its primary.
+        instance: Box<Instance>,
+    },
+    /// A query, a packet or an operator wants the service.
+    WakeAsked {
+        /// The service.
+        service: DomainName,
+        /// What asked.
+        trigger: Trigger,
+    },
+    /// An operator wants it asleep or ended.
+    SleepAsked {
+        /// The service.
+        service: DomainName,
+        /// How.
+        how: SleepAsked,
+    },
+    /// An operator wants it gone.
+    RemoveAsked {
+        /// The service.
+        service: DomainName,
+    },
+    /// What the relay has counted.
+    Traffic {
+        /// The instance behind the relay.
+        instance: InstanceId,
+        /// Connections open now.
+        open_connections: u32,
+        /// The last time a byte or datagram passed, if ever.
+        last_packet: Option<Timestamp>,
+    },
+    /// What the executor did.
+    Reported {
+        /// The instance.
+        instance: InstanceId,
+        /// The start that the report belongs to ([`Instance::start`]).
+        start: u64,
+        /// What happened.
+        report: Report,
+    },
+}
+
+/// What came of an action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The vCPUs run.
+    Running,
+    /// The readiness check passed.
+    Ready,
+    /// The relay holds new clients and saw no traffic.
+    GateClosed,
+    /// The relay saw traffic at the last look and goes on letting clients in.
+    GateBusy {
+        /// Connections open now.
+        open_connections: u32,
+        /// The last time a byte or datagram passed.
+        last_packet: Timestamp,
+    },
+    /// A version was published, and the process has ended.
+    Captured {
+        /// The version.
+        version: SnapshotVersion,
+    },
+    /// The capture was given up for a client; the guest runs.
+    CaptureAbandoned,
+    /// The capture failed; the guest runs.
+    CaptureFailed {
+        /// Why.
+        cause: Cause,
+    },
+    /// The process is up with the version mapped.
+    Armed,
+    /// It is not; the version is as it was.
+    ArmFailed {
+        /// Why.
+        cause: Cause,
+    },
+    /// The armed process has ended; the version is as it was.
+    Disarmed,
+    /// The instance, or the start under way, is lost.
+    Lost {
+        /// Why.
+        cause: Cause,
+    },
+    /// No process of the instance is left.
+    Fenced {
+        /// The version that is still intact on disk, if any.
+        version: Option<SnapshotVersion>,
+    },
+}
+
+/// What an event did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Something changed.
+    Changed,
+    /// Already so.
+    Unchanged,
+    /// A report of an earlier start, which no longer matters.
+    Stale,
+}
+
+/// Why a request or a report was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No such service.
+    #[error("there is no service {0}; `reveille service list` shows what there is")]
+    UnknownService(DomainName),
+    /// No such instance.
+    #[error("there is no instance {0}")]
+    UnknownInstance(InstanceId),
+    /// The name is taken.
+    #[error("the service {0} exists already; remove it first")]
+    Exists(DomainName),
+    /// Clients are connected.
+    #[error("{service} has {open_connections} open connections; with force they are cut")]
+    Busy {
+        /// The service.
+        service: DomainName,
+        /// How many.
+        open_connections: u32,
+    },
+    /// It failed to start too often; it is tried again from `retry_at` on.
+    #[error("{service} cannot be woken for another {wait_ms} ms: {cause}")]
+    GaveUp {
+        /// The service.
+        service: DomainName,
+        /// Why.
+        cause: Cause,
+        /// Time until the next try.
+        wait_ms: u64,
+    },
+    /// The service is being removed.
+    #[error("{0} is being removed")]
+    Retiring(DomainName),
+    /// The phase machine refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// All services and instances of this host at one generation.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    generation: u64,
+    /// Limits of the host.
+    pub limits: HostLimits,
+    services: BTreeMap<DomainName, Service>,
+    instances: BTreeMap<InstanceId, Instance>,
+    /// Instances for which a decision may be due; all others are at rest.
+    attention: BTreeSet<InstanceId>,
+    /// Instances changed since [`Fleet::take_changed`].
+    changed: BTreeSet<InstanceId>,
+}
+
+// --- Reading ---------------------------------------------------------------------------------------------------
+
+impl Fleet {
+    /// An empty fleet.
+    pub fn new(limits: HostLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Rises with every change.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// All services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The service of that name.
+    pub fn service(&self, name: &DomainName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The instance of that identity.
+    pub fn instance(&self, id: InstanceId) -> Option<&Instance> {
+        self.instances.get(&id)
+    }
+
+    /// All instances, by identity.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.values()
+    }
+
+    /// The primary of the service of that name.
+    pub fn primary(&self, name: &DomainName) -> Option<&Instance> {
+        self.instances.get(&self.services.get(name)?.primary)
+    }
+
+    /// Instances for which a decision may be due, with their services.
+    pub(crate) fn attention(&self) -> impl Iterator<Item = (&Instance, &Service)> {
+        self.attention.iter().filter_map(|id| {
+            let instance = self.instances.get(id)?;
+            Some((instance, self.services.get(&instance.service)?))
+        })
+    }
+
+    /// What the activator does with clients of the instance.
+    pub fn gate(&self, id: InstanceId, now: Timestamp) -> Gate {
+        let Some(instance) = self.instances.get(&id) else { return Gate::Refuse };
+        match instance.phase {
+            Phase::Active => Gate::Open,
+            // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
+            Phase::Warming if instance.start_from > Rung::Cold => Gate::Open,
+            Phase::Failed if instance.failure.as_ref().is_some_and(|f| f.gave_up && f.retry_at > now) => {
+                Gate::Refuse
+            }
+            Phase::Off
+            | Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Draining
+            | Phase::Hibernating
+            | Phase::Hibernated
+            | Phase::Failed => Gate::Hold,
+        }
+    }
+}
+
+/// What the activator does with clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Passes them on.
+    Open,
+    /// Keeps them waiting and asks for a wake.
+    Hold,
+    /// Refuses them: the service cannot be woken now.
+    Refuse,
+}
+
+// --- Events ----------------------------------------------------------------------------------------------------
+
+impl Fleet {
+    /// Takes in what happened.
+    ///
+    /// # Errors
+    /// The typed reason if a request is refused or a report does not fit; nothing is changed then.
+    pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<Applied, RequestError> {
+        match event {
+            Event::Added { service, instance } => self.add(*service, *instance),
+            Event::WakeAsked { service, trigger } => self.wake_asked(&service, trigger, now),
+            Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
+            Event::RemoveAsked { service } => {
+                let id = self.known(&service)?.primary;
+                self.change(id, |instance, _| {
+                    instance.retiring = true;
+                    Ok(())
+                })
+            }
+            Event::Traffic { instance, open_connections, last_packet } => {
+                self.change(instance, |instance, _| {
+                    instance.note_traffic(open_connections, last_packet, now);
+                    Ok(())
+                })
+            }
+            Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
+        }
+    }
+
+    /// Instances that changed, or were removed, since the last call; for the state database and the view.
+    pub fn take_changed(&mut self) -> BTreeSet<InstanceId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn known(&self, name: &DomainName) -> Result<&Service, RequestError> {
+        self.services.get(name).ok_or_else(|| RequestError::UnknownService(name.clone()))
+    }
+
+    fn add(&mut self, service: Service, instance: Instance) -> Result<Applied, RequestError> {
+        if self.services.contains_key(&service.spec.name) {
+            return Err(RequestError::Exists(service.spec.name));
+        }
+        let id = instance.id;
+        self.services.insert(service.spec.name.clone(), service);
+        self.instances.insert(id, instance);
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn wake_asked(
+        &mut self,
+        name: &DomainName,
+        trigger: Trigger,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
+        let id = self.known(name)?.primary;
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return Err(RequestError::UnknownInstance(id));
+        };
+        if instance.retiring {
+            return Err(RequestError::Retiring(name.clone()));
+        }
+        if instance.phase == Phase::Active {
+            // An operator's "sleep" that was not carried out yet is overtaken by the newer wish.
+            instance.sleep_asked = None;
+            return Ok(Applied::Unchanged);
+        }
+        if let Some(failure) = &mut instance.failure
+            && failure.gave_up
+        {
+            if failure.retry_at > now {
+                return Err(RequestError::GaveUp {
+                    service: name.clone(),
+                    cause: failure.cause.clone(),
+                    wait_ms: failure.retry_at.ms_since(now),
+                });
+            }
+            // The way out of Failed that needs no person: a request after the cool-off starts afresh.
+            failure.gave_up = false;
+            failure.attempts = 0;
+        }
+        if let Some(service) = self.services.get_mut(name) {
+            let demand = service.demand.get_or_insert(Demand { since: now, trigger, asks: 0 });
+            demand.asks += 1;
+        }
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn sleep_asked(&mut self, name: &DomainName, how: SleepAsked) -> Result<Applied, RequestError> {
+        let id = self.known(name)?.primary;
+        let name = name.clone();
+        self.change(id, move |instance, service| {
+            if how == SleepAsked::WhenIdle && instance.open_connections > 0 {
+                let open_connections = instance.open_connections;
+                return Err(RequestError::Busy { service: name, open_connections });
+            }
+            instance.sleep_asked = Some(how);
+            if how == SleepAsked::Terminate {
+                service.demand = None;
+            }
+            Ok(())
+        })
+    }
+
+    fn reported(
+        &mut self,
+        id: InstanceId,
+        start: u64,
+        report: Report,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
+        let instance = self.instances.get(&id).ok_or(RequestError::UnknownInstance(id))?;
+        if instance.start != start {
+            return Ok(Applied::Stale);
+        }
+        let gone = instance.retiring && matches!(report, Report::Fenced { .. });
+        let applied = self.change(id, |instance, service| instance.take_report(service, report, now))?;
+        if gone && let Some(instance) = self.instances.remove(&id) {
+            self.services.remove(&instance.service);
+            self.attention.remove(&id);
+        }
+        Ok(applied)
+    }
+
+    fn change(
+        &mut self,
+        id: InstanceId,
+        edit: impl FnOnce(&mut Instance, &mut Service) -> Result<(), RequestError>,
+    ) -> Result<Applied, RequestError> {
+        let instance = self.instances.get_mut(&id).ok_or(RequestError::UnknownInstance(id))?;
+        let service = self
+            .services
+            .get_mut(&instance.service)
+            .ok_or_else(|| RequestError::UnknownService(instance.service.clone()))?;
+        let mut edited = instance.clone();
+        edit(&mut edited, service)?;
+        if edited == *instance {
+            return Ok(Applied::Unchanged);
+        }
+        *instance = edited;
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn settle(&mut self, id: InstanceId) {
+        self.generation += 1;
+        self.changed.insert(id);
+        let at_rest = self.instances.get(&id).is_none_or(|instance| {
+            self.services.get(&instance.service).is_none_or(|service| is_at_rest(instance, service))
+        });
+        if at_rest {
+            self.attention.remove(&id);
+        } else {
+            self.attention.insert(id);
+        }
+    }
+}
+
+/// Whether nothing is to be decided for the instance until something happens to it.
+fn is_at_rest(instance: &Instance, service: &Service) -> bool {
+    let quiet = service.demand.is_none()
+        && !instance.retiring
+        && !instance.unfenced
+        && !instance.in_flight
+        && instance.sleep_asked.is_none();
+    quiet
+        && match instance.phase {
+            Phase::Off | Phase::Failed => true,
+            Phase::Hibernated => instance.rung == service.spec.policy.rest,
+            Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Active
+            | Phase::Draining
+            | Phase::Hibernating => false,
+        }
+}
+
+// --- Reports ---------------------------------------------------------------------------------------------------
+
+impl Instance {
+    fn note_traffic(&mut self, open_connections: u32, last_packet: Option<Timestamp>, now: Timestamp) {
+        self.open_connections = open_connections;
+        let seen = if open_connections > 0 { Some(now) } else { last_packet };
+        self.last_activity = self.last_activity.max(seen.unwrap_or_default());
+    }
+
+    fn take_report(
+        &mut self,
+        service: &mut Service,
+        report: Report,
+        now: Timestamp,
+    ) -> Result<(), RequestError> {
+        match report {
+            Report::Running => {
+                self.step(Move::Running, now)?;
+                self.running_since = Some(now);
+                self.rung = Rung::Active;
+                self.version = None;
+            }
+            Report::Ready => self.take_ready(service, now)?,
+            Report::GateClosed => {
+                if self.phase == Phase::Draining {
+                    self.in_flight = false;
+                }
+            }
+            Report::GateBusy { open_connections, last_packet } => {
+                self.step(Move::Undrain, now)?;
+                self.in_flight = false;
+                self.sleep_asked = None;
+                self.note_traffic(open_connections, Some(last_packet), now);
+                service.demand = None;
+            }
+            Report::Captured { version } => self.take_captured(version, now)?,
+            Report::CaptureAbandoned => {
+                self.step(Move::Resumed, now)?;
+                self.in_flight = false;
+                self.version = None;
+                self.rung = Rung::Active;
+                self.last_activity = now;
+                service.demand = None;
+            }
+            Report::CaptureFailed { cause } => {
+                self.step(Move::Resumed, now)?;
+                self.in_flight = false;
+                self.rung = Rung::Active;
+                self.sleep_retry = Some((now.plus_ms(service.spec.policy.backoff_ms_max), cause));
+                service.demand = None;
+            }
+            Report::Armed => {
+                self.step(Move::Arm, now)?;
+                self.in_flight = false;
+                self.rung = Rung::Armed;
+                self.arm_retry_at = None;
+            }
+            Report::ArmFailed { cause: _ } => {
+                self.in_flight = false;
+                self.rung = Rung::Local;
+                self.arm_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max));
+            }
+            Report::Disarmed => {
+                self.in_flight = false;
+                self.rung = if self.version.is_some() { Rung::Local } else { Rung::Cold };
+            }
+            Report::Lost { cause } => self.fail(service, cause, now)?,
+            Report::Fenced { version } => self.take_fenced(version),
+        }
+        Ok(())
+    }
+
+    fn take_ready(&mut self, service: &mut Service, now: Timestamp) -> Result<(), RequestError> {
+        if !self.step(Move::Ready, now)? {
+            return Ok(());
+        }
+        let asked = service.demand.take().map_or(self.start_since, |demand| demand.since);
+        let waited_ms = now.ms_since(asked);
+        if self.start_from > Rung::Cold {
+            self.restores.push_ms(waited_ms);
+        } else {
+            self.boots.push_ms(waited_ms);
+        }
+        self.failure = None;
+        self.last_activity = self.last_activity.max(now);
+        Ok(())
+    }
+
+    fn take_captured(&mut self, version: SnapshotVersion, now: Timestamp) -> Result<(), RequestError> {
+        self.step(Move::Captured, now)?;
+        self.in_flight = false;
+        self.rung = Rung::Local;
+        self.version_number_last = self.version_number_last.max(version.number);
+        self.version = Some(version);
+        self.hibernated_at = Some(now);
+        self.running_since = None;
+        self.sleep_asked = None;
+        self.sleep_retry = None;
+        self.open_connections = 0;
+        Ok(())
+    }
+
+    fn take_fenced(&mut self, version: Option<SnapshotVersion>) {
+        self.unfenced = false;
+        self.in_flight = false;
+        self.running_since = None;
+        self.open_connections = 0;
+        self.rung = if version.is_some() { Rung::Local } else { Rung::Cold };
+        if let Some(version) = &version {
+            self.version_number_last = self.version_number_last.max(version.number);
+        }
+        self.version = version;
+    }
+
+    fn fail(&mut self, service: &mut Service, cause: Cause, now: Timestamp) -> Result<(), RequestError> {
+        let policy = &service.spec.policy;
+        let was_starting = self.phase.is_starting();
+        if !self.step(Move::Fail, now)? {
+            return Ok(());
+        }
+        let before = self.failure.as_ref().map_or(0, |failure| failure.attempts);
+        let attempts = if was_starting { before + 1 } else { 0 };
+        let gave_up = attempts >= policy.attempts_max;
+        let pause_ms = match attempts {
+            0 => 0,
+            _ if gave_up => policy.cooloff_ms,
+            n => policy.backoff_ms.saturating_mul(1 << (n - 1).min(20)).min(policy.backoff_ms_max),
+        };
+        if gave_up {
+            service.demand = None;
+        }
+        self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
+        self.unfenced = true;
+        self.in_flight = false;
+        self.sleep_asked = None;
+        self.open_connections = 0;
+        Ok(())
+    }
+
+    /// Whether the next start restores the version rather than boots the image.
+    pub(crate) fn restores_next(&self) -> bool {
+        let unusable = self.failure.as_ref().is_some_and(|failure| {
+            matches!(failure.cause, Cause::VersionUnusable { .. }) || failure.attempts >= RESTORE_ATTEMPTS_MAX
+        });
+        self.version.is_some() && !unusable
+    }
+}
+
+// --- Steps of a plan -------------------------------------------------------------------------------------------
+
+impl Fleet {
+    /// Notes that the action of `decision` is now being carried out.
+    ///
+    /// # Errors
+    /// If the instance is gone or its phase does not allow the action: the plan was made from an older view.
+    pub fn begin(&mut self, decision: &Decision, now: Timestamp) -> Result<Applied, RequestError> {
+        self.change(decision.instance, |instance, service| {
+            match &decision.action {
+                Action::Boot => {
+                    instance.step(Move::Boot, now)?;
+                    instance.begin_start(Rung::Cold, now);
+                    instance.version = None;
+                }
+                Action::Restore { from } => {
+                    instance.step(Move::Restore, now)?;
+                    instance.begin_start(*from, now);
+                }
+                Action::Arm | Action::Disarm => instance.in_flight = true,
+                Action::Drain { .. } => {
+                    instance.step(Move::Drain, now)?;
+                    instance.in_flight = true;
+                }
+                Action::Undrain => {
+                    instance.step(Move::Undrain, now)?;
+                    instance.sleep_asked = None;
+                    instance.last_activity = now;
+                    service.demand = None;
+                }
+                Action::Capture => {
+                    instance.step(Move::Capture, now)?;
+                }
+                Action::AbandonCapture => {
+                    instance.in_flight = true;
+                    instance.sleep_asked = None;
+                }
+                Action::GiveUpStart { cause } => instance.fail(service, cause.clone(), now)?,
+                Action::Kill { discard } => {
+                    if *discard {
+                        instance.step(Move::Stop, now)?;
+                        instance.failure = None;
+                        instance.version = None;
+                        instance.unfenced = true;
+                        instance.sleep_asked = None;
+                    }
+                    instance.in_flight = true;
+                }
+                Action::Wait { .. } => {}
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Instance {
+    fn begin_start(&mut self, from: Rung, now: Timestamp) {
+        self.start += 1;
+        self.start_from = from;
+        self.start_since = now;
+        self.in_flight = false;
+        self.sleep_asked = None;
+    }
+}

@@ -1,0 +1,262 @@
+//! One virtual machine: the row of the state table (L2).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::DomainName;
+use super::phase::{Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
+use super::time::Timestamp;
+
+/// Identity of an instance, never used twice on a host; shown as `i17`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(pub u64);
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "i{}", self.0)
+    }
+}
+
+/// A complete state of an instance that can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotVersion {
+    /// 1 for the first, rising by one.
+    pub number: u64,
+    /// When it was published.
+    pub at: Timestamp,
+    /// Bytes that it takes on disk.
+    pub stored_bytes: u64,
+    /// Microseconds that the guest stood still for the capture.
+    pub paused_us: u64,
+    /// Content address of the image that it came from.
+    pub image: String,
+}
+
+/// Why an instance was lost or did not start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Cause {
+    /// The monitor's process ended by itself or was killed.
+    VmmDied {
+        /// Exit status or signal, and the last line that it wrote, where known.
+        detail: String,
+    },
+    /// The monitor did not answer its control socket in time.
+    VmmHung {
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// The readiness check of a running instance failed.
+    PortDead {
+        /// What the check saw.
+        detail: String,
+    },
+    /// The start took longer than the policy allows.
+    StartTimedOut {
+        /// The limit that was reached.
+        limit_ms: u64,
+        /// The phase in which it was.
+        phase: Phase,
+    },
+    /// The monitor could not be started.
+    StartFailed {
+        /// One sentence with the remedy.
+        detail: String,
+    },
+    /// The version cannot be restored here.
+    VersionUnusable {
+        /// What does not fit.
+        detail: String,
+    },
+    /// The capture failed; the guest runs on.
+    CaptureFailed {
+        /// One sentence with the remedy.
+        detail: String,
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VmmDied { detail } => write!(f, "its QEMU process ended: {detail}"),
+            Self::VmmHung { waited_ms } => write!(f, "its QEMU process did not answer for {waited_ms} ms"),
+            Self::PortDead { detail } => write!(f, "the service's port was dead: {detail}"),
+            Self::StartTimedOut { limit_ms, phase } => {
+                write!(f, "it was still {phase} after {limit_ms} ms")
+            }
+            Self::StartFailed { detail } => write!(f, "the start failed: {detail}"),
+            Self::VersionUnusable { detail } => write!(f, "its snapshot cannot be restored: {detail}"),
+            Self::CaptureFailed { detail } => write!(f, "the hibernation failed: {detail}"),
+        }
+    }
+}
+
+/// The last failure of an instance, until it is ready again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub cause: Cause,
+    /// When.
+    pub at: Timestamp,
+    /// Starts that failed in a row, this one included; 0 when a running instance was lost.
+    pub attempts: u32,
+    /// Before this time no start is tried.
+    pub retry_at: Timestamp,
+    /// Whether requests are refused until `retry_at` rather than held.
+    pub gave_up: bool,
+}
+
+/// How many durations are remembered for an estimate.
+const RECENT_MAX: usize = 32;
+
+/// The last few durations of one kind, for estimates from what was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(transparent)]
+pub struct RecentDurations(Vec<u32>);
+
+impl RecentDurations {
+    /// Adds a duration in milliseconds, forgetting the oldest beyond 32.
+    pub fn push_ms(&mut self, ms: u64) {
+        if self.0.len() >= RECENT_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(u32::try_from(ms).unwrap_or(u32::MAX));
+    }
+
+    /// The smallest remembered duration that at least `percent` % do not exceed; `None` without any.
+    pub fn percentile_ms(&self, percent: usize) -> Option<u32> {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * percent.min(100)).div_ceil(100).saturating_sub(1);
+        sorted.get(rank).copied()
+    }
+}
+
+/// One virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Identity.
+    pub id: InstanceId,
+    /// The service that it belongs to.
+    pub service: DomainName,
+    /// What it is for.
+    pub role: Role,
+    /// What it is doing.
+    pub phase: Phase,
+    /// How warm it is.
+    pub rung: Rung,
+    /// When the phase began.
+    pub phase_since: Timestamp,
+    /// When the vCPUs last began to run, if they run.
+    pub running_since: Option<Timestamp>,
+    /// The last open connection or packet, as far as it was looked at.
+    pub last_activity: Timestamp,
+    /// The version that can be restored. `None` from the moment its vCPUs run again: the running guest writes
+    /// to the version's memory file, which is then no version any more.
+    pub version: Option<SnapshotVersion>,
+    /// Number of the newest version ever published, so that numbers are not used twice.
+    pub version_number_last: u64,
+    /// When it last hibernated.
+    pub hibernated_at: Option<Timestamp>,
+    /// The last failure, until it is ready again.
+    pub failure: Option<Failure>,
+    /// Before this time no further capture is tried (the last one failed), and why.
+    #[serde(default)]
+    pub sleep_retry: Option<(Timestamp, Cause)>,
+    /// Measured wakes by restore, trigger to ready.
+    pub restores: RecentDurations,
+    /// Measured wakes by cold boot, trigger to ready.
+    pub boots: RecentDurations,
+
+    /// Counts the starts, so that a report of an earlier one is told from a report of this one.
+    pub start: u64,
+    /// When the start under way, or the last one, began.
+    pub start_since: Timestamp,
+    /// The rung that it began from; `Cold` is a boot.
+    pub start_from: Rung,
+    /// Before this time arming is not tried again (the last try failed).
+    #[serde(default)]
+    pub arm_retry_at: Option<Timestamp>,
+
+    /// Connections through the relay at the last look. Not stored: a restart closes them all.
+    #[serde(skip)]
+    pub open_connections: u32,
+    /// The process of an earlier start may still be there and must be ended before the next one.
+    #[serde(default)]
+    pub unfenced: bool,
+    /// An arm, disarm, kill or abandoned capture is being carried out. Not stored: nothing is in flight after a restart.
+    #[serde(skip)]
+    pub in_flight: bool,
+    /// An operator asked for sleep; the idle time is not waited for.
+    #[serde(skip)]
+    pub sleep_asked: Option<SleepAsked>,
+    /// The instance is to be ended and its row dropped.
+    #[serde(default)]
+    pub retiring: bool,
+}
+
+/// How an operator asked for sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SleepAsked {
+    /// Only if no connection is open.
+    WhenIdle,
+    /// Open connections are cut.
+    Force,
+    /// Open connections are cut and nothing is kept: the next wake is a cold boot.
+    Terminate,
+}
+
+impl Instance {
+    /// A new primary of `service` that has never run.
+    pub fn new(id: InstanceId, service: DomainName, now: Timestamp) -> Self {
+        Self {
+            id,
+            service,
+            role: Role::Primary,
+            phase: Phase::Off,
+            rung: Rung::Cold,
+            phase_since: now,
+            running_since: None,
+            last_activity: now,
+            version: None,
+            version_number_last: 0,
+            hibernated_at: None,
+            failure: None,
+            sleep_retry: None,
+            restores: RecentDurations::default(),
+            boots: RecentDurations::default(),
+            start: 0,
+            start_since: now,
+            start_from: Rung::Cold,
+            arm_retry_at: None,
+            open_connections: 0,
+            unfenced: false,
+            in_flight: false,
+            sleep_asked: None,
+            retiring: false,
+        }
+    }
+
+    /// Takes a step of the phase machine; returns whether the phase changed.
+    ///
+    /// # Errors
+    /// The refusal, with nothing changed.
+    pub fn step(&mut self, asked: Move, now: Timestamp) -> Result<bool, Refusal> {
+        match transition(self.phase, asked) {
+            Outcome::To(next) => {
+                self.phase = next;
+                self.phase_since = now;
+                Ok(true)
+            }
+            Outcome::Stay => Ok(false),
+            Outcome::Refused(refusal) => Err(refusal),
+        }
+    }
+
+    /// The state shown to the outside.
+    pub fn state(&self) -> VmState {
+        VmState::of(self.phase, self.rung)
+    }
+}

@@ -1,0 +1,21 @@
+//! The words of the system as types: names, phases, services, instances, and the fleet that holds them.
+
+mod fleet;
+mod instance;
+mod name;
+mod phase;
+mod reconcile;
+mod service;
+mod time;
+mod wake;
+
+pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Report, RequestError, Service};
+pub use instance::{Cause, Failure, Instance, InstanceId, RecentDurations, SleepAsked, SnapshotVersion};
+pub use name::{DomainName, NameError};
+pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
+pub use reconcile::{Found, Reconciled, reconcile};
+pub use service::{
+    AnswerPolicy, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources, ServiceSpec, SpecFault,
+};
+pub use time::Timestamp;
+pub use wake::{Stage, Trigger, WakeOutcome, WakeRecord};

@@ -1,0 +1,127 @@
+//! After a restart of the daemon: what the state table says against what is found on the host.
+//!
+//! QEMU outlives the daemon, so the truth is on the host. Two facts decide everything:
+//!
+//! - **A version that is intact on disk** means that no vCPU has run since it was taken: whatever process there
+//!   is has nothing of its own and may be ended.
+//! - **No intact version** means that a process, if there is one, holds the only state of the guest: it is never
+//!   ended here, but taken over and, if it stands still, let run again.
+
+use super::instance::{Cause, Failure, Instance, SnapshotVersion};
+use super::phase::{Phase, Rung};
+use super::time::Timestamp;
+
+/// What the driver found of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No process.
+    Nothing {
+        /// The version that is intact on disk, if any.
+        version: Option<SnapshotVersion>,
+    },
+    /// A process whose vCPUs have not run since the version was taken: armed, half restored, or captured and
+    /// not yet ended.
+    Untouched {
+        /// The version.
+        version: SnapshotVersion,
+        /// Whether it waits for a restore to begin and can still be used as armed.
+        armed: bool,
+    },
+    /// A process whose vCPUs run.
+    Running,
+    /// A process whose vCPUs stand still in the middle of a capture.
+    Stopped,
+    /// A process that does not answer its control socket.
+    Hung {
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+}
+
+/// What is done about it, beside the instance's new row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reconciled {
+    /// Nothing: there is no process, or the armed one stays.
+    Settled,
+    /// End the process; it holds nothing.
+    End,
+    /// Take the process over and check readiness.
+    Adopt,
+    /// Let the vCPUs run again, then as `Adopt`.
+    Resume,
+}
+
+/// The row and the step that make `row` agree with what was `found`.
+pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, Reconciled) {
+    let was = row.phase;
+    row.in_flight = false;
+    row.open_connections = 0;
+    row.phase_since = now;
+    row.start += 1;
+    match found {
+        Found::Nothing { version } => {
+            row.unfenced = false;
+            row.running_since = None;
+            settle_without_process(&mut row, was, version, now);
+            (row, Reconciled::Settled)
+        }
+        Found::Untouched { version, armed } => {
+            row.running_since = None;
+            row.unfenced = false;
+            row.phase = Phase::Hibernated;
+            row.version_number_last = row.version_number_last.max(version.number);
+            row.version = Some(version);
+            row.rung = if armed { Rung::Armed } else { Rung::Local };
+            (row, if armed { Reconciled::Settled } else { Reconciled::End })
+        }
+        Found::Running | Found::Stopped => {
+            let next = if matches!(found, Found::Running) { Reconciled::Adopt } else { Reconciled::Resume };
+            row.phase = Phase::Warming;
+            row.rung = Rung::Active;
+            row.version = None;
+            row.unfenced = false;
+            row.running_since = Some(row.running_since.unwrap_or(now).min(now));
+            row.last_activity = now;
+            // Its clients were cut with the daemon; it gets the full time of its kind of start to answer.
+            row.start_since = now;
+            (row, next)
+        }
+        Found::Hung { waited_ms } => {
+            row.phase = Phase::Failed;
+            row.unfenced = true;
+            row.failure = Some(lost(Cause::VmmHung { waited_ms }, now));
+            (row, Reconciled::Settled)
+        }
+    }
+}
+
+fn settle_without_process(row: &mut Instance, was: Phase, version: Option<SnapshotVersion>, now: Timestamp) {
+    let had_process = match was {
+        Phase::Booting | Phase::Warming | Phase::Active | Phase::Draining => true,
+        // A restore or a capture that was cut short with the version intact has lost nothing.
+        Phase::Restoring | Phase::Hibernating => version.is_none(),
+        Phase::Off | Phase::Hibernated | Phase::Failed => false,
+    };
+    match version {
+        Some(version) => {
+            row.phase = Phase::Hibernated;
+            row.rung = Rung::Local;
+            row.version_number_last = row.version_number_last.max(version.number);
+            row.version = Some(version);
+        }
+        None => {
+            row.rung = Rung::Cold;
+            row.version = None;
+            row.phase = if had_process || was == Phase::Failed { Phase::Failed } else { Phase::Off };
+        }
+    }
+    if had_process {
+        let detail = "it was gone when the daemon came back".to_owned();
+        row.failure = Some(lost(Cause::VmmDied { detail }, now));
+    }
+}
+
+/// The loss of an instance that ran: the next request may start it at once.
+fn lost(cause: Cause, now: Timestamp) -> Failure {
+    Failure { cause, at: now, attempts: 0, retry_at: now, gave_up: false }
+}

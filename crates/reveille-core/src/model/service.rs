@@ -1,0 +1,361 @@
+//! What a service is: image, resources, ports, and the policy by which it sleeps and wakes.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::name::DomainName;
+use super::phase::{Kind, Rung};
+
+/// Most ports that one service may declare.
+pub const PORTS_MAX: usize = 64;
+/// Most memory that one instance may have, in MiB.
+pub const MEMORY_MIB_MAX: u32 = 1 << 20;
+/// Least memory with which a Linux guest comes up, in MiB.
+pub const MEMORY_MIB_MIN: u32 = 32;
+/// Most virtual CPUs of one instance.
+pub const CPUS_MAX: u32 = 64;
+
+/// Transport of a declared port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Stream.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// `tcp` or `udp`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// A port on which the service is reached, written `tcp/8080`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortSpec {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Number, never 0.
+    pub number: u16,
+}
+
+impl fmt::Display for PortSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.protocol.word(), self.number)
+    }
+}
+
+impl FromStr for PortSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = || format!("`{text}` is no port; write tcp/N or udp/N with N from 1 to 65535");
+        let (protocol, number) = text.split_once('/').ok_or_else(fault)?;
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return Err(fault()),
+        };
+        match number.parse() {
+            Ok(number) if number != 0 => Ok(Self { protocol, number }),
+            Ok(_) | Err(_) => Err(fault()),
+        }
+    }
+}
+
+impl Serialize for PortSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PortSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What one instance is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// How readiness, and later health, is told (W3: the service's own port answers).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "check", deny_unknown_fields)]
+pub enum ReadyCheck {
+    /// The guest completes a TCP handshake on this port.
+    Tcp {
+        /// A declared TCP port.
+        port: u16,
+    },
+    /// A GET of this path on this port is answered with a status below 500.
+    Http {
+        /// A declared TCP port.
+        port: u16,
+        /// Begins with `/`.
+        path: String,
+    },
+    /// The vCPUs run; for services that have no TCP port.
+    Running,
+}
+
+/// What a DNS question for a sleeping service is answered with (Q2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerPolicy {
+    /// The stable address at once; the activator covers the wake.
+    #[default]
+    Immediate,
+    /// The answer waits until the service is ready, up to `hold_ms_max`, and is then as `immediate`.
+    Hold,
+}
+
+/// What a guest may reach by itself (W6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// Nothing.
+    #[default]
+    None,
+    /// The outside through address translation. In relay mode this includes the host's own loopback services.
+    Nat,
+}
+
+/// By which rules a service sleeps, wakes and is given up. All durations in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Sleep after this long without an open connection or a packet.
+    pub idle_ms: u64,
+    /// Never sleep sooner than this after the vCPUs began to run.
+    pub min_on_ms: u64,
+    /// Never sleep sooner than this after the service was created.
+    pub grace_ms: u64,
+    /// Sleep even while connections are open.
+    pub sleep_with_connections: bool,
+    /// The rung on which the service sleeps: `local` or `armed`.
+    pub rest: Rung,
+    /// What a question for the sleeping service is answered with.
+    pub answer: AnswerPolicy,
+    /// Longest time that a question is held under the policy `hold`.
+    pub hold_ms_max: u64,
+    /// Longest cold boot until the service is ready.
+    pub boot_ms_max: u64,
+    /// Longest restore until the service is ready.
+    pub restore_ms_max: u64,
+    /// Starts in a row that may fail before waiting clients are refused.
+    pub attempts_max: u32,
+    /// Pause after the first failed start; doubled after each further one.
+    pub backoff_ms: u64,
+    /// Longest pause between starts.
+    pub backoff_ms_max: u64,
+    /// After `attempts_max` failed starts, the next request is tried again only after this time.
+    pub cooloff_ms: u64,
+    /// Most clients that are held at a time while the service wakes.
+    pub held_clients_max: u32,
+    /// Longest time that a client is held.
+    pub held_ms_max: u64,
+    /// Time between two heartbeats of a running instance.
+    pub heartbeat_ms: u64,
+    /// TTL of answers while the service is stably awake, in seconds.
+    pub ttl_awake_s: u32,
+    /// TTL of answers while it sleeps or its state is about to change, in seconds.
+    pub ttl_asleep_s: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            idle_ms: 300_000,
+            min_on_ms: 10_000,
+            grace_ms: 60_000,
+            sleep_with_connections: false,
+            rest: Rung::Local,
+            answer: AnswerPolicy::Immediate,
+            hold_ms_max: 800,
+            boot_ms_max: 60_000,
+            restore_ms_max: 15_000,
+            attempts_max: 3,
+            backoff_ms: 500,
+            backoff_ms_max: 30_000,
+            cooloff_ms: 60_000,
+            held_clients_max: 1_024,
+            held_ms_max: 60_000,
+            heartbeat_ms: 1_000,
+            ttl_awake_s: 60,
+            ttl_asleep_s: 5,
+        }
+    }
+}
+
+/// Everything that a user says about a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// The name that it answers to.
+    pub name: DomainName,
+    /// How many instances may run at a time.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Name or content address of its image.
+    pub image: String,
+    /// What an instance is given.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Where it is reached.
+    pub ports: Vec<PortSpec>,
+    /// How readiness is told; default: a TCP handshake on the first TCP port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
+    /// Stable IPv4 address; default: the next one of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Stable IPv6 address; default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
+    /// Order in the wake queue: higher first.
+    #[serde(default)]
+    pub priority: u8,
+    /// What the guest may reach by itself.
+    #[serde(default)]
+    pub egress: Egress,
+    /// By which rules it sleeps and wakes.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpus: 1, memory_mib: 128 }
+    }
+}
+
+/// One thing that is wrong with a spec or a policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{key} = {value}: {allowed}")]
+pub struct SpecFault {
+    /// The key, as it is written in the config file.
+    pub key: String,
+    /// The value that was given.
+    pub value: String,
+    /// What would be allowed.
+    pub allowed: String,
+}
+
+impl SpecFault {
+    /// A fault of `key`.
+    pub fn new(key: &str, value: impl fmt::Display, allowed: impl Into<String>) -> Self {
+        Self { key: key.to_owned(), value: value.to_string(), allowed: allowed.into() }
+    }
+}
+
+impl Policy {
+    /// Every value that is out of its range.
+    pub fn faults(&self) -> Vec<SpecFault> {
+        const DAY_MS: u64 = 86_400_000;
+        let ranged = [
+            ("idle_ms", self.idle_ms, 100, 30 * DAY_MS),
+            ("min_on_ms", self.min_on_ms, 0, DAY_MS),
+            ("grace_ms", self.grace_ms, 0, 30 * DAY_MS),
+            ("hold_ms_max", self.hold_ms_max, 0, 4_000),
+            ("boot_ms_max", self.boot_ms_max, 1_000, 3_600_000),
+            ("restore_ms_max", self.restore_ms_max, 500, 3_600_000),
+            ("attempts_max", self.attempts_max.into(), 1, 100),
+            ("backoff_ms", self.backoff_ms, 10, 600_000),
+            ("backoff_ms_max", self.backoff_ms_max, 10, 3_600_000),
+            ("cooloff_ms", self.cooloff_ms, 100, DAY_MS),
+            ("held_clients_max", self.held_clients_max.into(), 1, 65_536),
+            ("held_ms_max", self.held_ms_max, 100, 600_000),
+            ("heartbeat_ms", self.heartbeat_ms, 100, 600_000),
+            ("ttl_awake_s", self.ttl_awake_s.into(), 0, 86_400),
+            ("ttl_asleep_s", self.ttl_asleep_s.into(), 0, 3_600),
+        ];
+        let mut faults: Vec<SpecFault> = ranged
+            .into_iter()
+            .filter(|(_, value, least, most)| value < least || value > most)
+            .map(|(key, value, least, most)| SpecFault::new(key, value, format!("{least} to {most}")))
+            .collect();
+        if !matches!(self.rest, Rung::Local | Rung::Armed) {
+            faults.push(SpecFault::new("rest", self.rest, "\"local\" or \"armed\""));
+        }
+        faults
+    }
+}
+
+impl ServiceSpec {
+    /// The readiness check in force.
+    pub fn ready_check(&self) -> ReadyCheck {
+        self.ready.clone().unwrap_or_else(|| {
+            let tcp = self.ports.iter().find(|port| port.protocol == Protocol::Tcp);
+            tcp.map_or(ReadyCheck::Running, |port| ReadyCheck::Tcp { port: port.number })
+        })
+    }
+
+    /// Every fault of the spec, its policy included.
+    pub fn faults(&self) -> Vec<SpecFault> {
+        let mut faults = self.policy.faults();
+        if self.name.label_count() < 2 {
+            faults.push(SpecFault::new("name", &self.name, "a name below a zone, such as hello.vm.test"));
+        }
+        if self.image.is_empty() {
+            faults.push(SpecFault::new("image", "\"\"", "the name of an image; `reveille image list` shows them"));
+        }
+        let Resources { cpus, memory_mib } = self.resources;
+        if cpus == 0 || cpus > CPUS_MAX {
+            faults.push(SpecFault::new("resources.cpus", cpus, format!("1 to {CPUS_MAX}")));
+        }
+        if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&memory_mib) {
+            faults.push(SpecFault::new("resources.memory_mib", memory_mib, format!("{MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}")));
+        }
+        faults.extend(self.port_faults());
+        faults
+    }
+
+    fn port_faults(&self) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        if self.ports.is_empty() || self.ports.len() > PORTS_MAX {
+            faults.push(SpecFault::new(
+                "ports",
+                format!("{} ports", self.ports.len()),
+                format!("1 to {PORTS_MAX} ports such as \"tcp/8080\""),
+            ));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for port in &self.ports {
+            if !seen.insert(port) {
+                faults.push(SpecFault::new("ports", port, "each port once"));
+            }
+        }
+        let checked = match &self.ready {
+            Some(ReadyCheck::Tcp { port }) => Some(*port),
+            Some(ReadyCheck::Http { port, path }) => {
+                if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+                    faults.push(SpecFault::new("ready.path", format!("{path:?}"), "a path such as /health"));
+                }
+                Some(*port)
+            }
+            Some(ReadyCheck::Running) | None => None,
+        };
+        if let Some(number) = checked
+            && !self.ports.contains(&PortSpec { protocol: Protocol::Tcp, number })
+        {
+            faults.push(SpecFault::new("ready.port", number, "one of the declared TCP ports"));
+        }
+        faults
+    }
+}

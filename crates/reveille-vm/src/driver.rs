@@ -1,0 +1,165 @@
+//! What runs instances, as the control loop sees it.
+//!
+//! A driver is asked for its [`Capabilities`] and never assumed to be QEMU. It keeps the processes and control
+//! sockets of its instances to itself; the control loop names instances by identity. Calls for one instance are
+//! carried out one after another, except [`Driver::kill`], which ends whatever goes on.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use reveille_core::model::{
+    Cause, DomainName, Egress, Found, InstanceId, PortSpec, Resources, SnapshotVersion, Stage, Timestamp,
+};
+
+/// What a driver can do on this host.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Capabilities {
+    /// `qemu`.
+    pub driver: &'static str,
+    /// Version of the virtual machine monitor, for people; nothing is decided by it.
+    pub version: String,
+    /// How guest code is run: `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Memory, registers and devices can be captured and restored.
+    pub hibernate: bool,
+    /// A process can wait with a version mapped (rung Armed).
+    pub arm: bool,
+    /// Whether the guest's side of a TCP handshake can be observed ([`Driver::accepted`]).
+    pub handshake_probe: bool,
+    /// Process sandboxing is in force.
+    pub sandbox: bool,
+}
+
+/// Everything that is needed to start an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its service; becomes the guest's host name.
+    pub service: DomainName,
+    /// Content address of its image.
+    pub image: String,
+    /// Kernel of the image.
+    pub kernel: PathBuf,
+    /// Initial RAM file system of the image.
+    pub initrd: PathBuf,
+    /// What the instance is given.
+    pub resources: Resources,
+    /// What the guest may reach by itself.
+    pub egress: Egress,
+    /// Guest ports that are to be reachable.
+    pub ports: Vec<PortSpec>,
+    /// The private loopback address on which the driver makes them reachable, port by port.
+    pub backend: Ipv4Addr,
+}
+
+/// Told when a stage of a start is over, in order.
+pub type OnStage<'a> = &'a (dyn Fn(Stage) + Send + Sync);
+
+/// Raised by the control loop when a client arrived during a capture.
+#[derive(Debug, Default)]
+pub struct Abandon(AtomicBool);
+
+impl Abandon {
+    /// Asks for the capture to be given up.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether that was asked.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// How a capture ended without an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Capture {
+    /// The version is published and the process has ended.
+    Published(SnapshotVersion),
+    /// It was given up for a client: no version exists, the guest runs.
+    Abandoned,
+}
+
+/// Why a driver did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The start or the running instance is lost; what is left of it is to be killed.
+    #[error("{0}")]
+    Lost(Cause),
+    /// The capture failed and the guest runs on.
+    #[error("{0}")]
+    RunsOn(Cause),
+    /// The driver has no process for the instance.
+    #[error("{0} has no process")]
+    NoProcess(InstanceId),
+    /// The driver cannot do this at all.
+    #[error("the driver {driver} cannot {verb}")]
+    Unsupported {
+        /// The driver.
+        driver: &'static str,
+        /// What was asked.
+        verb: &'static str,
+    },
+}
+
+/// What runs instances.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// What it can do here.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// What there is of the instance after a restart of the daemon. A process that is found is taken over: later
+    /// calls use it. Nothing is ended or changed.
+    async fn find(&self, launch: &Launch) -> Found;
+
+    /// Instances of which something is on this host (a process or a directory), for finding orphans.
+    async fn inventory(&self) -> Vec<InstanceId>;
+
+    /// Starts a guest from its image; returns when the vCPUs run. A version that is there is set aside.
+    async fn boot(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
+
+    /// Brings the process up with the version mapped; the vCPUs do not run and the version stays intact.
+    async fn arm(&self, launch: &Launch) -> Result<(), DriverError>;
+
+    /// Restores the version and lets the vCPUs run, in the armed process if there is one. The version ceases to
+    /// be one, durably, before the vCPUs run.
+    async fn restore(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
+
+    /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
+    /// process is ended, the guest is let run again instead.
+    async fn capture(
+        &self,
+        launch: &Launch,
+        number: u64,
+        now: Timestamp,
+        abandon: &Abandon,
+    ) -> Result<Capture, DriverError>;
+
+    /// Lets a guest run that stands still in the middle of a capture (after [`Found::Stopped`]).
+    async fn resume(&self, launch: &Launch) -> Result<(), DriverError>;
+
+    /// Ends the process of an armed, or otherwise untouched, instance; the version stays intact.
+    async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError>;
+
+    /// Ends whatever process there is, at once, and returns the version that is still intact. With `discard`
+    /// versions are dropped too, and everything else that belonged to the instance.
+    async fn kill(&self, instance: InstanceId, discard: bool) -> Result<Option<SnapshotVersion>, DriverError>;
+
+    /// A heartbeat: whether the monitor answers its control socket and its guest is not stopped or crashed.
+    async fn beat(&self, instance: InstanceId, timeout_ms: u64) -> Result<(), DriverError>;
+
+    /// Returns when the instance's process has ended, with what is known of the reason.
+    async fn died(&self, instance: InstanceId) -> String;
+
+    /// Whether the guest has completed the TCP handshake of the connection that came from `from` to the
+    /// backend's `port`: `None` while that is open, `Some(false)` once it was refused.
+    async fn accepted(
+        &self,
+        instance: InstanceId,
+        from: SocketAddr,
+        port: u16,
+    ) -> Result<Option<bool>, DriverError>;
+}
