@@ -1,1 +1,486 @@
+//! Stories: what happens, and the whole plan after it.
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+use crate::model::{
+    AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report, RequestError,
+    Resources, ServiceSpec, SnapshotVersion, Trigger,
+};
+
+const T0: u64 = 1_000_000;
+
+fn at(ms: u64) -> Timestamp {
+    Timestamp::from_ms(T0 + ms)
+}
+
+fn query() -> Trigger {
+    Trigger::Query { client: IpAddr::V4(Ipv4Addr::LOCALHOST), qtype: 1, subnet: None }
+}
+
+fn policy() -> Policy {
+    Policy {
+        idle_ms: 10_000,
+        min_on_ms: 2_000,
+        grace_ms: 0,
+        attempts_max: 2,
+        backoff_ms: 500,
+        cooloff_ms: 30_000,
+        boot_ms_max: 20_000,
+        restore_ms_max: 5_000,
+        ..Policy::default()
+    }
+}
+
+/// A host with services, and a clock that only the test moves.
+struct World {
+    fleet: Fleet,
+}
+
+impl World {
+    fn new(starts_max: u32) -> Self {
+        Self { fleet: Fleet::new(HostLimits { starts_max }) }
+    }
+
+    fn add(&mut self, id: u64, label: &str, priority: u8, policy: Policy) -> DomainName {
+        let name: DomainName = format!("{label}.vm.test").parse().unwrap();
+        let spec = ServiceSpec {
+            name: name.clone(),
+            kind: Kind::Single,
+            image: "demo".into(),
+            resources: Resources::default(),
+            ports: vec!["tcp/8080".parse::<PortSpec>().unwrap()],
+            ready: None,
+            address: None,
+            address6: None,
+            priority,
+            egress: Egress::None,
+            policy: Policy { answer: AnswerPolicy::Immediate, ..policy },
+        };
+        let service = Service {
+            spec,
+            address: Ipv4Addr::new(127, 64, 0, 1),
+            created_at: at(0),
+            primary: InstanceId(id),
+            demand: None,
+        };
+        let instance = Instance::new(InstanceId(id), name.clone(), at(0));
+        let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
+        self.fleet.apply(event, at(0)).unwrap();
+        name
+    }
+
+    fn wake(&mut self, name: &DomainName, ms: u64) -> Result<Applied, RequestError> {
+        self.fleet.apply(Event::WakeAsked { service: name.clone(), trigger: query() }, at(ms))
+    }
+
+    fn report(&mut self, id: u64, report: Report, ms: u64) {
+        let start = self.fleet.instance(InstanceId(id)).unwrap().start;
+        self.fleet.apply(Event::Reported { instance: InstanceId(id), start, report }, at(ms)).unwrap();
+    }
+
+    /// Decides and begins everything; the plan as lines of text, the next look last.
+    fn plan(&mut self, ms: u64) -> Vec<String> {
+        let plan = decide(&self.fleet, at(ms));
+        let mut lines = Vec::new();
+        for decision in &plan.decisions {
+            let action = match &decision.action {
+                Action::Boot => "boot".to_owned(),
+                Action::Restore { from } => format!("restore from {from}"),
+                Action::Arm => "arm".to_owned(),
+                Action::Disarm => "disarm".to_owned(),
+                Action::Drain { idle_ms, force } => format!("drain idle {idle_ms} force {force}"),
+                Action::Undrain => "undrain".to_owned(),
+                Action::Capture => "capture".to_owned(),
+                Action::AbandonCapture => "abandon capture".to_owned(),
+                Action::GiveUpStart { cause } => format!("give up start ({cause})"),
+                Action::Kill { discard } => format!("kill discard {discard}"),
+                Action::Wait { until } => {
+                    format!("wait until {:?}", until.map(|until| until.as_ms() - T0))
+                }
+            };
+            lines.push(format!("{} {action}: {}", decision.instance, decision.reason));
+            self.fleet.begin(decision, at(ms)).unwrap();
+        }
+        lines.extend(plan.next_look.map(|next| format!("look at {}", next.as_ms() - T0)));
+        lines
+    }
+
+    fn phase(&self, id: u64) -> (Phase, Rung) {
+        let instance = self.fleet.instance(InstanceId(id)).unwrap();
+        (instance.phase, instance.rung)
+    }
+
+    /// Brings a fresh instance to sleep with version 1, at 20 s.
+    fn asleep(&mut self, id: u64, name: &DomainName) {
+        self.wake(name, 0).unwrap();
+        self.plan(0);
+        self.report(id, Report::Running, 100);
+        self.report(id, Report::Ready, 3_000);
+        self.plan(13_000);
+        self.report(id, Report::GateClosed, 13_000);
+        self.plan(13_000);
+        self.report(id, Report::Captured { version: version(1) }, 13_010);
+    }
+}
+
+fn version(number: u64) -> SnapshotVersion {
+    SnapshotVersion { number, at: at(13_000), stored_bytes: 1, paused_us: 1, image: "demo".into() }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_query_boots_what_has_never_run_and_many_queries_make_one_wake() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    assert_eq!(world.plan(0), NOTHING);
+    for _ in 0..100 {
+        world.wake(&hello, 5).unwrap();
+    }
+    assert_eq!(
+        world.plan(5),
+        ["i1 boot: a DNS query of type 1 from 127.0.0.1 asked for it, the first of 100"]
+    );
+    world.wake(&hello, 6).unwrap();
+    assert_eq!(world.plan(6), ["look at 20005"]);
+    world.report(1, Report::Running, 200);
+    assert_eq!(world.fleet.gate(InstanceId(1), at(200)), Gate::Hold, "a booting guest serves nobody");
+    world.report(1, Report::Ready, 3_000);
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+    assert_eq!(world.fleet.gate(InstanceId(1), at(3_000)), Gate::Open);
+    assert_eq!(world.fleet.service(&hello).unwrap().demand, None);
+}
+
+#[test]
+fn idle_is_drained_then_captured_and_restored_on_demand() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    assert_eq!(world.plan(3_000), ["look at 13000"]);
+    let traffic =
+        Event::Traffic { instance: InstanceId(1), open_connections: 0, last_packet: Some(at(4_000)) };
+    world.fleet.apply(traffic, at(13_000)).unwrap();
+    assert_eq!(world.plan(13_000), ["look at 14000"], "traffic moves the time of sleep");
+    assert_eq!(
+        world.plan(14_000),
+        [
+            "i1 drain idle 10000 force false: no connection and no packet for 10.0 s (limit 10.0 s), awake for 13.9 s"
+        ]
+    );
+    assert_eq!(world.plan(14_000), NOTHING, "the relay has not answered yet");
+    world.report(1, Report::GateClosed, 14_000);
+    assert_eq!(world.plan(14_000), ["i1 capture: the last look found no traffic"]);
+    world.report(1, Report::Captured { version: version(1) }, 14_010);
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Local));
+    assert_eq!(world.plan(14_010), NOTHING);
+    world.wake(&hello, 60_000).unwrap();
+    assert_eq!(
+        world.plan(60_000),
+        ["i1 restore from local: a DNS query of type 1 from 127.0.0.1 asked for it"]
+    );
+    assert!(world.fleet.instance(InstanceId(1)).unwrap().version.is_some(), "intact until the vCPUs run");
+    world.report(1, Report::Running, 60_040);
+    assert_eq!(world.fleet.instance(InstanceId(1)).unwrap().version, None, "consumed");
+    assert_eq!(world.fleet.gate(InstanceId(1), at(60_040)), Gate::Open, "its ports were open when it slept");
+    world.report(1, Report::Ready, 60_150);
+    assert_eq!(world.fleet.instance(InstanceId(1)).unwrap().restores.percentile_ms(50), Some(150));
+}
+
+#[test]
+fn an_open_connection_keeps_it_awake_however_long() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    for hour in 1..48 {
+        let now = hour * 3_600_000;
+        let traffic = Event::Traffic { instance: InstanceId(1), open_connections: 1, last_packet: None };
+        world.fleet.apply(traffic, at(now)).unwrap();
+        assert_eq!(world.plan(now), [format!("look at {}", now + 10_000)]);
+    }
+    let refused = world
+        .fleet
+        .apply(Event::SleepAsked { service: hello.clone(), how: SleepAsked::WhenIdle }, at(200_000_000));
+    assert_eq!(refused, Err(RequestError::Busy { service: hello, open_connections: 1 }));
+}
+
+#[test]
+fn a_client_at_the_last_look_keeps_it_awake() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    world.plan(13_000);
+    world.report(1, Report::GateBusy { open_connections: 1, last_packet: at(13_000) }, 13_000);
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+    assert_eq!(world.plan(13_000), ["look at 23000"]);
+}
+
+#[test]
+fn a_client_during_the_capture_turns_it_back_or_wakes_it_at_once() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    world.plan(13_000);
+    world.report(1, Report::GateClosed, 13_000);
+    world.plan(13_000);
+    world.wake(&hello, 13_001).unwrap();
+    let abandon =
+        "i1 abandon capture: a DNS query of type 1 from 127.0.0.1 asked for it while it went to sleep";
+    assert_eq!(world.plan(13_001), [abandon]);
+    assert_eq!(world.plan(13_002), NOTHING, "asked once");
+    let mut late = World { fleet: world.fleet.clone() };
+    world.report(1, Report::CaptureAbandoned, 13_003);
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+    assert_eq!(world.plan(13_003), ["look at 23003"]);
+    late.report(1, Report::Captured { version: version(1) }, 13_003);
+    assert_eq!(
+        late.plan(13_003),
+        ["i1 restore from local: a DNS query of type 1 from 127.0.0.1 asked for it"]
+    );
+}
+
+#[test]
+fn a_client_while_draining_opens_the_gate_again() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.wake(&hello, 20_000).unwrap();
+    world.plan(20_000);
+    world.report(1, Report::Running, 20_010);
+    world.report(1, Report::Ready, 20_100);
+    world.plan(31_000);
+    assert_eq!(world.phase(1).0, Phase::Draining);
+    world.wake(&hello, 31_001).unwrap();
+    assert_eq!(
+        world.plan(31_001),
+        ["i1 undrain: a DNS query of type 1 from 127.0.0.1 asked for it while it went to sleep"]
+    );
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+}
+
+#[test]
+fn a_failed_start_is_retried_with_back_off_then_refused_then_tried_afresh() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    let cause = Cause::StartFailed { detail: "no memory".into() };
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Lost { cause: cause.clone() }, 100);
+    assert_eq!(world.plan(100), ["i1 kill discard false: a process of the failed start may be left"]);
+    assert_eq!(world.plan(100), NOTHING, "nothing starts before the old process is gone");
+    world.report(1, Report::Fenced { version: None }, 110);
+    assert_eq!(
+        world.plan(110),
+        [
+            "i1 wait until Some(600): 1 starts failed in a row, the last because the start failed: no memory",
+            "look at 600"
+        ]
+    );
+    assert_eq!(
+        world.plan(600),
+        [
+            "i1 boot: a DNS query of type 1 from 127.0.0.1 asked for it; 1 starts failed before, the last because the start failed: no memory"
+        ]
+    );
+    world.report(1, Report::Lost { cause: cause.clone() }, 700);
+    world.plan(700);
+    world.report(1, Report::Fenced { version: None }, 710);
+    assert_eq!(world.plan(710), NOTHING, "gave up: nobody is kept waiting");
+    assert_eq!(world.fleet.gate(InstanceId(1), at(710)), Gate::Refuse);
+    assert_eq!(
+        world.wake(&hello, 10_700),
+        Err(RequestError::GaveUp { service: hello.clone(), cause, wait_ms: 20_000 })
+    );
+    assert_eq!(world.fleet.gate(InstanceId(1), at(30_700)), Gate::Hold);
+    world.wake(&hello, 30_700).unwrap();
+    assert_eq!(world.plan(30_700).len(), 1, "a later request is the way out, without a person");
+    assert_eq!(world.phase(1).0, Phase::Booting);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_given_up_and_its_process_ended() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    assert_eq!(
+        world.plan(20_000),
+        ["i1 give up start (it was still warming after 20000 ms): it was not ready after 20.0 s"]
+    );
+    assert_eq!(world.plan(20_000), ["i1 kill discard false: a process of the failed start may be left"]);
+    let late = Event::Reported { instance: InstanceId(1), start: 1, report: Report::Ready };
+    assert!(world.fleet.apply(late, at(20_001)).is_err(), "too late to be ready");
+}
+
+#[test]
+fn a_version_that_does_not_restore_is_tried_again_and_then_booted_cold() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { attempts_max: 5, ..policy() });
+    world.asleep(1, &hello);
+    world.wake(&hello, 20_000).unwrap();
+    assert_eq!(world.plan(20_000).len(), 1);
+    let cause = Cause::StartFailed { detail: "odd".into() };
+    let mut now = 20_000;
+    for expected in ["restore from local", "boot"] {
+        world.report(1, Report::Lost { cause: cause.clone() }, now);
+        world.plan(now);
+        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        now += 10_000;
+        let plan = world.plan(now);
+        assert!(plan[0].starts_with(&format!("i1 {expected}")), "{plan:?}");
+    }
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.wake(&hello, 20_000).unwrap();
+    world.plan(20_000);
+    let cause = Cause::VersionUnusable { detail: "other CPU".into() };
+    world.report(1, Report::Lost { cause }, 20_001);
+    world.plan(20_001);
+    world.report(1, Report::Fenced { version: Some(version(1)) }, 20_002);
+    let plan = world.plan(30_000);
+    assert!(plan[0].starts_with("i1 boot"), "no second try of what cannot fit: {plan:?}");
+}
+
+#[test]
+fn a_lost_instance_starts_on_the_next_request_without_a_pause() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    world.report(1, Report::Lost { cause: Cause::VmmHung { waited_ms: 1_000 } }, 5_000);
+    assert_eq!(world.plan(5_000), ["i1 kill discard false: a process of the failed start may be left"]);
+    world.report(1, Report::Fenced { version: None }, 5_001);
+    assert_eq!(world.plan(5_001), NOTHING, "nobody asks");
+    world.wake(&hello, 5_002).unwrap();
+    assert_eq!(
+        world.plan(5_002),
+        [
+            "i1 boot: a DNS query of type 1 from 127.0.0.1 asked for it after it was lost: its QEMU process did not answer for 1000 ms"
+        ]
+    );
+}
+
+#[test]
+fn starts_are_limited_and_queued_by_priority_then_by_time() {
+    let mut world = World::new(2);
+    let names = [("a", 0), ("b", 0), ("c", 9), ("d", 0)];
+    let names: Vec<DomainName> =
+        (1..).zip(names).map(|(id, (label, priority))| world.add(id, label, priority, policy())).collect();
+    for (name, ms) in names.iter().zip([10, 20, 30, 5]) {
+        world.wake(name, ms).unwrap();
+    }
+    let plan = world.plan(40);
+    assert!(plan[0].starts_with("i3 boot"), "the highest priority first: {plan:?}");
+    assert!(plan[1].starts_with("i4 boot"), "then who waited longest: {plan:?}");
+    assert_eq!(
+        &plan[2..],
+        [
+            "i1 wait until None: 0 of 2 starts are under way and 0 others go first",
+            "i2 wait until None: 0 of 2 starts are under way and 1 others go first",
+        ]
+    );
+    world.report(3, Report::Running, 50);
+    world.report(3, Report::Ready, 60);
+    let plan = world.plan(60);
+    assert!(plan[0].starts_with("i1 boot") && plan[1].starts_with("i2 wait"), "{plan:?}");
+}
+
+#[test]
+fn what_rests_armed_is_armed_after_it_slept_and_restored_from_there() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { rest: Rung::Armed, ..policy() });
+    world.asleep(1, &hello);
+    assert_eq!(world.plan(13_020), ["i1 arm: its policy is to sleep on the rung armed"]);
+    world.wake(&hello, 13_030).unwrap();
+    assert_eq!(world.plan(13_030), NOTHING, "arming is nearly over; it is not started twice");
+    world.report(1, Report::Armed, 13_050);
+    let plan = world.plan(13_050);
+    assert!(plan[0].starts_with("i1 restore from armed"), "{plan:?}");
+}
+
+#[test]
+fn a_failed_arming_does_not_hinder_a_wake() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { rest: Rung::Armed, backoff_ms_max: 30_000, ..policy() });
+    world.asleep(1, &hello);
+    world.plan(13_020);
+    let cause = Cause::StartFailed { detail: "no memory".into() };
+    world.report(1, Report::ArmFailed { cause }, 13_050);
+    assert_eq!(world.plan(13_050), ["look at 43050"]);
+    world.wake(&hello, 13_060).unwrap();
+    let plan = world.plan(13_060);
+    assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
+}
+
+#[test]
+fn a_failed_capture_leaves_it_running_and_is_tried_again_later() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { backoff_ms_max: 30_000, ..policy() });
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    world.plan(13_000);
+    world.report(1, Report::GateClosed, 13_000);
+    world.plan(13_000);
+    let cause = Cause::CaptureFailed { detail: "disk full".into() };
+    world.report(1, Report::CaptureFailed { cause: cause.clone() }, 13_010);
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+    assert_eq!(world.fleet.instance(InstanceId(1)).unwrap().sleep_retry, Some((at(43_010), cause)));
+    assert_eq!(world.plan(13_010), ["look at 43010"]);
+}
+
+#[test]
+fn a_removed_service_is_ended_first_and_then_forgotten() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.fleet.apply(Event::RemoveAsked { service: hello.clone() }, at(20_000)).unwrap();
+    assert_eq!(world.plan(20_000), ["i1 kill discard true: the service was removed"]);
+    assert_eq!(world.wake(&hello, 20_001), Err(RequestError::Retiring(hello.clone())));
+    world.report(1, Report::Fenced { version: None }, 20_010);
+    assert!(world.fleet.service(&hello).is_none() && world.fleet.instance(InstanceId(1)).is_none());
+    assert_eq!(world.plan(20_011), NOTHING);
+}
+
+#[test]
+fn a_terminated_service_boots_next_time() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    let ended = Event::SleepAsked { service: hello.clone(), how: SleepAsked::Terminate };
+    world.fleet.apply(ended, at(20_000)).unwrap();
+    assert_eq!(world.plan(20_000), ["i1 kill discard true: an operator ended it"]);
+    world.report(1, Report::Fenced { version: None }, 20_010);
+    assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
+    world.wake(&hello, 20_020).unwrap();
+    assert!(world.plan(20_020)[0].starts_with("i1 boot"));
+}
+
+#[test]
+fn a_report_of_an_earlier_start_changes_nothing() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.wake(&hello, 20_000).unwrap();
+    world.plan(20_000);
+    let stale = Event::Reported { instance: InstanceId(1), start: 1, report: Report::Running };
+    assert_eq!(world.fleet.apply(stale, at(20_001)), Ok(Applied::Stale));
+    assert_eq!(world.phase(1).0, Phase::Restoring);
+}

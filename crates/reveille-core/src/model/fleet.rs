@@ -396,10 +396,16 @@ impl Fleet {
                 let open_connections = instance.open_connections;
                 return Err(RequestError::Busy { service: name, open_connections });
             }
-            instance.sleep_asked = Some(how);
+            let asleep = matches!(
+                instance.phase,
+                Phase::Off | Phase::Hibernated | Phase::Failed | Phase::Hibernating | Phase::Draining
+            );
             if how == SleepAsked::Terminate {
                 service.demand = None;
+            } else if asleep {
+                return Ok(());
             }
+            instance.sleep_asked = Some(how);
             Ok(())
         })
     }

@@ -330,12 +330,7 @@ pub const fn transition(phase: Phase, asked: Move) -> Outcome {
             Move::Fail => To(Phase::Failed),
             Move::Stop => To(Phase::Off),
             Move::Ready | Move::Running | Move::Undrain | Move::Resumed => Stay,
-            Move::Boot
-            | Move::Restore
-            | Move::Capture
-            | Move::Captured
-            | Move::Arm
-            | Move::Disarm => refused,
+            Move::Boot | Move::Restore | Move::Capture | Move::Captured | Move::Arm | Move::Disarm => refused,
         },
         Phase::Draining => match asked {
             Move::Undrain => To(Phase::Active),

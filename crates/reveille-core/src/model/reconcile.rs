@@ -125,3 +125,80 @@ fn settle_without_process(row: &mut Instance, was: Phase, version: Option<Snapsh
 fn lost(cause: Cause, now: Timestamp) -> Failure {
     Failure { cause, at: now, attempts: 0, retry_at: now, gave_up: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::instance::InstanceId;
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_ms(5_000);
+
+    fn row(phase: Phase) -> Instance {
+        let mut row = Instance::new(InstanceId(1), "hello.vm.test".parse().unwrap(), Timestamp::default());
+        row.phase = phase;
+        row.start = 7;
+        row
+    }
+
+    fn version() -> SnapshotVersion {
+        SnapshotVersion { number: 3, at: NOW, stored_bytes: 1, paused_us: 1, image: "demo".into() }
+    }
+
+    #[test]
+    fn no_phase_is_left_half_done_whatever_was_found() {
+        let founds = [
+            Found::Nothing { version: None },
+            Found::Nothing { version: Some(version()) },
+            Found::Untouched { version: version(), armed: true },
+            Found::Untouched { version: version(), armed: false },
+            Found::Running,
+            Found::Stopped,
+            Found::Hung { waited_ms: 1 },
+        ];
+        for phase in Phase::ALL {
+            for found in &founds {
+                let (after, _) = reconcile(row(phase), found.clone(), NOW);
+                let settled = [Phase::Off, Phase::Hibernated, Phase::Failed, Phase::Warming];
+                assert!(settled.contains(&after.phase), "{phase} with {found:?} became {}", after.phase);
+                assert!(after.start > 7, "reports of the earlier daemon are told apart");
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_is_ended_only_beside_an_intact_version() {
+        for phase in Phase::ALL {
+            let (after, step) = reconcile(row(phase), Found::Running, NOW);
+            assert_eq!((after.phase, step), (Phase::Warming, Reconciled::Adopt));
+            let (after, step) = reconcile(row(phase), Found::Stopped, NOW);
+            assert_eq!((after.phase, step), (Phase::Warming, Reconciled::Resume));
+            let (after, step) =
+                reconcile(row(phase), Found::Untouched { version: version(), armed: false }, NOW);
+            assert_eq!((after.phase, after.rung, step), (Phase::Hibernated, Rung::Local, Reconciled::End));
+            let (after, step) =
+                reconcile(row(phase), Found::Untouched { version: version(), armed: true }, NOW);
+            assert_eq!(
+                (after.phase, after.rung, step),
+                (Phase::Hibernated, Rung::Armed, Reconciled::Settled)
+            );
+            assert_eq!(after.version_number_last, 3);
+        }
+    }
+
+    #[test]
+    fn what_ran_and_is_gone_says_so_and_may_start_at_once() {
+        for phase in [Phase::Booting, Phase::Warming, Phase::Active, Phase::Draining, Phase::Hibernating] {
+            let (after, _) = reconcile(row(phase), Found::Nothing { version: None }, NOW);
+            let failure = after.failure.unwrap();
+            assert_eq!((after.phase, failure.retry_at, failure.gave_up), (Phase::Failed, NOW, false));
+            assert!(matches!(failure.cause, Cause::VmmDied { .. }));
+        }
+        for phase in [Phase::Restoring, Phase::Hibernating, Phase::Hibernated, Phase::Failed] {
+            let (after, _) = reconcile(row(phase), Found::Nothing { version: Some(version()) }, NOW);
+            assert_eq!((after.phase, after.rung), (Phase::Hibernated, Rung::Local));
+            assert_eq!(after.failure, None, "{phase}: nothing was lost");
+        }
+        let (after, _) = reconcile(row(Phase::Off), Found::Nothing { version: None }, NOW);
+        assert_eq!((after.phase, after.failure), (Phase::Off, None));
+    }
+}

@@ -313,14 +313,22 @@ impl ServiceSpec {
             faults.push(SpecFault::new("name", &self.name, "a name below a zone, such as hello.vm.test"));
         }
         if self.image.is_empty() {
-            faults.push(SpecFault::new("image", "\"\"", "the name of an image; `reveille image list` shows them"));
+            faults.push(SpecFault::new(
+                "image",
+                "\"\"",
+                "the name of an image; `reveille image list` shows them",
+            ));
         }
         let Resources { cpus, memory_mib } = self.resources;
         if cpus == 0 || cpus > CPUS_MAX {
             faults.push(SpecFault::new("resources.cpus", cpus, format!("1 to {CPUS_MAX}")));
         }
         if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&memory_mib) {
-            faults.push(SpecFault::new("resources.memory_mib", memory_mib, format!("{MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}")));
+            faults.push(SpecFault::new(
+                "resources.memory_mib",
+                memory_mib,
+                format!("{MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}"),
+            ));
         }
         faults.extend(self.port_faults());
         faults
