@@ -1,0 +1,87 @@
+//! Reading all current state at start.
+
+use std::path::PathBuf;
+
+use redb::{ReadableDatabase, ReadableTable};
+use reveille_core::model::Instance;
+use serde::de::DeserializeOwned;
+
+use crate::change::{StoredService, StoredToken};
+use crate::open::Shared;
+use crate::read::decode_token;
+use crate::schema::{INSTANCES, META, NEXT_INSTANCE_KEY, SERVICES, TOKENS};
+
+/// The current state, as the last commit has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// All services, by name.
+    pub services: Vec<StoredService>,
+    /// All instances, by identity.
+    pub instances: Vec<Instance>,
+    /// All tokens.
+    pub tokens: Vec<StoredToken>,
+}
+
+/// Why the state could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A row is not what this Reveille writes.
+    #[error(
+        "the state database {} has a row in `{table}` that cannot be read ({key}: {source}); it was left as it \
+         is: run the Reveille that wrote it, or put a copy back", path.display()
+    )]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The row's key.
+        key: String,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+    /// The file cannot be read.
+    #[error("the state database {} cannot be read: {source}", path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// What redb said.
+        source: Box<redb::Error>,
+    },
+}
+
+/// The state, and the next free instance identity.
+pub(crate) fn load(shared: &Shared) -> Result<(Loaded, u64), LoadError> {
+    let slot = shared.database();
+    let path = || shared.path().to_owned();
+    let storage = |source: redb::Error| LoadError::Storage { path: path(), source: Box::new(source) };
+    let Some(database) = slot.as_ref() else { return Err(storage(redb::Error::DatabaseClosed)) };
+    let row_fault = |table, key: String| move |source| LoadError::Row { path: path(), table, key, source };
+    let mut loaded = Loaded::default();
+
+    let transaction = database.begin_read().map_err(|error| storage(error.into()))?;
+    let services = transaction.open_table(SERVICES).map_err(|error| storage(error.into()))?;
+    for row in services.iter().map_err(|error| storage(error.into()))? {
+        let (name, value) = row.map_err(|error| storage(error.into()))?;
+        loaded.services.push(decode(value.value()).map_err(row_fault("services", name.value().to_owned()))?);
+    }
+    let instances = transaction.open_table(INSTANCES).map_err(|error| storage(error.into()))?;
+    for row in instances.iter().map_err(|error| storage(error.into()))? {
+        let (id, value) = row.map_err(|error| storage(error.into()))?;
+        loaded.instances.push(decode(value.value()).map_err(row_fault("instances", id.value().to_string()))?);
+    }
+    let tokens = transaction.open_table(TOKENS).map_err(|error| storage(error.into()))?;
+    for row in tokens.iter().map_err(|error| storage(error.into()))? {
+        let (hash, value) = row.map_err(|error| storage(error.into()))?;
+        let token = decode_token(*hash.value(), value.value());
+        loaded.tokens.push(token.map_err(row_fault("tokens", "a token".to_owned()))?);
+    }
+    let meta = transaction.open_table(META).map_err(|error| storage(error.into()))?;
+    let next =
+        meta.get(NEXT_INSTANCE_KEY).map_err(|error| storage(error.into()))?.map_or(1, |next| next.value());
+    Ok((loaded, next))
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(row)
+}

@@ -1,0 +1,207 @@
+//! The database under `kill -9` and on a full disk: this test binary runs itself again as the process that dies.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use reveille_core::model::{DomainName, Instance, InstanceId, Timestamp, Trigger, WakeRecord};
+use reveille_core::model::{Rung, Stage};
+use reveille_store::{Change, Store, WriteError};
+
+/// The directory that the child writes to.
+const DIR: &str = "REVEILLE_TEST_STORE_DIR";
+/// A shell command by which the child gets room on its disk again.
+const RELIEF: &str = "REVEILLE_TEST_STORE_RELIEF";
+/// What tells the child's lines from those of the test harness.
+const MARK: &str = "@@ ";
+const KILLS: u32 = 30;
+/// Instances that the child writes round and round.
+const ROWS: u64 = 40;
+
+/// A child that is gone when the test ends, however it ends.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn row(id: u64, step: u64) -> Change {
+    let service: DomainName = format!("s{id}.vm.test").parse().unwrap();
+    let mut instance = Instance::new(InstanceId(id), service, Timestamp::from_ms(1));
+    instance.start = step;
+    Change::PutInstance(Box::new(instance))
+}
+
+fn wake(step: u64) -> Change {
+    Change::AddWake(Box::new(WakeRecord {
+        service: "hello.vm.test".parse().unwrap(),
+        instance: InstanceId(1),
+        trigger: Trigger::Operator,
+        asks: 1,
+        from: Rung::Local,
+        at: Timestamp::from_ms(step),
+        stages_us: vec![(Stage::Decided, 1)],
+        outcome: None,
+    }))
+}
+
+fn this_test(name: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--ignored", "--nocapture", "--test-threads=1"]).env(DIR, dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+// --- kill -9 ---------------------------------------------------------------------------------------------------
+
+/// The child: writes steps, several in flight, and says which are acknowledged, until it is killed.
+#[test]
+#[ignore = "is the child of the test below"]
+fn child_writes_until_killed() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let (store, loaded) = Store::open(Path::new(&dir)).unwrap();
+    let mut step = loaded.instances.iter().map(|row| row.start).max().unwrap_or(0);
+    let (acks, waiting) = std::sync::mpsc::sync_channel(32);
+    let reporter = std::thread::spawn(move || {
+        let mut out = std::io::stdout().lock();
+        for (step, ack) in waiting {
+            let ack: reveille_store::Ack = ack;
+            ack.wait().unwrap();
+            writeln!(out, "{MARK}{step}").unwrap();
+            out.flush().unwrap();
+        }
+    });
+    loop {
+        step += 1;
+        // Two rows and a wake in one transaction: all or nothing of them may be there later.
+        let changes = vec![row(step % ROWS + 1, step), row(ROWS + 1, step), wake(step)];
+        if acks.send((step, store.write(changes))).is_err() {
+            break;
+        }
+    }
+    reporter.join().unwrap();
+}
+
+#[test]
+fn every_acknowledged_change_survives_kill_9_at_random_moments() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut acknowledged = 0;
+    for round in 0..KILLS {
+        let mut child = Reaped(this_test("child_writes_until_killed", dir.path()).spawn().unwrap());
+        let pid = child.0.id();
+        // The first rounds may hit the creation of the database; later ones wait for a random step.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let delay = Duration::from_micros(if round < 6 { seed >> 50 } else { (seed >> 40) % 120_000 });
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap()
+        });
+        for line in BufReader::new(child.0.stdout.take().unwrap()).lines() {
+            let Ok(line) = line else { break };
+            if let Some(step) = line.split(MARK).nth(1) {
+                acknowledged = acknowledged.max(step.parse().unwrap_or(0));
+            }
+        }
+        killer.join().unwrap();
+        child.0.wait().unwrap();
+        check(dir.path(), acknowledged, round);
+    }
+    assert!(acknowledged > 50, "only {acknowledged} steps in all rounds");
+    println!("{acknowledged} steps acknowledged in {KILLS} rounds");
+}
+
+/// After reopening: all up to `acknowledged` is there, and the last transaction is there whole.
+fn check(dir: &Path, acknowledged: u64, round: u32) {
+    let opened = Instant::now();
+    let (store, loaded) = Store::open(dir).unwrap_or_else(|error| panic!("round {round}: {error}"));
+    println!("round {round}: {acknowledged} acknowledged, reopened in {:?}", opened.elapsed());
+    let step_of =
+        |id| loaded.instances.iter().find(|row| row.id == InstanceId(id)).map_or(0, |row| row.start);
+    let last = step_of(ROWS + 1);
+    assert!(last >= acknowledged, "round {round}: step {acknowledged} was acknowledged, {last} is there");
+    for id in 1..=ROWS {
+        let expected = (0..=last).rev().take(ROWS as usize).find(|step| step % ROWS + 1 == id).unwrap_or(0);
+        assert_eq!(step_of(id), expected, "round {round}: row {id} of transaction {last}");
+    }
+    let wakes = store.wakes(&"hello.vm.test".parse().unwrap(), None, 1).unwrap();
+    assert_eq!(wakes.first().map_or(0, |wake| wake.entry.at.as_ms()), last, "round {round}: the newest wake");
+}
+
+// --- Full disk -------------------------------------------------------------------------------------------------
+
+/// The child: writes until the disk is full, makes room by the given command, and writes on.
+#[test]
+#[ignore = "is the child of the tests below"]
+fn child_fills_its_disk() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let (store, _) = Store::open(Path::new(&dir)).unwrap();
+    let mut good = 0;
+    let error = loop {
+        match store.write(big(good + 1)).wait() {
+            Ok(()) => good += 1,
+            Err(error) => break error,
+        }
+        assert!(good < 100_000, "the disk is never full");
+    };
+    assert!(matches!(error, WriteError::NoSpace(_)), "{error:?}");
+    // Still full: refused again, and no worse for it.
+    let again = store.write(big(good + 1)).wait();
+    let relief = std::env::var(RELIEF).unwrap().replace("PID", &std::process::id().to_string());
+    assert!(Command::new("sh").args(["-c", &relief]).status().unwrap().success());
+    assert!(again.is_err(), "a full disk took a write");
+    store.write(big(good + 1)).wait().expect("there is room again");
+    drop(store);
+    let (_, loaded) = Store::open(Path::new(&dir)).unwrap();
+    assert_eq!(loaded.instances.len() as u64, good + 1, "what was acknowledged before the disk was full");
+    println!("{MARK}survived");
+}
+
+/// An instance whose row is about a hundred kilobytes.
+fn big(id: u64) -> Vec<Change> {
+    let mut instance = Instance::new(InstanceId(id), "big.vm.test".parse().unwrap(), Timestamp::from_ms(1));
+    let detail = "x".repeat(100_000);
+    instance.sleep_retry =
+        Some((Timestamp::from_ms(1), reveille_core::model::Cause::CaptureFailed { detail }));
+    vec![Change::PutInstance(Box::new(instance))]
+}
+
+fn assert_survived(mut command: Command) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(&format!("{MARK}survived")), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn writes_work_again_after_the_largest_file_size_was_reached_and_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = this_test("child_fills_its_disk", dir.path());
+    let mut command = Command::new("sh");
+    // The signal of the limit is ignored, as a service manager does; the write then fails like on a full disk.
+    command.args(["-c", "trap '' XFSZ; ulimit -S -f 4096; exec \"$@\"", "sh"]);
+    command.arg(child.get_program()).args(child.get_args());
+    command.env(DIR, dir.path()).env(RELIEF, "prlimit --pid PID --fsize=unlimited");
+    assert_survived(command);
+}
+
+#[test]
+fn writes_work_again_after_a_full_file_system_got_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let own_mounts = Command::new("unshare").args(["-rm", "true"]).output();
+    if !own_mounts.is_ok_and(|output| output.status.success()) {
+        println!("not run: this host lets nobody mount in a namespace of its own");
+        return;
+    }
+    let child = this_test("child_fills_its_disk", dir.path());
+    let mut command = Command::new("unshare");
+    let mount = "mount -t tmpfs -o size=4m none \"$0\" && exec \"$@\"";
+    command.args(["-rm", "sh", "-c", mount]).arg(dir.path());
+    command.arg(child.get_program()).args(child.get_args());
+    command.env(DIR, dir.path()).env(RELIEF, format!("mount -o remount,size=64m {}", dir.path().display()));
+    assert_survived(command);
+}
