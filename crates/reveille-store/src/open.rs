@@ -198,6 +198,7 @@ fn open_file(path: &Path) -> Result<Database, OpenError> {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "redb may add errors; whatever it cannot open is damaged")]
 fn open_failed(path: &Path, error: redb::Error) -> OpenError {
     let path = path.to_owned();
     match error {

@@ -49,6 +49,10 @@ pub enum WriteError {
 }
 
 impl From<redb::Error> for WriteError {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "redb may add errors; only the full disk is told apart"
+    )]
     fn from(error: redb::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match error {

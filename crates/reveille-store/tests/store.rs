@@ -1,5 +1,12 @@
 //! What the state database keeps, bounds, refuses and survives, within one process.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what failed by failing"
+)]
+
 use std::fs;
 use std::path::Path;
 
@@ -144,11 +151,11 @@ fn history_is_bounded_per_service_and_read_newest_first_in_pages() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();
     let other = WakeRecord { service: name("hello.vm.tes"), ..wake(1) };
-    let _ = store.write(vec![Change::AddWake(Box::new(other.clone()))]);
+    drop(store.write(vec![Change::AddWake(Box::new(other.clone()))]));
     for at in 0..(WAKES_MAX as u64 + 40) {
-        let _ = store.write(vec![Change::AddWake(Box::new(wake(at)))]);
+        drop(store.write(vec![Change::AddWake(Box::new(wake(at)))]));
     }
-    let _ = store.write((0..(DECISIONS_MAX as u64 + 40)).map(decision).collect());
+    drop(store.write((0..(DECISIONS_MAX as u64 + 40)).map(decision).collect()));
     store.write(Vec::new()).wait().unwrap();
 
     let hello = name("hello.vm.test");
@@ -271,7 +278,7 @@ fn a_damaged_file_is_refused_with_a_sentence_or_was_not_hurt_and_is_never_delete
     let (store, _) = Store::open(dir.path()).unwrap();
     let path = store.path();
     for id in 1..=100 {
-        let _ = store.write(vec![put(id)]);
+        drop(store.write(vec![put(id)]));
     }
     drop(store);
     let whole = fs::read(&path).unwrap();
