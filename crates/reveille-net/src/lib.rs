@@ -1,1 +1,34 @@
-//! .
+//! The activator in relay mode: holds the first packets of clients while an instance wakes, then relays.
+//!
+//! A service has stable addresses, on which [`Relay`] listens for each declared port, and a backend: a private
+//! loopback address where the instance's user-mode network forwards the same ports into the guest. What clients
+//! send is passed to the backend while the service's [gate](reveille_core::model::Gate) is open, and waits while
+//! it is held.
+//!
+//! ```text
+//! client ──► stable address ──► gate ── Open ───► backend ──► guest
+//!                                 ├──── Hold ───► waits; Wanted is reported
+//!                                 └──── Refuse ─► reset, counted
+//! ```
+//!
+//! The gate is the one place where arrivals and sleep meet: see [`Relay::close_if_idle`].
+//!
+//! Relay mode needs no privileges beyond those for the ports themselves. Stable addresses may be any of 127/8,
+//! addresses that are configured on the host, or addresses of a prefix that is routed to it
+//! (`ip route add local PREFIX dev lo`, with [`Binding::freebind`] for IPv6).
+
+mod binding;
+mod counters;
+mod events;
+mod gate;
+mod held;
+mod listen;
+mod relay;
+mod splice;
+mod tcp;
+mod udp;
+
+pub use binding::{BindError, Binding, RelayLimits};
+pub use counters::Traffic;
+pub use events::{RelayEvent, RelayEvents};
+pub use relay::{Busy, Now, Relay};

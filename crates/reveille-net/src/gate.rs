@@ -1,0 +1,428 @@
+//! The gate of one service: the one place where clients that arrive and an instance that goes to sleep meet.
+//!
+//! Two things pass a gate, and [`ServiceGate::close_if_idle`] must be atomic with both:
+//!
+//! - A TCP connection passes once. It becomes *open* under the lock ([`ServiceGate::admit`]) and each of its
+//!   connects to the backend starts under the lock too ([`Link::connect`]). So once the gate is closed no new
+//!   connection begins, and the ones that exist are in the list, where they can be counted or cut: cutting
+//!   disconnects the backend's socket in the kernel at once (`connect` to `AF_UNSPEC`, which sends an RST), so
+//!   that no write that another thread is about to make can get through.
+//! - A datagram passes without the lock. One word holds the open bit and the number of datagrams that are inside
+//!   the gate at this moment: entering is one addition, which also tells whether the gate was open. Whoever closes
+//!   the gate clears the bit and then sees from the number whether somebody is still inside.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reveille_core::model::{Gate, PortSpec, Timestamp};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::counters::{Counters, Traffic};
+use crate::events::ServiceEvents;
+use crate::listen;
+use crate::relay::{Busy, Now};
+
+/// Set in the word while datagrams may pass.
+const OPEN: u64 = 1 << 63;
+
+/// Limits of one service, from its binding and the relay's own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServiceLimits {
+    pub(crate) held_clients_max: u32,
+    pub(crate) held_max: Duration,
+    pub(crate) half_closed_max: Duration,
+    pub(crate) udp_idle: Duration,
+    pub(crate) udp_sessions_max: u32,
+}
+
+/// What those who wait at the gate watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Signal {
+    pub(crate) gate: Gate,
+    /// Rises with every loss of the instance.
+    pub(crate) cuts: u64,
+    /// Rises when the gate was closed and opened again within one call, so that somebody may have missed it.
+    pub(crate) reopened: u64,
+    /// The service is unbound.
+    pub(crate) ended: bool,
+}
+
+/// Why an open connection was taken from its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The instance is lost: who has not carried anything yet may wait again.
+    Lost,
+    /// Put to sleep by force.
+    Forced,
+    /// The service is unbound.
+    Ended,
+}
+
+/// Shared by all tasks of one service.
+pub(crate) struct ServiceGate {
+    pub(crate) limits: ServiceLimits,
+    pub(crate) events: ServiceEvents,
+    pub(crate) counters: Counters,
+    pub(crate) held_datagrams: AtomicU32,
+    pub(crate) udp_sessions: AtomicU32,
+    now: Now,
+    word: AtomicU64,
+    held_clients: AtomicU32,
+    /// Milliseconds; 0 is never.
+    last_packet: AtomicU64,
+    first_byte_due: AtomicBool,
+    signal: watch::Sender<Signal>,
+    state: Mutex<State>,
+}
+
+struct State {
+    opened_at: Option<Instant>,
+    ended: bool,
+    next_link: u64,
+    open: HashMap<u64, OpenEntry>,
+    /// The gate as waiters see it; written to `signal` under the lock.
+    shown: Signal,
+}
+
+struct OpenEntry {
+    backend: Option<Arc<TcpStream>>,
+    cut: Arc<CutFlag>,
+}
+
+#[derive(Default)]
+struct CutFlag {
+    why: AtomicU8,
+    raised: Notify,
+}
+
+/// What becomes of a client at the gate.
+pub(crate) enum Admission {
+    /// It may connect.
+    Open(Link),
+    /// It waits; the slot counts it until it is dropped.
+    Wait(HeldSlot),
+    /// The service cannot be woken.
+    Refused,
+    /// Too many wait.
+    Full,
+    /// The service is unbound.
+    Ended,
+}
+
+impl ServiceGate {
+    pub(crate) fn new(limits: ServiceLimits, events: ServiceEvents, now: Now) -> Self {
+        let shown = Signal { gate: Gate::Hold, cuts: 0, reopened: 0, ended: false };
+        Self {
+            limits,
+            events,
+            counters: Counters::default(),
+            held_datagrams: AtomicU32::new(0),
+            udp_sessions: AtomicU32::new(0),
+            now,
+            word: AtomicU64::new(0),
+            held_clients: AtomicU32::new(0),
+            last_packet: AtomicU64::new(0),
+            first_byte_due: AtomicBool::new(false),
+            signal: watch::Sender::new(shown),
+            state: Mutex::new(State {
+                opened_at: None,
+                ended: false,
+                next_link: 0,
+                open: HashMap::new(),
+                shown,
+            }),
+        }
+    }
+
+    // --- Control -----------------------------------------------------------------------------------------------
+
+    pub(crate) fn set(&self, gate: Gate) {
+        let mut state = self.lock();
+        let before = state.shown.gate;
+        if state.ended || before == gate {
+            return;
+        }
+        state.shown.gate = gate;
+        match gate {
+            Gate::Open => {
+                state.opened_at = Some(Instant::now());
+                self.first_byte_due.store(true, Ordering::Relaxed);
+                self.word.fetch_or(OPEN, Ordering::SeqCst);
+            }
+            Gate::Hold | Gate::Refuse => {
+                self.word.fetch_and(!OPEN, Ordering::SeqCst);
+                self.wait_for_passing();
+            }
+        }
+        self.show(&state);
+    }
+
+    /// See [`crate::Relay::close_if_idle`].
+    pub(crate) fn close_if_idle(&self, idle_ms: u64, force: bool) -> Result<(), Busy> {
+        let mut state = self.lock();
+        let was_open = state.shown.gate == Gate::Open;
+        if force {
+            self.cut_open(&mut state, Cut::Forced);
+        } else {
+            self.check_idle(&state, idle_ms)?;
+        }
+        let before = self.word.fetch_and(!OPEN, Ordering::SeqCst);
+        if force {
+            self.wait_for_passing();
+        } else if was_open {
+            // A datagram may have passed between the check and the bit.
+            let passing = before & !OPEN > 0;
+            let checked = self.check_idle(&state, idle_ms);
+            if passing || checked.is_err() {
+                self.word.fetch_or(OPEN, Ordering::SeqCst);
+                state.shown.reopened += 1;
+                self.show(&state);
+                return checked.and_then(|()| Err(self.busy(&state)));
+            }
+        }
+        if was_open {
+            state.shown.gate = Gate::Hold;
+            self.show(&state);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cut(&self) {
+        let mut state = self.lock();
+        state.shown.cuts += 1;
+        self.cut_open(&mut state, Cut::Lost);
+        self.show(&state);
+    }
+
+    /// Closes the gate for ever; every task of the service ends.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.ended = true;
+        state.shown.gate = Gate::Refuse;
+        state.shown.ended = true;
+        self.word.fetch_and(!OPEN, Ordering::SeqCst);
+        self.cut_open(&mut state, Cut::Ended);
+        self.show(&state);
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        let open_connections = count(self.lock().open.len());
+        Traffic {
+            open_connections,
+            held_clients: self.held_clients.load(Ordering::Relaxed),
+            held_datagrams: self.held_datagrams.load(Ordering::Relaxed),
+            udp_sessions: self.udp_sessions.load(Ordering::Relaxed),
+            last_packet: self.last_packet(),
+            ..self.counters.picture()
+        }
+    }
+
+    /// Busy are open connections, clients that were let in and have not yet been seen to, and recent packets.
+    fn check_idle(&self, state: &State, idle_ms: u64) -> Result<(), Busy> {
+        let waiting =
+            self.held_clients.load(Ordering::SeqCst) > 0 || self.held_datagrams.load(Ordering::SeqCst) > 0;
+        let let_in = state.shown.gate == Gate::Open && waiting;
+        let recent = self.last_packet().is_some_and(|last| (self.now)().ms_since(last) < idle_ms);
+        if state.open.is_empty() && !let_in && !recent { Ok(()) } else { Err(self.busy(state)) }
+    }
+
+    fn busy(&self, state: &State) -> Busy {
+        let open_connections = count(state.open.len());
+        Busy { open_connections, last_packet: self.last_packet().unwrap_or_else(|| (self.now)()) }
+    }
+
+    fn cut_open(&self, state: &mut State, why: Cut) {
+        if state.open.is_empty() {
+            return;
+        }
+        for (_, entry) in state.open.drain() {
+            // The flag first: a task that finds its socket broken asks the flag why.
+            entry.cut.why.store(why as u8 + 1, Ordering::SeqCst);
+            if let Some(backend) = &entry.backend {
+                listen::reset(backend);
+            }
+            entry.cut.raised.notify_one();
+        }
+        self.note_packet();
+    }
+
+    /// Waits until no datagram is inside a gate that was just closed. Inside is one system call that does not
+    /// block, so this is as short as the scheduler makes it.
+    fn wait_for_passing(&self) {
+        while self.word.load(Ordering::SeqCst) != 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    fn show(&self, state: &State) {
+        self.signal.send_replace(state.shown);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- Arrivals ----------------------------------------------------------------------------------------------
+
+    /// What those who wait look at; take it before the question whose answer may change.
+    pub(crate) fn watch(&self) -> watch::Receiver<Signal> {
+        self.signal.subscribe()
+    }
+
+    /// Lets a TCP client through or has it wait; `held` is its slot if it waited already.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        held: Option<HeldSlot>,
+        client: SocketAddr,
+        port: PortSpec,
+    ) -> Admission {
+        let mut state = self.lock();
+        if state.ended {
+            return Admission::Ended;
+        }
+        match state.shown.gate {
+            Gate::Open => {
+                let id = state.next_link;
+                state.next_link += 1;
+                let cut = Arc::<CutFlag>::default();
+                state.open.insert(id, OpenEntry { backend: None, cut: Arc::clone(&cut) });
+                self.note_packet();
+                self.counters.opened.one();
+                Admission::Open(Link { gate: Arc::clone(self), id, cut })
+            }
+            Gate::Hold => {
+                let slot = match held {
+                    Some(slot) => slot,
+                    None if self.held_clients.load(Ordering::SeqCst) >= self.limits.held_clients_max => {
+                        return Admission::Full;
+                    }
+                    None => {
+                        self.held_clients.fetch_add(1, Ordering::SeqCst);
+                        HeldSlot(Arc::clone(self))
+                    }
+                };
+                self.events.wanted(client, port);
+                Admission::Wait(slot)
+            }
+            Gate::Refuse => Admission::Refused,
+        }
+    }
+
+    /// Takes a datagram into the gate if it is open; it is inside until the pass is dropped.
+    pub(crate) fn pass(&self) -> Option<Pass<'_>> {
+        let before = self.word.fetch_add(1, Ordering::SeqCst);
+        let pass = Pass(self);
+        (before & OPEN != 0).then_some(pass)
+    }
+
+    /// A byte or datagram passed.
+    pub(crate) fn note_packet(&self) {
+        self.last_packet.fetch_max((self.now)().as_ms(), Ordering::SeqCst);
+    }
+
+    /// A byte or datagram came back from the guest.
+    pub(crate) fn note_reply(&self) {
+        self.note_packet();
+        if self.first_byte_due.load(Ordering::Relaxed) && self.first_byte_due.swap(false, Ordering::Relaxed) {
+            self.events.first_byte();
+        }
+    }
+
+    /// Whether the gate opened less than `window` ago.
+    pub(crate) fn opened_within(&self, window: Duration) -> bool {
+        self.lock().opened_at.is_some_and(|at| at.elapsed() < window)
+    }
+
+    fn last_packet(&self) -> Option<Timestamp> {
+        let ms = self.last_packet.load(Ordering::SeqCst);
+        (ms > 0).then(|| Timestamp::from_ms(ms))
+    }
+}
+
+/// A TCP client's place among those that are held.
+pub(crate) struct HeldSlot(Arc<ServiceGate>);
+
+impl Drop for HeldSlot {
+    fn drop(&mut self) {
+        self.0.held_clients.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A datagram's time inside the gate.
+pub(crate) struct Pass<'a>(&'a ServiceGate);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.word.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An open TCP connection's place at the gate; it counts as open until this is dropped.
+pub(crate) struct Link {
+    gate: Arc<ServiceGate>,
+    id: u64,
+    cut: Arc<CutFlag>,
+}
+
+/// Why a connect to the backend was not even begun.
+pub(crate) enum NotBegun {
+    /// The gate does not let through.
+    Closed,
+    /// The link is cut.
+    Cut,
+    /// The system refused.
+    Io(io::Error),
+}
+
+impl Link {
+    /// Begins to connect to the backend. The stream is connected once it is writable without an error.
+    pub(crate) fn connect(&self, backend: SocketAddr) -> Result<Arc<TcpStream>, NotBegun> {
+        let mut state = self.gate.lock();
+        let open = state.shown.gate == Gate::Open;
+        let entry = state.open.get_mut(&self.id).ok_or(NotBegun::Cut)?;
+        if !open {
+            return Err(NotBegun::Closed);
+        }
+        let stream = Arc::new(listen::begin_connect(backend).map_err(NotBegun::Io)?);
+        entry.backend = Some(Arc::clone(&stream));
+        Ok(stream)
+    }
+
+    /// Waits until the link is cut. Cancel-safe.
+    pub(crate) async fn cut(&self) -> Cut {
+        loop {
+            if let Some(why) = self.cut_why() {
+                return why;
+            }
+            self.cut.raised.notified().await;
+        }
+    }
+
+    /// Why the link is cut, if it is.
+    pub(crate) fn cut_why(&self) -> Option<Cut> {
+        let why = self.cut.why.load(Ordering::SeqCst);
+        [Cut::Lost, Cut::Forced, Cut::Ended].into_iter().find(|cut| *cut as u8 + 1 == why)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        if state.open.remove(&self.id).is_some() {
+            self.gate.note_packet();
+            if state.open.is_empty() {
+                self.gate.events.idle();
+            }
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

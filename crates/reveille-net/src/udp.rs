@@ -1,0 +1,1 @@
+//! UDP ports are listened on, so that they are taken, and not served yet.
