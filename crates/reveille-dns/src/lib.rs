@@ -1,1 +1,27 @@
-//! .
+//! The query room: wire format, UDP and TCP servers, zone files.
+//!
+//! ```text
+//!   udp (threads) ─┐                      ┌─► out            the answer
+//!                  ├─► respond(view, …) ──┼─► wake           bounded, lossy channel to the slow loop
+//!   tcp (tokio)   ─┘                      └─► hold (tokio)   the question waits for a view in which it is ready
+//! ```
+//!
+//! [`respond`] reads one view, writes one answer and knows no socket. What it asks for beside the answer, a wake
+//! or a hold, is passed on without waiting: no query waits for the slow loop.
+
+mod bind;
+mod hold;
+mod respond;
+mod server;
+mod tally;
+mod tcp;
+mod udp;
+mod wake;
+pub mod wire;
+pub mod zonefile;
+
+pub use bind::BindError;
+pub use respond::{Outcome, Transport, WakeWish, respond};
+pub use server::{Clock, DnsConfig, DnsServer};
+pub use tally::Counts;
+pub use wake::WakeAsk;

@@ -1,1 +1,33 @@
 //! What is answered to a DNS question, given a view.
+//!
+//! ```text
+//!   question ─► zone (longest match) ─► cut? ─► service? ─► _vmstate? ─► static records ─► wildcard ─► NXDOMAIN
+//!                    none: REFUSED      referral   address,      TXT          RRset,          expanded
+//!                                                  wake, hold                 CNAME chased
+//! ```
+//!
+//! [`answer`] is RFC 1034 §4.3.2 over the static records of a [`Zone`] with the services of the [`View`] laid
+//! over them. It borrows everything that it can from the view and decides nothing about sockets: the query room
+//! writes the [`Reply`] into a message, passes on its wish to wake, and keeps the question while it is to be held.
+
+mod clash;
+mod key;
+mod lookup;
+mod network;
+pub mod rdata;
+mod reply;
+mod view;
+mod vmstate;
+mod zone;
+
+#[cfg(test)]
+mod tests;
+
+pub use clash::{Clash, clashes};
+pub use key::{NameKey, QuestionName};
+pub use lookup::{Asker, CNAME_CHAIN_MAX, Question, answer};
+pub use network::{Network, NetworkError};
+pub use reply::{Data, Ede, Owner, Rcode, Records, Reply, Section};
+pub use view::{Refused, ServiceView, View, Zones};
+pub use vmstate::VMSTATE_LABEL;
+pub use zone::{Node, Record, RecordSet, Zone, ZoneDefaults, ZoneFault, ZoneFaultKind};

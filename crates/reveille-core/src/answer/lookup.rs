@@ -1,0 +1,292 @@
+//! From a question to a reply: RFC 1034 §4.3.2 with the services laid over the static records.
+//!
+//! Which questions wake: A, and AAAA of a service that has an IPv6 address. Clients ask for A and AAAA together,
+//! so a AAAA question that ends in NODATA adds nothing but noise; HTTPS and SVCB questions come beside them too.
+//! ANY and everything else is asked by monitors and the curious. A question that reaches a service through a
+//! CNAME wakes it, one that leaves the zone does not: the resolver comes back with the target's name.
+
+use std::net::IpAddr;
+
+use super::key::QuestionName;
+use super::rdata::{self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, NS, SOA, TXT};
+use super::reply::{Data, Ede, Owner, Rcode, Records, Reply};
+use super::view::{ServiceView, View};
+use super::vmstate::{self, VMSTATE_LABEL};
+use super::zone::{Node, RecordSet, Zone};
+use crate::model::{AnswerPolicy, Phase, Timestamp};
+
+/// Most aliases that are followed for one question. A longer chain, or a loop, is answered as far as it goes;
+/// the resolver goes on from there.
+pub const CNAME_CHAIN_MAX: usize = 8;
+
+/// How long the stand-in for ANY may be kept, in seconds: short, as nothing should come to rest on it.
+const ANY_TTL_S: u32 = 60;
+/// CPU `RFC8482`, empty OS (RFC 8482 §4.2).
+const ANY_HINFO: &[u8] = b"\x07RFC8482\x00";
+
+/// A question.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Name, as it was written.
+    pub name: QuestionName,
+    /// Type.
+    pub qtype: u16,
+    /// Class.
+    pub qclass: u16,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The address that the question came from.
+    pub address: IpAddr,
+}
+
+/// Answers a question from the view. Pure; nothing is woken or held here, only asked for in the reply.
+pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker, now: Timestamp) -> Reply<'v> {
+    if question.qclass != CLASS_IN {
+        return Reply::error(Rcode::Refused, Ede::NOT_SUPPORTED, "only class IN is served");
+    }
+    let Some(zone) = view.zones().for_question(&question.name, question.qtype) else {
+        return Reply::error(Rcode::Refused, Ede::NOT_AUTHORITATIVE, "this zone is not served here");
+    };
+    if matches!(question.qtype, AXFR | IXFR) {
+        return Reply::error(Rcode::Refused, Ede::PROHIBITED, "zone transfers are not offered");
+    }
+    let mut lookup = Lookup { view, zone, asker, now, qtype: question.qtype, reply: Reply::empty() };
+    let Some(mut target) = lookup.resolve(&question.name, Owner::Question) else { return lookup.reply };
+    for _ in 1..CNAME_CHAIN_MAX {
+        // A malformed target cannot be in a checked zone.
+        let Ok(name) = QuestionName::from_wire(target) else { break };
+        if !view.zones().of(&name).is_some_and(|other| std::ptr::eq(other, zone)) {
+            break;
+        }
+        match lookup.resolve(&name, Owner::Name(target)) {
+            Some(next) => target = next,
+            None => break,
+        }
+    }
+    lookup.reply
+}
+
+/// One question on its way through one zone.
+struct Lookup<'v> {
+    view: &'v View,
+    zone: &'v Zone,
+    asker: Asker,
+    now: Timestamp,
+    qtype: u16,
+    reply: Reply<'v>,
+}
+
+impl<'v> Lookup<'v> {
+    /// Adds what the zone has for one name of the chain; the target if that is an alias to be followed.
+    fn resolve(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
+        let (view, zone) = (self.view, self.zone);
+        if let Some(cut) = zone.cut(name) {
+            if self.qtype != DS || cut.owner().label_count() != name.label_count() {
+                self.refer(cut);
+                return None;
+            }
+            // The parent's side of the cut is authoritative for DS alone (RFC 4035 §3.1.4.1).
+            match cut.set(DS) {
+                Some(set) => self.give(owner, DS, set),
+                None => self.no_data(),
+            }
+            return None;
+        }
+        if let Some(service) = view.service_at(name.key()) {
+            self.at_service(service, zone.node_at(name.key()), owner);
+            return None;
+        }
+        if let Some(service) = self.vmstate_of(name, name.label_count()) {
+            self.at_vmstate(service, owner);
+            return None;
+        }
+        if let Some(node) = zone.node_at(name.key()) {
+            return self.at_node(node, owner);
+        }
+        if self.exists(name, name.label_count()) {
+            self.no_data();
+            return None;
+        }
+        self.at_wildcard(name, owner)
+    }
+
+    /// A name that does not exist: a wildcard below its closest encloser may stand for it (RFC 4592).
+    fn at_wildcard(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
+        let zone = self.zone;
+        let encloser =
+            (zone.apex_labels()..name.label_count()).rev().find(|&labels| self.exists(name, labels));
+        let encloser = name.ancestor_key(encloser.unwrap_or(zone.apex_labels()));
+        let mut key = [0; 256];
+        let length = encloser.len() + 2;
+        key[..encloser.len()].copy_from_slice(encloser);
+        key[encloser.len()..length].copy_from_slice(b"\x01*");
+        let key = &key[..length];
+        if let Some(node) = zone.node_at(key) {
+            return self.at_node(node, owner);
+        }
+        if zone.has_node_at_or_below(key) {
+            self.no_data();
+        } else {
+            self.reply.rcode = Rcode::NxDomain;
+            self.add_soa();
+        }
+        None
+    }
+
+    fn at_node(&mut self, node: &'v Node, owner: Owner<'v>) -> Option<&'v [u8]> {
+        if let Some(alias) = node.set(CNAME) {
+            self.give(owner, CNAME, alias);
+            let follow = self.qtype != CNAME && self.qtype != ANY;
+            return alias.data.first().filter(|_| follow).map(|data| &**data);
+        }
+        match node.set(self.qtype) {
+            Some(set) => {
+                self.give(owner, self.qtype, set);
+                self.add_addresses_of_targets(set);
+            }
+            None if self.qtype == ANY => self.give_stand_in(owner),
+            None => self.no_data(),
+        }
+        None
+    }
+
+    /// A service answers for its addresses; other types may stand beside it in the zone file.
+    fn at_service(&mut self, service: &'v ServiceView, beside: Option<&'v Node>, owner: Owner<'v>) {
+        let address = match self.qtype {
+            A => Some(Data::Address(service.address.octets())),
+            AAAA => service.address6.map(|address| Data::Address6(address.octets())),
+            ANY => return self.give_stand_in(owner),
+            CNAME => None,
+            qtype => match beside.and_then(|node| node.set(qtype)) {
+                Some(set) => {
+                    self.give(owner, qtype, set);
+                    return self.add_addresses_of_targets(set);
+                }
+                None => None,
+            },
+        };
+        let Some(data) = address else { return self.no_data() };
+        if service.phase != Phase::Active {
+            if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > self.now) {
+                // Not NXDOMAIN: that would be cached for a name that exists. SERVFAIL is kept for seconds.
+                self.reply = Reply::error(Rcode::ServFail, Ede::NOT_READY, refused.text.as_str());
+                return;
+            }
+            self.reply.wake = Some(service);
+            self.reply.hold_ms_max = match service.answer {
+                AnswerPolicy::Immediate => None,
+                AnswerPolicy::Hold => Some(service.hold_ms_max),
+            };
+        }
+        self.reply.answer.push(Records { owner, rtype: self.qtype, ttl: service.ttl_s, data });
+    }
+
+    /// The state of a service. Those who may not ask are told so: REFUSED is true and leaves nothing behind, while
+    /// NXDOMAIN would be a statement about the zone that is false for others, and a shared resolver would keep it
+    /// for them too. That the service exists is no secret: its addresses are answered to anybody.
+    fn at_vmstate(&mut self, service: &'v ServiceView, owner: Owner<'v>) {
+        if !self.view.is_monitor(self.asker.address) {
+            self.reply = Reply::error(
+                Rcode::Refused,
+                Ede::PROHIBITED,
+                "the state of services is told to the networks under `monitors` only",
+            );
+        } else if self.qtype == TXT {
+            self.reply.answer.push(vmstate::records(service, owner, self.now));
+        } else if self.qtype == ANY {
+            self.give_stand_in(owner);
+        } else {
+            self.no_data();
+        }
+    }
+
+    /// The service whose state the ancestor with `labels` labels stands for.
+    fn vmstate_of(&self, name: &QuestionName, labels: usize) -> Option<&'v ServiceView> {
+        let parent = name.ancestor_key(labels.checked_sub(1)?);
+        let label = name.ancestor_key(labels).get(parent.len() + 1..)?;
+        if label != VMSTATE_LABEL {
+            return None;
+        }
+        self.view.service_at(parent)
+    }
+
+    /// Whether the ancestor with `labels` labels exists: it, or a name below it, has records or is a service.
+    fn exists(&self, name: &QuestionName, labels: usize) -> bool {
+        let key = name.ancestor_key(labels);
+        self.zone.has_node_at_or_below(key)
+            || self.view.has_service_at_or_below(key)
+            || self.vmstate_of(name, labels).is_some()
+    }
+
+    fn give(&mut self, owner: Owner<'v>, rtype: u16, set: &'v RecordSet) {
+        self.reply.answer.push(Records { owner, rtype, ttl: set.ttl, data: Data::Zone(&set.data) });
+    }
+
+    /// ANY is answered with a record that says nothing (RFC 8482): it amplifies nothing and wakes nobody.
+    fn give_stand_in(&mut self, owner: Owner<'v>) {
+        let data = Data::Made(ANY_HINFO.to_vec());
+        self.reply.answer.push(Records { owner, rtype: HINFO, ttl: ANY_TTL_S, data });
+    }
+
+    fn no_data(&mut self) {
+        self.add_soa();
+    }
+
+    /// The SOA of a negative answer carries the time for which the answer may be kept (RFC 2308 §3).
+    fn add_soa(&mut self) {
+        self.reply.authority.push(Records {
+            owner: Owner::Name(self.zone.apex().as_wire()),
+            rtype: SOA,
+            ttl: self.zone.negative_ttl(),
+            data: Data::Zone(&self.zone.soa().data),
+        });
+    }
+
+    /// The name lies in a zone that others serve.
+    fn refer(&mut self, cut: &'v Node) {
+        // With aliases in front the answer itself is authoritative still (RFC 1034 §6.2.7 sets AA by the first owner).
+        self.reply.authoritative = !self.reply.answer.is_empty();
+        self.reply.glue = true;
+        if let Some(set) = cut.set(NS) {
+            let owner = Owner::Name(cut.owner().as_wire());
+            self.reply.authority.push(Records {
+                owner,
+                rtype: NS,
+                ttl: set.ttl,
+                data: Data::Zone(&set.data),
+            });
+            self.add_addresses(NS, set);
+        }
+    }
+
+    fn add_addresses_of_targets(&mut self, set: &'v RecordSet) {
+        if matches!(self.qtype, NS | rdata::MX | rdata::SRV) {
+            self.add_addresses(self.qtype, set);
+        }
+    }
+
+    /// The static addresses of the names that an RRset points to, as far as they are in this zone. Those of
+    /// services are left for the question that will be asked for them: it wakes.
+    fn add_addresses(&mut self, rtype: u16, set: &'v RecordSet) {
+        for target in set.data.iter().filter_map(|data| rdata::target(rtype, data)) {
+            let Ok(name) = QuestionName::from_wire(target) else { continue };
+            if self.view.service_at(name.key()).is_some() {
+                continue;
+            }
+            let Some(node) = self.zone.node_at(name.key()) else { continue };
+            for rtype in [A, AAAA] {
+                let Some(set) = node.set(rtype) else { continue };
+                let owner = Owner::Name(target);
+                self.reply.additional.push(Records {
+                    owner,
+                    rtype,
+                    ttl: set.ttl,
+                    data: Data::Zone(&set.data),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The static records of one zone, checked once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::key::{NameKey, QuestionName};
+use super::rdata::{self, CNAME, NS, SOA};
+use super::view::at_or_below;
+use crate::model::DomainName;
+
+/// Most bytes of data that one RRset may have: with its owner it still fits into one message over TCP.
+const SET_BYTES_MAX: usize = 48 * 1024;
+/// Bytes that each record takes beside its data, once its owner is compressed.
+const RECORD_BYTES: usize = 12;
+
+/// One record, class IN, as it was configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Whose.
+    pub owner: DomainName,
+    /// Type.
+    pub rtype: u16,
+    /// Seconds.
+    pub ttl: u32,
+    /// Uncompressed wire format.
+    pub data: Vec<u8>,
+}
+
+/// The records of one name and type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordSet {
+    /// Seconds; the least of the records' (RFC 2181 §5.2 wants them equal).
+    pub ttl: u32,
+    /// The data of each record, uncompressed, no two equal.
+    pub data: Vec<Box<[u8]>>,
+}
+
+/// Every RRset of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    owner: DomainName,
+    sets: BTreeMap<u16, RecordSet>,
+}
+
+impl Node {
+    /// The name.
+    pub fn owner(&self) -> &DomainName {
+        &self.owner
+    }
+
+    /// The RRset of that type.
+    pub fn set(&self, rtype: u16) -> Option<&RecordSet> {
+        self.sets.get(&rtype)
+    }
+
+    /// Every RRset, by type.
+    pub fn sets(&self) -> impl Iterator<Item = (u16, &RecordSet)> {
+        self.sets.iter().map(|(&rtype, set)| (rtype, set))
+    }
+}
+
+/// A zone that can be served: one SOA, name servers, nothing outside, no alias beside other data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zone {
+    apex: DomainName,
+    apex_labels: usize,
+    serial: u32,
+    negative_ttl: u32,
+    soa: RecordSet,
+    nodes: BTreeMap<NameKey, Node>,
+    /// Whether any name below the apex has name servers of its own.
+    has_cuts: bool,
+}
+
+/// One thing that is wrong with the records of a zone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}")]
+pub struct ZoneFault {
+    /// Index of the record, if it is one record's fault.
+    pub record: Option<usize>,
+    /// What is wrong.
+    pub kind: ZoneFaultKind,
+}
+
+/// What can be wrong with the records of a zone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneFaultKind {
+    /// No SOA at the apex.
+    #[error(
+        "the zone {0} has no SOA record at its apex; add one, such as `@ SOA ns1 hostmaster 1 3600 600 604800 60`"
+    )]
+    NoSoa(DomainName),
+    /// More than one SOA.
+    #[error("the zone {0} has more than one SOA record; keep one")]
+    SecondSoa(DomainName),
+    /// A SOA below the apex.
+    #[error("{0} is not the apex and has a SOA record; another zone belongs into a file of its own")]
+    SoaBelowApex(DomainName),
+    /// No name server at the apex.
+    #[error("the zone {0} has no NS record at its apex; add one, such as `@ NS ns1`")]
+    NoNs(DomainName),
+    /// A record outside the zone.
+    #[error("{owner} is not in the zone {apex}; is a final dot missing or one too many?")]
+    OutOfZone {
+        /// Its owner.
+        owner: DomainName,
+        /// The zone.
+        apex: DomainName,
+    },
+    /// An alias beside other records (RFC 1034 §3.6.2).
+    #[error("{0} has a CNAME and other records; a CNAME must stand alone")]
+    CnameAndOther(DomainName),
+    /// Two aliases.
+    #[error("{0} has more than one CNAME; keep one")]
+    SecondCname(DomainName),
+    /// A delegation at a wildcard (RFC 4592 §4.2).
+    #[error("{0} is a wildcard and has NS records; what that should mean is undefined, so it is not served")]
+    WildcardNs(DomainName),
+    /// A name server at or below its own cut without an address.
+    #[error(
+        "the delegation of {cut} names {server}, which is below it, but gives no A or AAAA record for it"
+    )]
+    NoGlue {
+        /// The delegated name.
+        cut: DomainName,
+        /// The name server.
+        server: DomainName,
+    },
+    /// A type that is not served.
+    #[error("{owner} has a {rtype} record, which is not served: {why}")]
+    Unserved {
+        /// Its owner.
+        owner: DomainName,
+        /// Its type.
+        rtype: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The data does not have the shape of its type.
+    #[error("the data of the {rtype} record of {owner} is malformed")]
+    BadData {
+        /// Its owner.
+        owner: DomainName,
+        /// Its type.
+        rtype: String,
+    },
+    /// Too many records of one name and type.
+    #[error("the {rtype} records of {owner} take more than {SET_BYTES_MAX} bytes; no message can carry them")]
+    SetTooLarge {
+        /// Their owner.
+        owner: DomainName,
+        /// Their type.
+        rtype: String,
+    },
+}
+
+impl Zone {
+    /// Checks the records and arranges them.
+    ///
+    /// # Errors
+    /// Every fault, with the index of the record where it is one record's.
+    pub fn new(apex: DomainName, records: &[Record]) -> Result<Self, Vec<ZoneFault>> {
+        let mut faults = Vec::new();
+        let mut nodes: BTreeMap<NameKey, Node> = BTreeMap::new();
+        for (index, record) in records.iter().enumerate() {
+            if let Some(kind) = record_fault(&apex, record) {
+                faults.push(ZoneFault { record: Some(index), kind });
+                continue;
+            }
+            let node = nodes
+                .entry(NameKey::from(&record.owner))
+                .or_insert_with(|| Node { owner: record.owner.clone(), sets: BTreeMap::new() });
+            if let Some(kind) = node.take(record, &apex) {
+                faults.push(ZoneFault { record: Some(index), kind });
+            }
+        }
+        let apex_node = nodes.get(&NameKey::from(&apex));
+        let soa = apex_node.and_then(|node| node.set(SOA)).cloned();
+        if soa.is_none() {
+            faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoSoa(apex.clone()) });
+        }
+        if apex_node.is_none_or(|node| node.set(NS).is_none()) {
+            faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoNs(apex.clone()) });
+        }
+        faults.extend(missing_glue(&apex, &nodes));
+        let has_cuts = nodes.values().any(|node| node.owner != apex && node.set(NS).is_some());
+        let numbers = soa.as_ref().and_then(|soa| rdata::soa_numbers(soa.data.first()?));
+        match (soa, numbers) {
+            (Some(soa), Some((serial, minimum))) if faults.is_empty() => Ok(Self {
+                apex_labels: apex.label_count(),
+                apex,
+                serial,
+                negative_ttl: soa.ttl.min(minimum),
+                soa,
+                nodes,
+                has_cuts,
+            }),
+            (Some(_) | None, Some(_) | None) => Err(faults),
+        }
+    }
+
+    /// The zone's name.
+    pub fn apex(&self) -> &DomainName {
+        &self.apex
+    }
+
+    /// How many labels the apex has.
+    pub fn apex_labels(&self) -> usize {
+        self.apex_labels
+    }
+
+    /// The serial number of the SOA.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// For how long a negative answer may be kept, in seconds: min(TTL, MINIMUM) of the SOA (RFC 2308 §5).
+    pub fn negative_ttl(&self) -> u32 {
+        self.negative_ttl
+    }
+
+    /// The SOA.
+    pub fn soa(&self) -> &RecordSet {
+        &self.soa
+    }
+
+    /// Every name with records.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The records of that name.
+    pub fn node(&self, name: &DomainName) -> Option<&Node> {
+        self.node_at(NameKey::from(name).as_ref())
+    }
+
+    pub(crate) fn node_at(&self, key: &[u8]) -> Option<&Node> {
+        self.nodes.get(key)
+    }
+
+    pub(crate) fn has_node_at_or_below(&self, key: &[u8]) -> bool {
+        at_or_below(&self.nodes, key)
+    }
+
+    /// The topmost name at or above `name` and below the apex that is delegated away.
+    pub(crate) fn cut(&self, name: &QuestionName) -> Option<&Node> {
+        if !self.has_cuts {
+            return None;
+        }
+        (self.apex_labels + 1..=name.label_count())
+            .filter_map(|labels| self.node_at(name.ancestor_key(labels)))
+            .find(|node| node.set(NS).is_some())
+    }
+}
+
+impl Node {
+    /// Adds a record that is right by itself.
+    fn take(&mut self, record: &Record, apex: &DomainName) -> Option<ZoneFaultKind> {
+        let owner = &record.owner;
+        let beside_cname = if record.rtype == CNAME {
+            self.sets.keys().any(|&rtype| rtype != CNAME)
+        } else {
+            self.sets.contains_key(&CNAME)
+        };
+        if beside_cname {
+            return Some(ZoneFaultKind::CnameAndOther(owner.clone()));
+        }
+        let set = self.sets.entry(record.rtype).or_insert(RecordSet { ttl: record.ttl, data: Vec::new() });
+        set.ttl = set.ttl.min(record.ttl);
+        if set.data.iter().any(|data| **data == *record.data) {
+            return None;
+        }
+        if !set.data.is_empty() {
+            match record.rtype {
+                SOA => return Some(ZoneFaultKind::SecondSoa(apex.clone())),
+                CNAME => return Some(ZoneFaultKind::SecondCname(owner.clone())),
+                _ => {}
+            }
+        }
+        set.data.push(record.data.clone().into_boxed_slice());
+        let bytes: usize = set.data.iter().map(|data| data.len() + RECORD_BYTES).sum();
+        (bytes > SET_BYTES_MAX).then(|| ZoneFaultKind::SetTooLarge {
+            owner: owner.clone(),
+            rtype: rdata::type_word(record.rtype),
+        })
+    }
+}
+
+/// What is wrong with one record by itself.
+fn record_fault(apex: &DomainName, record: &Record) -> Option<ZoneFaultKind> {
+    let owner = record.owner.clone();
+    let rtype = rdata::type_word(record.rtype);
+    let unserved = |why| Some(ZoneFaultKind::Unserved { owner: owner.clone(), rtype: rtype.clone(), why });
+    if !record.owner.is_at_or_below(apex) {
+        return Some(ZoneFaultKind::OutOfZone { owner, apex: apex.clone() });
+    }
+    match record.rtype {
+        rdata::DNAME => return unserved("write a CNAME for each name instead"),
+        46 | 47 | 48 | 50 | 51 => return unserved("the zone is served unsigned; remove its DNSSEC records"),
+        0 | rdata::OPT | 128..=255 => return unserved("it is a type of questions, not of data"),
+        _ => {}
+    }
+    if !rdata::is_well_formed(record.rtype, &record.data) {
+        return Some(ZoneFaultKind::BadData { owner, rtype });
+    }
+    if record.rtype == SOA && record.owner != *apex {
+        return Some(ZoneFaultKind::SoaBelowApex(owner));
+    }
+    let wildcard = record.owner.labels().next() == Some(b"*");
+    (record.rtype == NS && wildcard).then_some(ZoneFaultKind::WildcardNs(owner))
+}
+
+/// Delegations to a name server at or below the cut that nobody could reach.
+fn missing_glue(apex: &DomainName, nodes: &BTreeMap<NameKey, Node>) -> Vec<ZoneFault> {
+    let mut faults = Vec::new();
+    for node in nodes.values().filter(|node| node.owner != *apex) {
+        let Some(servers) = node.set(NS) else { continue };
+        for server in servers.data.iter().filter_map(|data| DomainName::from_wire(data).ok()) {
+            let has_address = nodes
+                .get(&NameKey::from(&server))
+                .is_some_and(|node| node.set(rdata::A).or(node.set(rdata::AAAA)).is_some());
+            if server.is_at_or_below(&node.owner) && !has_address {
+                let kind = ZoneFaultKind::NoGlue { cut: node.owner.clone(), server };
+                faults.push(ZoneFault { record: None, kind });
+            }
+        }
+    }
+    faults
+}
+
+/// What a zone without a file has at its apex.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZoneDefaults {
+    /// The zone's name.
+    pub apex: DomainName,
+    /// Its name servers, the primary first, each with the addresses that are published for it if it is in the
+    /// zone. At least one.
+    pub name_servers: Vec<(DomainName, Vec<IpAddr>)>,
+    /// Mailbox of who is responsible, as a name (RFC 1035 §8).
+    pub hostmaster: DomainName,
+    /// Serial number.
+    pub serial: u32,
+    /// TTL of these records, in seconds.
+    pub ttl: u32,
+    /// For how long a negative answer may be kept, in seconds.
+    pub negative_ttl: u32,
+}
+
+impl ZoneDefaults {
+    /// How often a secondary looks for a new serial, in seconds.
+    const REFRESH_S: u32 = 3_600;
+    /// How soon it tries again, in seconds.
+    const RETRY_S: u32 = 600;
+    /// For how long it serves what it has, in seconds.
+    const EXPIRE_S: u32 = 604_800;
+
+    /// SOA, NS and the name servers' addresses.
+    pub fn records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        let mut push = |owner: &DomainName, rtype, data| {
+            records.push(Record { owner: owner.clone(), rtype, ttl: self.ttl, data });
+        };
+        let numbers = [self.serial, Self::REFRESH_S, Self::RETRY_S, Self::EXPIRE_S, self.negative_ttl];
+        if let Some((primary, _)) = self.name_servers.first() {
+            push(&self.apex, SOA, rdata::soa(primary, &self.hostmaster, numbers));
+        }
+        for (server, addresses) in &self.name_servers {
+            push(&self.apex, NS, server.as_wire().to_vec());
+            for address in addresses.iter().filter(|_| server.is_at_or_below(&self.apex)) {
+                match address {
+                    IpAddr::V4(address) => push(server, rdata::A, address.octets().to_vec()),
+                    IpAddr::V6(address) => push(server, rdata::AAAA, address.octets().to_vec()),
+                }
+            }
+        }
+        records
+    }
+
+    /// The zone with these records and nothing else.
+    ///
+    /// # Errors
+    /// As of [`Zone::new`]; with a name server there is nothing to find fault with.
+    pub fn zone(&self) -> Result<Zone, Vec<ZoneFault>> {
+        Zone::new(self.apex.clone(), &self.records())
+    }
+}

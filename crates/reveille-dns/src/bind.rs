@@ -1,0 +1,206 @@
+//! Opening the sockets; when one cannot be had, who has it and what to do.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::udp::LOOK_MS;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1_024;
+/// Receive buffer asked for: room for a burst while a thread is not scheduled. The host may grant less.
+const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
+/// How often a free port is looked for when the configuration leaves it open (port 0).
+const FREE_PORT_TRIES: u32 = 16;
+/// Most processes that are looked at to find who holds an address.
+const PROCESSES_MAX: usize = 4_096;
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// No address is configured.
+    #[error("the DNS server has no address to listen on; set `dns.listen`, such as [\"127.0.0.1:5300\"]")]
+    NoAddress,
+    /// A wildcard address.
+    #[error(
+        "the DNS server cannot listen on {0}: answers must leave from the address that was asked; \
+         list each address of the host, such as \"192.0.2.1:{port}\"", port = .0.port()
+    )]
+    Wildcard(SocketAddr),
+    /// Somebody else listens there.
+    #[error(
+        "{address} ({transport}) is taken by {holder}; stop it or set another address under `dns.listen` \
+         (`ss -lnp 'sport = :{port}'` shows what listens)", port = .address.port()
+    )]
+    Taken {
+        /// The address.
+        address: SocketAddr,
+        /// `UDP` or `TCP`.
+        transport: &'static str,
+        /// Who, as far as this process may know.
+        holder: String,
+    },
+    /// A port below 1024 without the privilege.
+    #[error(
+        "no permission to listen on {0}: ports below 1024 need CAP_NET_BIND_SERVICE; \
+         use a higher port, start through systemd, or run `sysctl net.ipv4.ip_unprivileged_port_start={port}`",
+        port = .0.port()
+    )]
+    NotPermitted(SocketAddr),
+    /// The host does not have the address.
+    #[error("this host does not have the address {0}; `ip address` shows those that it has")]
+    NotHere(SocketAddr),
+    /// Anything else.
+    #[error("cannot listen on {address}: {source}")]
+    Other {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread could be started.
+    #[error("cannot start a thread for DNS queries; is the limit of processes reached? ({0})")]
+    NoThread(#[source] io::Error),
+    /// Called outside a tokio runtime.
+    #[error("the DNS server must be started inside a tokio runtime")]
+    NoRuntime,
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub address: SocketAddr,
+    pub tcp: TcpListener,
+    pub udp: Vec<UdpSocket>,
+}
+
+/// Opens one address over TCP and, with `udp_threads` sockets, over UDP.
+pub(crate) fn open(address: SocketAddr, udp_threads: usize) -> Result<Sockets, BindError> {
+    if address.ip().to_canonical().is_unspecified() {
+        return Err(BindError::Wildcard(address));
+    }
+    let mut tries = if address.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match open_both(address, udp_threads) {
+            // The free port that TCP was given is taken over UDP.
+            Err(BindError::Taken { .. }) if tries > 0 => {}
+            opened => return opened,
+        }
+    }
+}
+
+fn open_both(address: SocketAddr, udp_threads: usize) -> Result<Sockets, BindError> {
+    let tcp = tcp_listener(address).map_err(|error| explain(address, "TCP", error))?;
+    let address = tcp.local_addr().map_err(|source| BindError::Other { address, source })?;
+    let open = || -> io::Result<Vec<UdpSocket>> {
+        // SO_REUSEPORT would share the port with another server of the same user without a word, each getting
+        // half of the queries. So the port must first be had alone.
+        drop(udp_socket(address, false)?);
+        (0..udp_threads.max(1)).map(|_| udp_socket(address, true)).collect()
+    };
+    let udp = open().map_err(|error| explain(address, "UDP", error))?;
+    Ok(Sockets { address, tcp, udp })
+}
+
+fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier run that linger in TIME_WAIT do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn udp_socket(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_port(shared)?;
+    // Best effort: with less, a burst loses some queries, and their clients ask again.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+    socket.set_read_timeout(Some(Duration::from_millis(LOOK_MS)))?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn explain(address: SocketAddr, transport: &'static str, source: io::Error) -> BindError {
+    let kind = source.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        let holder = holder(address, transport).map_or_else(
+            || "another process, perhaps a second reveille or the host's own resolver".to_owned(),
+            |holder| holder.to_string(),
+        );
+        BindError::Taken { address, transport, holder }
+    } else if kind == io::ErrorKind::PermissionDenied {
+        BindError::NotPermitted(address)
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        BindError::NotHere(address)
+    } else {
+        BindError::Other { address, source }
+    }
+}
+
+/// A process that holds an address.
+struct Holder {
+    command: String,
+    pid: u32,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.command, self.pid)
+    }
+}
+
+/// Who holds the port on that address or on the wildcard: the socket's inode from /proc/net, then the process
+/// that has it open. `None` if it is another user's process or anything cannot be read.
+fn holder(address: SocketAddr, transport: &str) -> Option<Holder> {
+    let table = format!("/proc/net/{}{}", transport.to_lowercase(), if address.is_ipv6() { "6" } else { "" });
+    let port = format!(":{:04X}", address.port());
+    let link = fs::read_to_string(table).ok()?.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let local = fields.nth(1)?;
+        let inode = fields.nth(7)?;
+        let (host, _) = local.split_once(':')?;
+        let here = host.bytes().all(|digit| digit == b'0') || host.eq_ignore_ascii_case(&proc_host(address));
+        (local.ends_with(&port) && here && inode != "0").then(|| format!("socket:[{inode}]"))
+    })?;
+    let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((entry.path(), pid))
+    });
+    processes.take(PROCESSES_MAX).find_map(|(path, pid)| {
+        let mut open = fs::read_dir(path.join("fd")).ok()?;
+        let holds = open.any(|fd| {
+            fd.ok()
+                .and_then(|fd| fs::read_link(fd.path()).ok())
+                .is_some_and(|target| target.as_os_str() == link.as_str())
+        });
+        let command = fs::read_to_string(path.join("comm")).ok()?.trim().to_owned();
+        holds.then_some(Holder { command, pid })
+    })
+}
+
+/// The address as /proc/net writes it: each 32-bit word in the host's byte order.
+fn proc_host(address: SocketAddr) -> String {
+    let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+    match address {
+        SocketAddr::V4(address) => word(address.ip().octets()),
+        SocketAddr::V6(address) => {
+            let octets = address.ip().octets();
+            let (words, _) = octets.as_chunks::<4>();
+            words.iter().map(|&bytes| word(bytes)).collect()
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Questions that wait until their service is ready (policy `hold`).
+//!
+//! A held question is asked again of every new view. It is answered as soon as the answer does not want to wait
+//! any more (ready, or refused, or gone), or when its time is over, with the answer of that moment.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use reveille_core::answer::View;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::respond::{Transport, respond};
+use crate::server::Clock;
+use crate::tally::{Tally, bump};
+
+/// Most questions that are held at a time; beyond it they are answered at once.
+pub(crate) const HELD_QUERIES_MAX: usize = 4_096;
+
+/// Where questions are held, on the tokio side. Cloning shares the limit.
+#[derive(Clone)]
+pub(crate) struct HoldRoom {
+    pub runtime: Handle,
+    pub shared: Arc<ArcSwap<View>>,
+    /// Changed after each new view is in place.
+    pub generation: watch::Receiver<u64>,
+    /// Becomes true when the server stops; held questions are answered then.
+    pub stop: watch::Receiver<bool>,
+    pub clock: Clock,
+    pub places: Arc<Semaphore>,
+    pub tally: Arc<Tally>,
+}
+
+/// A question that has a place.
+pub(crate) struct Held {
+    packet: Vec<u8>,
+    peer: SocketAddr,
+    transport: Transport,
+    until: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+impl HoldRoom {
+    /// A place for a question; `None` if all are taken.
+    pub fn take(&self, packet: &[u8], peer: SocketAddr, transport: Transport, ms_max: u64) -> Option<Held> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            bump(&self.tally.holds_refused);
+            return None;
+        };
+        bump(&self.tally.held);
+        let until = Instant::now() + Duration::from_millis(ms_max);
+        Some(Held { packet: packet.to_vec(), peer, transport, until, _place: place })
+    }
+
+    /// Waits with the question and gives the answer.
+    pub async fn wait(mut self, held: Held) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        loop {
+            // Marked as seen before the view is read: a view that comes in between is looked at again.
+            self.generation.borrow_and_update();
+            let over = Instant::now() >= held.until || *self.stop.borrow();
+            let wants_to_wait = {
+                let view = self.shared.load();
+                let now = (self.clock)();
+                let outcome = respond(&view, &held.packet, held.peer, held.transport, now, &mut out);
+                outcome.hold_ms_max.is_some()
+            };
+            if over || !wants_to_wait {
+                return out;
+            }
+            tokio::select! {
+                changed = self.generation.changed() => {
+                    if changed.is_err() {
+                        return out;
+                    }
+                }
+                () = stopped(&mut self.stop) => {}
+                () = sleep_until(held.until) => {}
+            }
+        }
+    }
+
+    /// Waits with a question that came as a datagram and sends the answer.
+    pub fn answer_later(&self, held: Held, socket: Arc<UdpSocket>) {
+        let room = self.clone();
+        self.runtime.spawn(async move {
+            let peer = held.peer;
+            let tally = Arc::clone(&room.tally);
+            let out = room.wait(held).await;
+            // A datagram goes out or is dropped at once unless the send buffer is full, so a worker does not stand.
+            if socket.send_to(&out, peer).is_err() {
+                bump(&tally.socket_errors);
+            }
+        });
+    }
+}
+
+/// Returns when the server stops or is gone.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Gone without a word is stopped too.
+    let _ = stop.wait_for(|&stop| stop).await;
+}

@@ -1,0 +1,177 @@
+//! The server: its sockets, threads and tasks, from bind to shutdown.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use reveille_core::answer::View;
+use reveille_core::model::Timestamp;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::bind::{BindError, Sockets, open};
+use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
+use crate::tally::{Counts, Tally};
+use crate::tcp;
+use crate::udp::Worker;
+use crate::wake::{WakeAsk, WakeAsker};
+
+/// Tells the time in the daemon's terms. Called for every query: it must be cheap and never wait.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Longest wait for TCP clients to take their last answers at a shutdown.
+const SHUTDOWN_MS_MAX: u64 = 2_000;
+/// Most threads for each address.
+const UDP_THREADS_MAX: usize = 64;
+
+/// Where and how the server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Addresses, each for UDP and TCP. No wildcards; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Threads, and sockets, for each address over UDP.
+    pub udp_threads: usize,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
+            udp_threads: cores.min(UDP_THREADS_MAX),
+        }
+    }
+}
+
+/// A running server. Dropped, it stops at once; [`DnsServer::shutdown`] lets TCP clients have their answers.
+#[derive(Debug)]
+pub struct DnsServer {
+    addresses: Vec<SocketAddr>,
+    tallies: Vec<Arc<Tally>>,
+    stop_threads: Arc<AtomicBool>,
+    stop_tasks: watch::Sender<bool>,
+    sockets: Vec<Arc<UdpSocket>>,
+    threads: Vec<JoinHandle<()>>,
+    listeners: JoinSet<()>,
+}
+
+impl DnsServer {
+    /// Opens the sockets and begins to answer from the view in `shared`. Must be called inside a tokio runtime.
+    ///
+    /// `generation` is to change after each new view was stored in `shared`; held questions are looked at again
+    /// then. `wakes` receives what the questions ask for; what it has no room for is dropped and counted.
+    ///
+    /// # Errors
+    /// One sentence with the remedy; nothing is left open.
+    pub fn bind(
+        config: &DnsConfig,
+        shared: Arc<ArcSwap<View>>,
+        generation: watch::Receiver<u64>,
+        wakes: Sender<WakeAsk>,
+        clock: Clock,
+    ) -> Result<Self, BindError> {
+        let runtime = Handle::try_current().map_err(|_| BindError::NoRuntime)?;
+        if config.listen.is_empty() {
+            return Err(BindError::NoAddress);
+        }
+        let threads = config.udp_threads.clamp(1, UDP_THREADS_MAX);
+        let opened: Result<Vec<Sockets>, BindError> =
+            config.listen.iter().map(|&address| open(address, threads)).collect();
+        let (stop_tasks, stop) = watch::channel(false);
+        let tally = Arc::new(Tally::default());
+        let mut server = Self {
+            addresses: Vec::new(),
+            tallies: vec![Arc::clone(&tally)],
+            stop_threads: Arc::new(AtomicBool::new(false)),
+            stop_tasks,
+            sockets: Vec::new(),
+            threads: Vec::new(),
+            listeners: JoinSet::new(),
+        };
+        let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
+        let hold = HoldRoom { runtime, shared, generation, stop, clock, places, tally };
+        let connections = Arc::new(tcp::Shared::new(hold.clone(), wakes.clone()));
+        for Sockets { address, tcp, udp } in opened? {
+            let listener =
+                TcpListener::from_std(tcp).map_err(|source| BindError::Other { address, source })?;
+            server.addresses.push(address);
+            server.listeners.spawn(tcp::serve(listener, Arc::clone(&connections)));
+            for socket in udp {
+                server.start_worker(socket, &hold, wakes.clone()).map_err(BindError::NoThread)?;
+            }
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, in the order of the configuration, with the ports that were free.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What was counted since the start.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for tally in &self.tallies {
+            tally.add_to(&mut sum);
+        }
+        sum
+    }
+
+    /// Stops: held questions are answered as things stand, TCP clients get a moment to take what is theirs.
+    pub async fn shutdown(mut self) {
+        self.stop();
+        let drained = async { while self.listeners.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_millis(SHUTDOWN_MS_MAX), drained).await;
+        // Dropping joins the threads, which have been told to stop, and ends what is left of the tasks.
+    }
+
+    fn start_worker(
+        &mut self,
+        socket: UdpSocket,
+        hold: &HoldRoom,
+        wakes: Sender<WakeAsk>,
+    ) -> std::io::Result<()> {
+        let tally = Arc::new(Tally::default());
+        let socket = Arc::new(socket);
+        let worker = Worker {
+            socket: Arc::clone(&socket),
+            shared: Arc::clone(&hold.shared),
+            clock: Arc::clone(&hold.clock),
+            asker: WakeAsker::new(wakes, Arc::clone(&tally)),
+            hold: HoldRoom { tally: Arc::clone(&tally), ..hold.clone() },
+            tally: Arc::clone(&tally),
+            stop: Arc::clone(&self.stop_threads),
+        };
+        let thread = worker.start(format!("dns-udp-{}", self.threads.len()))?;
+        self.tallies.push(tally);
+        self.sockets.push(socket);
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.stop_threads.store(true, Release);
+        self.stop_tasks.send_replace(true);
+        for socket in &self.sockets {
+            // On Linux this ends a blocked receive; it then reports that the socket was not connected. Elsewhere
+            // the thread looks up by itself when its receive times out.
+            let _ = socket2::SockRef::from(&**socket).shutdown(std::net::Shutdown::Read);
+        }
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A panic of the thread was printed when it happened.
+            let _ = thread.join();
+        }
+    }
+}

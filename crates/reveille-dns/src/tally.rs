@@ -1,0 +1,129 @@
+//! Counters of the query room. Each thread counts for itself; a snapshot sums them.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use reveille_core::answer::Rcode;
+
+use crate::respond::Outcome;
+
+/// Counters of one thread. On a cache line of its own, so that threads do not slow each other down.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Tally {
+    queries: AtomicU64,
+    silent: AtomicU64,
+    rcodes: [AtomicU64; Rcode::ALL.len()],
+    truncated: AtomicU64,
+    pub wakes_asked: AtomicU64,
+    pub wakes_coalesced: AtomicU64,
+    pub wakes_dropped: AtomicU64,
+    pub held: AtomicU64,
+    pub holds_refused: AtomicU64,
+    pub socket_errors: AtomicU64,
+    pub connections: AtomicU64,
+    pub connections_refused: AtomicU64,
+    pub connections_timed_out: AtomicU64,
+}
+
+/// What was counted since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Packets that came in.
+    pub queries: u64,
+    /// Those that were not answered: too short, or answers themselves.
+    pub silent: u64,
+    /// Answers by response code, in the order of [`Rcode::ALL`].
+    pub rcodes: [u64; Rcode::ALL.len()],
+    /// Answers with TC.
+    pub truncated: u64,
+    /// Wakes that were asked for.
+    pub wakes_asked: u64,
+    /// Questions for a service that was asked for often enough already in the same view.
+    pub wakes_coalesced: u64,
+    /// Wakes that could not be asked for because the channel was full.
+    pub wakes_dropped: u64,
+    /// Questions that were held.
+    pub held: u64,
+    /// Questions that were answered at once because too many were held.
+    pub holds_refused: u64,
+    /// Errors of sockets: packets that could not be received or sent.
+    pub socket_errors: u64,
+    /// TCP connections that were taken.
+    pub connections: u64,
+    /// TCP connections that were closed at once because there were too many.
+    pub connections_refused: u64,
+    /// TCP connections that were closed because the client was idle or too slow.
+    pub connections_timed_out: u64,
+}
+
+impl Counts {
+    /// Answers with that response code.
+    pub fn of(&self, rcode: Rcode) -> u64 {
+        self.rcodes[index(rcode)]
+    }
+}
+
+impl Tally {
+    /// Counts a packet and what came of it.
+    pub fn query(&self, outcome: &Outcome<'_>) {
+        bump(&self.queries);
+        match outcome.written {
+            None => bump(&self.silent),
+            Some(written) => {
+                bump(&self.rcodes[index(written.rcode)]);
+                if written.truncated {
+                    bump(&self.truncated);
+                }
+            }
+        }
+    }
+
+    /// Adds what this thread has counted.
+    pub fn add_to(&self, sum: &mut Counts) {
+        let add = |total: &mut u64, own: &AtomicU64| *total += own.load(Relaxed);
+        add(&mut sum.queries, &self.queries);
+        add(&mut sum.silent, &self.silent);
+        for (total, own) in sum.rcodes.iter_mut().zip(&self.rcodes) {
+            add(total, own);
+        }
+        add(&mut sum.truncated, &self.truncated);
+        add(&mut sum.wakes_asked, &self.wakes_asked);
+        add(&mut sum.wakes_coalesced, &self.wakes_coalesced);
+        add(&mut sum.wakes_dropped, &self.wakes_dropped);
+        add(&mut sum.held, &self.held);
+        add(&mut sum.holds_refused, &self.holds_refused);
+        add(&mut sum.socket_errors, &self.socket_errors);
+        add(&mut sum.connections, &self.connections);
+        add(&mut sum.connections_refused, &self.connections_refused);
+        add(&mut sum.connections_timed_out, &self.connections_timed_out);
+    }
+}
+
+/// Adds one.
+pub(crate) fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+const fn index(rcode: Rcode) -> usize {
+    match rcode {
+        Rcode::NoError => 0,
+        Rcode::FormErr => 1,
+        Rcode::ServFail => 2,
+        Rcode::NxDomain => 3,
+        Rcode::NotImp => 4,
+        Rcode::Refused => 5,
+        Rcode::BadVers => 6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_own_counter() {
+        for (place, rcode) in Rcode::ALL.into_iter().enumerate() {
+            assert_eq!(index(rcode), place);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! TCP (RFC 7766): pipelined questions, each connection one task.
+//!
+//! The stream server of the `domain` crate has the limits, but its services hand back message builders, while
+//! [`respond`] writes finished bytes for both transports and may choose silence; and a held question must not
+//! keep back the answers to those behind it. So the loop is our own, and small.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::hold::{Held, HoldRoom, stopped};
+use crate::respond::{Transport, respond};
+use crate::tally::{Tally, bump};
+use crate::wake::{WakeAsk, WakeAsker};
+
+/// Most connections at a time.
+const CONNECTIONS_MAX: usize = 1_024;
+/// Most connections of one client address at a time.
+const CONNECTIONS_PER_CLIENT_MAX: u32 = 256;
+/// Longest wait for the next whole question; what came of it so far does not prolong it.
+const QUESTION_MS_MAX: u64 = 10_000;
+/// Longest wait until a client has taken an answer.
+const WRITE_MS_MAX: u64 = 5_000;
+/// Most questions of one connection that are held at a time; further ones are not read meanwhile.
+const HELD_PER_CONNECTION_MAX: usize = 32;
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 4_096;
+/// Pause after an error of accept (such as no file descriptors left), so that a lasting one does not spin.
+const ACCEPT_PAUSE_MS: u64 = 50;
+
+/// What the connections of a server share.
+pub(crate) struct Shared {
+    hold: HoldRoom,
+    tally: Arc<Tally>,
+    /// One for all connections: they are few questions beside those over UDP.
+    asker: Mutex<WakeAsker>,
+    places: Arc<Semaphore>,
+    clients: Clients,
+}
+
+impl Shared {
+    pub fn new(hold: HoldRoom, wakes: Sender<WakeAsk>) -> Self {
+        let tally = Arc::clone(&hold.tally);
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let asker = Mutex::new(WakeAsker::new(wakes, Arc::clone(&tally)));
+        Self { hold, tally, asker, places, clients: Clients::default() }
+    }
+}
+
+/// How many connections each client has.
+#[derive(Default)]
+struct Clients(Mutex<BTreeMap<IpAddr, u32>>);
+
+/// One connection's place among those of its client; given back when dropped.
+struct ClientPlace {
+    shared: Arc<Shared>,
+    client: IpAddr,
+}
+
+impl ClientPlace {
+    fn take(shared: &Arc<Shared>, client: IpAddr) -> Option<Self> {
+        let mut clients = shared.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(client).or_insert(0);
+        if *count >= CONNECTIONS_PER_CLIENT_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Self { shared: Arc::clone(shared), client })
+    }
+}
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        let mut clients = self.shared.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// Takes connections until the server stops, then lets those that are open finish what they hold.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let mut stop = shared.hold.stop.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Ok((stream, peer)) = accepted else {
+            bump(&shared.tally.socket_errors);
+            sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+            continue;
+        };
+        let place = Arc::clone(&shared.places).try_acquire_owned();
+        let client = ClientPlace::take(&shared, peer.ip().to_canonical());
+        let (Ok(place), Some(client)) = (place, client) else {
+            bump(&shared.tally.connections_refused);
+            continue;
+        };
+        bump(&shared.tally.connections);
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let _places = (place, client);
+            Connection::new(stream, peer, &shared).run().await;
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+struct Connection<'s> {
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: &'s Shared,
+    /// Read, but not answered yet.
+    unread: Vec<u8>,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The client closed it, or it broke.
+    Closed,
+    /// The client was too slow.
+    TimedOut,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Closed
+    }
+}
+
+impl<'s> Connection<'s> {
+    fn new(stream: TcpStream, peer: SocketAddr, shared: &'s Shared) -> Self {
+        Self { stream, peer, shared, unread: Vec::new() }
+    }
+
+    async fn run(mut self) {
+        match self.converse().await {
+            Ok(()) | Err(End::Closed) => {}
+            Err(End::TimedOut) => bump(&self.shared.tally.connections_timed_out),
+        }
+    }
+
+    /// Answers question after question. Answers to held ones follow when they are ready, in any order (RFC 7766
+    /// §6.2.1.1).
+    async fn converse(&mut self) -> Result<(), End> {
+        let mut stop = self.shared.hold.stop.clone();
+        let mut held = FuturesUnordered::new();
+        let mut out = Vec::new();
+        let mut open = true;
+        let mut question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
+        while open || !held.is_empty() {
+            while held.len() < HELD_PER_CONNECTION_MAX
+                && let Some(packet) = next_message(&mut self.unread)
+            {
+                match self.answer(&packet, &mut out) {
+                    Some(waiting) => held.push(self.shared.hold.clone().wait(waiting)),
+                    None => self.send(&out).await?,
+                }
+                question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
+            }
+            let reads = open && held.len() < HELD_PER_CONNECTION_MAX;
+            self.unread.reserve(READ_BYTES);
+            tokio::select! {
+                Some(answer) = held.next() => {
+                    self.send(&answer).await?;
+                    question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
+                }
+                read = self.stream.read_buf(&mut self.unread), if reads => open = read? > 0,
+                () = stopped(&mut stop), if open => open = false,
+                () = sleep_until(question_by), if reads && held.is_empty() => return Err(End::TimedOut),
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a message into `out`, which stays empty for silence; or gives the place in which it is held.
+    fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Option<Held> {
+        let hold = &self.shared.hold;
+        let view = hold.shared.load();
+        let outcome = respond(&view, packet, self.peer, Transport::Tcp, (hold.clock)(), out);
+        self.shared.tally.query(&outcome);
+        if let Some(wish) = outcome.wake {
+            let mut asker = self.shared.asker.lock().unwrap_or_else(PoisonError::into_inner);
+            asker.ask(wish, view.generation, self.peer.ip());
+        }
+        hold.take(packet, self.peer, Transport::Tcp, outcome.hold_ms_max?)
+    }
+
+    async fn send(&mut self, message: &[u8]) -> Result<(), End> {
+        let Ok(length) = u16::try_from(message.len()) else { return Err(End::Closed) };
+        if length == 0 {
+            return Ok(());
+        }
+        // One write, so that length and message leave in one segment (RFC 7766 §8).
+        let framed = [&length.to_be_bytes()[..], message].concat();
+        match timeout(Duration::from_millis(WRITE_MS_MAX), self.stream.write_all(&framed)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(End::TimedOut),
+        }
+    }
+}
+
+/// Takes the first whole message out of what was read.
+fn next_message(unread: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let (length, rest) = unread.split_first_chunk::<2>()?;
+    let length = usize::from(u16::from_be_bytes(*length));
+    let message = rest.get(..length)?.to_vec();
+    unread.drain(..2 + length);
+    Some(message)
+}

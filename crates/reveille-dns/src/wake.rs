@@ -1,0 +1,85 @@
+//! Asking the slow loop for wakes: through a bounded channel, never waiting, and not for every packet of a flood.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use reveille_core::model::DomainName;
+use tokio::sync::mpsc::Sender;
+
+use crate::respond::WakeWish;
+use crate::tally::{Tally, bump};
+
+/// Most asks that one thread sends for one service while one view holds. What the first one sets off publishes a
+/// new view; more asks only matter to the count of who waited.
+const ASKS_PER_VIEW_MAX: u32 = 64;
+/// Services that a thread remembers having asked for; a power of two. Two services in one slot are asked for more
+/// often than they need, never less.
+const SLOTS: usize = 256;
+
+/// A question wants a service that does not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WakeAsk {
+    /// The service.
+    pub service: DomainName,
+    /// Who asked: mostly a resolver.
+    pub client: IpAddr,
+    /// The question's type.
+    pub qtype: u16,
+    /// EDNS client subnet in the question, as `address/prefix`.
+    pub subnet: Option<String>,
+    /// When.
+    pub at: Instant,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Slot {
+    /// Address of the service's entry in the view and the view's generation: together they name one service at
+    /// one moment, without hashing or copying its name.
+    service: usize,
+    generation: u64,
+    asks: u32,
+}
+
+/// One thread's end of the channel.
+pub(crate) struct WakeAsker {
+    sender: Sender<WakeAsk>,
+    tally: Arc<Tally>,
+    slots: Box<[Slot]>,
+}
+
+impl WakeAsker {
+    pub fn new(sender: Sender<WakeAsk>, tally: Arc<Tally>) -> Self {
+        Self { sender, tally, slots: vec![Slot::default(); SLOTS].into_boxed_slice() }
+    }
+
+    /// Passes the wish on unless it has been often enough.
+    pub fn ask(&mut self, wish: WakeWish<'_>, generation: u64, client: IpAddr) {
+        let service = std::ptr::from_ref(wish.service).addr();
+        // Allocations are aligned, so the lowest bits say nothing.
+        let slot = &mut self.slots[(service >> 4) % SLOTS];
+        if (slot.service, slot.generation) != (service, generation) {
+            *slot = Slot { service, generation, asks: 0 };
+        }
+        if slot.asks >= ASKS_PER_VIEW_MAX {
+            bump(&self.tally.wakes_coalesced);
+            return;
+        }
+        let ask = WakeAsk {
+            service: wish.service.name.clone(),
+            client: client.to_canonical(),
+            qtype: wish.qtype,
+            subnet: wish.subnet.map(|subnet| subnet.to_string()),
+            at: Instant::now(),
+        };
+        match self.sender.try_send(ask) {
+            Ok(()) => {
+                slot.asks += 1;
+                self.tally.wakes_asked.fetch_add(1, Relaxed);
+            }
+            // Dropped: the address is answered all the same, and the client's first packet wakes the service.
+            Err(_) => bump(&self.tally.wakes_dropped),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Messages: questions are parsed in place, answers are built with the `domain` crate.
+
+mod query;
+mod write;
+
+pub use query::{Edns, Header, Query, Subnet, Unreadable};
+pub use write::{UDP_PAYLOAD_MAX, Written, write_error, write_reply};

@@ -1,0 +1,249 @@
+//! Reading a question, strictly: what does not parse to the last byte is FORMERR, or silence where even an error
+//! would be wrong to send.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use reveille_core::answer::{Question, QuestionName, Rcode, rdata};
+
+/// Length of the header (RFC 1035 §4.1.1).
+const HEADER_BYTES: usize = 12;
+/// Most records beside the question; a question has an OPT, perhaps a SOA (IXFR) and a signature.
+const RECORDS_MAX: usize = 16;
+/// Option code of EDNS client subnet (RFC 7871 §6).
+const OPTION_SUBNET: u16 = 8;
+
+/// What is kept of a header for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// ID.
+    pub id: u16,
+    /// OPCODE.
+    pub opcode: u8,
+    /// RD, which an answer repeats.
+    pub recursion_desired: bool,
+}
+
+/// A question as it came in.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// Header.
+    pub header: Header,
+    /// The one question.
+    pub question: Question,
+    /// OPT, if there is one.
+    pub edns: Option<Edns>,
+}
+
+/// What an OPT record says (RFC 6891).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edns {
+    /// Version; 0 is the only one there is.
+    pub version: u8,
+    /// Largest UDP answer that the asker takes, in bytes.
+    pub payload_bytes: u16,
+    /// DO, which an answer repeats (RFC 3225 §3).
+    pub dnssec_ok: bool,
+    /// Client subnet.
+    pub subnet: Option<Subnet>,
+}
+
+/// The network on whose behalf a resolver asks (RFC 7871 §6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// 1 is IPv4, 2 is IPv6.
+    family: u8,
+    prefix: u8,
+    address: [u8; 16],
+}
+
+/// Why a packet is no question that can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Too short for a header, or itself an answer: an error could start a loop (RFC 8906 §3.1.2 for short ones).
+    Silence,
+    /// An error to send back.
+    Error {
+        /// The header that was read.
+        header: Header,
+        /// FORMERR or NOTIMP.
+        rcode: Rcode,
+    },
+}
+
+impl Query {
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// What to send instead, if anything.
+    pub fn parse(packet: &[u8]) -> Result<Self, Unreadable> {
+        let mut cursor = Cursor { packet, at: 0 };
+        let (header, counts) = cursor.header().ok_or(Unreadable::Silence)?;
+        if counts.is_response {
+            return Err(Unreadable::Silence);
+        }
+        if header.opcode != 0 {
+            return Err(Unreadable::Error { header, rcode: Rcode::NotImp });
+        }
+        let malformed = Unreadable::Error { header, rcode: Rcode::FormErr };
+        // Exactly one question (RFC 9619); none at all is for cookies alone (RFC 7873 §5.4).
+        if counts.questions != 1 || counts.other > RECORDS_MAX {
+            return Err(malformed);
+        }
+        let question = cursor.question().ok_or(malformed)?;
+        let edns = cursor.records(&counts).ok_or(malformed)?;
+        if cursor.at != packet.len() {
+            return Err(malformed);
+        }
+        Ok(Self { header, question, edns })
+    }
+}
+
+impl Subnet {
+    /// Reads the data of the option; `None` if it is malformed (RFC 7871 §7.1.2: FORMERR).
+    fn parse(data: &[u8]) -> Option<Self> {
+        let (&[high, low, prefix, scope], address) = data.split_first_chunk::<4>()?;
+        let (family, bits_max) = match (high, low) {
+            (0, 1) => (1, 32),
+            (0, 2) => (2, 128),
+            _ => return None,
+        };
+        if prefix > bits_max || scope != 0 || address.len() != usize::from(prefix).div_ceil(8) {
+            return None;
+        }
+        let mut padded = [0; 16];
+        padded.get_mut(..address.len())?.copy_from_slice(address);
+        let bits = u128::from_be_bytes(padded);
+        if bits.checked_shl(prefix.into()).unwrap_or(0) != 0 {
+            return None;
+        }
+        Some(Self { family, prefix, address: padded })
+    }
+
+    /// The data of the option in an answer that holds for everybody: scope 0 (RFC 7871 §7.2.1).
+    pub fn answer_data(&self) -> impl Iterator<Item = u8> + '_ {
+        let address = self.address.iter().copied().take(usize::from(self.prefix).div_ceil(8));
+        [0, self.family, self.prefix, 0].into_iter().chain(address)
+    }
+}
+
+impl fmt::Display for Subnet {
+    /// `192.0.2.0/24`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.family == 1 {
+            let [a, b, c, d, ..] = self.address;
+            write!(f, "{}/{}", Ipv4Addr::new(a, b, c, d), self.prefix)
+        } else {
+            write!(f, "{}/{}", Ipv6Addr::from(self.address), self.prefix)
+        }
+    }
+}
+
+/// What of the header decides how to read on.
+struct Counts {
+    is_response: bool,
+    questions: u16,
+    /// Records in the answer, authority and additional sections.
+    sections: [u16; 3],
+    other: usize,
+}
+
+/// A place in a packet. Every step checks the length; `None` is malformed.
+struct Cursor<'p> {
+    packet: &'p [u8],
+    at: usize,
+}
+
+impl<'p> Cursor<'p> {
+    fn take(&mut self, length: usize) -> Option<&'p [u8]> {
+        let end = self.at.checked_add(length)?;
+        let taken = self.packet.get(self.at..end)?;
+        self.at = end;
+        Some(taken)
+    }
+
+    fn number(&mut self) -> Option<u16> {
+        self.take(2).and_then(|bytes| Some(u16::from_be_bytes(bytes.try_into().ok()?)))
+    }
+
+    fn header(&mut self) -> Option<(Header, Counts)> {
+        if self.packet.len() < HEADER_BYTES {
+            return None;
+        }
+        let id = self.number()?;
+        let &[flags, _] = self.take(2)? else { return None };
+        let questions = self.number()?;
+        let sections = [self.number()?, self.number()?, self.number()?];
+        let header = Header { id, opcode: flags >> 3 & 0xf, recursion_desired: flags & 1 != 0 };
+        let other = sections.iter().map(|&count| usize::from(count)).sum();
+        Some((header, Counts { is_response: flags & 0x80 != 0, questions, sections, other }))
+    }
+
+    /// The first name of a message cannot be compressed: there is nothing to point to.
+    fn question(&mut self) -> Option<Question> {
+        let length = rdata::name_length(self.packet.get(self.at..)?)?;
+        let name = QuestionName::from_wire(self.take(length)?).ok()?;
+        Some(Question { name, qtype: self.number()?, qclass: self.number()? })
+    }
+
+    /// Steps over the records of all sections; gives the OPT, of which there may be one (RFC 6891 §6.1.1).
+    fn records(&mut self, counts: &Counts) -> Option<Option<Edns>> {
+        let mut edns = None;
+        for (section, &count) in counts.sections.iter().enumerate() {
+            for _ in 0..count {
+                let is_root = self.skip_name()?;
+                let rtype = self.number()?;
+                let class = self.number()?;
+                let ttl = self.take(4)?;
+                let length = self.number()?;
+                let data = self.take(length.into())?;
+                if rtype == rdata::OPT {
+                    if section != 2 || !is_root || edns.is_some() {
+                        return None;
+                    }
+                    edns = Some(Edns::parse(class, ttl, data)?);
+                }
+            }
+        }
+        Some(edns)
+    }
+
+    /// Steps over a name, which may end in a pointer to an earlier place; tells whether it is the root.
+    fn skip_name(&mut self) -> Option<bool> {
+        let start = self.at;
+        loop {
+            let label = self.at;
+            let length = *self.take(1)?.first()?;
+            match length {
+                0 => return Some(label == start),
+                1..64 => self.take(length.into())?,
+                192.. => {
+                    let low = *self.take(1)?.first()?;
+                    let to = usize::from(length & 0x3f) << 8 | usize::from(low);
+                    return (HEADER_BYTES..label).contains(&to).then_some(false);
+                }
+                64..192 => return None,
+            };
+            if self.at - start > 255 {
+                return None;
+            }
+        }
+    }
+}
+
+impl Edns {
+    fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
+        let &[_, version, flags, _] = ttl else { return None };
+        let mut subnet = None;
+        let mut options = Cursor { packet: data, at: 0 };
+        while options.at < data.len() {
+            let code = options.number()?;
+            let length = options.number()?;
+            let option = options.take(length.into())?;
+            if code == OPTION_SUBNET {
+                subnet = Some(Subnet::parse(option)?);
+            }
+        }
+        Some(Self { version, payload_bytes: class, dnssec_ok: flags & 0x80 != 0, subnet })
+    }
+}

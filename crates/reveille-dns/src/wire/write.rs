@@ -1,0 +1,274 @@
+//! Writing an answer within a size limit.
+
+use domain::base::iana::{Class, OptRcode, OptionCode, Rtype};
+use domain::base::message_builder::{AdditionalBuilder, AnswerBuilder, PushError, StaticCompressor};
+use domain::base::name::Name;
+use domain::base::rdata::{ComposeRecordData, RecordData};
+use domain::base::wire::Composer;
+use domain::base::{MessageBuilder, Ttl};
+use domain::dep::octseq::OctetsBuilder;
+use reveille_core::answer::{Ede, Owner, Rcode, Records, Reply, Section, rdata};
+
+use super::query::{Edns, Header, Query};
+
+/// Largest UDP answer, in bytes: goes through every network unfragmented (DNS flag day 2020).
+pub const UDP_PAYLOAD_MAX: u16 = 1232;
+/// Largest UDP answer to an asker without EDNS, and the least that one with EDNS may name (RFC 6891 §6.2.3).
+const UDP_PAYLOAD_MIN: u16 = 512;
+/// Largest message over TCP.
+const TCP_MESSAGE_MAX: u16 = u16::MAX;
+/// Longest extra text of an extended error; with it, the longest name and a client subnet, any error still fits
+/// into the smallest UDP answer.
+const EDE_TEXT_BYTES_MAX: usize = 160;
+/// OPT without options.
+const OPT_BYTES: usize = 11;
+/// Code and length of an option.
+const OPTION_BYTES: usize = 4;
+/// Option code of EDNS client subnet (RFC 7871 §6).
+const OPTION_SUBNET: u16 = 8;
+/// Type, class, TTL and length of a record.
+const RECORD_BYTES: usize = 10;
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Response code.
+    pub rcode: Rcode,
+    /// TC is set.
+    pub truncated: bool,
+}
+
+type Target<'o> = StaticCompressor<&'o mut Vec<u8>>;
+
+/// Writes the answer to a readable question into `out`, replacing what is there. `over_udp` bounds the size by
+/// what both sides take (RFC 6891 §6.2.5).
+pub fn write_reply(query: &Query, reply: &Reply<'_>, over_udp: bool, out: &mut Vec<u8>) -> Written {
+    let written = try_write(query, reply, size_limit(query.edns.as_ref(), over_udp), out);
+    written.unwrap_or_else(|_| {
+        // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
+        write_error(query.header, Rcode::ServFail, out)
+    })
+}
+
+/// Writes a header with an error and nothing else into `out`, replacing what is there.
+pub fn write_error(header: Header, rcode: Rcode, out: &mut Vec<u8>) -> Written {
+    let Header { id, opcode, recursion_desired } = header;
+    let [high, low] = id.to_be_bytes();
+    let flags = 0x80 | (opcode & 0xf) << 3 | u8::from(recursion_desired);
+    let code = (rcode.number() & 0xf).to_be_bytes()[1];
+    out.clear();
+    out.extend_from_slice(&[high, low, flags, code, 0, 0, 0, 0, 0, 0, 0, 0]);
+    Written { rcode, truncated: false }
+}
+
+fn size_limit(edns: Option<&Edns>, over_udp: bool) -> usize {
+    let limit = if over_udp {
+        edns.map_or(UDP_PAYLOAD_MIN, |edns| edns.payload_bytes.clamp(UDP_PAYLOAD_MIN, UDP_PAYLOAD_MAX))
+    } else {
+        TCP_MESSAGE_MAX
+    };
+    limit.into()
+}
+
+fn try_write(
+    query: &Query,
+    reply: &Reply<'_>,
+    limit: usize,
+    out: &mut Vec<u8>,
+) -> Result<Written, PushError> {
+    out.clear();
+    // A `Vec` takes everything, so this cannot fail.
+    let mut message =
+        MessageBuilder::from_target(StaticCompressor::new(out)).map_err(|_| PushError::ShortBuf)?;
+    let opt = query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode });
+    let records_limit = limit - opt.as_ref().map_or(0, Opt::bytes_max);
+    message.set_push_limit(records_limit);
+    let header = message.header_mut();
+    header.set_id(query.header.id);
+    header.set_qr(true);
+    header.set_aa(reply.authoritative);
+    header.set_rd(query.header.recursion_desired);
+    header.set_rcode(OptRcode::masked_from_int(reply.rcode.number()).rcode());
+
+    let question = &query.question;
+    let mut section = message.question();
+    section.push((
+        name(question.name.as_wire())?,
+        Rtype::from_int(question.qtype),
+        Class::from_int(question.qclass),
+    ))?;
+    let asked = question.name.as_wire();
+    let (mut section, mut truncated) = write_records(section.answer(), reply, asked);
+    if !truncated {
+        truncated = write_additional(&mut section, reply, asked, records_limit);
+    }
+    let message = section.as_builder_mut();
+    message.header_mut().set_tc(truncated);
+    message.set_push_limit(limit);
+    if let Some(opt) = opt {
+        opt.write(&mut section)?;
+    }
+    Ok(Written { rcode: reply.rcode, truncated })
+}
+
+/// Answer and authority sections, whole or not at all: half an RRset is worse than none (RFC 2181 §9).
+fn write_records<'o>(
+    mut section: AnswerBuilder<Target<'o>>,
+    reply: &Reply<'_>,
+    asked: &[u8],
+) -> (AdditionalBuilder<Target<'o>>, bool) {
+    if each_record(&reply.answer, asked, |record| section.push(record)).is_err() {
+        return (section.rewind_into().additional(), true);
+    }
+    let mut section = section.authority();
+    if each_record(&reply.authority, asked, |record| section.push(record)).is_err() {
+        return (section.answer().rewind_into().additional(), true);
+    }
+    (section.additional(), false)
+}
+
+/// The additional section as far as it fits; tells whether something is missing that the asker needs.
+fn write_additional(
+    section: &mut AdditionalBuilder<Target<'_>>,
+    reply: &Reply<'_>,
+    asked: &[u8],
+    limit: usize,
+) -> bool {
+    for records in reply.additional.iter() {
+        // Without counting on compression, so that an RRset is never cut in the middle.
+        let owner_bytes = owner_wire(records.owner, asked).len();
+        let bytes: usize = records.iter().map(|data| owner_bytes + RECORD_BYTES + data.len()).sum();
+        let fits = section.as_slice().len() + bytes <= limit;
+        let mut one = Section::default();
+        one.push(records.clone());
+        if !fits || each_record(&one, asked, |record| section.push(record)).is_err() {
+            return reply.glue;
+        }
+    }
+    false
+}
+
+type WireRecord<'a> = (&'a Name<[u8]>, Class, Ttl, WireData<'a>);
+
+fn each_record(
+    section: &Section<'_>,
+    asked: &[u8],
+    mut push: impl FnMut(WireRecord<'_>) -> Result<(), PushError>,
+) -> Result<(), PushError> {
+    for records in section.iter() {
+        let owner = name(owner_wire(records.owner, asked))?;
+        let Records { rtype, ttl, .. } = records;
+        for data in records.iter() {
+            push((owner, Class::IN, Ttl::from_secs(*ttl), WireData { rtype: *rtype, data }))?;
+        }
+    }
+    Ok(())
+}
+
+fn owner_wire<'a>(owner: Owner<'a>, asked: &'a [u8]) -> &'a [u8] {
+    match owner {
+        Owner::Question => asked,
+        Owner::Name(wire) => wire,
+    }
+}
+
+fn name(wire: &[u8]) -> Result<&Name<[u8]>, PushError> {
+    Name::from_slice(wire).map_err(|_| PushError::ShortBuf)
+}
+
+/// Record data that is in wire format already; names in it are compressed where that is allowed (RFC 3597 §4).
+struct WireData<'a> {
+    rtype: u16,
+    data: &'a [u8],
+}
+
+impl RecordData for WireData<'_> {
+    fn rtype(&self) -> Rtype {
+        Rtype::from_int(self.rtype)
+    }
+}
+
+impl WireData<'_> {
+    /// Bytes before the names, and how many names; `None` if the data is to be copied as it is.
+    fn compressible(&self) -> Option<(usize, usize)> {
+        match self.rtype {
+            rdata::NS | rdata::CNAME | rdata::PTR | rdata::SOA | rdata::MX => rdata::names_at(self.rtype),
+            _ => None,
+        }
+    }
+}
+
+impl ComposeRecordData for WireData<'_> {
+    fn rdlen(&self, compress: bool) -> Option<u16> {
+        if compress && self.compressible().is_some() {
+            return None;
+        }
+        u16::try_from(self.data.len()).ok()
+    }
+
+    fn compose_rdata<T: Composer + ?Sized>(&self, target: &mut T) -> Result<(), T::AppendError> {
+        let Some((before, names)) = self.compressible() else { return target.append_slice(self.data) };
+        let (numbers, mut rest) = self.data.split_at_checked(before).unwrap_or((self.data, &[]));
+        target.append_slice(numbers)?;
+        for _ in 0..names {
+            let (wire, after) = rdata::name_length(rest)
+                .and_then(|length| rest.split_at_checked(length))
+                .unwrap_or((&[], rest));
+            match Name::from_slice(wire) {
+                Ok(name) => target.append_compressed_name(name)?,
+                Err(_) => target.append_slice(wire)?,
+            }
+            rest = after;
+        }
+        target.append_slice(rest)
+    }
+
+    fn compose_canonical_rdata<T: Composer + ?Sized>(&self, target: &mut T) -> Result<(), T::AppendError> {
+        target.append_slice(self.data)
+    }
+}
+
+/// The OPT record of an answer.
+struct Opt<'a> {
+    edns: &'a Edns,
+    ede: Option<&'a Ede<'a>>,
+    rcode: Rcode,
+}
+
+impl Opt<'_> {
+    /// Room that is kept for it.
+    fn bytes_max(&self) -> usize {
+        let subnet = self.edns.subnet.map_or(0, |subnet| OPTION_BYTES + subnet.answer_data().count());
+        let ede = self.ede.map_or(0, |ede| OPTION_BYTES + 2 + ede_text(ede).len());
+        OPT_BYTES + subnet + ede
+    }
+
+    fn write(&self, section: &mut AdditionalBuilder<Target<'_>>) -> Result<(), PushError> {
+        section.opt(|opt| {
+            opt.set_udp_payload_size(UDP_PAYLOAD_MAX);
+            opt.set_rcode(OptRcode::masked_from_int(self.rcode.number()));
+            opt.set_version(0);
+            opt.set_dnssec_ok(self.edns.dnssec_ok);
+            if let Some(subnet) = &self.edns.subnet {
+                let length = u16::try_from(subnet.answer_data().count()).unwrap_or(u16::MAX);
+                opt.push_raw_option(OPTION_SUBNET.into(), length, |target| {
+                    subnet.answer_data().try_for_each(|byte| target.append_slice(&[byte]))
+                })?;
+            }
+            if let Some(ede) = self.ede {
+                let text = ede_text(ede);
+                let length = u16::try_from(2 + text.len()).unwrap_or(u16::MAX);
+                opt.push_raw_option(OptionCode::EXTENDED_ERROR, length, |target| {
+                    target.append_slice(&ede.code.to_be_bytes())?;
+                    target.append_slice(text.as_bytes())
+                })?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn ede_text<'a>(ede: &'a Ede<'_>) -> &'a str {
+    let text: &str = &ede.text;
+    text.get(..text.floor_char_boundary(EDE_TEXT_BYTES_MAX)).unwrap_or_default()
+}
