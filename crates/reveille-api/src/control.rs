@@ -1,0 +1,173 @@
+//! What the API asks of the daemon. The binary implements it; the tests have one in memory.
+
+use async_trait::async_trait;
+use reveille_core::model::{DomainName, RequestError, ServiceSpec, SpecFault};
+use tokio::sync::broadcast;
+
+use crate::events::Event;
+use crate::types::{HostSummary, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport};
+
+/// Whether a verb answers when it is accepted or when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wait {
+    /// As soon as it is accepted.
+    #[default]
+    UntilAccepted,
+    /// When what was asked for is so, or has failed.
+    UntilDone,
+}
+
+/// What happens to open connections when a service is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Connections {
+    /// They are kept: with any open, the verb is refused as busy.
+    #[default]
+    Keep,
+    /// They are cut.
+    Cut,
+}
+
+/// The daemon, as the API sees it.
+///
+/// Every `name` is a full name or a first label that only one service has; telling which is the daemon's part
+/// ([`ControlError::AmbiguousName`] if it cannot). Verbs are idempotent: asked again, they say that it is so
+/// already. A future may be dropped at any await (the client went away); what was begun goes on.
+#[async_trait]
+pub trait Control: Send + Sync + 'static {
+    /// At most `limit` services in the order of their names, beginning after the name `after`.
+    async fn services(
+        &self,
+        after: Option<&DomainName>,
+        limit: usize,
+    ) -> Result<Vec<ServiceSummary>, ControlError>;
+
+    /// One service.
+    async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError>;
+
+    /// Adds a service. The spec is checked against its own ranges before; what depends on the daemon (the
+    /// image exists, the address is free, the name is in a served zone) is checked here, every fault at once.
+    async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError>;
+
+    /// Ends the service's instances and forgets it.
+    async fn remove_service(&self, name: &DomainName) -> Result<(), ControlError>;
+
+    /// Wakes the service.
+    async fn wake(&self, name: &DomainName, wait: Wait) -> Result<VerbReply, ControlError>;
+
+    /// Puts the service to sleep without waiting for its idle time.
+    async fn hibernate(
+        &self,
+        name: &DomainName,
+        connections: Connections,
+        wait: Wait,
+    ) -> Result<VerbReply, ControlError>;
+
+    /// Ends the service's guest and drops its memory; the next wake is a cold boot.
+    async fn terminate(&self, name: &DomainName, wait: Wait) -> Result<VerbReply, ControlError>;
+
+    /// The last `limit` decisions and wakes with their reasons, newest first.
+    async fn why(&self, name: &DomainName, limit: usize) -> Result<WhyReport, ControlError>;
+
+    /// At most `limit` wakes, newest first, with sequence numbers below `before`.
+    async fn wakes(
+        &self,
+        name: &DomainName,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Wake>, ControlError>;
+
+    /// The daemon and its host.
+    async fn host(&self) -> Result<HostSummary, ControlError>;
+
+    /// Whether requests are served.
+    ///
+    /// # Errors
+    /// What is waited for, as a sentence.
+    fn readiness(&self) -> Result<(), String>;
+
+    /// A new reader of what happens from now on.
+    fn events(&self) -> broadcast::Receiver<Event>;
+}
+
+/// Why the daemon did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No such service. 404.
+    #[error("there is no service {name}; `reveille service list` shows what there is")]
+    UnknownService {
+        /// What was asked for.
+        name: DomainName,
+    },
+    /// The first label of several services. 409.
+    #[error("{label} is the first label of several services; write the full name of one")]
+    AmbiguousName {
+        /// What was asked for.
+        label: DomainName,
+        /// The services that it could be.
+        candidates: Vec<DomainName>,
+    },
+    /// The name or the address is taken. 409.
+    #[error("{detail}")]
+    Exists {
+        /// One sentence with the remedy.
+        detail: String,
+    },
+    /// Clients are connected. 409.
+    #[error("{detail}")]
+    Busy {
+        /// One sentence with the remedy.
+        detail: String,
+    },
+    /// Not in the state that the service is in. 409.
+    #[error("{detail}")]
+    Refused {
+        /// One sentence.
+        detail: String,
+    },
+    /// What was given is wrong. 422, with every fault.
+    #[error("{}", sentence_of(faults))]
+    Invalid {
+        /// Each with key, value and what is allowed.
+        faults: Vec<SpecFault>,
+    },
+    /// The service failed to start too often. 503 with Retry-After.
+    #[error("{detail}")]
+    GaveUp {
+        /// The cause, as a sentence.
+        detail: String,
+        /// When it is tried again, in milliseconds from now.
+        retry_ms: u64,
+    },
+    /// A start or a hibernation that was waited for has failed. 503.
+    #[error("{detail}")]
+    Failed {
+        /// The cause, as a sentence.
+        detail: String,
+    },
+    /// The daemon cannot do it now. 503.
+    #[error("{detail}")]
+    Unavailable {
+        /// One sentence with the remedy.
+        detail: String,
+    },
+}
+
+fn sentence_of(faults: &[SpecFault]) -> String {
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    faults.join("; ")
+}
+
+impl From<RequestError> for ControlError {
+    fn from(error: RequestError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RequestError::UnknownService(name) => Self::UnknownService { name },
+            RequestError::Exists(_) => Self::Exists { detail },
+            RequestError::Busy { .. } => Self::Busy { detail },
+            RequestError::GaveUp { wait_ms, .. } => Self::GaveUp { detail, retry_ms: wait_ms },
+            RequestError::UnknownInstance(_) | RequestError::Retiring(_) | RequestError::Refused(_) => {
+                Self::Refused { detail }
+            }
+        }
+    }
+}

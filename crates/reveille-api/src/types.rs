@@ -1,0 +1,434 @@
+//! The bodies that travel. Times are RFC 3339, durations milliseconds, sizes bytes unless the name says MiB.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::model::{
+    DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Resources,
+    Role, Rung, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState, WakeOutcome, WakeRecord,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::time::Time;
+
+/// Items of a list that are sent when no `limit` is asked for.
+pub const PAGE_ITEMS_DEFAULT: usize = 100;
+/// Most items of a list that are sent at a time.
+pub const PAGE_ITEMS_MAX: usize = 1_000;
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The items, in the list's order.
+    pub items: Vec<T>,
+    /// Give it as `cursor` to get what follows; absent at the end. Opaque.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// A service in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    /// Its full name.
+    pub name: DomainName,
+    /// What its primary is doing.
+    pub phase: Phase,
+    /// The phase and rung as one of three states.
+    pub state: VmState,
+    /// How warm its primary is.
+    pub rung: Rung,
+    /// What the instance described here is for.
+    pub role: Role,
+    /// Its stable IPv4 address.
+    pub address: Ipv4Addr,
+    /// Its stable IPv6 address, if it has one.
+    pub address6: Option<Ipv6Addr>,
+    /// Name or content address of its image.
+    pub image: String,
+    /// What an instance is given.
+    pub resources: Resources,
+    /// Where it is reached.
+    pub ports: Vec<PortSpec>,
+    /// How many instances may run at a time.
+    pub kind: Kind,
+    /// Order in the wake queue: higher first.
+    pub priority: u8,
+    /// Connections through the relay at the last look.
+    pub open_connections: u32,
+    /// Clients that are held until it is ready.
+    pub held_clients: u32,
+    /// The last open connection or packet, as far as it was looked at.
+    pub last_activity: Time,
+    /// The last failure, until it is ready again.
+    pub failure: Option<FailureReport>,
+}
+
+/// All about a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    /// Its primary.
+    pub instance: InstanceId,
+    /// When the service was created.
+    pub created_at: Time,
+    /// When the phase began.
+    pub phase_since: Time,
+    /// When the vCPUs last began to run, if they run.
+    pub running_since: Option<Time>,
+    /// When it last hibernated.
+    pub hibernated_at: Option<Time>,
+    /// The version that can be restored.
+    pub version: Option<VersionReport>,
+    /// Measured wakes from a version, trigger to ready: median.
+    pub wake_ms_p50: Option<u32>,
+    /// Measured wakes from a version, trigger to ready: 95th percentile.
+    pub wake_ms_p95: Option<u32>,
+    /// Measured cold boots, trigger to ready: median.
+    pub boot_ms_p50: Option<u32>,
+    /// Measured cold boots, trigger to ready: 95th percentile.
+    pub boot_ms_p95: Option<u32>,
+    /// The readiness check in force.
+    pub ready: ReadyCheck,
+    /// What the guest may reach by itself.
+    pub egress: Egress,
+    /// By which rules it sleeps and wakes.
+    pub policy: Policy,
+}
+
+impl ServiceSummary {
+    /// What there is to say of `service` and its primary.
+    pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
+        let spec = &service.spec;
+        Self {
+            name: spec.name.clone(),
+            phase: instance.phase,
+            state: instance.state(),
+            rung: instance.rung,
+            role: instance.role,
+            address: service.address,
+            address6: spec.address6,
+            image: spec.image.clone(),
+            resources: spec.resources,
+            ports: spec.ports.clone(),
+            kind: spec.kind,
+            priority: spec.priority,
+            open_connections: instance.open_connections,
+            held_clients,
+            last_activity: Time(instance.last_activity),
+            failure: instance.failure.as_ref().map(FailureReport::of),
+        }
+    }
+}
+
+impl ServiceDetail {
+    /// What there is to say of `service` and its primary.
+    pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
+        Self {
+            summary: ServiceSummary::of(service, instance, held_clients),
+            instance: instance.id,
+            created_at: Time(service.created_at),
+            phase_since: Time(instance.phase_since),
+            running_since: instance.running_since.map(Time),
+            hibernated_at: instance.hibernated_at.map(Time),
+            version: instance.version.as_ref().map(VersionReport::of),
+            wake_ms_p50: instance.restores.percentile_ms(50),
+            wake_ms_p95: instance.restores.percentile_ms(95),
+            boot_ms_p50: instance.boots.percentile_ms(50),
+            boot_ms_p95: instance.boots.percentile_ms(95),
+            ready: service.spec.ready_check(),
+            egress: service.spec.egress,
+            policy: service.spec.policy,
+        }
+    }
+}
+
+/// Why a service was lost or did not start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureReport {
+    /// One sentence.
+    pub cause: String,
+    /// When.
+    pub at: Time,
+    /// Starts that failed in a row; 0 when a running instance was lost.
+    pub attempts: u32,
+    /// Before this time no start is tried.
+    pub retry_at: Time,
+    /// Whether requests are refused until then.
+    pub gave_up: bool,
+}
+
+impl FailureReport {
+    /// The report of `failure`.
+    pub fn of(failure: &Failure) -> Self {
+        Self {
+            cause: failure.cause.to_string(),
+            at: Time(failure.at),
+            attempts: failure.attempts,
+            retry_at: Time(failure.retry_at),
+            gave_up: failure.gave_up,
+        }
+    }
+}
+
+/// A version that can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionReport {
+    /// 1 for the first.
+    pub number: u64,
+    /// When it was published.
+    pub at: Time,
+    /// Bytes that it takes on disk.
+    pub stored_bytes: u64,
+    /// Microseconds that the guest stood still for the capture.
+    pub paused_us: u64,
+    /// Content address of the image that it came from.
+    pub image: String,
+}
+
+impl VersionReport {
+    /// The report of `version`.
+    pub fn of(version: &SnapshotVersion) -> Self {
+        Self {
+            number: version.number,
+            at: Time(version.at),
+            stored_bytes: version.stored_bytes,
+            paused_us: version.paused_us,
+            image: version.image.clone(),
+        }
+    }
+}
+
+/// What a verb did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VerbReply {
+    /// The service.
+    pub name: DomainName,
+    /// Its phase now.
+    pub phase: Phase,
+    /// Its state now.
+    pub state: VmState,
+    /// Its stable address.
+    pub address: Ipv4Addr,
+    /// Whether what was asked for is so by now; otherwise it is under way.
+    pub done: bool,
+    /// Whether the verb changed anything; asked again, it does not.
+    pub changed: bool,
+    /// The wake that was waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Wake>,
+}
+
+/// One wake (W8).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Wake {
+    /// Its number in the service's history.
+    pub seq: u64,
+    /// The service.
+    pub service: DomainName,
+    /// The instance.
+    pub instance: InstanceId,
+    /// When the trigger came.
+    pub at: Time,
+    /// What asked first.
+    pub trigger: Trigger,
+    /// The same as words.
+    pub asked_by: String,
+    /// How many asked before it was ready.
+    pub asks: u64,
+    /// The rung that it was woken from; `cold` is a boot.
+    pub from: Rung,
+    /// From the trigger to the end of each stage that was reached.
+    pub stages_ms: StagesMs,
+    /// How it ended; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<WakeResult>,
+    /// Why it failed, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// How a wake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WakeResult {
+    /// The service became ready.
+    Ready,
+    /// It did not.
+    Failed,
+}
+
+/// Milliseconds from the trigger to the end of each stage, with three decimals.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+pub struct StagesMs {
+    /// The plan with this wake was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<f64>,
+    /// The monitor's process answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spawned: Option<f64>,
+    /// Device state and memory are in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<f64>,
+    /// The vCPUs run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<f64>,
+    /// The readiness check passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<f64>,
+    /// The first byte went to a waiting client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte: Option<f64>,
+}
+
+impl StagesMs {
+    /// The stages of `record`.
+    pub fn of(record: &WakeRecord) -> Self {
+        // A wake is hours at most: far below 2^53 µs, so nothing is lost.
+        let ms = |stage| record.stage_us(stage).map(|us| us as f64 / 1_000.0);
+        Self {
+            decided: ms(Stage::Decided),
+            spawned: ms(Stage::Spawned),
+            restored: ms(Stage::Restored),
+            running: ms(Stage::Running),
+            ready: ms(Stage::Ready),
+            first_byte: ms(Stage::FirstByte),
+        }
+    }
+
+    /// The stages that were reached, in order, with their words.
+    pub fn reached(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all = [self.decided, self.spawned, self.restored, self.running, self.ready, self.first_byte];
+        Stage::ALL.into_iter().zip(all).filter_map(|(stage, ms)| Some((stage.word(), ms?)))
+    }
+}
+
+impl Wake {
+    /// The wake of `record`, which has the number `seq` in its service's history.
+    pub fn of(seq: u64, record: &WakeRecord) -> Self {
+        let (outcome, cause) = match &record.outcome {
+            None => (None, None),
+            Some(WakeOutcome::Ready) => (Some(WakeResult::Ready), None),
+            Some(WakeOutcome::Failed { cause }) => (Some(WakeResult::Failed), Some(cause.to_string())),
+        };
+        Self {
+            seq,
+            service: record.service.clone(),
+            instance: record.instance,
+            at: Time(record.at),
+            trigger: record.trigger.clone(),
+            asked_by: record.trigger.to_string(),
+            asks: record.asks,
+            from: record.from,
+            stages_ms: StagesMs::of(record),
+            outcome,
+            cause,
+        }
+    }
+}
+
+/// One decision with its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionReport {
+    /// When.
+    pub at: Time,
+    /// The service.
+    pub service: DomainName,
+    /// The instance.
+    pub instance: InstanceId,
+    /// What to do, as a value.
+    pub action: Action,
+    /// The same as words.
+    pub what: String,
+    /// Why, as a value with the numbers.
+    pub reason: Reason,
+    /// The same as words.
+    pub why: String,
+}
+
+impl DecisionReport {
+    /// The report of `decision`, taken at `at`.
+    pub fn of(at: Timestamp, decision: &Decision) -> Self {
+        Self {
+            at: Time(at),
+            service: decision.service.clone(),
+            instance: decision.instance,
+            action: decision.action.clone(),
+            what: words(&decision.action),
+            reason: decision.reason.clone(),
+            why: decision.reason.to_string(),
+        }
+    }
+}
+
+fn words(action: &Action) -> String {
+    match action {
+        Action::Boot => "boot from the image".to_owned(),
+        Action::Restore { from } => format!("restore from the rung {from}"),
+        Action::Arm => "arm: start the monitor with the version mapped".to_owned(),
+        Action::Disarm => "disarm: end the armed monitor".to_owned(),
+        Action::Drain { force: false, .. } => "hold new clients and look at the traffic once more".to_owned(),
+        Action::Drain { force: true, .. } => "hold new clients and cut open connections".to_owned(),
+        Action::Undrain => "let clients in again".to_owned(),
+        Action::Capture => "hibernate: publish a version, end the monitor".to_owned(),
+        Action::AbandonCapture => "give the hibernation up".to_owned(),
+        Action::GiveUpStart { cause } => format!("give the start up: {cause}"),
+        Action::Kill { discard: false } => "end what is left of the monitor".to_owned(),
+        Action::Kill { discard: true } => "end the monitor and drop the version".to_owned(),
+        Action::Wait { until: None } => "wait until something happens".to_owned(),
+        Action::Wait { until: Some(until) } => format!("wait until {}", Time(*until)),
+    }
+}
+
+/// Why a service is as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WhyReport {
+    /// The service, as in a list.
+    #[serde(flatten)]
+    pub service: ServiceSummary,
+    /// The last decisions, newest first.
+    pub decisions: Vec<DecisionReport>,
+    /// The last wakes, newest first.
+    pub wakes: Vec<Wake>,
+}
+
+/// The daemon and its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSummary {
+    /// Version of Reveille.
+    pub version: String,
+    /// When the daemon started.
+    pub started_at: Time,
+    /// The zones that it serves.
+    pub zones: Vec<DomainName>,
+    /// Where it answers DNS.
+    pub dns: Vec<SocketAddr>,
+    /// What runs instances: name and version.
+    pub driver: String,
+    /// What executes guests, such as `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Services by state.
+    pub services: ServiceCounts,
+    /// Starts under way.
+    pub starts_running: u32,
+    /// Most starts at a time.
+    pub starts_max: u32,
+    /// Rises with every change of the fleet.
+    pub generation: u64,
+}
+
+/// How many services are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ServiceCounts {
+    /// All.
+    pub total: u64,
+    /// Nothing runs.
+    pub inactive: u64,
+    /// On the way up, armed or paused.
+    pub warming: u64,
+    /// Serving.
+    pub active: u64,
+    /// Of all: those whose last start failed.
+    pub failed: u64,
+}
