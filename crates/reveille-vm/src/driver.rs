@@ -4,14 +4,15 @@
 //! sockets of its instances to itself; the control loop names instances by identity. Calls for one instance are
 //! carried out one after another, except [`Driver::kill`], which ends whatever goes on.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use reveille_core::model::{
-    Cause, DomainName, Egress, Found, InstanceId, PortSpec, Resources, SnapshotVersion, Stage, Timestamp,
+    Cause, DomainName, Egress, Found, InstanceId, Resources, SnapshotVersion, Stage, Timestamp,
 };
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 /// What a driver can do on this host.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -26,8 +27,6 @@ pub struct Capabilities {
     pub hibernate: bool,
     /// A process can wait with a version mapped (rung Armed).
     pub arm: bool,
-    /// Whether the guest's side of a TCP handshake can be observed ([`Driver::accepted`]).
-    pub handshake_probe: bool,
     /// Process sandboxing is in force.
     pub sandbox: bool,
 }
@@ -49,10 +48,6 @@ pub struct Launch {
     pub resources: Resources,
     /// What the guest may reach by itself.
     pub egress: Egress,
-    /// Guest ports that are to be reachable.
-    pub ports: Vec<PortSpec>,
-    /// The private loopback address on which the driver makes them reachable, port by port.
-    pub backend: Ipv4Addr,
 }
 
 /// Told when a stage of a start is over, in order.
@@ -60,17 +55,33 @@ pub type OnStage<'a> = &'a (dyn Fn(Stage) + Send + Sync);
 
 /// Raised by the control loop when a client arrived during a capture.
 #[derive(Debug, Default)]
-pub struct Abandon(AtomicBool);
+pub struct Abandon {
+    raised: AtomicBool,
+    told: Notify,
+}
 
 impl Abandon {
     /// Asks for the capture to be given up.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
+        self.raised.store(true, Ordering::Release);
+        self.told.notify_waiters();
     }
 
     /// Whether that was asked.
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.raised.load(Ordering::Acquire)
+    }
+
+    /// Returns once that was asked.
+    pub async fn raised(&self) {
+        loop {
+            // Listening before looking, so that no call in between is missed.
+            let told = self.told.notified();
+            if self.is_raised() {
+                return;
+            }
+            told.await;
+        }
     }
 }
 
@@ -146,7 +157,8 @@ pub trait Driver: Send + Sync {
 
     /// Ends whatever process there is, at once, and returns the version that is still intact. With `discard`
     /// versions are dropped too, and everything else that belonged to the instance.
-    async fn kill(&self, instance: InstanceId, discard: bool) -> Result<Option<SnapshotVersion>, DriverError>;
+    async fn kill(&self, instance: InstanceId, discard: bool)
+    -> Result<Option<SnapshotVersion>, DriverError>;
 
     /// A heartbeat: whether the monitor answers its control socket and its guest is not stopped or crashed.
     async fn beat(&self, instance: InstanceId, timeout_ms: u64) -> Result<(), DriverError>;
@@ -154,12 +166,13 @@ pub trait Driver: Send + Sync {
     /// Returns when the instance's process has ended, with what is known of the reason.
     async fn died(&self, instance: InstanceId) -> String;
 
-    /// Whether the guest has completed the TCP handshake of the connection that came from `from` to the
-    /// backend's `port`: `None` while that is open, `Some(false)` once it was refused.
-    async fn accepted(
-        &self,
-        instance: InstanceId,
-        from: SocketAddr,
-        port: u16,
-    ) -> Result<Option<bool>, DriverError>;
+    /// The guest's network link: a stream of Ethernet frames, each after its length as 4 bytes big-endian. One
+    /// link at a time; after it is closed a new one can be had. It exists as soon as there is a process, so that
+    /// a client's first packet can wait in it while the guest is restored.
+    // (implementer: see /tmp/note-driver.md)
+    async fn network(&self, instance: InstanceId) -> Result<UnixStream, DriverError>;
+
+    /// CPU time that the instance's process has used so far, in milliseconds; `None` without a process. Tells one
+    /// that is busy or starved from one that hangs.
+    fn cpu_ms(&self, instance: InstanceId) -> Option<u64>;
 }

@@ -1,1 +1,400 @@
-//! The QEMU driver.
+//! The QEMU driver: microvm guests whose memory lies in a mapped file, so that sleeping and waking move only the
+//! 0.1 MB of registers and devices.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `binary`, `accel` | what QEMU and this host can do |
+//! | `layout`, `version` | what lies where, and when it is a version |
+//! | `argv` | the command line |
+//! | `process`, `qmp`, `vm` | one process: started, found, asked, ended |
+//! | `start`, `capture`, `find` | the driver's verbs |
+//! | `tsc` | how fast the host's time-stamp counter runs |
+//!
+//! QEMU outlives the daemon. Nothing about it is remembered anywhere but in its own files and its lock, so there
+//! is nothing that could disagree with the truth after a crash.
+
+mod accel;
+mod argv;
+mod binary;
+mod capture;
+mod find;
+mod layout;
+mod process;
+mod qmp;
+mod start;
+mod tsc;
+mod version;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Timestamp};
+use tokio::net::UnixStream;
+
+pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest, USER_SPACE_MARKER};
+pub use self::argv::{Argv, GUEST_MAC};
+pub use self::binary::OpenError;
+
+use self::binary::Binary;
+use self::layout::{InstanceDir, create_private_dir};
+use self::process::Lock;
+use self::version::{Needs, StateDir, VersionFault};
+use self::vm::Vm;
+use crate::driver::{Abandon, Capabilities, Capture, Driver, DriverError, Launch, OnStage};
+
+/// The driver's name.
+const NAME: &str = "qemu";
+
+/// Where the driver finds and keeps what it needs.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// The binary: a path, or a name that is looked for in `PATH`.
+    pub binary: PathBuf,
+    /// Where it finds its firmware (`-L`), if not where it was built for.
+    pub data_dir: Option<PathBuf>,
+    /// How guest code is run.
+    pub accel: AccelChoice,
+    /// The directory below which `instances/` and `accel.json` are kept.
+    pub state_dir: PathBuf,
+    /// What KVM is tried with if it has not been on this host; without it an untried KVM is not used.
+    pub probe: Option<ProbeGuest>,
+}
+
+/// The driver.
+#[derive(Debug)]
+pub struct Qemu {
+    binary: Binary,
+    accel: Accel,
+    kvm: KvmVerdict,
+    capabilities: Capabilities,
+    state_dir: PathBuf,
+    instances: PathBuf,
+    slots: Mutex<BTreeMap<InstanceId, Arc<Slot>>>,
+}
+
+/// What the driver knows of one instance.
+#[derive(Debug)]
+struct Slot {
+    instance: InstanceId,
+    dir: InstanceDir,
+    state: StateDir,
+    /// One verb at a time; `kill` waits here only after it has killed.
+    turn: tokio::sync::Mutex<()>,
+    /// Raised by each kill; a verb that began before it gives up.
+    kills: AtomicU64,
+    vm: Mutex<Option<Arc<Vm>>>,
+}
+
+impl Qemu {
+    /// Examines the binary, settles on an accelerator and prepares the state directory. Takes some 50 ms, and up
+    /// to 15 s when KVM has to be tried.
+    ///
+    /// # Errors
+    /// What is missing and what to do about it.
+    pub async fn open(config: QemuConfig) -> Result<Self, OpenError> {
+        let state_dir = std::path::absolute(&config.state_dir)
+            .map_err(|source| OpenError::StateDir { path: config.state_dir.clone(), source })?;
+        let instances = state_dir.join("instances");
+        let unusable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::StateDir { path, source }
+        };
+        create_private_dir(&instances).map_err(unusable(&instances))?;
+        let binary = binary::examine(&config.binary, config.data_dir.as_deref()).await?;
+
+        let mut kvm = Self::known_verdict(&binary, &state_dir);
+        if let (AccelChoice::Auto, KvmVerdict::Unprobed, Some(guest)) = (config.accel, &kvm, &config.probe) {
+            kvm = Self::try_kvm(&binary, &state_dir, guest).await.map_err(unusable(&state_dir))?;
+        }
+        let accel = match (config.accel, &kvm) {
+            (AccelChoice::Kvm, KvmVerdict::Absent { detail }) => {
+                return Err(OpenError::NoKvm(detail.clone()));
+            }
+            (AccelChoice::Kvm, _) | (AccelChoice::Auto, KvmVerdict::Works { .. }) => Accel::Kvm,
+            (AccelChoice::Tcg, _)
+            | (
+                AccelChoice::Auto,
+                KvmVerdict::Fails { .. } | KvmVerdict::Absent { .. } | KvmVerdict::Unprobed,
+            ) => Accel::Tcg,
+        };
+        // Measured here once, not in the middle of the first start.
+        let _ = tokio::task::spawn_blocking(tsc::rate_khz).await;
+        let capabilities = Capabilities {
+            driver: NAME,
+            version: binary.version.clone(),
+            accelerator: accel.word().to_owned(),
+            hibernate: true,
+            arm: true,
+            sandbox: binary.program.sandbox,
+        };
+        Ok(Self { binary, accel, kvm, capabilities, state_dir, instances, slots: Mutex::default() })
+    }
+
+    /// The verdict on KVM that the accelerator was chosen by.
+    pub fn kvm(&self) -> &KvmVerdict {
+        &self.kvm
+    }
+
+    /// The QEMU binary in use.
+    pub fn binary(&self) -> &Path {
+        &self.binary.program.binary
+    }
+
+    /// Tries KVM anew, whatever is remembered, and remembers the outcome for the next [`Qemu::open`].
+    ///
+    /// # Errors
+    /// Files cannot be written or QEMU cannot be started: nothing is remembered.
+    pub async fn probe_kvm(&self, guest: &ProbeGuest) -> io::Result<KvmVerdict> {
+        Self::try_kvm(&self.binary, &self.state_dir, guest).await
+    }
+
+    /// The command line of the same machine started outside Reveille, its memory and console in the given files;
+    /// for measuring against.
+    pub fn cold_argv(&self, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
+        argv::cold(&self.binary.program, self.accel, launch, memory, serial)
+    }
+
+    fn known_verdict(binary: &Binary, state_dir: &Path) -> KvmVerdict {
+        accel::absent()
+            .or_else(|| accel::remembered(&state_dir.join("accel.json"), &binary.program, &binary.version))
+            .unwrap_or(KvmVerdict::Unprobed)
+    }
+
+    async fn try_kvm(binary: &Binary, state_dir: &Path, guest: &ProbeGuest) -> io::Result<KvmVerdict> {
+        let verdict = accel::probe(&binary.program, guest, state_dir).await?;
+        tracing::info!(%verdict, "KVM was tried");
+        accel::remember(&state_dir.join("accel.json"), &binary.program, &binary.version, &verdict)?;
+        Ok(verdict)
+    }
+
+    fn slot(&self, instance: InstanceId) -> Arc<Slot> {
+        let mut slots = lock(&self.slots);
+        let slot = slots.entry(instance).or_insert_with(|| {
+            let dir = InstanceDir::of(&self.instances, instance);
+            Arc::new(Slot {
+                instance,
+                state: StateDir::at(dir.state()),
+                dir,
+                turn: tokio::sync::Mutex::default(),
+                kills: AtomicU64::new(0),
+                vm: Mutex::default(),
+            })
+        });
+        Arc::clone(slot)
+    }
+
+    /// The instance's slot if anything was ever done with it.
+    fn known_slot(&self, instance: InstanceId) -> Option<Arc<Slot>> {
+        lock(&self.slots).get(&instance).cloned()
+    }
+
+    fn live(&self, instance: InstanceId) -> Result<(Arc<Slot>, Arc<Vm>), DriverError> {
+        let slot = self.known_slot(instance).ok_or(DriverError::NoProcess(instance))?;
+        let vm = slot.live()?;
+        Ok((slot, vm))
+    }
+
+    fn needs(&self, launch: &Launch) -> Needs {
+        Needs {
+            resources: launch.resources,
+            accelerator: self.accel.needs(),
+            vmm: self.binary.version.clone(),
+        }
+    }
+}
+
+impl Slot {
+    /// The process, ended or not.
+    fn vm(&self) -> Option<Arc<Vm>> {
+        lock(&self.vm).clone()
+    }
+
+    /// The process, as long as it has not ended.
+    fn live(&self) -> Result<Arc<Vm>, DriverError> {
+        self.vm().filter(|vm| vm.process.ended().is_none()).ok_or(DriverError::NoProcess(self.instance))
+    }
+
+    fn set_vm(&self, vm: Option<Arc<Vm>>) {
+        *lock(&self.vm) = vm;
+    }
+
+    /// Ends whatever process there is, known or only found by its lock.
+    async fn fence(&self) -> Result<(), Cause> {
+        if let Some(vm) = self.vm() {
+            vm.kill().await?;
+            self.set_vm(None);
+        }
+        let lock = self.dir.lock();
+        let stray = blocking(move || {
+            if !Lock::is_held(&lock)? {
+                return Ok(None);
+            }
+            process::Process::holder(&lock)?.map(Some).ok_or_else(|| {
+                io::Error::other(
+                    "a process holds the instance's lock that this user cannot see; end the process by hand",
+                )
+            })
+        });
+        let unseen = |error: io::Error| Cause::StartFailed { detail: error.to_string() };
+        if let Some(stray) = stray.await.map_err(unseen)? {
+            tracing::warn!(instance = %self.instance, pid = stray.pid, "ending a process that nobody had taken over");
+            // Registered first, so that it is not forgotten should it not end in time.
+            let vm = Arc::new(Vm::new(stray, self.dir.clone()));
+            self.set_vm(Some(Arc::clone(&vm)));
+            vm.kill().await?;
+            self.set_vm(None);
+        }
+        Ok(())
+    }
+
+    async fn version(&self) -> Option<SnapshotVersion> {
+        let state = self.state.clone();
+        let read = blocking(move || Ok(state.read())).await.ok()?;
+        match read {
+            Ok(manifest) => Some(manifest.version),
+            Err(VersionFault::None) => None,
+            Err(fault) => {
+                tracing::warn!(instance = %self.instance, %fault, "the version on disk cannot be restored");
+                None
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn find(&self, launch: &Launch) -> Found {
+        find::find(self, launch).await
+    }
+
+    async fn inventory(&self) -> Vec<InstanceId> {
+        let instances = self.instances.clone();
+        blocking(move || InstanceDir::all(&instances)).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the instances on disk cannot be listed");
+            Vec::new()
+        })
+    }
+
+    async fn boot(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+        start::boot(self, launch, on_stage).await.map_err(DriverError::Lost)
+    }
+
+    async fn arm(&self, launch: &Launch) -> Result<(), DriverError> {
+        start::arm(self, launch).await.map_err(DriverError::Lost)
+    }
+
+    async fn restore(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+        start::restore(self, launch, on_stage).await.map_err(DriverError::Lost)
+    }
+
+    async fn capture(
+        &self,
+        launch: &Launch,
+        number: u64,
+        now: Timestamp,
+        abandon: &Abandon,
+    ) -> Result<Capture, DriverError> {
+        capture::capture(self, launch, number, now, abandon).await
+    }
+
+    async fn resume(&self, launch: &Launch) -> Result<(), DriverError> {
+        let slot = self.slot(launch.instance);
+        let _turn = slot.turn.lock().await;
+        let vm = slot.live()?;
+        capture::let_run(&slot, &vm).await.map_err(DriverError::Lost)
+    }
+
+    async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError> {
+        let slot = self.slot(instance);
+        let _turn = slot.turn.lock().await;
+        let vm = slot.live()?;
+        if slot.version().await.is_none() {
+            return Err(DriverError::Unsupported { driver: NAME, verb: "disarm a guest that has run" });
+        }
+        vm.kill().await.map_err(DriverError::Lost)?;
+        slot.set_vm(None);
+        Ok(())
+    }
+
+    async fn kill(
+        &self,
+        instance: InstanceId,
+        discard: bool,
+    ) -> Result<Option<SnapshotVersion>, DriverError> {
+        let slot = self.slot(instance);
+        slot.kills.fetch_add(1, Ordering::AcqRel);
+        if let Some(vm) = slot.vm() {
+            // Before taking a turn: the verb that has it fails at once.
+            vm.process.kill();
+        }
+        let _turn = slot.turn.lock().await;
+        slot.fence().await.map_err(DriverError::Lost)?;
+        if !discard {
+            return Ok(slot.version().await);
+        }
+        let root = slot.dir.root().to_owned();
+        let removed = blocking(move || match std::fs::remove_dir_all(root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        });
+        let kept = |error: io::Error| {
+            DriverError::Lost(Cause::StartFailed { detail: format!("its files cannot be removed: {error}") })
+        };
+        removed.await.map_err(kept)?;
+        lock(&self.slots).remove(&instance);
+        Ok(None)
+    }
+
+    async fn beat(&self, instance: InstanceId, timeout_ms: u64) -> Result<(), DriverError> {
+        let (slot, vm) = self.live(instance)?;
+        let status = match vm.status(timeout_ms).await {
+            Ok(status) => status,
+            Err(error) => return Err(DriverError::Lost(vm.cause_of(error).await)),
+        };
+        if status != "running" && !vm.is_busy() {
+            let detail = format!("its guest stands still (QEMU calls it `{status}`)");
+            return Err(DriverError::Lost(Cause::VmmDied { detail }));
+        }
+        let dir = slot.dir.clone();
+        if let Err(error) = blocking(move || dir.limit_logs()).await {
+            tracing::warn!(%instance, %error, "its logs cannot be limited");
+        }
+        Ok(())
+    }
+
+    async fn died(&self, instance: InstanceId) -> String {
+        let Some(vm) = self.known_slot(instance).and_then(|slot| slot.vm()) else {
+            return "it had no process".to_owned();
+        };
+        let ended = vm.process.wait().await;
+        vm.death(&ended)
+    }
+
+    async fn network(&self, instance: InstanceId) -> Result<UnixStream, DriverError> {
+        let (_slot, vm) = self.live(instance)?;
+        vm.network().await.map_err(DriverError::Lost)
+    }
+
+    fn cpu_ms(&self, instance: InstanceId) -> Option<u64> {
+        self.live(instance).ok()?.1.process.cpu_ms()
+    }
+}
+
+/// Runs what waits for the disk where it holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Everything behind these locks is whole after each statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,267 @@
+//! The command line of QEMU: what it is given, and why.
+//!
+//! Nothing goes through a shell and nothing secret is in it: every user of the host can read it. Files of the
+//! instance are named relative to its directory, which is QEMU's working directory.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use reveille_core::model::{Egress, Resources};
+
+use super::accel::Accel;
+use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET};
+use super::tsc;
+use crate::driver::Launch;
+
+/// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// Hardware address of every guest: each is alone on its link.
+pub const GUEST_MAC: &str = "52:54:00:12:34:56";
+
+/// A program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Argv {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments, the program's name not among them.
+    pub arguments: Vec<OsString>,
+}
+
+impl Argv {
+    /// The program alone.
+    pub fn new(program: &Path) -> Self {
+        Self { program: program.to_owned(), arguments: Vec::new() }
+    }
+
+    /// Adds an option and its value.
+    pub fn option(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
+        self.arguments.push(name.into());
+        self.arguments.push(value.as_ref().to_owned());
+        self
+    }
+
+    /// Adds an option without a value.
+    pub fn flag(&mut self, name: &str) -> &mut Self {
+        self.arguments.push(name.into());
+        self
+    }
+}
+
+/// How the QEMU of this host is called, whatever the guest.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The binary, absolute.
+    pub binary: PathBuf,
+    /// Where it finds its firmware (`-L`), if not where it was built for.
+    pub data_dir: Option<PathBuf>,
+    /// Whether the binary can be sandboxed.
+    pub sandbox: bool,
+}
+
+impl Program {
+    /// What every call begins with: no default devices, no configuration of the user's, no window.
+    pub fn argv(&self) -> Argv {
+        let mut argv = Argv::new(&self.binary);
+        if let Some(dir) = &self.data_dir {
+            argv.option("-L", dir);
+        }
+        argv.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
+        if self.sandbox {
+            argv.option("-sandbox", SANDBOX);
+        }
+        argv
+    }
+}
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct Guest<'a> {
+    /// How its code is run.
+    pub accel: Accel,
+    /// CPUs and memory.
+    pub resources: Resources,
+    /// Kernel and initial RAM file system.
+    pub kernel: &'a Path,
+    /// Initial RAM file system.
+    pub initrd: &'a Path,
+    /// File that backs the guest's memory; anonymous memory without one.
+    pub memory: Option<&'a Path>,
+    /// File that its console is appended to.
+    pub serial: &'a Path,
+    /// Its host name.
+    pub hostname: &'a str,
+}
+
+impl Guest<'_> {
+    /// Adds machine, CPU, memory, kernel and console.
+    pub fn add_to(&self, argv: &mut Argv) {
+        let Resources { cpus, memory_mib } = self.resources;
+        let mut machine = "microvm,acpi=on".to_owned();
+        if let Some(path) = self.memory {
+            // Shared, so that a hibernation need not write the memory out again.
+            let mut backend = OsString::from(format!(
+                "memory-backend-file,id=m0,size={memory_mib}M,share=on,dump=off,mem-path="
+            ));
+            backend.push(escaped(path));
+            argv.option("-object", backend);
+            machine.push_str(",memory-backend=m0");
+        }
+        argv.option("-M", machine)
+            .option("-accel", self.accel.word())
+            .option("-cpu", self.accel.cpu())
+            .option("-smp", cpus.to_string())
+            .option("-m", format!("{memory_mib}M"))
+            // A guest that restarts, or panics, is told by its process's end.
+            .flag("-no-reboot")
+            .option("-kernel", self.kernel)
+            .option("-initrd", self.initrd)
+            .option("-append", self.kernel_command_line());
+        let mut console = OsString::from("file,id=console,append=on,path=");
+        console.push(escaped(self.serial));
+        argv.option("-chardev", console).option("-serial", "chardev:console");
+    }
+
+    fn kernel_command_line(&self) -> String {
+        let mut line = "console=ttyS0 quiet reboot=t panic=-1 audit=0".to_owned();
+        if let (Accel::Tcg, Some(khz)) = (self.accel, tsc::rate_khz()) {
+            // A rate that is told need not be calibrated against emulated timers, which now and then never ends;
+            // and what is translated cannot be speculated on. Writing to a String does not fail.
+            let _ = write!(line, " tsc_early_khz={khz} mitigations=off");
+        }
+        let _ = write!(line, " reveille.hostname={}", self.hostname);
+        line
+    }
+}
+
+/// Whether a process starts a guest from its image or waits for a version to be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The vCPUs run at once.
+    Boot,
+    /// The vCPUs stand still, also after the version was loaded, until they are told to run.
+    Incoming,
+}
+
+/// The command line of an instance; its working directory is to be the instance's.
+pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) -> Argv {
+    let mut argv = program.argv();
+    argv.option("-name", format!("guest={}", launch.service));
+    guest(accel, launch, Path::new(MEMORY), Path::new(SERIAL)).add_to(&mut argv);
+    add_devices(&mut argv, launch);
+    argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
+    if start == Start::Incoming {
+        argv.option("-incoming", "defer").flag("-S");
+    }
+    argv
+}
+
+/// The command line of the same machine booted outside Reveille: without control socket, its network link at
+/// `net.sock` in its working directory, its memory and console in the given files. For comparisons.
+pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
+    let mut argv = program.argv();
+    guest(accel, launch, memory, serial).add_to(&mut argv);
+    add_devices(&mut argv, launch);
+    argv
+}
+
+fn guest<'a>(accel: Accel, launch: &'a Launch, memory: &'a Path, serial: &'a Path) -> Guest<'a> {
+    let hostname =
+        launch.service.labels().next().and_then(|label| str::from_utf8(label).ok()).unwrap_or("guest");
+    Guest {
+        accel,
+        resources: launch.resources,
+        kernel: &launch.kernel,
+        initrd: &launch.initrd,
+        memory: Some(memory),
+        serial,
+        hostname,
+    }
+}
+
+fn add_devices(argv: &mut Argv, launch: &Launch) {
+    // Frames come and go through a socket that the daemon connects to, and again after it was restarted.
+    argv.option("-netdev", format!("stream,id=n0,server=on,addr.type=unix,addr.path={NETWORK}"));
+    let nic = match launch.egress {
+        Egress::None => "n0",
+        Egress::Nat => {
+            // QEMU's own address translation beside it, both on one hub with the guest.
+            argv.option("-netdev", "user,id=u0,ipv6=off")
+                .option("-netdev", "hubport,id=h1,hubid=0,netdev=n0")
+                .option("-netdev", "hubport,id=h2,hubid=0,netdev=u0")
+                .option("-netdev", "hubport,id=h0,hubid=0");
+            "h0"
+        }
+    };
+    argv.option("-device", format!("virtio-net-device,netdev={nic},mac={GUEST_MAC}"))
+        .option("-device", "virtio-rng-device")
+        .option("-device", "virtio-balloon-device");
+}
+
+/// A path as part of a value with commas between its keys: QEMU reads two commas as one that separates nothing.
+fn escaped(path: &Path) -> OsString {
+    let mut bytes = Vec::with_capacity(path.as_os_str().len());
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.push(byte);
+        if byte == b',' {
+            bytes.push(byte);
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reveille_core::model::InstanceId;
+
+    fn launch() -> Launch {
+        Launch {
+            instance: InstanceId(17),
+            service: "hello.vm.test".parse().unwrap(),
+            image: "abc".to_owned(),
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            resources: Resources { cpus: 2, memory_mib: 96 },
+            egress: Egress::None,
+        }
+    }
+
+    fn value(argv: &Argv, option: &str) -> String {
+        let at = argv.arguments.iter().position(|argument| argument == option).unwrap();
+        argv.arguments[at + 1].to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_waking_guest_differs_from_a_booting_one_only_in_waiting() {
+        let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
+        let boot = instance(&program, Accel::Tcg, &launch(), Start::Boot);
+        let wake = instance(&program, Accel::Tcg, &launch(), Start::Incoming);
+        assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
+        assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);
+    }
+
+    #[test]
+    fn a_guest_reaches_out_only_where_it_may() {
+        let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
+        let mut launch = launch();
+        let translated = |launch: &Launch| {
+            let argv = instance(&program, Accel::Tcg, launch, Start::Boot);
+            argv.arguments.iter().any(|argument| argument.to_string_lossy().starts_with("user,"))
+        };
+        assert!(!translated(&launch));
+        launch.egress = Egress::Nat;
+        assert!(translated(&launch));
+    }
+
+    #[test]
+    fn commas_in_paths_are_no_separators() {
+        let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: false };
+        let argv = cold(&program, Accel::Kvm, &launch(), Path::new("/a,b/m"), Path::new("/a,b/s"));
+        assert!(value(&argv, "-object").ends_with("mem-path=/a,,b/m"));
+        assert!(value(&argv, "-chardev").ends_with("path=/a,,b/s"));
+        assert_eq!(value(&argv, "-cpu"), "host");
+        assert!(!argv.arguments.iter().any(|argument| argument == "-sandbox"));
+    }
+}

@@ -1,0 +1,167 @@
+//! Hibernating, and letting a guest run that stands still.
+//!
+//! ```text
+//! flush memory ─► stop ─► device state ─► flush ─► publish manifest ─► quit
+//!      guest runs   │   ◄──── a client comes: take the manifest away, cont ────┤
+//! ```
+//!
+//! A client that comes at any time up to the last moment gets its guest back. So does a failure of any step.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
+
+use super::qmp::QmpError;
+use super::start::{SPARE_BYTES, no_room};
+use super::vm::Vm;
+use super::{Qemu, Slot, blocking};
+use crate::driver::{Abandon, Capture, DriverError, Launch};
+
+/// Why a capture did not come to its end.
+enum Halt {
+    /// A client came.
+    Abandoned,
+    /// A step failed: one sentence.
+    Failed(String),
+    /// QEMU is gone, or does not answer.
+    Qmp(QmpError),
+}
+
+impl From<QmpError> for Halt {
+    fn from(error: QmpError) -> Self {
+        match error {
+            QmpError::Refused { .. } => Self::Failed(error.to_string()),
+            QmpError::Connect(_)
+            | QmpError::Timeout { .. }
+            | QmpError::Closed
+            | QmpError::Protocol(_)
+            | QmpError::TooMany => Self::Qmp(error),
+        }
+    }
+}
+
+impl From<std::io::Error> for Halt {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(match error.kind() {
+            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
+            _ => error.to_string(),
+        })
+    }
+}
+
+/// Stops the guest, publishes version `number` and ends the process.
+pub async fn capture(
+    qemu: &Qemu,
+    launch: &Launch,
+    number: u64,
+    now: Timestamp,
+    abandon: &Abandon,
+) -> Result<Capture, DriverError> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.turn.lock().await;
+    let vm = slot.live()?;
+    if slot.kills.load(Ordering::Acquire) != kills {
+        return Err(DriverError::NoProcess(launch.instance));
+    }
+    let _busy = vm.busy();
+    let mut version =
+        SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
+    let halt = match before_stop(&slot, abandon).await {
+        Err(Halt::Abandoned) => return Ok(Capture::Abandoned),
+        Err(Halt::Failed(detail)) => return Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
+        Err(halt @ Halt::Qmp(_)) => halt,
+        Ok(()) => match publish(qemu, &slot, &vm, launch, &mut version, abandon).await {
+            Ok(()) => {
+                vm.end().await.map_err(DriverError::Lost)?;
+                slot.set_vm(None);
+                return Ok(Capture::Published(version));
+            }
+            Err(halt) => halt,
+        },
+    };
+    if let Halt::Qmp(error) = halt {
+        return Err(DriverError::Lost(vm.cause_of(error).await));
+    }
+    let_run(&slot, &vm).await.map_err(DriverError::Lost)?;
+    match halt {
+        Halt::Failed(detail) => Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
+        Halt::Abandoned | Halt::Qmp(_) => Ok(Capture::Abandoned),
+    }
+}
+
+/// Takes the manifest away if there is one, and lets the vCPUs run. A guest that runs is left alone.
+pub async fn let_run(slot: &Slot, vm: &Vm) -> Result<(), Cause> {
+    match run_again(slot, vm).await {
+        Ok(()) => Ok(()),
+        Err(Halt::Qmp(error)) => Err(vm.cause_of(error).await),
+        Err(Halt::Failed(detail)) => Err(Cause::StartFailed { detail }),
+        Err(Halt::Abandoned) => Err(Cause::StartFailed { detail: "it was called off".to_owned() }),
+    }
+}
+
+async fn run_again(slot: &Slot, vm: &Vm) -> Result<(), Halt> {
+    if vm.status(super::qmp::COMMAND_MS_MAX).await? == "running" {
+        return Ok(());
+    }
+    vm.settle_migration().await?;
+    let state = slot.state.clone();
+    blocking(move || state.consume()).await?;
+    Ok(vm.cont().await?)
+}
+
+/// Everything that can be done while the guest still runs.
+async fn before_stop(slot: &Slot, abandon: &Abandon) -> Result<(), Halt> {
+    if let Some(detail) = no_room(slot.dir.root(), SPARE_BYTES) {
+        return Err(Halt::Failed(detail));
+    }
+    let state = slot.state.clone();
+    unless(abandon, blocking(move || state.sync_memory())).await??;
+    Ok(())
+}
+
+async fn publish(
+    qemu: &Qemu,
+    slot: &Arc<Slot>,
+    vm: &Vm,
+    launch: &Launch,
+    version: &mut SnapshotVersion,
+    abandon: &Abandon,
+) -> Result<(), Halt> {
+    // Everything that needs no stopped guest first.
+    vm.ignore_shared_memory().await?;
+    vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
+    let stopped = Instant::now();
+    vm.stop().await?;
+    // Stands still, but not because of us: a guest that crashed must not become a version.
+    let status = vm.status(super::qmp::COMMAND_MS_MAX).await?;
+    if status != "paused" {
+        return Err(Halt::Failed(format!("the guest is in no state to be kept (QEMU calls it `{status}`)")));
+    }
+    unless(abandon, vm.save_device()).await??;
+
+    let (state, needs, mut sealed) = (slot.state.clone(), qemu.needs(launch), version.clone());
+    let seal = blocking(move || {
+        sealed.paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        state.seal(sealed, needs)
+    });
+    let manifest = unless(abandon, seal).await??;
+    *version = manifest.version.clone();
+    let state = slot.state.clone();
+    // Not given up half-way: a manifest that appeared after it was looked for would lie.
+    blocking(move || state.publish(&manifest)).await?;
+    if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
+}
+
+/// The outcome of `work`, or [`Halt::Abandoned`] as soon as `abandon` is raised.
+async fn unless<T>(abandon: &Abandon, work: impl Future<Output = T>) -> Result<T, Halt> {
+    tokio::select! {
+        biased;
+        () = abandon.raised() => Err(Halt::Abandoned),
+        done = work => Ok(done),
+    }
+}

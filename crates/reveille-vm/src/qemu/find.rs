@@ -1,0 +1,149 @@
+//! What there is of an instance after a restart of the daemon.
+//!
+//! | manifest | process | its guest | found |
+//! |---|---|---|---|
+//! | intact | none | | nothing, with the version |
+//! | none, or unfit | none | | nothing |
+//! | intact | answers | waits for a version | untouched, armed |
+//! | intact | answers | half loaded, loaded, or captured | untouched |
+//! | any | answers | runs | running: the manifest, if any, is no version |
+//! | none, or unfit | answers | stands still | stopped |
+//! | any | does not answer | | hung |
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reveille_core::model::{Found, SnapshotVersion};
+use tokio::time::{sleep, timeout};
+
+use super::layout::SOCKET;
+use super::process::{Lock, Process};
+use super::qmp::{Qmp, QmpError};
+use super::vm::Vm;
+use super::{Qemu, Slot, blocking, start};
+use crate::driver::Launch;
+
+/// Longest wait for a process that was found to answer: it may just have been started.
+const FIND_MS_MAX: u64 = 3_000;
+/// Pause between two tries to connect.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Looks, and takes over the process that is there.
+pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
+    let slot = &qemu.slot(launch.instance);
+    let _turn = slot.turn.lock().await;
+    let known = slot.vm().filter(|vm| vm.process.ended().is_none());
+    let vm = match known {
+        Some(vm) => Some(vm),
+        None => take_over(slot).await,
+    };
+    let Some(vm) = vm else {
+        slot.set_vm(None);
+        return Found::Nothing { version: fitting(qemu, slot, launch).await };
+    };
+    let began = Instant::now();
+    let hung = || Found::Hung { waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) };
+    match state_of(qemu, slot, launch, &vm).await {
+        Ok(found) => found,
+        Err(_) if vm.process.ended().is_some() => {
+            slot.set_vm(None);
+            Found::Nothing { version: fitting(qemu, slot, launch).await }
+        }
+        Err(error) => {
+            tracing::warn!(instance = %slot.instance, pid = vm.process.pid, %error, "its process does not answer");
+            match error {
+                QmpError::Timeout { waited_ms, .. } => Found::Hung { waited_ms },
+                QmpError::Connect(_)
+                | QmpError::Refused { .. }
+                | QmpError::Closed
+                | QmpError::Protocol(_)
+                | QmpError::TooMany => hung(),
+            }
+        }
+    }
+}
+
+async fn state_of(qemu: &Qemu, slot: &Slot, launch: &Launch, vm: &Vm) -> Result<Found, QmpError> {
+    if vm.qmp().is_err() {
+        return Err(QmpError::Timeout { command: "greeting", waited_ms: FIND_MS_MAX });
+    }
+    let status = vm.status(FIND_MS_MAX).await?;
+    let migration = vm.migration().await?;
+    let version = fitting(qemu, slot, launch).await;
+    let waits = status == "inmigrate";
+    Ok(match (status.as_str(), version) {
+        // Also a guest that crashed or shut down: it has run, and its next heartbeat says so.
+        (
+            "running" | "guest-panicked" | "internal-error" | "io-error" | "shutdown" | "watchdog"
+            | "suspended",
+            _,
+        ) => {
+            let state = slot.state.clone();
+            if let Err(error) = blocking(move || state.consume()).await {
+                tracing::error!(instance = %slot.instance, %error, "its manifest cannot be taken away");
+            }
+            Found::Running
+        }
+        (_, Some(version)) => {
+            let armed = waits && migration.is_none();
+            vm.set_armed(armed);
+            Found::Untouched { version, armed }
+        }
+        // It waits for a version that is no more: there is nothing in it and nothing to give it.
+        ("inmigrate", None) => Found::Hung { waited_ms: 0 },
+        (_, None) => Found::Stopped,
+    })
+}
+
+/// The version that is intact and can be restored for this launch.
+async fn fitting(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Option<SnapshotVersion> {
+    match start::check_version(qemu, slot, launch).await {
+        Ok(version) => Some(version),
+        Err(fault) => {
+            if slot.state.has_manifest() {
+                tracing::warn!(instance = %slot.instance, %fault, "the version on disk is not used");
+            }
+            None
+        }
+    }
+}
+
+/// Takes over the process that holds the instance's lock; `None` if nobody does.
+async fn take_over(slot: &Arc<Slot>) -> Option<Arc<Vm>> {
+    let began = Instant::now();
+    let lock = slot.dir.lock();
+    let held = |lock: &Path| {
+        Lock::is_held(lock).unwrap_or_else(|error| {
+            tracing::warn!(instance = %slot.instance, %error, "its lock cannot be looked at");
+            false
+        })
+    };
+    while held(&lock) {
+        let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let left_ms = FIND_MS_MAX.saturating_sub(waited_ms);
+        if let Some((process, qmp)) = connect(slot, left_ms).await {
+            let vm = Arc::new(Vm::adopted(process, slot.dir.clone(), qmp));
+            slot.set_vm(Some(Arc::clone(&vm)));
+            return Some(vm);
+        }
+        if left_ms == 0 {
+            // Silent: known by its lock alone, so that it can be ended and its end be seen.
+            let holder = blocking(move || Process::holder(&lock)).await.ok().flatten()?;
+            let vm = Arc::new(Vm::new(holder, slot.dir.clone()));
+            slot.set_vm(Some(Arc::clone(&vm)));
+            return Some(vm);
+        }
+        sleep(RETRY).await;
+    }
+    None
+}
+
+/// The process behind the control socket, if it answers and is the one that holds the lock.
+async fn connect(slot: &Slot, limit_ms: u64) -> Option<(Process, Qmp)> {
+    let (_dir, path) = slot.dir.short_path(SOCKET).ok()?;
+    let qmp = timeout(Duration::from_millis(limit_ms), Qmp::connect(&path)).await.ok()?.ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(qmp.socket()).ok()?;
+    let process = Process::adopt(peer.pid.as_raw_nonzero().get(), &slot.dir.lock()).ok()??;
+    Some((process, qmp))
+}

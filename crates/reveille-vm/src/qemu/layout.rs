@@ -1,0 +1,275 @@
+//! Where an instance's files are.
+//!
+//! ```text
+//! <state>/instances/i17/        0700; QEMU's working directory, so that its arguments name files by short paths
+//!   lock                        held by the QEMU process as its standard input, exactly as long as it lives
+//!   qmp.sock                    its control socket
+//!   net.sock                    the other end of the guest's network card
+//!   serial.log, serial.log.1    what the guest wrote on its console
+//!   qemu.log, qemu.log.1        what QEMU complained of
+//!   state/                      one state of the guest (see `version`)
+//!   aside/1, aside/2, …         states that a cold boot took the place of
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use reveille_core::model::InstanceId;
+
+/// States set aside that are kept per instance; older ones are removed.
+const ASIDE_MAX: usize = 2;
+/// A log that is larger is rotated; its newest part is kept as `….1`.
+pub const LOG_BYTES_MAX: u64 = 1 << 20;
+/// Bytes at the end of a log that are looked at for its last line.
+const LOG_TAIL_BYTES: u64 = 4 << 10;
+/// Longest line of a log that is quoted, in characters.
+const QUOTE_CHARS_MAX: usize = 300;
+
+/// The control socket, from QEMU's working directory.
+pub const SOCKET: &str = "qmp.sock";
+/// The socket of the network link, from QEMU's working directory.
+pub const NETWORK: &str = "net.sock";
+/// The serial log, from QEMU's working directory.
+pub const SERIAL: &str = "serial.log";
+/// The guest's memory, from QEMU's working directory.
+pub const MEMORY: &str = "state/memory";
+
+/// The directory of one instance.
+#[derive(Debug, Clone)]
+pub struct InstanceDir {
+    root: PathBuf,
+}
+
+impl InstanceDir {
+    /// The directory of `instance` below `instances`; nothing is created.
+    pub fn of(instances: &Path, instance: InstanceId) -> Self {
+        Self { root: instances.join(instance.to_string()) }
+    }
+
+    /// The instances that have a directory below `instances`.
+    pub fn all(instances: &Path) -> io::Result<Vec<InstanceId>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(instances)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix('i')).and_then(|id| id.parse().ok());
+            found.extend(number.map(InstanceId));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The lock file.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The serial log.
+    pub fn serial(&self) -> PathBuf {
+        self.root.join(SERIAL)
+    }
+
+    /// QEMU's standard error.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("qemu.log")
+    }
+
+    /// The guest's state.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.root.join("aside")
+    }
+
+    /// A path to one of the sockets that fits `sockaddr_un` (108 bytes) however deep the directory lies, valid as
+    /// long as the returned handle is open.
+    pub fn short_path(&self, socket: &str) -> io::Result<(File, PathBuf)> {
+        let dir = File::open(&self.root)?;
+        let path = format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd());
+        Ok((dir, path.into()))
+    }
+
+    /// Creates what is missing, open to this user alone.
+    pub fn create(&self) -> io::Result<()> {
+        create_private_dir(&self.root)?;
+        create_private_dir(&self.state())
+    }
+
+    /// Moves the state, whatever is in it, out of the way of a fresh one. Once it returns, also after a power
+    /// failure no version is in its place.
+    pub fn set_state_aside(&self) -> io::Result<()> {
+        let aside = self.aside();
+        create_private_dir(&aside)?;
+        let mut numbers = numbered(&aside)?;
+        let next = numbers.last().map_or(1, |last| last + 1);
+        fs::rename(self.state(), aside.join(next.to_string()))?;
+        sync_dir(&aside)?;
+        sync_dir(&self.root)?;
+        numbers.push(next);
+        for old in numbers.iter().rev().skip(ASIDE_MAX) {
+            fs::remove_dir_all(aside.join(old.to_string()))?;
+        }
+        create_private_dir(&self.state())
+    }
+
+    /// Removes the sockets of a process that is gone.
+    pub fn remove_sockets(&self) -> io::Result<()> {
+        for socket in [SOCKET, NETWORK] {
+            match fs::remove_file(self.root.join(socket)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins new logs, keeping the last ones.
+    pub fn rotate_logs(&self) -> io::Result<()> {
+        for log in [self.serial(), self.log()] {
+            match fs::rename(&log, rotated(&log)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            private().append(true).create(true).open(&log)?;
+        }
+        Ok(())
+    }
+
+    /// Shortens a log that outgrew [`LOG_BYTES_MAX`] while QEMU writes to it (QEMU appends, so it goes on at the
+    /// new end).
+    pub fn limit_logs(&self) -> io::Result<()> {
+        for log in [self.serial(), self.log()] {
+            let mut file = OpenOptions::new().read(true).write(true).open(&log)?;
+            let bytes = file.metadata()?.len();
+            if bytes > LOG_BYTES_MAX {
+                file.seek(SeekFrom::Start(bytes - LOG_BYTES_MAX))?;
+                let mut kept = private().write(true).create(true).truncate(true).open(rotated(&log))?;
+                io::copy(&mut Read::by_ref(&mut file).take(LOG_BYTES_MAX), &mut kept)?;
+                file.set_len(0)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last line of a log that says something; `None` if there is none or it cannot be read.
+pub fn last_line(log: &Path) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    let tail = String::from_utf8_lossy(&tail);
+    let line = tail.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().filter(|character| !character.is_control()).take(QUOTE_CHARS_MAX).collect())
+}
+
+/// Creates a directory with mode 0700, parents included; one that is there is made so.
+pub fn create_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    rustix::fs::chmod(path, rustix::fs::Mode::RWXU)?;
+    Ok(())
+}
+
+/// Options that create files with mode 0600.
+pub fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Replaces the file at `path` as a whole, durably.
+pub fn replace_durably(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = private().write(true).create(true).truncate(true).open(&temporary)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+fn rotated(log: &Path) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+fn numbered(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, InstanceDir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = InstanceDir::of(temp.path(), InstanceId(17));
+        dir.create().unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn states_set_aside_are_kept_and_limited() {
+        let (_temp, dir) = dir();
+        for content in ["a", "b", "c"] {
+            fs::write(dir.state().join("memory"), content).unwrap();
+            dir.set_state_aside().unwrap();
+            assert!(!dir.state().join("memory").exists());
+        }
+        assert_eq!(numbered(&dir.aside()).unwrap(), [2, 3]);
+        assert_eq!(fs::read_to_string(dir.aside().join("3/memory")).unwrap(), "c");
+    }
+
+    #[test]
+    fn a_log_that_is_being_written_is_cut_and_its_end_kept() {
+        let (_temp, dir) = dir();
+        dir.rotate_logs().unwrap();
+        let mut qemu = OpenOptions::new().append(true).open(dir.serial()).unwrap();
+        let flood = vec![b'x'; usize::try_from(LOG_BYTES_MAX).unwrap()];
+        qemu.write_all(&flood).unwrap();
+        qemu.write_all(b"the end\n").unwrap();
+        dir.limit_logs().unwrap();
+        qemu.write_all(b"more\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.serial()).unwrap(), "more\n");
+        let kept = fs::read(rotated(&dir.serial())).unwrap();
+        assert_eq!(kept.len(), flood.len());
+        assert!(kept.ends_with(b"xthe end\n"));
+    }
+
+    #[test]
+    fn the_last_line_is_the_last_that_says_something() {
+        let (_temp, dir) = dir();
+        assert_eq!(last_line(&dir.log()), None);
+        fs::write(dir.log(), "first\nqemu: no \u{1b}[31mroom\r\n\n").unwrap();
+        assert_eq!(last_line(&dir.log()).unwrap(), "qemu: no [31mroom");
+    }
+
+    #[test]
+    fn other_names_are_no_instances() {
+        let (temp, _dir) = dir();
+        for name in ["i3", "x4", "i5x", "accel.json"] {
+            fs::create_dir(temp.path().join(name)).unwrap();
+        }
+        assert_eq!(InstanceDir::all(temp.path()).unwrap(), [InstanceId(3), InstanceId(17)]);
+    }
+}

@@ -1,0 +1,240 @@
+//! Starting: cold from the image, armed, and from a version.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use reveille_core::model::{Cause, Resources, SnapshotVersion, Stage};
+
+use super::argv::{self, Start};
+use super::process::{Lock, Process};
+use super::qmp::QmpError;
+use super::version::{Manifest, memory_bytes};
+use super::vm::Vm;
+use super::{Qemu, Slot, blocking};
+use crate::driver::{Launch, OnStage};
+
+/// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
+pub const SPARE_BYTES: u64 = 16 << 20;
+
+/// A cold boot. A version that is there is set aside first, so that none is there when the vCPUs run.
+pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.turn.lock().await;
+    clear(&slot).await?;
+    let resources = launch.resources;
+    let (dir, state) = (slot.dir.clone(), slot.state.clone());
+    let prepared = blocking(move || {
+        dir.create()?;
+        if state.has_manifest() {
+            dir.set_state_aside()?;
+        }
+        state.create_memory(resources)
+    });
+    prepared.await.map_err(no_files)?;
+    check_room(&slot, resources)?;
+    let vm = spawn(qemu, &slot, launch, Start::Boot, kills).await?;
+    on_stage(Stage::Spawned);
+    match vm.status(super::qmp::COMMAND_MS_MAX).await {
+        Ok(_) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    on_stage(Stage::Running);
+    Ok(())
+}
+
+/// Brings a process up that waits for the version; one that already does is left as it is.
+pub async fn arm(qemu: &Qemu, launch: &Launch) -> Result<(), Cause> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.turn.lock().await;
+    check_version(qemu, &slot, launch).await?;
+    armed(qemu, &slot, launch, kills).await.map(|_| ())
+}
+
+/// Loads the version and lets the vCPUs run. Up to the moment at which the manifest is taken away every failure
+/// leaves the version as it was.
+pub async fn restore(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.turn.lock().await;
+    check_version(qemu, &slot, launch).await?;
+    let vm = armed(qemu, &slot, launch, kills).await?;
+    let _busy = vm.busy();
+    on_stage(Stage::Spawned);
+
+    let device = File::open(slot.state.device()).map_err(no_files)?;
+    vm.set_armed(false);
+    let loaded = async {
+        vm.pass_device(OwnedFd::from(device)).await?;
+        vm.load_device().await
+    };
+    match loaded.await {
+        Ok(()) => {}
+        Err(error) => return Err(load_fault(&vm, error).await),
+    }
+    on_stage(Stage::Restored);
+
+    if slot.kills.load(Ordering::Acquire) != kills {
+        return Err(called_off());
+    }
+    let state = slot.state.clone();
+    blocking(move || state.consume()).await.map_err(no_files)?;
+    if let Err(error) = vm.cont().await {
+        return Err(vm.cause_of(error).await);
+    }
+    on_stage(Stage::Running);
+    Ok(())
+}
+
+/// The process that waits for the version: the one that is there, or a new one.
+async fn armed(qemu: &Qemu, slot: &Arc<Slot>, launch: &Launch, kills: u64) -> Result<Arc<Vm>, Cause> {
+    if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
+        return Ok(vm);
+    }
+    clear(slot).await?;
+    check_room(slot, launch.resources)?;
+    let vm = spawn(qemu, slot, launch, Start::Incoming, kills).await?;
+    match vm.ignore_shared_memory().await {
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    vm.set_armed(true);
+    Ok(vm)
+}
+
+/// Makes sure that no earlier process is left. One that holds nothing of its own is ended; one that may is not.
+async fn clear(slot: &Arc<Slot>) -> Result<(), Cause> {
+    let Some(vm) = slot.vm() else { return Ok(()) };
+    if vm.process.ended().is_none() && slot.version().await.is_none() {
+        return Err(Cause::StartFailed { detail: "its earlier process still runs; end it first".to_owned() });
+    }
+    vm.kill().await?;
+    slot.set_vm(None);
+    Ok(())
+}
+
+/// Starts a process and waits until it answers.
+async fn spawn(
+    qemu: &Qemu,
+    slot: &Arc<Slot>,
+    launch: &Launch,
+    start: Start,
+    kills: u64,
+) -> Result<Arc<Vm>, Cause> {
+    check_files(launch)?;
+    let lock = Lock::try_take(&slot.dir.lock()).map_err(no_files)?.ok_or_else(|| Cause::StartFailed {
+        detail: "an earlier process of it is still there; end it first".to_owned(),
+    })?;
+    slot.dir.rotate_logs().map_err(no_files)?;
+    slot.dir.remove_sockets().map_err(no_files)?;
+    let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, start);
+    let process = Process::spawn(&argv, slot.dir.root(), lock, &slot.dir.log()).map_err(|error| {
+        Cause::StartFailed { detail: format!("`{}` cannot be started: {error}", argv.program.display()) }
+    })?;
+    let vm = Arc::new(Vm::new(process, slot.dir.clone()));
+    slot.set_vm(Some(Arc::clone(&vm)));
+    if slot.kills.load(Ordering::Acquire) != kills {
+        vm.process.kill();
+    }
+    vm.connect().await?;
+    Ok(vm)
+}
+
+/// The version, if it is intact and fits what is to be started.
+pub async fn check_version(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Result<SnapshotVersion, Cause> {
+    let state = slot.state.clone();
+    let read = blocking(move || Ok(state.read())).await.map_err(no_files)?;
+    let unusable = |detail: String| Cause::VersionUnusable { detail };
+    let manifest = read.map_err(|fault| unusable(fault.to_string()))?;
+    match misfit(&manifest, qemu, launch) {
+        Some(detail) => Err(unusable(detail)),
+        None => Ok(manifest.version),
+    }
+}
+
+/// What about the version does not fit the launch.
+fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
+    let needs = qemu.needs(launch);
+    let had = manifest.resources;
+    if manifest.version.image != launch.image {
+        Some("it was taken from another image".to_owned())
+    } else if had != needs.resources {
+        let Resources { cpus, memory_mib } = needs.resources;
+        Some(format!(
+            "it was taken with {} CPUs and {} MiB, the service has {cpus} and {memory_mib} MiB now",
+            had.cpus, had.memory_mib
+        ))
+    } else if manifest.accelerator != needs.accelerator {
+        Some(format!("it was taken under {}, this host runs {}", manifest.accelerator, needs.accelerator))
+    } else if series(&manifest.vmm) != series(&needs.vmm) {
+        Some(format!("it was taken by QEMU {}, this is QEMU {}", manifest.vmm, needs.vmm))
+    } else {
+        None
+    }
+}
+
+/// `7.2` of `7.2.22`: within a series QEMU reads its own device states; the machine `microvm` promises no more.
+fn series(version: &str) -> &str {
+    version.rsplit_once('.').map_or(version, |(series, _)| series)
+}
+
+/// Kernel and initial RAM file system can be read; QEMU's own words on them are hard to understand.
+fn check_files(launch: &Launch) -> Result<(), Cause> {
+    for file in [&launch.kernel, &launch.initrd] {
+        File::open(file).map_err(|error| Cause::StartFailed {
+            detail: format!(
+                "`{}` of its image cannot be read ({error}); build the image again",
+                file.display()
+            ),
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether the disk has room for what the guest's memory may still grow by. A guest that touches memory for
+/// which there is none would be killed.
+fn check_room(slot: &Slot, resources: Resources) -> Result<(), Cause> {
+    let there = slot.state.memory_blocks_bytes().map_err(no_files)?;
+    let wanted = memory_bytes(resources).saturating_sub(there) + SPARE_BYTES;
+    no_room(slot.dir.root(), wanted).map_or(Ok(()), |detail| Err(Cause::StartFailed { detail }))
+}
+
+/// A sentence with the remedy if the file system at `path` has not `wanted` bytes free.
+pub fn no_room(path: &Path, wanted: u64) -> Option<String> {
+    let free = match rustix::fs::statvfs(path) {
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Err(error) => return Some(format!("the free room at `{}` cannot be told: {error}", path.display())),
+    };
+    (free < wanted).then(|| {
+        format!(
+            "the disk of `{}` has {} MiB free and {} MiB are needed; make room there",
+            path.display(),
+            free >> 20,
+            wanted.div_ceil(1 << 20)
+        )
+    })
+}
+
+/// Why a version was not loaded. QEMU ends when it cannot load one, with the reason as its last words.
+async fn load_fault(vm: &Vm, error: QmpError) -> Cause {
+    let refused = matches!(error, QmpError::Refused { .. });
+    match vm.cause_of(error).await {
+        Cause::VmmDied { detail } if refused || detail.contains("load of migration failed") => {
+            Cause::VersionUnusable { detail }
+        }
+        cause => cause,
+    }
+}
+
+fn called_off() -> Cause {
+    Cause::VmmDied { detail: "it was killed while it started".to_owned() }
+}
+
+pub fn no_files(error: io::Error) -> Cause {
+    Cause::StartFailed { detail: format!("its files cannot be used: {error}") }
+}

@@ -1,0 +1,329 @@
+//! A version on disk: what it consists of, when it is one, and how it becomes and ceases to be one.
+//!
+//! ```text
+//! state/memory         guest memory, mapped by QEMU; a running guest writes to it
+//! state/device         registers and devices
+//! state/manifest.json  what the two belong to: written last, taken away first
+//! state/consumed.json  the manifest of the version that the guest was last restored from
+//! ```
+//!
+//! **Invariant.** A manifest that is there means that `memory` and `device` are exactly that version and that no
+//! vCPU has run since it was taken. It is published after both are durable, while the guest stands still, and it
+//! is durably taken away before a vCPU runs. Whoever finds it may end the process; whoever does not must not.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use reveille_core::model::{Resources, SnapshotVersion};
+use serde::{Deserialize, Serialize};
+
+use super::layout::{private, replace_durably, sync_dir};
+
+/// The layout of manifest and files that this code reads and writes.
+const FORMAT: u32 = 1;
+/// Largest manifest that is read.
+const MANIFEST_BYTES_MAX: u64 = 64 << 10;
+/// Largest device state that is read; usual are 0.1 MB.
+const DEVICE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a disk block as `stat` counts them.
+const BLOCK_BYTES: u64 = 512;
+
+/// What a version needs to be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: u32,
+    /// What the core knows of it.
+    pub version: SnapshotVersion,
+    /// What the guest was given.
+    pub resources: Resources,
+    /// How its code was run, and on which kind of CPU.
+    pub accelerator: String,
+    /// Version of the monitor that took it.
+    pub vmm: String,
+    device_bytes: u64,
+    device_blake3: String,
+}
+
+/// Why what is on disk is no version that can be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionFault {
+    /// There is no manifest: no version was published, or a guest was restored from it.
+    #[error("there is none")]
+    None,
+    /// A file cannot be read.
+    #[error("{file} cannot be read: {source}")]
+    Unreadable {
+        /// `manifest.json`, `device` or `memory`.
+        file: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The manifest is not what was written.
+    #[error("its manifest is damaged: {0}")]
+    Damaged(String),
+    /// The manifest was written by another release.
+    #[error("its format is {0}, this release reads {FORMAT}")]
+    Format(u32),
+    /// A file is not as long as it was.
+    #[error("{file} has {found} bytes instead of {expected}")]
+    Length {
+        /// `device` or `memory`.
+        file: &'static str,
+        /// Its length now.
+        found: u64,
+        /// As published.
+        expected: u64,
+    },
+    /// The device state is not what was written.
+    #[error("its device state is damaged: the checksum does not match")]
+    Checksum,
+}
+
+/// The state directory of one instance.
+#[derive(Debug, Clone)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// At `path`.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> PathBuf {
+        self.0.join("memory")
+    }
+
+    /// Registers and devices.
+    pub fn device(&self) -> PathBuf {
+        self.0.join("device")
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.0.join("manifest.json")
+    }
+
+    /// Whether there is a manifest, intact or not.
+    pub fn has_manifest(&self) -> bool {
+        self.manifest().symlink_metadata().is_ok()
+    }
+
+    /// The version that is intact: its manifest and the files that it speaks of, all checked but the memory's
+    /// contents.
+    ///
+    /// # Errors
+    /// [`VersionFault`]; nothing is changed.
+    pub fn read(&self) -> Result<Manifest, VersionFault> {
+        let manifest = self.read_manifest()?;
+        let expected = memory_bytes(manifest.resources);
+        let memory =
+            self.memory().metadata().map_err(|source| VersionFault::Unreadable { file: "memory", source })?;
+        if memory.len() != expected {
+            return Err(VersionFault::Length { file: "memory", found: memory.len(), expected });
+        }
+        let device = read_limited(&self.device(), "device", DEVICE_BYTES_MAX)?;
+        let found = device.len() as u64;
+        if found != manifest.device_bytes {
+            return Err(VersionFault::Length { file: "device", found, expected: manifest.device_bytes });
+        }
+        if blake3::hash(&device).to_hex().as_str() != manifest.device_blake3 {
+            return Err(VersionFault::Checksum);
+        }
+        Ok(manifest)
+    }
+
+    fn read_manifest(&self) -> Result<Manifest, VersionFault> {
+        let text = match read_limited(&self.manifest(), "manifest.json", MANIFEST_BYTES_MAX) {
+            Err(VersionFault::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(VersionFault::None);
+            }
+            read => String::from_utf8(read?).map_err(|error| VersionFault::Damaged(error.to_string()))?,
+        };
+        let mut lines = text.lines();
+        let (Some(body), Some(sum), None) = (lines.next(), lines.next(), lines.next()) else {
+            return Err(VersionFault::Damaged("it is cut off".to_owned()));
+        };
+        if sum != checksum_line(body) {
+            return Err(VersionFault::Damaged("the checksum does not match".to_owned()));
+        }
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| VersionFault::Damaged(error.to_string());
+        let head: Head = serde_json::from_str(body).map_err(damaged)?;
+        if head.format != FORMAT {
+            return Err(VersionFault::Format(head.format));
+        }
+        serde_json::from_str(body).map_err(damaged)
+    }
+
+    /// Empties the directory of a guest that is gone and creates memory of zeros.
+    pub fn create_memory(&self, resources: Resources) -> io::Result<()> {
+        for file in [self.memory(), self.device(), self.0.join("consumed.json")] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        private().write(true).create_new(true).open(self.memory())?.set_len(memory_bytes(resources))
+    }
+
+    /// Opens a new, empty device state for QEMU to write.
+    pub fn create_device(&self) -> io::Result<File> {
+        private().write(true).create(true).truncate(true).open(self.device())
+    }
+
+    /// Makes what the guest has written to its memory so far durable. While the guest runs, this only shortens
+    /// the time that it has to stand still for the rest.
+    pub fn sync_memory(&self) -> io::Result<()> {
+        File::open(self.memory())?.sync_all()
+    }
+
+    /// Makes memory and device state durable and describes them.
+    pub fn seal(&self, mut version: SnapshotVersion, needs: Needs) -> io::Result<Manifest> {
+        self.sync_memory()?;
+        let mut device = Vec::new();
+        let mut file = File::open(self.device())?;
+        file.read_to_end(&mut device)?;
+        file.sync_all()?;
+        let device_bytes = device.len() as u64;
+        version.stored_bytes = self.memory_blocks_bytes()? + device_bytes;
+        Ok(Manifest {
+            format: FORMAT,
+            version,
+            resources: needs.resources,
+            accelerator: needs.accelerator,
+            vmm: needs.vmm,
+            device_bytes,
+            device_blake3: blake3::hash(&device).to_hex().to_string(),
+        })
+    }
+
+    /// Publishes a version whose files are durable (from [`StateDir::seal`]).
+    pub fn publish(&self, manifest: &Manifest) -> io::Result<()> {
+        let body = serde_json::to_string(manifest)?;
+        let text = format!("{body}\n{}\n", checksum_line(&body));
+        replace_durably(&self.manifest(), text.as_bytes())
+    }
+
+    /// Takes the manifest away, durably: after this vCPUs may run. Without one nothing is done.
+    pub fn consume(&self) -> io::Result<()> {
+        match fs::rename(self.manifest(), self.0.join("consumed.json")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => sync_dir(&self.0),
+        }
+    }
+
+    /// Bytes that the memory takes on disk; the rest of it are holes.
+    pub fn memory_blocks_bytes(&self) -> io::Result<u64> {
+        Ok(self.memory().metadata()?.blocks() * BLOCK_BYTES)
+    }
+}
+
+/// What a version is taken with and needs again.
+#[derive(Debug, Clone)]
+pub struct Needs {
+    /// What the guest was given.
+    pub resources: Resources,
+    /// How its code was run, and on which kind of CPU.
+    pub accelerator: String,
+    /// Version of the monitor.
+    pub vmm: String,
+}
+
+/// Bytes of guest memory.
+pub fn memory_bytes(resources: Resources) -> u64 {
+    u64::from(resources.memory_mib) << 20
+}
+
+fn checksum_line(body: &str) -> String {
+    format!("\"blake3:{}\"", blake3::hash(body.as_bytes()).to_hex())
+}
+
+fn read_limited(path: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, VersionFault> {
+    let unreadable = |source| VersionFault::Unreadable { file, source };
+    let mut contents = Vec::new();
+    File::open(path).map_err(unreadable)?.take(limit + 1).read_to_end(&mut contents).map_err(unreadable)?;
+    if contents.len() as u64 > limit {
+        return Err(VersionFault::Damaged(format!("{file} is larger than {limit} bytes")));
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reveille_core::model::Timestamp;
+
+    fn published() -> (tempfile::TempDir, StateDir, Manifest) {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::at(temp.path().to_owned());
+        let resources = Resources { cpus: 1, memory_mib: 1 };
+        state.create_memory(resources).unwrap();
+        fs::write(state.device(), b"registers").unwrap();
+        let version = SnapshotVersion {
+            number: 3,
+            at: Timestamp::from_ms(1),
+            stored_bytes: 0,
+            paused_us: 5,
+            image: "abc".to_owned(),
+        };
+        let needs = Needs { resources, accelerator: "tcg".to_owned(), vmm: "7.2.22".to_owned() };
+        let manifest = state.seal(version, needs).unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::None)));
+        state.publish(&manifest).unwrap();
+        (temp, state, manifest)
+    }
+
+    #[test]
+    fn a_version_is_one_from_publishing_to_consuming() {
+        let (_temp, state, manifest) = published();
+        assert_eq!(state.read().unwrap(), manifest);
+        state.consume().unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::None)));
+        state.consume().unwrap();
+    }
+
+    #[test]
+    fn every_shorter_manifest_is_refused() {
+        let (_temp, state, _) = published();
+        let whole = fs::read(state.manifest()).unwrap();
+        // Without its last line break it still has every byte that counts.
+        for length in 0..whole.len() - 1 {
+            fs::write(state.manifest(), &whole[..length]).unwrap();
+            assert!(matches!(state.read(), Err(VersionFault::Damaged(_))), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_manifest_is_refused() {
+        let (_temp, state, _) = published();
+        let whole = fs::read(state.manifest()).unwrap();
+        for at in 0..whole.len() - 1 {
+            let mut bent = whole.clone();
+            bent[at] ^= 1;
+            fs::write(state.manifest(), &bent).unwrap();
+            assert!(matches!(state.read(), Err(VersionFault::Damaged(_))), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn files_that_changed_are_refused_and_named() {
+        let (_temp, state, _) = published();
+        fs::write(state.device(), b"registerz").unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::Checksum)));
+        fs::write(state.device(), b"register").unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::Length { file: "device", found: 8, expected: 9 })));
+        fs::write(state.device(), b"registers").unwrap();
+        state.read().unwrap();
+        fs::write(state.memory(), b"short").unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::Length { file: "memory", .. })));
+        fs::remove_file(state.memory()).unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::Unreadable { file: "memory", .. })));
+    }
+}

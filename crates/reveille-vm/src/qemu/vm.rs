@@ -1,0 +1,362 @@
+//! A live QEMU process with its control connection, and the steps that starts, captures and takeovers are made of.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reveille_core::model::Cause;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{sleep, timeout};
+
+use super::layout::{InstanceDir, NETWORK, SOCKET, last_line};
+use super::process::{Ended, Process};
+use super::qmp::{Qmp, QmpError};
+
+/// Longest wait for a started process to answer its control socket.
+pub const CONNECT_MS_MAX: u64 = 10_000;
+/// Pause between two tries to connect.
+const CONNECT_RETRY: Duration = Duration::from_millis(1);
+/// Longest transfer of a device state, in either direction.
+const MIGRATION_MS_MAX: u64 = 30_000;
+/// Longest wait until a transfer that is being cancelled has ended.
+const CANCEL_MS_MAX: u64 = 5_000;
+/// Pause between two looks at a transfer whose events were missed.
+const MIGRATION_LOOK: Duration = Duration::from_millis(5);
+/// Longest wait for a process to end after it was asked to.
+const QUIT_MS_MAX: u64 = 2_000;
+/// Longest wait for a process to end after it was killed.
+pub const KILL_MS_MAX: u64 = 10_000;
+/// Name under which a device state is passed.
+const DEVICE_FD: &str = "device";
+/// Longest wait for the network link to be listened on.
+const NETWORK_MS_MAX: u64 = 2_000;
+
+/// A process and, once it has answered, its control connection.
+#[derive(Debug)]
+pub struct Vm {
+    /// The process.
+    pub process: Process,
+    dir: InstanceDir,
+    qmp: OnceLock<Qmp>,
+    /// Waits for a version to be loaded; nothing was loaded yet.
+    armed: AtomicBool,
+    /// A capture or a start is under way, so that standing still is no fault.
+    busy: AtomicBool,
+}
+
+/// Marks a [`Vm`] busy until dropped.
+pub struct Busy<'a>(&'a AtomicBool);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Vm {
+    /// A process that has not answered yet.
+    pub fn new(process: Process, dir: InstanceDir) -> Self {
+        Self {
+            process,
+            dir,
+            qmp: OnceLock::new(),
+            armed: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+        }
+    }
+
+    /// A process that was found together with its control connection.
+    pub fn adopted(process: Process, dir: InstanceDir, qmp: Qmp) -> Self {
+        Self { qmp: OnceLock::from(qmp), ..Self::new(process, dir) }
+    }
+
+    /// Whether it waits for a version to be loaded.
+    pub fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Acquire)
+    }
+
+    /// Sets whether it waits for a version to be loaded.
+    pub fn set_armed(&self, armed: bool) {
+        self.armed.store(armed, Ordering::Release);
+    }
+
+    /// From now until the guard is dropped, a guest that stands still is no fault.
+    pub fn busy(&self) -> Busy<'_> {
+        self.busy.store(true, Ordering::Release);
+        Busy(&self.busy)
+    }
+
+    /// Whether a capture or a start is under way.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// The control connection, if the process has ever answered.
+    pub fn qmp(&self) -> Result<&Qmp, QmpError> {
+        self.qmp.get().ok_or(QmpError::Closed)
+    }
+
+    /// Waits until the started process answers its control socket.
+    ///
+    /// # Errors
+    /// It ended, with what it complained of, or stayed silent for [`CONNECT_MS_MAX`].
+    pub async fn connect(&self) -> Result<(), Cause> {
+        let began = Instant::now();
+        let connected = timeout(Duration::from_millis(CONNECT_MS_MAX), async {
+            let (_dir, path) =
+                self.dir.short_path(SOCKET).map_err(|error| start_failed(error.to_string()))?;
+            loop {
+                if self.process.ended().is_some() {
+                    return Err(self.start_failure().await);
+                }
+                match Qmp::connect(&path).await {
+                    Ok(qmp) => return Ok(qmp),
+                    Err(QmpError::Protocol(detail)) => return Err(start_failed(detail)),
+                    Err(_) => sleep(CONNECT_RETRY).await,
+                }
+            }
+        });
+        let waited_ms = || u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let qmp = connected.await.unwrap_or_else(|_| Err(Cause::VmmHung { waited_ms: waited_ms() }))?;
+        // Nobody else sets it: one start at a time.
+        let _ = self.qmp.set(qmp);
+        Ok(())
+    }
+
+    /// `running`, `paused`, `inmigrate`, `postmigrate`, `guest-panicked`, …
+    pub async fn status(&self, limit_ms: u64) -> Result<String, QmpError> {
+        let status = self.qmp()?.command_within("query-status", json!({}), limit_ms).await?;
+        let word = status.get("status").and_then(Value::as_str);
+        word.map(str::to_owned).ok_or_else(|| QmpError::Protocol("query-status without a status".to_owned()))
+    }
+
+    /// `None` before any, then `setup`, `active`, `completed`, `failed`, `cancelled`, …
+    pub async fn migration(&self) -> Result<Option<String>, QmpError> {
+        let migration = self.qmp()?.command("query-migrate", json!({})).await?;
+        Ok(migration
+            .get("status")
+            .and_then(Value::as_str)
+            .filter(|status| *status != "none")
+            .map(str::to_owned))
+    }
+
+    /// Stops the vCPUs.
+    pub async fn stop(&self) -> Result<(), QmpError> {
+        self.qmp()?.command("stop", json!({})).await.map(|_| ())
+    }
+
+    /// Lets the vCPUs run.
+    pub async fn cont(&self) -> Result<(), QmpError> {
+        self.qmp()?.command("cont", json!({})).await.map(|_| ())
+    }
+
+    /// Leaves the guest's memory out of what is transferred: it is in its file already.
+    pub async fn ignore_shared_memory(&self) -> Result<(), QmpError> {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        self.qmp()?.command("migrate-set-capabilities", capabilities).await.map(|_| ())
+    }
+
+    /// Hands over the file that the device state will be written to or read from.
+    pub async fn pass_device(&self, file: OwnedFd) -> Result<(), QmpError> {
+        self.qmp()?.pass_file(DEVICE_FD, file).await
+    }
+
+    /// Writes the device state to the file that was passed; returns when it is written.
+    pub async fn save_device(&self) -> Result<(), QmpError> {
+        self.transfer("migrate").await
+    }
+
+    /// Loads the device state from the file that was passed; returns when it is loaded.
+    pub async fn load_device(&self) -> Result<(), QmpError> {
+        self.transfer("migrate-incoming").await
+    }
+
+    async fn transfer(&self, command: &'static str) -> Result<(), QmpError> {
+        let qmp = self.qmp()?;
+        let mut events = qmp.events();
+        qmp.command(command, json!({ "uri": format!("fd:{DEVICE_FD}") })).await?;
+        let finished = timeout(Duration::from_millis(MIGRATION_MS_MAX), async {
+            loop {
+                let status = tokio::select! {
+                    _ = self.process.wait() => return Err(QmpError::Closed),
+                    event = events.recv() => match event {
+                        Ok(event) if event.name == "MIGRATION" => {
+                            event.data.get("status").and_then(Value::as_str).map(str::to_owned)
+                        }
+                        Ok(_) => None,
+                        Err(RecvError::Lagged(_)) => self.migration().await?,
+                        Err(RecvError::Closed) => return Err(QmpError::Closed),
+                    },
+                };
+                match status.as_deref() {
+                    Some("completed") => return Ok(()),
+                    Some(end @ ("failed" | "cancelled")) => {
+                        return Err(QmpError::Refused { command, desc: self.migration_fault(end).await });
+                    }
+                    Some(_) | None => {}
+                }
+            }
+        });
+        finished.await.unwrap_or(Err(QmpError::Timeout { command, waited_ms: MIGRATION_MS_MAX }))
+    }
+
+    async fn migration_fault(&self, end: &str) -> String {
+        let asked = match self.qmp() {
+            Ok(qmp) => qmp.command("query-migrate", json!({})).await.unwrap_or_default(),
+            Err(_) => Value::Null,
+        };
+        asked.get("error-desc").and_then(Value::as_str).unwrap_or(end).to_owned()
+    }
+
+    /// Ends a transfer that is still going on, so that the guest can be let run.
+    ///
+    /// # Errors
+    /// It does not end within [`CANCEL_MS_MAX`].
+    pub async fn settle_migration(&self) -> Result<(), QmpError> {
+        let settled = timeout(Duration::from_millis(CANCEL_MS_MAX), async {
+            let mut cancelled = false;
+            loop {
+                match self.migration().await?.as_deref() {
+                    None | Some("completed" | "failed" | "cancelled") => return Ok(()),
+                    Some(_) if !cancelled => {
+                        self.qmp()?.command("migrate_cancel", json!({})).await?;
+                        cancelled = true;
+                    }
+                    Some(_) => sleep(MIGRATION_LOOK).await,
+                }
+            }
+        });
+        let late = QmpError::Timeout { command: "migrate_cancel", waited_ms: CANCEL_MS_MAX };
+        settled.await.unwrap_or(Err(late))
+    }
+
+    /// Asks the process to end, kills it if it does not, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It is still there after [`KILL_MS_MAX`].
+    pub async fn end(&self) -> Result<Ended, Cause> {
+        if let Ok(qmp) = self.qmp() {
+            // Mostly there is no answer: the process ends first.
+            let quit = qmp.command_within("quit", json!({}), QUIT_MS_MAX);
+            tokio::select! {
+                _ = quit => {}
+                _ = self.process.wait() => {}
+            }
+            if let Some(ended) = self.process.wait_for(QUIT_MS_MAX).await {
+                return Ok(ended);
+            }
+        }
+        self.kill().await
+    }
+
+    /// Kills the process and waits until it is gone.
+    ///
+    /// # Errors
+    /// It is still there after [`KILL_MS_MAX`].
+    pub async fn kill(&self) -> Result<Ended, Cause> {
+        self.process.kill();
+        self.process.wait_for(KILL_MS_MAX).await.ok_or(Cause::VmmHung { waited_ms: KILL_MS_MAX })
+    }
+
+    /// What is known of why the process ended, in half a sentence.
+    pub fn death(&self, ended: &Ended) -> String {
+        let console = || {
+            last_line(&self.dir.serial())
+                .map_or_else(String::new, |line| format!("; its console ended with: {line}"))
+        };
+        let farewell = self.qmp.get().and_then(Qmp::farewell);
+        match farewell.as_deref() {
+            Some("guest-reset") => format!("the guest restarted or panicked{}", console()),
+            Some("guest-shutdown") => format!("the guest shut itself down{}", console()),
+            Some("guest-panicked" | "guest-panic") => format!("the guest panicked{}", console()),
+            Some(_) | None => match last_line(&self.dir.log()) {
+                Some(line) => format!("{ended}; it said: {line}"),
+                None => ended.to_string(),
+            },
+        }
+    }
+
+    /// The cause of a command that has no result.
+    pub async fn cause_of(&self, error: QmpError) -> Cause {
+        match error {
+            QmpError::Timeout { waited_ms, .. } => Cause::VmmHung { waited_ms },
+            QmpError::Connect(_)
+            | QmpError::Closed
+            | QmpError::Refused { .. }
+            | QmpError::Protocol(_)
+            | QmpError::TooMany => {
+                // The socket closes a moment before the process can be waited for.
+                match self.process.wait_for(QUIT_MS_MAX.min(200)).await {
+                    Some(ended) => Cause::VmmDied { detail: self.death(&ended) },
+                    None => Cause::VmmDied { detail: error.to_string() },
+                }
+            }
+        }
+    }
+
+    async fn start_failure(&self) -> Cause {
+        let ended = self.process.wait().await;
+        let Some(line) = last_line(&self.dir.log()) else {
+            return start_failed(format!("QEMU ended at once: {ended}"));
+        };
+        start_failed(remedy(&line))
+    }
+
+    /// Connects to the guest's network link.
+    ///
+    /// # Errors
+    /// Nobody listens within [`NETWORK_MS_MAX`].
+    pub async fn network(&self) -> Result<UnixStream, Cause> {
+        let fault = |error: io::Error| start_failed(format!("its network link cannot be reached: {error}"));
+        let (_dir, path) = self.dir.short_path(NETWORK).map_err(fault)?;
+        let connected = timeout(Duration::from_millis(NETWORK_MS_MAX), async {
+            loop {
+                match UnixStream::connect(&path).await {
+                    Ok(stream) => return Ok(stream),
+                    // A process that just started does not listen yet; one whose link was just closed, not again.
+                    Err(_) if self.process.ended().is_none() => sleep(CONNECT_RETRY).await,
+                    Err(error) => return Err(fault(error)),
+                }
+            }
+        });
+        connected.await.unwrap_or(Err(Cause::VmmHung { waited_ms: NETWORK_MS_MAX }))
+    }
+}
+
+fn start_failed(detail: String) -> Cause {
+    Cause::StartFailed { detail }
+}
+
+/// QEMU's last words as a sentence that says what to do, for the faults that users meet.
+fn remedy(line: &str) -> String {
+    let advice = if line.contains("KVM") || line.contains("kvm") {
+        "KVM cannot be used here; set the accelerator to `auto` or `tcg`"
+    } else if line.contains("firmware") || line.contains("BIOS") || line.contains("ROM") {
+        "QEMU does not find its firmware; install the packages qemu-system-data and seabios, or set the data directory"
+    } else if line.contains("set up guest memory") || line.contains("Cannot allocate memory") {
+        "the host has too little free memory for this guest"
+    } else if line.contains("No space left") {
+        "the disk is full; make room for the guest's memory"
+    } else {
+        return format!("QEMU said: {line}");
+    };
+    format!("{advice} (QEMU said: {line})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_get_their_remedy() {
+        let line = "qemu: could not load PC BIOS 'bios-microvm.bin'";
+        assert!(remedy(line).ends_with("(QEMU said: qemu: could not load PC BIOS 'bios-microvm.bin')"));
+        assert!(remedy(line).starts_with("QEMU does not find its firmware; install"));
+        assert_eq!(remedy("odd"), "QEMU said: odd");
+    }
+}
