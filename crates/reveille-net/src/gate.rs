@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::counters::{Counters, Traffic};
 use crate::events::ServiceEvents;
+use crate::held::{HeldBudget, HeldLimits};
 use crate::listen;
 use crate::relay::{Busy, Now};
 
@@ -39,6 +40,7 @@ pub(crate) struct ServiceLimits {
     pub(crate) half_closed_max: Duration,
     pub(crate) udp_idle: Duration,
     pub(crate) udp_sessions_max: u32,
+    pub(crate) datagrams: HeldLimits,
 }
 
 /// What those who wait at the gate watch.
@@ -69,7 +71,7 @@ pub(crate) struct ServiceGate {
     pub(crate) limits: ServiceLimits,
     pub(crate) events: ServiceEvents,
     pub(crate) counters: Counters,
-    pub(crate) held_datagrams: AtomicU32,
+    pub(crate) held_datagrams: Arc<HeldBudget>,
     pub(crate) udp_sessions: AtomicU32,
     now: Now,
     word: AtomicU64,
@@ -122,7 +124,7 @@ impl ServiceGate {
             limits,
             events,
             counters: Counters::default(),
-            held_datagrams: AtomicU32::new(0),
+            held_datagrams: Arc::new(HeldBudget::new(limits.datagrams)),
             udp_sessions: AtomicU32::new(0),
             now,
             word: AtomicU64::new(0),
@@ -216,7 +218,7 @@ impl ServiceGate {
         Traffic {
             open_connections,
             held_clients: self.held_clients.load(Ordering::Relaxed),
-            held_datagrams: self.held_datagrams.load(Ordering::Relaxed),
+            held_datagrams: self.held_datagrams.datagrams(),
             udp_sessions: self.udp_sessions.load(Ordering::Relaxed),
             last_packet: self.last_packet(),
             ..self.counters.picture()
@@ -225,11 +227,11 @@ impl ServiceGate {
 
     /// Busy are open connections, clients that were let in and have not yet been seen to, and recent packets.
     fn check_idle(&self, state: &State, idle_ms: u64) -> Result<(), Busy> {
-        let waiting =
-            self.held_clients.load(Ordering::SeqCst) > 0 || self.held_datagrams.load(Ordering::SeqCst) > 0;
-        let let_in = state.shown.gate == Gate::Open && waiting;
-        let recent = self.last_packet().is_some_and(|last| (self.now)().ms_since(last) < idle_ms);
-        if state.open.is_empty() && !let_in && !recent { Ok(()) } else { Err(self.busy(state)) }
+        let waiting = self.held_clients.load(Ordering::SeqCst) > 0 || self.held_datagrams.datagrams() > 0;
+        let recent = || self.last_packet().is_some_and(|last| (self.now)().ms_since(last) < idle_ms);
+        // Behind a closed gate nothing can pass but what is open already.
+        let used = state.shown.gate == Gate::Open && (waiting || recent());
+        if state.open.is_empty() && !used { Ok(()) } else { Err(self.busy(state)) }
     }
 
     fn busy(&self, state: &State) -> Busy {
@@ -321,17 +323,24 @@ impl ServiceGate {
         (before & OPEN != 0).then_some(pass)
     }
 
-    /// A byte or datagram passed.
-    pub(crate) fn note_packet(&self) {
-        self.last_packet.fetch_max((self.now)().as_ms(), Ordering::SeqCst);
+    /// The daemon's time.
+    pub(crate) fn now_ms(&self) -> u64 {
+        (self.now)().as_ms()
     }
 
-    /// A byte or datagram came back from the guest.
-    pub(crate) fn note_reply(&self) {
-        self.note_packet();
+    /// A byte or datagram passed; returns when that was.
+    pub(crate) fn note_packet(&self) -> u64 {
+        let now = self.now_ms();
+        self.last_packet.fetch_max(now, Ordering::SeqCst);
+        now
+    }
+
+    /// A byte or datagram came back from the guest; returns when that was.
+    pub(crate) fn note_reply(&self) -> u64 {
         if self.first_byte_due.load(Ordering::Relaxed) && self.first_byte_due.swap(false, Ordering::Relaxed) {
             self.events.first_byte();
         }
+        self.note_packet()
     }
 
     /// Whether the gate opened less than `window` ago.
@@ -426,3 +435,6 @@ impl Drop for Link {
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

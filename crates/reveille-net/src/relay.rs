@@ -12,8 +12,10 @@ use crate::binding::{BindError, Binding, RelayLimits};
 use crate::counters::Traffic;
 use crate::events::{EventSender, RelayEvents, ServiceEvents, channel};
 use crate::gate::{ServiceGate, ServiceLimits};
+use crate::held::HeldLimits;
 use crate::listen::Listeners;
 use crate::tcp::TcpPort;
+use crate::udp::UdpPort;
 
 /// The daemon's clock.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -141,6 +143,12 @@ impl Inner {
             half_closed_max: Duration::from_millis(self.limits.half_closed_ms_max),
             udp_idle: Duration::from_millis(binding.udp_idle_ms),
             udp_sessions_max: self.limits.udp_sessions_max,
+            datagrams: HeldLimits {
+                client_datagrams: self.limits.client_datagrams_max,
+                client_bytes: self.limits.client_datagram_bytes_max,
+                service_datagrams: self.limits.service_datagrams_max,
+                service_bytes: self.limits.service_datagram_bytes_max,
+            },
         };
         let events = ServiceEvents::new(binding.service.clone(), self.events.clone());
         let gate = Arc::new(ServiceGate::new(limits, events, Arc::clone(&self.now)));
@@ -158,6 +166,10 @@ impl Inner {
                 alive: alive.clone(),
             };
             tokio::spawn(port.accept(listener));
+        }
+        for (socket, port) in listeners.udp {
+            let port = UdpPort::new(Arc::clone(&gate), port, backend(port.number), socket, alive.clone());
+            tokio::spawn(port.run());
         }
         Bound { gate, ended }
     }

@@ -93,7 +93,8 @@ impl Trial {
     }
 
     fn decide(&self) {
-        if !self.decided.swap(true, Ordering::Relaxed) {
+        if self.undecided() {
+            self.decided.store(true, Ordering::Relaxed);
             *self.kept() = Vec::new();
         }
     }

@@ -395,11 +395,11 @@ impl Progress {
 impl Meter for ServiceGate {
     fn up(&self, bytes: usize) {
         self.counters.bytes_in.add(bytes as u64);
-        self.note_packet();
+        let _ = self.note_packet();
     }
 
     fn down(&self, bytes: usize) {
         self.counters.bytes_out.add(bytes as u64);
-        self.note_reply();
+        let _ = self.note_reply();
     }
 }
