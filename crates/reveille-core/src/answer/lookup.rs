@@ -213,11 +213,13 @@ impl<'v> Lookup<'v> {
         self.view.service_at(parent)
     }
 
-    /// Whether the ancestor with `labels` labels exists: it, or a name below it, has records or is a service.
+    /// Whether the ancestor with `labels` labels exists: it, or a name below it, has records, is a service, or is
+    /// the apex of another zone here (which the zone above should delegate, but may not).
     fn exists(&self, name: &QuestionName, labels: usize) -> bool {
         let key = name.ancestor_key(labels);
         self.zone.has_node_at_or_below(key)
             || self.view.has_service_at_or_below(key)
+            || self.view.zones().has_apex_at_or_below(key)
             || self.vmstate_of(name, labels).is_some()
     }
 

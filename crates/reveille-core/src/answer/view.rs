@@ -87,6 +87,11 @@ impl Zones {
         Some(zone)
     }
 
+    /// Whether a zone's apex has that key, or one below it.
+    pub(crate) fn has_apex_at_or_below(&self, key: &[u8]) -> bool {
+        at_or_below(&self.0, key)
+    }
+
     fn above(&self, name: &QuestionName, labels_max: usize) -> Option<&Zone> {
         (0..=labels_max).rev().find_map(|labels| self.0.get(name.ancestor_key(labels))).map(|zone| &**zone)
     }

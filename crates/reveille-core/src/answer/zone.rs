@@ -174,6 +174,8 @@ impl Zone {
                 faults.push(ZoneFault { record: Some(index), kind });
             }
         }
+        // One fault for an RRset that is too large, not one for each record beyond.
+        faults.dedup_by(|later, earlier| later.kind == earlier.kind);
         let apex_node = nodes.get(&NameKey::from(&apex));
         let soa = apex_node.and_then(|node| node.set(SOA)).cloned();
         if soa.is_none() {
@@ -277,12 +279,13 @@ impl Node {
                 _ => {}
             }
         }
-        set.data.push(record.data.clone().into_boxed_slice());
         let bytes: usize = set.data.iter().map(|data| data.len() + RECORD_BYTES).sum();
-        (bytes > SET_BYTES_MAX).then(|| ZoneFaultKind::SetTooLarge {
-            owner: owner.clone(),
-            rtype: rdata::type_word(record.rtype),
-        })
+        if bytes + record.data.len() + RECORD_BYTES > SET_BYTES_MAX {
+            let rtype = rdata::type_word(record.rtype);
+            return Some(ZoneFaultKind::SetTooLarge { owner: owner.clone(), rtype });
+        }
+        set.data.push(record.data.clone().into_boxed_slice());
+        None
     }
 }
 
