@@ -34,6 +34,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Longest time that requests under way are waited for when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time that an answer may lie unread at the other end before its connection is closed, in ms.
+const UNREAD_MS_MAX: u32 = 30_000;
 /// Pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -131,6 +133,10 @@ async fn converse(
 ) {
     // Small answers must not wait for acknowledgements; without it they only come later.
     let _ = stream.set_nodelay(true);
+    // Who asks and does not read would otherwise keep one of the places for good.
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNREAD_MS_MAX) {
+        tracing::debug!(%error, "an API connection has no limit for unread answers");
+    }
     let service = service_fn(move |request: Request<Incoming>| respond(router.clone(), peer, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -284,7 +284,7 @@ mod tests {
         let secret = by_variable.secret();
         let find = |named, variable| find_token(named, variable, &places, &[api("127.0.0.1:1")]);
         assert_eq!(find(Some(&named), Some(secret)).unwrap(), Some(by_name));
-        assert_eq!(find(None, Some(secret)).unwrap(), Some(by_variable));
+        assert_eq!(find(None, Some(secret)).unwrap().as_ref(), Some(&by_variable));
         assert!(matches!(find(None, Some("rvl_x")), Err(TokenFileError::VariableNoToken)));
         let missing = find(Some(Path::new("/nowhere")), Some(secret));
         assert!(matches!(missing, Err(TokenFileError::Read { .. })), "a named file is never passed over");

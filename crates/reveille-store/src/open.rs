@@ -163,7 +163,13 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
     lay_out(&database).map_err(|error| open_failed(&new, error))?;
     drop(database);
     std::fs::rename(&new, path).map_err(unusable)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(unusable)
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(unusable)?;
+    // The directory may be new itself. Its parent is often nobody's to open; then the system's own write-back
+    // has to do for the very first seconds of an installation.
+    if let Some(Ok(parent)) = dir.parent().map(File::open) {
+        parent.sync_all().map_err(unusable)?;
+    }
+    Ok(())
 }
 
 /// Every table, so that readers never meet a missing one.

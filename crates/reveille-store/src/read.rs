@@ -1,4 +1,5 @@
-//! Reading history and tokens while the daemon runs. A reader sees the last commit and waits for nobody.
+//! Reading history and tokens while the daemon runs. A reader sees the last commit and does not wait for the
+//! writer; it may read from the disk, so an async task that reads a lot lets a blocking thread do it.
 
 use redb::{Database, ReadableDatabase, ReadableTable};
 use reveille_core::model::{DomainName, WakeRecord};

@@ -76,10 +76,13 @@ enum AckState {
 }
 
 impl Ack {
-    /// Waits on a thread that may block. Inside the runtime, `.await` it instead.
+    /// Waits on a thread that may block.
     ///
     /// # Errors
     /// The reason why the changes are not durable.
+    ///
+    /// # Panics
+    /// In a task of the runtime, which must not block; `.await` it there.
     pub fn wait(self) -> Result<(), WriteError> {
         match self.0 {
             AckState::Refused(error) => Err(error),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reveille_core::model::{DomainName, Instance, InstanceId, Timestamp, Trigger, WakeRecord};
 use reveille_core::model::{Rung, Stage};
-use reveille_store::{Change, Store, WriteError};
+use reveille_store::{Change, OpenError, Store, WriteError};
 
 /// The directory that the child writes to.
 const DIR: &str = "REVEILLE_TEST_STORE_DIR";
@@ -159,15 +159,35 @@ fn child_fills_its_disk() {
     };
     assert!(matches!(error, WriteError::NoSpace(_)), "{error:?}");
     // Still full: refused again, and no worse for it.
-    let again = store.write(big(good + 1)).wait();
-    let relief = std::env::var(RELIEF).unwrap().replace("PID", &std::process::id().to_string());
-    assert!(Command::new("sh").args(["-c", &relief]).status().unwrap().success());
-    assert!(again.is_err(), "a full disk took a write");
+    assert!(store.write(big(good + 1)).wait().is_err(), "a full disk took a write");
+    drop(store);
+    let store = restart_on_full_disk(Path::new(&dir));
     store.write(big(good + 1)).wait().expect("there is room again");
     drop(store);
     let (_, loaded) = Store::open(Path::new(&dir)).unwrap();
     assert_eq!(loaded.instances.len() as u64, good + 1, "what was acknowledged before the disk was full");
     println!("{MARK}survived");
+}
+
+/// A daemon that starts on a full disk either comes up or names the disk; it never calls the file damaged.
+fn restart_on_full_disk(dir: &Path) -> Store {
+    let relieve = || {
+        let relief = std::env::var(RELIEF).unwrap().replace("PID", &std::process::id().to_string());
+        assert!(Command::new("sh").args(["-c", &relief]).status().unwrap().success());
+    };
+    match Store::open(dir) {
+        Ok((store, _)) => {
+            println!("came up on the full disk");
+            relieve();
+            store
+        }
+        Err(OpenError::Unusable { source, .. }) => {
+            println!("did not come up: {source}");
+            relieve();
+            Store::open(dir).unwrap().0
+        }
+        Err(other) => panic!("{other}"),
+    }
 }
 
 /// An instance whose row is about a hundred kilobytes.

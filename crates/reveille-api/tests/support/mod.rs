@@ -1,0 +1,408 @@
+//! A real server on a loopback port, with a daemon in memory behind it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what failed by failing"
+)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reveille_api::events::Event;
+use reveille_api::types::{
+    DecisionReport, HostSummary, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+};
+use reveille_api::{
+    Access, Anonymous, Connections, Control, ControlError, Scope, Time, Token, TokenGrant, Wait,
+};
+use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::model::{
+    Cause, DomainName, Failure, Instance, InstanceId, Phase, Rung, Service, ServiceSpec, SnapshotVersion,
+    SpecFault, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{broadcast, oneshot};
+
+/// Longest time that anything here is waited for.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+pub fn name(text: &str) -> DomainName {
+    text.parse().unwrap()
+}
+
+pub fn spec(text: &str) -> ServiceSpec {
+    serde_json::from_value(serde_json::json!({ "name": text, "image": "demo", "ports": ["tcp/8080"] }))
+        .unwrap()
+}
+
+// --- The daemon ------------------------------------------------------------------------------------------------
+
+/// A fleet of services without guests.
+pub struct Memory {
+    services: Mutex<BTreeMap<DomainName, (Service, Instance)>>,
+    pub events: broadcast::Sender<Event>,
+    pub ready: Mutex<Result<(), String>>,
+}
+
+impl Memory {
+    pub fn new(names: &[&str]) -> Arc<Self> {
+        let memory =
+            Self { services: Mutex::default(), events: broadcast::channel(4).0, ready: Mutex::new(Ok(())) };
+        for text in names {
+            memory.insert(spec(text));
+        }
+        Arc::new(memory)
+    }
+
+    fn insert(&self, spec: ServiceSpec) {
+        let mut services = self.services.lock().unwrap();
+        let id = InstanceId(services.len() as u64 + 1);
+        let mut instance = Instance::new(id, spec.name.clone(), Timestamp::from_ms(1_000));
+        instance.phase = Phase::Hibernated;
+        instance.rung = Rung::Local;
+        instance.version = Some(SnapshotVersion {
+            number: 3,
+            at: Timestamp::from_ms(2_000),
+            stored_bytes: 4_096,
+            paused_us: 2_500,
+            image: "b3:aa".to_owned(),
+        });
+        instance.restores.push_ms(180);
+        let service = Service {
+            address: spec.address.unwrap_or([127, 64, 0, 1].into()),
+            created_at: Timestamp::from_ms(1_000),
+            primary: id,
+            demand: None,
+            spec,
+        };
+        services.insert(service.spec.name.clone(), (service, instance));
+    }
+
+    /// Makes the service one that was given up.
+    pub fn give_up(&self, text: &str) {
+        let mut services = self.services.lock().unwrap();
+        let (_, instance) = services.get_mut(&name(text)).unwrap();
+        instance.phase = Phase::Failed;
+        instance.failure = Some(Failure {
+            cause: Cause::VmmDied { detail: "signal 9".to_owned() },
+            at: Timestamp::from_ms(5_000),
+            attempts: 3,
+            retry_at: Timestamp::from_ms(65_000),
+            gave_up: true,
+        });
+    }
+
+    pub fn open_connections(&self, text: &str, count: u32) {
+        self.services.lock().unwrap().get_mut(&name(text)).unwrap().1.open_connections = count;
+    }
+
+    fn with<T>(
+        &self,
+        asked: &DomainName,
+        look: impl FnOnce(&Service, &mut Instance) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        let mut services = self.services.lock().unwrap();
+        let label = asked.first_label();
+        let matches: Vec<DomainName> = services
+            .keys()
+            .filter(|known| *known == asked || (asked.label_count() == 1 && known.first_label() == label))
+            .cloned()
+            .collect();
+        match matches.as_slice() {
+            [] => Err(ControlError::UnknownService { name: asked.clone() }),
+            [one] => {
+                let (service, instance) = services.get_mut(one).unwrap();
+                look(service, instance)
+            }
+            _ => Err(ControlError::AmbiguousName { label: asked.clone(), candidates: matches }),
+        }
+    }
+
+    fn go(&self, asked: &DomainName, phase: Phase, rung: Rung) -> Result<VerbReply, ControlError> {
+        self.with(asked, |service, instance| {
+            let changed = instance.phase != phase;
+            (instance.phase, instance.rung) = (phase, rung);
+            let _ = self.events.send(Event::Phase {
+                at: Time(Timestamp::from_ms(9_000)),
+                service: instance.service.clone(),
+                instance: instance.id,
+                phase,
+                state: instance.state(),
+                rung,
+                cause: None,
+            });
+            Ok(VerbReply {
+                name: instance.service.clone(),
+                phase,
+                state: instance.state(),
+                address: service.address,
+                done: true,
+                changed,
+                wake: None,
+            })
+        })
+    }
+}
+
+pub fn wake_record(service: &DomainName) -> WakeRecord {
+    WakeRecord {
+        service: service.clone(),
+        instance: InstanceId(1),
+        trigger: Trigger::Query { client: [192, 0, 2, 1].into(), qtype: 1, subnet: None },
+        asks: 2,
+        from: Rung::Armed,
+        at: Timestamp::from_ms(1_795_310_225_123),
+        stages_us: vec![(Stage::Decided, 250), (Stage::Ready, 133_400)],
+        outcome: Some(WakeOutcome::Ready),
+    }
+}
+
+#[async_trait]
+impl Control for Memory {
+    async fn services(
+        &self,
+        after: Option<&DomainName>,
+        limit: usize,
+    ) -> Result<Vec<ServiceSummary>, ControlError> {
+        let services = self.services.lock().unwrap();
+        let rows = services.iter().filter(|(known, _)| after.is_none_or(|after| *known > after));
+        Ok(rows
+            .take(limit)
+            .map(|(_, (service, instance))| ServiceSummary::of(service, instance, 0))
+            .collect())
+    }
+
+    async fn service(&self, asked: &DomainName) -> Result<ServiceDetail, ControlError> {
+        self.with(asked, |service, instance| Ok(ServiceDetail::of(service, instance, 2)))
+    }
+
+    async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
+        if spec.image == "missing" {
+            let fault = SpecFault::new("image", &spec.image, "an image that was built");
+            return Err(ControlError::Invalid { faults: vec![fault] });
+        }
+        if self.services.lock().unwrap().contains_key(&spec.name) {
+            let detail = format!("the service {} exists already; remove it first", spec.name);
+            return Err(ControlError::Exists { detail });
+        }
+        let added = spec.name.clone();
+        self.insert(spec);
+        self.service(&added).await
+    }
+
+    async fn remove_service(&self, asked: &DomainName) -> Result<(), ControlError> {
+        let found = self.with(asked, |_, instance| Ok(instance.service.clone()))?;
+        self.services.lock().unwrap().remove(&found);
+        Ok(())
+    }
+
+    async fn wake(&self, asked: &DomainName, wait: Wait) -> Result<VerbReply, ControlError> {
+        self.with(asked, |_, instance| match &instance.failure {
+            Some(failure) if failure.gave_up => {
+                Err(ControlError::GaveUp { detail: failure.cause.to_string(), retry_ms: 1_500 })
+            }
+            Some(_) | None => Ok(()),
+        })?;
+        match wait {
+            Wait::UntilDone => self.go(asked, Phase::Active, Rung::Active),
+            Wait::UntilAccepted => {
+                let reply = self.go(asked, Phase::Restoring, Rung::Local)?;
+                Ok(VerbReply { done: false, ..reply })
+            }
+        }
+    }
+
+    async fn hibernate(
+        &self,
+        asked: &DomainName,
+        connections: Connections,
+        _wait: Wait,
+    ) -> Result<VerbReply, ControlError> {
+        let open = self.with(asked, |_, instance| Ok(instance.open_connections))?;
+        if open > 0 && connections == Connections::Keep {
+            return Err(ControlError::Busy { detail: format!("{asked} has {open} open connections") });
+        }
+        self.go(asked, Phase::Hibernated, Rung::Local)
+    }
+
+    async fn terminate(&self, asked: &DomainName, _wait: Wait) -> Result<VerbReply, ControlError> {
+        self.go(asked, Phase::Off, Rung::Cold)
+    }
+
+    async fn why(&self, asked: &DomainName, limit: usize) -> Result<WhyReport, ControlError> {
+        self.with(asked, |service, instance| {
+            let reason = Reason::Asked { trigger: Trigger::Operator, asks: 1 };
+            let decision = Decision {
+                service: instance.service.clone(),
+                instance: instance.id,
+                action: Action::Restore { from: Rung::Armed },
+                reason,
+            };
+            let report = DecisionReport::of(Timestamp::from_ms(1_000), &decision);
+            Ok(WhyReport {
+                service: ServiceSummary::of(service, instance, 0),
+                decisions: vec![report; limit.min(2)],
+                wakes: vec![Wake::of(7, &wake_record(&instance.service))],
+            })
+        })
+    }
+
+    async fn wakes(
+        &self,
+        asked: &DomainName,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Wake>, ControlError> {
+        self.with(asked, |_, instance| {
+            let newest = before.map_or(5, |before| before.saturating_sub(1));
+            let seqs = (1..=newest).rev().take(limit);
+            Ok(seqs.map(|seq| Wake::of(seq, &wake_record(&instance.service))).collect())
+        })
+    }
+
+    async fn host(&self) -> Result<HostSummary, ControlError> {
+        Ok(HostSummary {
+            version: "0.1.0".to_owned(),
+            started_at: Time(Timestamp::from_ms(1_000)),
+            zones: vec![name("vm.test")],
+            dns: vec!["127.0.0.1:5300".parse().unwrap()],
+            driver: "qemu 7.2".to_owned(),
+            accelerator: "tcg".to_owned(),
+            services: ServiceCounts::default(),
+            starts_running: 0,
+            starts_max: 4,
+            generation: 1,
+        })
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        self.ready.lock().unwrap().clone()
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}
+
+// --- The server ------------------------------------------------------------------------------------------------
+
+/// A server with a token of each scope; it stops when this is dropped.
+pub struct Daemon {
+    pub api: SocketAddr,
+    pub memory: Arc<Memory>,
+    pub access: Arc<Access>,
+    tokens: BTreeMap<Scope, Token>,
+    stop: Option<oneshot::Sender<()>>,
+    served: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Daemon {
+    pub async fn start(names: &[&str], anonymous: Anonymous) -> Self {
+        let memory = Memory::new(names);
+        let access = Arc::new(Access::new(anonymous, vec!["reveille.example".to_owned()]));
+        let mut tokens = BTreeMap::new();
+        for scope in [Scope::Read, Scope::Operate, Scope::Admin] {
+            let token = Token::generate().unwrap();
+            let grant = TokenGrant { name: scope.to_string(), scope, expires: None };
+            access.grant(token.hash(), grant).unwrap();
+            tokens.insert(scope, token);
+        }
+        let listener = reveille_api::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let api = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let control: Arc<dyn Control> = Arc::clone(&memory) as Arc<dyn Control>;
+        let served = tokio::spawn(reveille_api::serve(listener, control, Arc::clone(&access), async move {
+            let _ = stopped.await;
+        }));
+        Self { api, memory, access, tokens, stop: Some(stop), served: Some(served) }
+    }
+
+    pub fn token(&self, scope: Scope) -> Token {
+        self.tokens[&scope].clone()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.api)
+    }
+
+    pub fn client(&self, scope: Scope) -> reveille_api::Client {
+        reveille_api::Client::new(&self.url()).unwrap().with_token(Some(self.token(scope)))
+    }
+
+    /// Stops the server and waits until it has ended.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        let served = self.served.take().unwrap();
+        tokio::time::timeout(LIMIT, served).await.expect("the server stops").unwrap();
+    }
+
+    /// Sends a request as it is written and reads the whole answer.
+    pub async fn send(&self, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.api).await.unwrap();
+        // The server may refuse a body that it has not read to its end; its answer counts.
+        let _ = stream.write_all(request).await;
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes)).await.expect("an answer");
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(read.is_ok() || text.contains("\r\n\r\n"), "{read:?} {text}");
+        Answer::read(&text)
+    }
+
+    /// A request with the usual headers and these.
+    pub async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        token: Option<Scope>,
+        more: &str,
+        body: &str,
+    ) -> Answer {
+        let host = self.api;
+        let bearer = token.map(|scope| format!("Authorization: Bearer {}\r\n", self.token(scope).secret()));
+        let bearer = bearer.unwrap_or_default();
+        let length =
+            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        self.send(format!("{head}{bearer}{length}{more}\r\n{body}").as_bytes()).await
+    }
+}
+
+/// An answer of the server.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    fn read(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Self {
+            status: status.unwrap_or_else(|| panic!("no status in {text:?}")),
+            head: head.to_lowercase(),
+            body: body.to_owned(),
+        }
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The type of the problem, after checking that it is one.
+    pub fn problem(&self) -> String {
+        assert!(self.head.contains("content-type: application/problem+json"), "{self:?}");
+        let json = self.json();
+        assert_eq!(json["status"], self.status, "{self:?}");
+        assert!(json["detail"].as_str().is_some_and(|detail| detail.len() > 10), "{self:?}");
+        json["type"].as_str().unwrap().to_owned()
+    }
+}
