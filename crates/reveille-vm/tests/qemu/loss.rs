@@ -1,0 +1,197 @@
+//! The daemon, QEMU or the guest is lost at any step: what is found afterwards is true and nothing is lost with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reveille_core::model::{Cause, Found, Timestamp};
+use reveille_vm::driver::{Abandon, Capture, Driver, DriverError};
+use reveille_vm::qemu::Qemu;
+use rustix::process::Signal;
+
+use crate::world::{World, boot, capture, restore, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_during_a_capture_gets_the_guest_back() {
+    let world = World::new();
+    let qemu = world.open().await;
+    let (mut count, nonce) = boot(&world, &qemu).await;
+    let launch = world.launch();
+
+    let early = Abandon::default();
+    early.raise();
+    let outcome = qemu.capture(&launch, 1, Timestamp::from_ms(1), &early).await.unwrap();
+    assert_eq!(outcome, Capture::Abandoned);
+    count = world.tick_after(count).await.0;
+
+    // At every moment of a capture, the last one being after the version was published.
+    let mut abandoned_when_published = 0;
+    for number in 1..40 {
+        let abandon = Arc::new(Abandon::default());
+        let (raiser, manifest) = (Arc::clone(&abandon), world.manifest());
+        let raise = tokio::spawn(async move {
+            if number % 2 == 0 {
+                until("a manifest", || manifest.exists().then_some(())).await;
+                raiser.raise();
+                return true;
+            }
+            tokio::time::sleep(Duration::from_micros(300 * number)).await;
+            raiser.raise();
+            false
+        });
+        let outcome = qemu.capture(&launch, number, Timestamp::from_ms(1), &abandon).await.unwrap();
+        if outcome == Capture::Abandoned {
+            assert!(!world.manifest().exists(), "no version is left of an abandoned capture");
+            qemu.beat(launch.instance, 5_000).await.unwrap();
+        } else {
+            assert!(world.processes().is_empty());
+            restore(&world, &qemu).await;
+        }
+        raise.abort();
+        if let Ok(true) = raise.await
+            && outcome == Capture::Abandoned
+        {
+            abandoned_when_published += 1;
+        }
+        let (now, same) = world.tick_after(count).await;
+        assert_eq!(same, nonce);
+        count = now;
+    }
+    println!("{abandoned_when_published} captures were abandoned after their version was published");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
+    let world = World::new();
+    let qemu = world.open().await;
+    let launch = world.launch();
+    let (mut count, nonce) = boot(&world, &qemu).await;
+    drop(qemu);
+    let mut seen = std::collections::BTreeSet::new();
+    for step in 0..60_u64 {
+        let qemu = world.open().await;
+        let found = qemu.find(&launch).await;
+        seen.insert(kind(&found));
+        let cut = Duration::from_micros(step * 700);
+        match found {
+            Found::Running | Found::Stopped => {
+                assert!(!world.manifest().exists());
+                qemu.resume(&launch).await.unwrap();
+                let (now, same) = world.tick_after(count).await;
+                assert_eq!(same, nonce, "step {step}");
+                count = now;
+                let abandon = Abandon::default();
+                let captured = qemu.capture(&launch, step + 1, Timestamp::from_ms(1), &abandon);
+                let _ = tokio::time::timeout(cut, captured).await;
+            }
+            Found::Untouched { armed, .. } => {
+                assert!(world.manifest().exists());
+                if armed && step % 2 == 0 {
+                    let _ = tokio::time::timeout(cut, qemu.restore(&launch, &|_| ())).await;
+                } else {
+                    qemu.kill(launch.instance, false).await.unwrap().unwrap();
+                }
+            }
+            Found::Nothing { version } => {
+                assert!(version.is_some(), "step {step}: the guest is lost");
+                if step % 3 == 0 {
+                    qemu.arm(&launch).await.unwrap();
+                } else {
+                    let _ = tokio::time::timeout(cut * 2, qemu.restore(&launch, &|_| ())).await;
+                }
+            }
+            Found::Hung { waited_ms } => panic!("step {step}: hung for {waited_ms} ms"),
+        }
+        drop(qemu);
+    }
+    println!("found on the way: {seen:?}");
+    assert!(seen.contains("running") && seen.contains("nothing") && seen.contains("untouched"), "{seen:?}");
+}
+
+fn kind(found: &Found) -> &'static str {
+    match found {
+        Found::Nothing { .. } => "nothing",
+        Found::Untouched { .. } => "untouched",
+        Found::Running => "running",
+        Found::Stopped => "stopped",
+        Found::Hung { .. } => "hung",
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_is_hung_and_can_be_ended() {
+    let world = World::new();
+    let qemu = world.open().await;
+    boot(&world, &qemu).await;
+    let launch = world.launch();
+    world.signal(Signal::STOP);
+    let beat = qemu.beat(launch.instance, 300).await.unwrap_err();
+    assert!(matches!(beat, DriverError::Lost(Cause::VmmHung { waited_ms: 300 })), "{beat}");
+    drop(qemu);
+
+    let qemu = world.open().await;
+    let found = qemu.find(&launch).await;
+    assert!(matches!(found, Found::Hung { waited_ms } if waited_ms >= 1_000), "{found:?}");
+    assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+    assert!(world.processes().is_empty());
+    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_is_told_with_its_reason() {
+    let world = World::new();
+    let qemu = Arc::new(world.open().await);
+    let launch = world.launch();
+    boot(&world, &qemu).await;
+    let died = tokio::spawn({
+        let qemu = Arc::clone(&qemu);
+        let instance = launch.instance;
+        async move { qemu.died(instance).await }
+    });
+    world.signal(Signal::KILL);
+    assert_eq!(died.await.unwrap(), "killed (SIGKILL)");
+    assert!(qemu.beat(launch.instance, 1_000).await.is_err());
+    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+
+    for (host, reason) in [("restarts", "the guest restarted or panicked"), ("halts", "the guest shut itself down")] {
+        qemu.boot(&world.launch_as(host), &|_| ()).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(90), qemu.died(launch.instance)).await.unwrap();
+        assert!(told.starts_with(reason), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_ends_whatever_goes_on() {
+    let world = World::new();
+    let qemu = Arc::new(world.open().await);
+    let launch = world.launch();
+    for step in 0..6_u64 {
+        let booting = tokio::spawn({
+            let (qemu, launch) = (Arc::clone(&qemu), launch.clone());
+            async move { qemu.boot(&launch, &|_| ()).await }
+        });
+        tokio::time::sleep(Duration::from_millis(step * 10)).await;
+        assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+        assert!(world.processes().is_empty(), "step {step}");
+        // It may have come up just before.
+        let _ = booting.await.unwrap();
+        assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_killed_after_its_version_was_consumed_is_not_restored() {
+    let world = World::new();
+    let qemu = world.open().await;
+    let (count, _) = boot(&world, &qemu).await;
+    capture(&world, &qemu, 1).await;
+    restore(&world, &qemu).await;
+    world.tick_after(count).await;
+    world.signal(Signal::KILL);
+    drop(qemu);
+
+    let qemu: Qemu = world.open().await;
+    assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: None });
+    let refused = qemu.restore(&world.launch(), &|_| ()).await.unwrap_err();
+    assert!(matches!(refused, DriverError::Lost(Cause::VersionUnusable { .. })), "{refused}");
+    assert!(world.processes().is_empty());
+}
