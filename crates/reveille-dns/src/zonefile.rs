@@ -141,6 +141,9 @@ impl Reader {
     }
 
     fn take(&mut self, entry: &Entry<'_>) -> Result<(), String> {
+        if let Some(open) = entry.open {
+            return Err(open.to_owned());
+        }
         if let Some(given) = entry.directive("$TTL") {
             self.ttl_s =
                 seconds(given).ok_or_else(|| format!("`{given}` is no TTL; write seconds, or such as 1h"))?;

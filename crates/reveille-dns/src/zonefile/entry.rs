@@ -7,6 +7,8 @@ pub(super) struct Entry<'t> {
     pub line: usize,
     /// Its text, comments and line ends within it included.
     pub text: &'t str,
+    /// What is left open at its end.
+    pub open: Option<&'static str>,
 }
 
 impl<'t> Entry<'t> {
@@ -57,33 +59,43 @@ pub(super) fn split(text: &str) -> impl Iterator<Item = Entry<'_>> {
             if rest.is_empty() {
                 return None;
             }
-            let (text, after) = rest.split_at(entry_length(rest));
-            let entry = Entry { line, text };
+            let (length, open) = entry_end(rest);
+            let (text, after) = rest.split_at(length);
+            let entry = Entry { line, text: text.trim_end_matches(['\n', '\r']), open };
             line += text.bytes().filter(|&byte| byte == b'\n').count();
             rest = after;
             if tokens(text).next().is_some() {
-                return Some(Entry { text: text.trim_end_matches(['\n', '\r']), ..entry });
+                return Some(entry);
             }
         }
     })
 }
 
-/// Up to and with the first line end that is in no parentheses. A line end in quotes ends the entry too: nobody
-/// means it, and a forgotten quote must not swallow the rest of the file.
-fn entry_length(text: &str) -> usize {
+/// Up to and with the first line end that is in no parentheses, and what is open there. A line end in quotes ends
+/// the entry too: nobody means it, and a forgotten quote must not swallow the rest of the file.
+fn entry_end(text: &str) -> (usize, Option<&'static str>) {
+    const QUOTE: Option<&str> = Some("a quoted string is not closed on its line");
     let mut mode = Mode::Plain;
     let mut depth = 0usize;
+    let mut extra = None;
     for (at, byte) in text.bytes().enumerate() {
         match (mode, byte) {
             (Mode::Plain, b'(') => depth += 1,
-            (Mode::Plain, b')') => depth = depth.saturating_sub(1),
-            (Mode::Quoted | Mode::QuotedEscaped, b'\n') => return at + 1,
-            (_, b'\n') if depth == 0 => return at + 1,
+            (Mode::Plain, b')') if depth == 0 => extra = Some("a parenthesis is closed that was not opened"),
+            (Mode::Plain, b')') => depth -= 1,
+            (Mode::Quoted | Mode::QuotedEscaped, b'\n') => return (at + 1, QUOTE),
+            (_, b'\n') if depth == 0 => return (at + 1, extra),
             _ => {}
         }
         mode = mode.after(byte);
     }
-    text.len()
+    let open = match mode {
+        Mode::Quoted | Mode::QuotedEscaped => QUOTE,
+        Mode::Escaped => Some("the file ends after a backslash"),
+        Mode::Plain | Mode::Comment if depth > 0 => Some("a parenthesis is not closed"),
+        Mode::Plain | Mode::Comment => extra,
+    };
+    (text.len(), open)
 }
 
 /// A word of an entry, outside comments; quoted strings are words too, with their quotes.
@@ -212,7 +224,7 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(seconds(text), expected, "{text}");
         }
-        let plain = |text| with_plain_times(&Entry { line: 1, text });
+        let plain = |text| with_plain_times(&Entry { line: 1, text, open: None });
         assert_eq!(plain("1h 1h IN A 1.2.3.4"), "1h 3600 IN A 1.2.3.4");
         assert_eq!(plain(" IN 2m TXT 1h"), " IN 120 TXT 1h");
         assert_eq!(
