@@ -281,7 +281,7 @@ async fn what_scripts_rely_on_is_in_a_service() {
 
 #[tokio::test]
 async fn lists_come_in_pages() {
-    let daemon = Daemon::start(&["a.vm.test", "b.vm.test", "c.vm.test"], Anonymous::Read).await;
+    let daemon = Daemon::start(&["a.vm.test", "b.vm.test", "c.vm.test", "d.vm.test"], Anonymous::Read).await;
     let mut path = "/v1/services?limit=2".to_owned();
     let mut pages = Vec::new();
     loop {
@@ -294,7 +294,7 @@ async fn lists_come_in_pages() {
             None => break,
         }
     }
-    assert_eq!(pages, [vec!["a.vm.test", "b.vm.test"], vec!["c.vm.test"]]);
+    assert_eq!(pages, [vec!["a.vm.test", "b.vm.test"], vec!["c.vm.test", "d.vm.test"]]);
 
     let page = daemon.ask("GET", "/v1/services/a/wakes?limit=2&cursor=4", None, "", "").await.json();
     let seqs: Vec<u64> =

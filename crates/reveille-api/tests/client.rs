@@ -76,8 +76,10 @@ async fn a_refusal_is_one_sentence_with_its_problem() {
 
 #[tokio::test]
 async fn who_is_not_there_is_told_with_what_to_do() {
-    // A port that was just free; nobody listens on it now.
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound, so that no other test gets the port, but not listening.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let free = socket.local_addr().unwrap();
     let error = Client::new(&format!("http://{free}")).unwrap().host().await.unwrap_err().to_string();
     assert!(error.starts_with(&format!("no daemon answers at http://{free}; start one with")), "{error}");
 

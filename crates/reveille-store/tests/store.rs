@@ -139,6 +139,9 @@ fn an_instance_identity_is_never_given_out_twice() {
     let (store, _) = Store::open(dir.path()).unwrap();
     let ids: Vec<u64> = (0..3).map(|_| store.reserve_instance_id().0).collect();
     assert_eq!(ids, [1, 2, 3]);
+    store.write(vec![put(1)]).wait().unwrap();
+    let (store, _) = reopen(store, dir.path());
+    assert_eq!(store.reserve_instance_id(), InstanceId(2), "2 and 3 were never used");
     // The highest was used and dropped again; nothing of it is left but its number.
     store.write(vec![put(3)]).wait().unwrap();
     store.write(vec![Change::DropInstance(InstanceId(3))]).wait().unwrap();
@@ -297,6 +300,27 @@ fn a_damaged_file_is_refused_with_a_sentence_or_was_not_hurt_and_is_never_delete
     assert!(refused > 4, "{refused} refused");
     fs::write(&path, &whole).unwrap();
     assert_eq!(Store::open(dir.path()).unwrap().1.instances.len(), 100, "a copy put back is taken");
+}
+
+#[test]
+fn one_changed_digit_in_a_row_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let path = store.path();
+    store.write(vec![put(1)]).wait().unwrap();
+    drop(store);
+    let mut bytes = fs::read(&path).unwrap();
+    let row = b"\"last_activity\":7";
+    let places: Vec<usize> =
+        (0..bytes.len() - row.len()).filter(|at| bytes[*at..].starts_with(row)).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        bytes[at + row.len() - 1] = b'8';
+    }
+    fs::write(&path, &bytes).unwrap();
+    let error = Store::open(dir.path()).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), bytes, "left as it is");
 }
 
 /// Whether the bytes were refused; if not, all that was written must be there.
