@@ -1,1 +1,16 @@
-fn main() {}
+//! `reveille`: an authoritative DNS server that owns a fleet of virtual machines.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+mod clock;
+mod config;
+mod control;
+mod serve;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

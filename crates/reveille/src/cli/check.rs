@@ -1,0 +1,49 @@
+//! `reveille check`: every fault of a config file, and of the zone files that it names.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Output;
+use crate::config::{Config, ConfigError};
+use crate::serve;
+
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    ok: bool,
+    zones: usize,
+    services: usize,
+    faults: Vec<String>,
+}
+
+/// Checks the file at `path`.
+///
+/// # Errors
+/// If it has any fault.
+pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
+    let (config, mut faults) = match Config::load(path) {
+        Ok(config) => (config, Vec::new()),
+        Err(ConfigError::Faults { faults, .. }) if output.is_json() => {
+            (Config::default(), faults.iter().map(ToString::to_string).collect())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if faults.is_empty() {
+        faults = serve::zone_faults(&config);
+    }
+    let report = Report {
+        file: path.display().to_string(),
+        ok: faults.is_empty(),
+        zones: config.zone.len(),
+        services: config.service.len(),
+        faults,
+    };
+    if report.ok || output.is_json() {
+        output.print(&report, |report| {
+            format!("{} is good: {} zones, {} services", report.file, report.zones, report.services)
+        })?;
+    }
+    anyhow::ensure!(report.ok, "{} has faults:\n  {}", report.file, report.faults.join("\n  "));
+    Ok(())
+}

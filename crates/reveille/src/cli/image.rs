@@ -1,0 +1,224 @@
+//! `reveille image …`: what virtual machines boot. Works on the state directory; no daemon is needed.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use reveille_vm::image::{
+    BuildRequest, BuildStep, Image, ImageStore, KernelSource, Progress, RootSource, Use,
+};
+
+use super::output::{bytes, table};
+use super::{CONFIG_DEFAULT, Output};
+use crate::config::Config;
+
+/// Verbs of `reveille image`.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Build an image from a root directory or a tar archive, and a kernel
+    Build(Box<Build>),
+    /// List all images
+    List(Place),
+    /// Show one image
+    Show(Named),
+    /// Recompute an image's checksums
+    Verify(Named),
+    /// Remove a name, and the image with its last name
+    Remove(Named),
+}
+
+/// Where the images are.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// The daemon's config file, for its state directory
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG_DEFAULT)]
+    config: PathBuf,
+    /// The state directory, instead of the config file's
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+/// One image.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// Name, content address, or its unique beginning
+    image: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Options of `reveille image build`.
+#[derive(Debug, Args)]
+#[command(
+    group(ArgGroup::new("from").required(true).args(["root", "tar"])),
+    after_help = "Examples:\n  reveille image build web --root ./rootfs\n  reveille image build web --tar rootfs.tar.zst --kernel ./vmlinuz --modules ./lib/modules/6.1.0\n\nThe root's own init (/sbin/init, /init, /etc/init or /bin/init, or --init) becomes PID 1 after the network\nis up as 10.0.2.15/24. The root is unpacked into the guest's memory."
+)]
+pub struct Build {
+    /// Name for the image
+    name: String,
+    /// A directory with the guest's root file system
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// A tar archive of it: plain, gzip or zstd
+    #[arg(long, value_name = "FILE")]
+    tar: Option<PathBuf>,
+    /// `debian` (the newest cloud kernel that apt offers), a Debian kernel package, or a kernel file
+    #[arg(long, value_name = "KERNEL", default_value = "debian")]
+    kernel: String,
+    /// Modules of a kernel file
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+    /// The program in the root that becomes PID 1
+    #[arg(long, value_name = "PATH")]
+    init: Option<String>,
+    /// Memory that its services will have, to be told now if it is not enough
+    #[arg(long, value_name = "MIB")]
+    memory_mib: Option<u32>,
+    /// A static busybox for the boot stage
+    #[arg(long, value_name = "FILE")]
+    busybox: Option<PathBuf>,
+    /// Where downloaded packages are kept
+    #[arg(long, value_name = "DIR")]
+    package_cache: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Place {
+    /// The image store there, and the services of the config file.
+    fn open(&self) -> anyhow::Result<(ImageStore, Config)> {
+        let config = match (&self.state_dir, self.config.exists()) {
+            (Some(_), false) => Config::default(),
+            _ => Config::load(&self.config)?,
+        };
+        let state_dir = self.state_dir.as_ref().unwrap_or(&config.daemon.state_dir);
+        Ok((ImageStore::open(state_dir.join("images"))?, config))
+    }
+}
+
+impl Verb {
+    /// Carries the verb out.
+    ///
+    /// # Errors
+    /// One sentence with the remedy.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        match self {
+            Self::Build(build) => build.run(output),
+            Self::List(place) => {
+                let listing = place.open()?.0.list()?;
+                output.print(&listing, |listing| {
+                    let mut text = list(&listing.images);
+                    for damaged in &listing.damaged {
+                        text += &format!("damaged: {}: {}\n", damaged.what, damaged.fault);
+                    }
+                    text
+                })
+            }
+            Self::Show(named) => output.print(&named.place.open()?.0.resolve(&named.image)?, show),
+            Self::Verify(named) => {
+                let image = named.place.open()?.0.verify(&named.image)?;
+                output.print(&image, |image| format!("{} is intact", image.digest))
+            }
+            Self::Remove(named) => {
+                let (store, config) = named.place.open()?;
+                let uses: Vec<Use> = config
+                    .service
+                    .iter()
+                    .map(|service| Use {
+                        image: service.image.clone(),
+                        user: format!("service {}", service.name),
+                    })
+                    .collect();
+                let removed = store.remove(&named.image, &uses)?;
+                output.print(&removed, |removed| {
+                    let what = if removed.image { "the image is gone" } else { "the image has other names" };
+                    format!("{}: {what}", removed.names.join(", "))
+                })
+            }
+        }
+    }
+}
+
+impl Build {
+    fn run(self, output: Output) -> anyhow::Result<()> {
+        let root = match (self.root, self.tar) {
+            (Some(root), _) => RootSource::Directory(root),
+            (None, Some(tar)) => RootSource::Tar(tar),
+            (None, None) => anyhow::bail!("name a root: --root DIR or --tar FILE"),
+        };
+        let is_package = self.kernel.to_ascii_lowercase().ends_with(".deb");
+        let kernel = match self.kernel.as_str() {
+            "debian" => KernelSource::Debian,
+            path if is_package => KernelSource::Package(path.into()),
+            path => KernelSource::File { kernel: path.into(), modules: self.modules },
+        };
+        let request = BuildRequest {
+            init: self.init,
+            busybox: self.busybox,
+            memory_mib: self.memory_mib,
+            name: Some(self.name),
+            package_cache: self.package_cache,
+            ..BuildRequest::new(root, kernel)
+        };
+        let (store, _) = self.place.open()?;
+        let bar = output.draws_progress().then(ProgressBar::new_spinner);
+        if let Some(bar) = &bar {
+            bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+        }
+        let image = store.build(&request, &mut |progress| {
+            if let Some(bar) = &bar {
+                bar.set_message(said(progress));
+                bar.tick();
+            }
+        });
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        output.print(&image?, show)
+    }
+}
+
+fn said(progress: Progress) -> String {
+    let step = match progress.step {
+        BuildStep::Root => "reading the root",
+        BuildStep::Kernel => "fetching and unpacking the kernel",
+        BuildStep::Write => "writing the image",
+    };
+    let done = match (progress.bytes, progress.bytes_total) {
+        (0, _) => String::new(),
+        (done, None) => format!(": {}", bytes(done)),
+        (done, Some(total)) => format!(": {} of {}", bytes(done), bytes(total)),
+    };
+    format!("{step}{done}")
+}
+
+fn list(images: &[Image]) -> String {
+    if images.is_empty() {
+        return "no images yet; `reveille image build --help` says how to make one\n".to_owned();
+    }
+    let rows: Vec<[String; 5]> = images
+        .iter()
+        .map(|image| {
+            let names = if image.names.is_empty() { "-".to_owned() } else { image.names.join(",") };
+            let digest = image.digest.chars().take(12).collect();
+            let (kernel, memory) = (image.kernel_version.clone(), format!("{} MiB", image.memory_mib_min));
+            [names, digest, bytes(image.bytes), kernel, memory]
+        })
+        .collect();
+    table(["NAME", "DIGEST", "SIZE", "KERNEL", "NEEDS"], &rows)
+}
+
+fn show(image: &Image) -> String {
+    let mut rows = vec![
+        ("names", image.names.join(", ")),
+        ("digest", image.digest.clone()),
+        ("kernel", image.kernel_version.clone()),
+        ("init", image.init.clone()),
+        ("entries", image.entries.to_string()),
+        ("size", bytes(image.bytes)),
+        ("needs", format!("{} MiB of memory at least", image.memory_mib_min)),
+        ("built", reveille_api::Time(image.built_at).to_string()),
+    ];
+    rows.extend(image.notes.iter().map(|note| ("note", note.clone())));
+    rows.iter().map(|(key, value)| format!("{key:9} {value}\n")).collect()
+}

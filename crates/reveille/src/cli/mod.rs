@@ -1,0 +1,115 @@
+//! The command line. Exit status 0 on success, 1 on failure, 2 on wrong use.
+
+mod check;
+mod doctor;
+mod image;
+mod output;
+mod remote;
+mod service;
+mod why;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::bench;
+
+pub use output::Output;
+
+/// Where the config file is looked for unless one is named.
+const CONFIG_DEFAULT: &str = "/etc/reveille/reveille.toml";
+
+/// Asks for a name, and a virtual machine wakes.
+///
+/// Reveille is an authoritative DNS server that owns a fleet of virtual machines. A VM that nobody asks for is
+/// hibernated; when its name is asked for, or a packet reaches its address, it is restored, and the packet waits
+/// until it answers.
+#[derive(Debug, Parser)]
+#[command(name = "reveille", version, max_term_width = 110)]
+struct Cli {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Serve(ConfigFile),
+    /// Read a config file and report every fault, without starting anything
+    Check(ConfigFile),
+    /// Say what works on this host, and what to do about what does not
+    Doctor(doctor::Doctor),
+    /// Services: what names stand for
+    #[command(subcommand)]
+    Service(service::Verb),
+    /// Images: what virtual machines boot
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Wake a service and wait until it answers
+    Wake(service::Wake),
+    /// Put a service to sleep without waiting for its idle time
+    Hibernate(service::Hibernate),
+    /// End a service's virtual machine and drop its memory; the next wake is a cold boot
+    Terminate(service::Terminate),
+    /// Tell why a service is as it is: its last decisions, with their reasons, and its last wakes
+    Why(why::Why),
+    /// Measure, on this host, with real virtual machines
+    #[command(subcommand)]
+    Bench(bench::Verb),
+}
+
+/// Which config file.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigFile {
+    /// The config file
+    #[arg(long, short, value_name = "FILE", default_value = CONFIG_DEFAULT)]
+    pub config: PathBuf,
+}
+
+/// How a running daemon is reached.
+#[derive(Debug, Clone, Args)]
+pub struct Daemon {
+    /// Address of the daemon's API
+    #[arg(long, value_name = "URL", env = "REVEILLE_API", default_value = "http://127.0.0.1:8053")]
+    pub api: String,
+    /// File with the access token; without it the one that a daemon of the same user has left is used
+    #[arg(long, value_name = "FILE", env = "REVEILLE_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come here too, and are no errors.
+            let status = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(status);
+        }
+    };
+    let output = Output::new(cli.json);
+    let result = match cli.verb {
+        Verb::Serve(file) => crate::serve::serve(&file.config),
+        Verb::Check(file) => check::check(&file.config, output),
+        Verb::Doctor(doctor) => doctor.run(output),
+        Verb::Service(verb) => verb.run(output),
+        Verb::Image(verb) => verb.run(output),
+        Verb::Wake(wake) => wake.run(output),
+        Verb::Hibernate(hibernate) => hibernate.run(output),
+        Verb::Terminate(terminate) => terminate.run(output),
+        Verb::Why(why) => why.run(output),
+        Verb::Bench(verb) => verb.run(output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

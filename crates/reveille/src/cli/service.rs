@@ -1,0 +1,307 @@
+//! `reveille service …`, `wake`, `hibernate` and `terminate`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use reveille_api::types::{ServiceDetail, ServiceSummary, VerbReply};
+use reveille_api::{Connections, Wait};
+use reveille_core::model::{DomainName, PortSpec, ServiceSpec};
+
+use super::output::{bytes, duration, table};
+use super::remote::runtime;
+use super::{Daemon, Output};
+
+/// Verbs of `reveille service`.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Add a service
+    Add(Box<Add>),
+    /// List all services
+    List(Daemon),
+    /// Show all about one service
+    Show(One),
+    /// End a service's virtual machine and forget the service
+    Remove(One),
+}
+
+/// One service.
+#[derive(Debug, Args)]
+pub struct One {
+    /// Full name, or a first label that only one service has
+    service: DomainName,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+/// Options of `reveille service add`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  reveille service add web.vm.test --image demo --port tcp/8080")]
+pub struct Add {
+    /// Full name, such as hello.vm.test
+    #[arg(required_unless_present = "spec")]
+    name: Option<DomainName>,
+    /// Image, by name or content address; `reveille image list` shows them
+    #[arg(long, required_unless_present = "spec")]
+    image: Option<String>,
+    /// Port on which the service is reached, such as tcp/8080; may be given several times
+    #[arg(long = "port", value_name = "PORT", required_unless_present = "spec")]
+    ports: Vec<PortSpec>,
+    /// Virtual CPUs
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory in MiB
+    #[arg(long)]
+    memory_mib: Option<u32>,
+    /// Stable IPv4 address; default: the next one of the pool
+    #[arg(long)]
+    address: Option<Ipv4Addr>,
+    /// Stable IPv6 address
+    #[arg(long)]
+    address6: Option<Ipv6Addr>,
+    /// Readiness is a GET of this path on the first TCP port, instead of a TCP handshake
+    #[arg(long, value_name = "PATH")]
+    ready_http: Option<String>,
+    /// Sleep after this long without an open connection or a packet
+    #[arg(long, value_name = "MS")]
+    idle_ms: Option<u64>,
+    /// The rung on which it sleeps: local or armed
+    #[arg(long, value_name = "RUNG")]
+    rest: Option<String>,
+    /// What a question for the sleeping service is answered with: immediate or hold
+    #[arg(long, value_name = "POLICY")]
+    answer: Option<String>,
+    /// Order in the wake queue: higher first
+    #[arg(long)]
+    priority: Option<u8>,
+    /// Read the whole spec as JSON from this file instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "image", "ports"])]
+    spec: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+impl Verb {
+    /// Carries the verb out.
+    ///
+    /// # Errors
+    /// If the daemon does not answer or refuses.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        match self {
+            Self::Add(add) => {
+                let spec = add.spec()?;
+                let detail = runtime()?
+                    .block_on(async { anyhow::Ok(add.daemon.client().await?.add_service(&spec).await?) })?;
+                output.print(&detail, |detail| {
+                    format!("{} has the address {}", detail.summary.name, detail.summary.address)
+                })
+            }
+            Self::List(daemon) => {
+                let services =
+                    runtime()?.block_on(async { anyhow::Ok(daemon.client().await?.services().await?) })?;
+                output.print(&services, |services| list(services))
+            }
+            Self::Show(one) => {
+                let detail = runtime()?.block_on(async {
+                    anyhow::Ok(one.daemon.client().await?.service(&one.service).await?)
+                })?;
+                output.print(&detail, show)
+            }
+            Self::Remove(one) => {
+                runtime()?.block_on(async {
+                    anyhow::Ok(one.daemon.client().await?.remove_service(&one.service).await?)
+                })?;
+                let removed = serde_json::json!({ "removed": one.service });
+                output.print(&removed, |_| format!("{} is gone", one.service))
+            }
+        }
+    }
+}
+
+impl Add {
+    fn spec(&self) -> anyhow::Result<ServiceSpec> {
+        if let Some(file) = &self.spec {
+            let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            return serde_json::from_str(&text).with_context(|| file.display().to_string());
+        }
+        let mut spec = serde_json::json!({ "name": self.name, "image": self.image, "ports": self.ports });
+        let mut resources = serde_json::Map::new();
+        resources.extend(self.cpus.map(|cpus| ("cpus".to_owned(), cpus.into())));
+        resources.extend(self.memory_mib.map(|mib| ("memory_mib".to_owned(), mib.into())));
+        spec["resources"] = resources.into();
+        if let Some(path) = &self.ready_http {
+            let port = self.ports.iter().find(|port| port.to_string().starts_with("tcp/"));
+            let port = port.context("--ready-http needs a TCP port")?.number;
+            spec["ready"] = serde_json::json!({ "check": "http", "port": port, "path": path });
+        }
+        for (key, value) in [
+            ("address", self.address.map(|address| address.to_string().into())),
+            ("address6", self.address6.map(|address| address.to_string().into())),
+            ("priority", self.priority.map(serde_json::Value::from)),
+        ] {
+            if let Some(value) = value {
+                spec[key] = value;
+            }
+        }
+        let policy = [
+            ("idle_ms", self.idle_ms.map(serde_json::Value::from)),
+            ("rest", self.rest.clone().map(serde_json::Value::from)),
+            ("answer", self.answer.clone().map(serde_json::Value::from)),
+        ];
+        let policy = policy.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        spec["policy"] = policy.collect::<serde_json::Map<_, _>>().into();
+        serde_json::from_value(spec).context("the options do not make a service")
+    }
+}
+
+fn list(services: &[ServiceSummary]) -> String {
+    if services.is_empty() {
+        return "no services yet; `reveille service add --help` says how to add one".to_owned();
+    }
+    let rows: Vec<[String; 7]> = services
+        .iter()
+        .map(|service| {
+            let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
+            [
+                service.name.to_string(),
+                service.state.word().to_owned(),
+                service.phase.to_string(),
+                service.rung.to_string(),
+                service.address.to_string(),
+                ports.join(","),
+                service.open_connections.to_string(),
+            ]
+        })
+        .collect();
+    table(["NAME", "STATE", "PHASE", "RUNG", "ADDRESS", "PORTS", "OPEN"], &rows)
+}
+
+fn show(detail: &ServiceDetail) -> String {
+    let summary = &detail.summary;
+    let ports: Vec<String> = summary.ports.iter().map(ToString::to_string).collect();
+    let wakes = |p50: Option<u32>, p95: Option<u32>| match (p50, p95) {
+        (Some(p50), Some(p95)) => {
+            format!("{} (p50), {} (p95)", duration(p50.into()), duration(p95.into()))
+        }
+        _ => "not measured yet".to_owned(),
+    };
+    let version = detail.version.as_ref().map_or_else(
+        || "none".to_owned(),
+        |version| format!("{} of {}, {}", version.number, version.at, bytes(version.stored_bytes)),
+    );
+    let mut rows = vec![
+        ("name", summary.name.to_string()),
+        ("state", format!("{} since {}", summary.state.word(), detail.phase_since)),
+        ("phase, rung", format!("{}, {}", summary.phase, summary.rung)),
+        ("address", summary.address.to_string()),
+        ("ports", ports.join(", ")),
+        ("image", summary.image.clone()),
+        ("resources", format!("{} CPU, {} MiB", summary.resources.cpus, summary.resources.memory_mib)),
+        ("instance", detail.instance.to_string()),
+        ("connections", format!("{} open, {} held", summary.open_connections, summary.held_clients)),
+        ("last activity", summary.last_activity.to_string()),
+        ("version", version),
+        ("wake", wakes(detail.wake_ms_p50, detail.wake_ms_p95)),
+        ("cold boot", wakes(detail.boot_ms_p50, detail.boot_ms_p95)),
+        (
+            "sleeps after",
+            format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
+        ),
+    ];
+    if let Some(failure) = &summary.failure {
+        rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));
+    }
+    rows.iter().map(|(key, value)| format!("{key:14} {value}\n")).collect()
+}
+
+/// Options of `reveille wake`.
+#[derive(Debug, Args)]
+pub struct Wake {
+    #[command(flatten)]
+    one: One,
+    /// Return as soon as the wake is accepted
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Options of `reveille hibernate`.
+#[derive(Debug, Args)]
+pub struct Hibernate {
+    #[command(flatten)]
+    one: One,
+    /// Return as soon as it is accepted
+    #[arg(long)]
+    no_wait: bool,
+    /// Cut open connections
+    #[arg(long)]
+    force: bool,
+}
+
+/// Options of `reveille terminate`.
+#[derive(Debug, Args)]
+pub struct Terminate {
+    #[command(flatten)]
+    one: One,
+    /// Return as soon as it is accepted
+    #[arg(long)]
+    no_wait: bool,
+}
+
+const fn wait(no_wait: bool) -> Wait {
+    if no_wait { Wait::UntilAccepted } else { Wait::UntilDone }
+}
+
+impl Wake {
+    /// Wakes.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, refuses, or the start fails.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        let reply = runtime()?.block_on(async {
+            let client = self.one.daemon.client().await?;
+            anyhow::Ok(client.wake(&self.one.service, wait(self.no_wait)).await?)
+        })?;
+        output.print(&reply, told)
+    }
+}
+
+impl Hibernate {
+    /// Puts to sleep.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, refuses, or the capture fails.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        let connections = if self.force { Connections::Cut } else { Connections::Keep };
+        let reply = runtime()?.block_on(async {
+            let client = self.one.daemon.client().await?;
+            anyhow::Ok(client.hibernate(&self.one.service, connections, wait(self.no_wait)).await?)
+        })?;
+        output.print(&reply, told)
+    }
+}
+
+impl Terminate {
+    /// Ends.
+    ///
+    /// # Errors
+    /// If the daemon does not answer or refuses.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        let reply = runtime()?.block_on(async {
+            let client = self.one.daemon.client().await?;
+            anyhow::Ok(client.terminate(&self.one.service, wait(self.no_wait)).await?)
+        })?;
+        output.print(&reply, told)
+    }
+}
+
+fn told(reply: &VerbReply) -> String {
+    let under_way = if reply.done { "" } else { ", under way" };
+    format!(
+        "{} is {} (phase {}){under_way}, at {}",
+        reply.name,
+        reply.state.word(),
+        reply.phase,
+        reply.address
+    )
+}

@@ -1,0 +1,98 @@
+//! `reveille why`: the story of a service's last decisions and wakes.
+
+use clap::Args;
+use reveille_api::types::{DecisionReport, StagesMs, Wake, WhyReport};
+use reveille_core::model::DomainName;
+
+use super::output::duration;
+use super::remote::runtime;
+use super::{Daemon, Output};
+
+/// Options of `reveille why`.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Full name, or a first label that only one service has
+    service: DomainName,
+    /// How many decisions and wakes, newest last
+    #[arg(long, short = 'n', default_value_t = 10)]
+    limit: usize,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+impl Why {
+    /// Asks the daemon and tells the story.
+    ///
+    /// # Errors
+    /// If the daemon does not answer or does not know the service.
+    pub fn run(self, output: Output) -> anyhow::Result<()> {
+        let report = runtime()?.block_on(async {
+            anyhow::Ok(self.daemon.client().await?.why(&self.service, self.limit).await?)
+        })?;
+        output.print(&report, story)
+    }
+}
+
+fn story(report: &WhyReport) -> String {
+    let service = &report.service;
+    let mut lines = vec![format!(
+        "{} is {} (phase {}, rung {}) at {}",
+        service.name,
+        service.state.word(),
+        service.phase,
+        service.rung,
+        service.address
+    )];
+    if let Some(failure) = &service.failure {
+        let way_out = if failure.gave_up {
+            format!("requests are refused until {}, then tried afresh", failure.retry_at)
+        } else {
+            "the next request starts it again".to_owned()
+        };
+        lines.push(format!("  it was lost at {} because {}; {way_out}", failure.at, failure.cause));
+    }
+    lines.push(String::new());
+    lines.push("Decisions:".to_owned());
+    lines.extend(report.decisions.iter().rev().map(decision));
+    if report.decisions.is_empty() {
+        lines.push("  none yet".to_owned());
+    }
+    lines.push(String::new());
+    lines.push("Wakes:".to_owned());
+    lines.extend(report.wakes.iter().rev().map(wake));
+    if report.wakes.is_empty() {
+        lines.push("  none yet".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn decision(decision: &DecisionReport) -> String {
+    format!("  {}  {}, because {}", decision.at, decision.what, decision.why)
+}
+
+fn wake(wake: &Wake) -> String {
+    let asks = if wake.asks == 1 { String::new() } else { format!(" and {} more", wake.asks - 1) };
+    let end = match (&wake.outcome, &wake.cause) {
+        (_, Some(cause)) => format!("failed: {cause}"),
+        (None, None) => "goes on".to_owned(),
+        (Some(_), None) => stages(&wake.stages_ms),
+    };
+    format!("  {}  from {} for {}{asks}: {end}", wake.at, wake.from, wake.asked_by)
+}
+
+fn stages(stages: &StagesMs) -> String {
+    let named = [
+        ("decided", stages.decided),
+        ("spawned", stages.spawned),
+        ("restored", stages.restored),
+        ("running", stages.running),
+        ("ready", stages.ready),
+        ("first byte", stages.first_byte),
+    ];
+    let reached = named.into_iter().filter_map(|(name, ms)| Some(format!("{name} {}", fine(ms?))));
+    reached.collect::<Vec<_>>().join(", ")
+}
+
+fn fine(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1} ms") } else { duration(ms.round() as u64) }
+}

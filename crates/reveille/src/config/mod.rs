@@ -1,0 +1,322 @@
+//! The config file: every setting with its default, and every fault reported at once.
+
+mod faults;
+mod overlay;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
+use serde::{Deserialize, Serialize};
+
+pub use faults::ConfigError;
+
+/// Largest config file that is read.
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// Everything that a config file says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// The DNS server.
+    pub dns: Dns,
+    /// The HTTP API.
+    pub api: Api,
+    /// The activator.
+    pub relay: Relay,
+    /// Limits of the host.
+    pub host: HostLimits,
+    /// The QEMU driver.
+    pub qemu: Qemu,
+    /// What services have unless they say otherwise.
+    pub policy: Policy,
+    /// The zones that are served.
+    pub zone: Vec<Zone>,
+    /// The services that are declared here; others are added through the API.
+    pub service: Vec<ServiceSpec>,
+}
+
+/// `[daemon]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Daemon {
+    /// Where state, images and snapshots are kept.
+    pub state_dir: PathBuf,
+    /// What becomes of awake instances when the daemon is stopped.
+    pub on_stop: OnStop,
+    /// Longest time that a stop may take.
+    pub stop_ms_max: u64,
+}
+
+/// What becomes of awake instances when the daemon is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStop {
+    /// They are hibernated.
+    Hibernate,
+    /// They run on, and the next daemon takes them over.
+    Leave,
+    /// They are ended.
+    Terminate,
+}
+
+/// `[dns]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dns {
+    /// Addresses on which UDP and TCP are served.
+    pub listen: Vec<SocketAddr>,
+    /// Threads for UDP per address; 0: one per processor.
+    pub udp_threads: usize,
+    /// Networks that may ask for `_vmstate`.
+    pub status_allow: Vec<String>,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Address of the HTTP API.
+    pub listen: SocketAddr,
+    /// What a client without a token may do on loopback.
+    pub anonymous: Anonymous,
+}
+
+/// What a client without a token may do on loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anonymous {
+    /// Read.
+    Read,
+    /// Nothing but ask for health.
+    None,
+}
+
+/// `[relay]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Relay {
+    /// Network from which stable addresses are given out.
+    pub pool: String,
+}
+
+/// `[qemu]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Qemu {
+    /// The program, looked up in PATH unless it has a slash.
+    pub binary: PathBuf,
+    /// Where its firmware lies, if not where it looks by itself; empty: where it looks.
+    pub data_dir: PathBuf,
+    /// How guest code is run.
+    pub accelerator: Accelerator,
+}
+
+/// How guest code is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// KVM if a probe guest ran under it, TCG otherwise.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// TCG.
+    Tcg,
+}
+
+/// `[[zone]]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Zone {
+    /// The apex.
+    pub name: DomainName,
+    /// A zone file with SOA, NS and static records; without one SOA and NS are made from the keys below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Name of the primary name server; default `ns1` below the apex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ns: Option<DomainName>,
+    /// Its address; default the first address of `dns.listen`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ns_address: Option<IpAddr>,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self { state_dir: "/var/lib/reveille".into(), on_stop: OnStop::Hibernate, stop_ms_max: 30_000 }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5300))],
+            udp_threads: 0,
+            status_allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8053)), anonymous: Anonymous::Read }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { pool: "127.64.0.0/10".into() }
+    }
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self { binary: "qemu-system-x86_64".into(), data_dir: PathBuf::new(), accelerator: Accelerator::Auto }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths in it are taken from where the file lies.
+    ///
+    /// # Errors
+    /// Every fault of the file with key, value and what is allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        if size > CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLarge { path: path.to_owned(), bytes_max: CONFIG_BYTES_MAX });
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let mut config = Self::parse(&text).map_err(|error| error.in_file(path))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        config.daemon.state_dir = base.join(&config.daemon.state_dir);
+        for zone in &mut config.zone {
+            zone.file = zone.file.take().map(|file| base.join(file));
+        }
+        Ok(config)
+    }
+
+    /// Reads and checks a config text.
+    ///
+    /// # Errors
+    /// As of [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            path: PathBuf::new(),
+            detail: error.to_string(),
+        })?;
+        let (config, mut faults) = overlay::read(table);
+        faults.extend(config.faults());
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults { path: PathBuf::new(), faults }) }
+    }
+
+    /// Every value that is out of range or does not fit another.
+    fn faults(&self) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        if self.dns.listen.is_empty() || self.dns.listen.len() > 64 {
+            faults.push(SpecFault::new("dns.listen", "[]", "1 to 64 addresses such as \"127.0.0.1:5300\""));
+        }
+        for listen in self.dns.listen.iter().filter(|listen| listen.ip().is_unspecified()) {
+            let allowed = "addresses of this host, each by itself, so that answers leave from the asked one";
+            faults.push(SpecFault::new("dns.listen", listen, allowed));
+        }
+        if self.dns.udp_threads > 256 {
+            faults.push(SpecFault::new("dns.udp_threads", self.dns.udp_threads, "0 to 256"));
+        }
+        if !self.api.listen.ip().is_loopback() {
+            let allowed = "a loopback address: the API has no TLS yet";
+            faults.push(SpecFault::new("api.listen", self.api.listen, allowed));
+        }
+        if !(1..=1_024).contains(&self.host.starts_max) {
+            faults.push(SpecFault::new("host.starts_max", self.host.starts_max, "1 to 1024"));
+        }
+        if !(1_000..=600_000).contains(&self.daemon.stop_ms_max) {
+            faults.push(SpecFault::new("daemon.stop_ms_max", self.daemon.stop_ms_max, "1000 to 600000"));
+        }
+        faults.extend(self.network_faults());
+        faults.extend(prefixed("policy", self.policy.faults()));
+        faults.extend(self.zone_and_service_faults());
+        faults
+    }
+
+    fn network_faults(&self) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        if Network::parse_v4(&self.relay.pool).is_none() {
+            let allowed = "an IPv4 network such as 127.64.0.0/10, prefix 8 to 30";
+            faults.push(SpecFault::new("relay.pool", &self.relay.pool, allowed));
+        }
+        for network in &self.dns.status_allow {
+            if let Err(error) = network.parse::<reveille_core::answer::Network>() {
+                faults.push(SpecFault::new("dns.status_allow", network, error.to_string()));
+            }
+        }
+        faults
+    }
+
+    fn zone_and_service_faults(&self) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        let mut apexes = BTreeSet::new();
+        for (index, zone) in self.zone.iter().enumerate() {
+            if !apexes.insert(&zone.name) {
+                faults.push(SpecFault::new(&format!("zone[{index}].name"), &zone.name, "each zone once"));
+            }
+        }
+        let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        for (index, service) in self.service.iter().enumerate() {
+            let place = format!("service[{index}]");
+            faults.extend(prefixed(&place, service.faults()));
+            if !names.insert(&service.name) {
+                faults.push(SpecFault::new(&format!("{place}.name"), &service.name, "each service once"));
+            }
+            if !apexes.iter().any(|apex| service.name.is_at_or_below(apex)) {
+                let allowed = "a name in one of the configured zones";
+                faults.push(SpecFault::new(&format!("{place}.name"), &service.name, allowed));
+            }
+            if let Some(address) = service.address
+                && !addresses.insert(address)
+            {
+                faults.push(SpecFault::new(&format!("{place}.address"), address, "each address once"));
+            }
+        }
+        faults
+    }
+}
+
+fn prefixed(place: &str, faults: Vec<SpecFault>) -> impl Iterator<Item = SpecFault> {
+    faults.into_iter().map(move |fault| SpecFault { key: format!("{place}.{}", fault.key), ..fault })
+}
+
+/// An IPv4 network from which addresses are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    /// Its lowest address.
+    pub first: Ipv4Addr,
+    /// Bits that all its addresses share.
+    pub prefix: u8,
+}
+
+impl Network {
+    /// Reads `address/prefix` with a prefix from 8 to 30 and no bits beyond it.
+    pub fn parse_v4(text: &str) -> Option<Self> {
+        let (first, prefix) = text.split_once('/')?;
+        let (first, prefix): (Ipv4Addr, u8) = (first.parse().ok()?, prefix.parse().ok()?);
+        let network = Self { first, prefix };
+        ((8..=30).contains(&prefix) && first.to_bits() & (network.size() - 1) == 0).then_some(network)
+    }
+
+    /// How many addresses it has.
+    pub const fn size(self) -> u32 {
+        1 << (32 - self.prefix)
+    }
+
+    /// The address at `offset`, if it lies inside.
+    pub fn at(self, offset: u32) -> Option<Ipv4Addr> {
+        (offset < self.size()).then(|| Ipv4Addr::from_bits(self.first.to_bits() + offset))
+    }
+}
+
+#[cfg(test)]
+mod tests;

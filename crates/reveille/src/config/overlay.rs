@@ -1,0 +1,164 @@
+//! From a TOML table to a [`Config`], collecting every fault instead of stopping at the first.
+//!
+//! Each key is read by itself over a section of defaults: what does not fit is a fault that names the key, and
+//! the rest of the section is read all the same. A service's `policy` is laid over `[policy]`, so that it states
+//! only what differs.
+
+use reveille_core::model::{Policy, SpecFault};
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::Config;
+
+/// Most zones or services in one file.
+const ENTRIES_MAX: usize = 200_000;
+/// Longest value that is quoted in a fault.
+const QUOTED_CHARS_MAX: usize = 80;
+
+/// The config that `table` describes, and all its faults; what is faulty has its default.
+pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
+    let mut faults = Vec::new();
+    let mut config = Config::default();
+    let services = table.remove("service");
+    for (key, value) in table {
+        let f = &mut faults;
+        match key.as_str() {
+            "daemon" => config.daemon = section(&key, value, f),
+            "dns" => config.dns = section(&key, value, f),
+            "api" => config.api = section(&key, value, f),
+            "relay" => config.relay = section(&key, value, f),
+            "host" => config.host = section(&key, value, f),
+            "qemu" => config.qemu = section(&key, value, f),
+            "policy" => config.policy = section(&key, value, f),
+            "zone" => config.zone = entries(&key, value, &zone_base(), f),
+            _ => {
+                let known = "daemon, dns, api, relay, host, qemu, policy, [[zone]] or [[service]]";
+                f.push(SpecFault::new(&key, quoted(&value), known));
+            }
+        }
+    }
+    // Last, because a service's policy is laid over the policy of the whole file.
+    if let Some(value) = services {
+        config.service = entries("service", value, &service_base(&config.policy), &mut faults);
+    }
+    (config, faults)
+}
+
+/// A section whose keys all have defaults.
+fn section<T: DeserializeOwned + Default>(place: &str, value: Value, faults: &mut Vec<SpecFault>) -> T {
+    let Value::Table(table) = value else {
+        faults.push(SpecFault::new(place, quoted(&value), format!("a table: [{place}]")));
+        return T::default();
+    };
+    overlaid(place, &Table::new(), table, faults).unwrap_or_default()
+}
+
+/// A list of tables, each laid over `base`.
+fn entries<T: DeserializeOwned>(
+    place: &str,
+    value: Value,
+    base: &Base,
+    faults: &mut Vec<SpecFault>,
+) -> Vec<T> {
+    let Value::Array(values) = value else {
+        faults.push(SpecFault::new(place, quoted(&value), format!("a list of tables: [[{place}]]")));
+        return Vec::new();
+    };
+    if values.len() > ENTRIES_MAX {
+        faults.push(SpecFault::new(
+            place,
+            format!("{} entries", values.len()),
+            format!("up to {ENTRIES_MAX}"),
+        ));
+        return Vec::new();
+    }
+    let mut all = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        let Value::Table(mut table) = value else {
+            faults.push(SpecFault::new(&place, quoted(&value), "a table"));
+            continue;
+        };
+        let before = faults.len();
+        for (key, what) in base.required {
+            if !table.contains_key(*key) {
+                faults.push(SpecFault::new(&format!("{place}.{key}"), "(absent)", *what));
+            }
+        }
+        if let Some(Value::Table(own)) = table.remove("policy") {
+            let policy: Option<Policy> = overlaid(&format!("{place}.policy"), &base.policy, own, faults);
+            if let Some(policy) = policy.and_then(|policy| Table::try_from(policy).ok()) {
+                table.insert("policy".into(), Value::Table(policy));
+            }
+        } else if !base.policy.is_empty() {
+            table.insert("policy".into(), Value::Table(base.policy.clone()));
+        }
+        let entry = overlaid(&place, &base.table, table, faults);
+        all.extend(entry.filter(|_| faults.len() == before));
+    }
+    all
+}
+
+/// What entries of a list are laid over.
+struct Base {
+    table: Table,
+    policy: Table,
+    required: &'static [(&'static str, &'static str)],
+}
+
+fn zone_base() -> Base {
+    let table = Table::from_iter([("name".to_owned(), Value::from("zone.invalid"))]);
+    Base { table, policy: Table::new(), required: &[("name", "the zone's name, such as \"vm.test\"")] }
+}
+
+fn service_base(policy: &Policy) -> Base {
+    let table = Table::from_iter([
+        ("name".to_owned(), Value::from("service.zone.invalid")),
+        ("image".to_owned(), Value::from("image")),
+        ("ports".to_owned(), Value::Array(Vec::new())),
+    ]);
+    let required = &[
+        ("name", "the full name, such as \"hello.vm.test\""),
+        ("image", "the name of an image; `reveille image list` shows them"),
+        ("ports", "a list such as [\"tcp/8080\"]"),
+    ];
+    Base { table, policy: Table::try_from(policy).unwrap_or_default(), required }
+}
+
+/// `own` over `base` as a `T`. Each key is tried by itself first, so that every faulty one is found.
+fn overlaid<T: DeserializeOwned>(
+    place: &str,
+    base: &Table,
+    own: Table,
+    faults: &mut Vec<SpecFault>,
+) -> Option<T> {
+    let mut whole = base.clone();
+    for (key, value) in own {
+        let mut alone = base.clone();
+        alone.insert(key.clone(), value.clone());
+        match alone.try_into::<T>() {
+            Ok(_) => {
+                whole.insert(key, value);
+            }
+            Err(error) => {
+                let said = error.message().trim().replace('\n', "; ");
+                faults.push(SpecFault::new(&format!("{place}.{key}"), quoted(&value), said));
+            }
+        }
+    }
+    match whole.try_into() {
+        Ok(section) => Some(section),
+        Err(error) => {
+            faults.push(SpecFault::new(place, "(as a whole)", error.message().to_owned()));
+            None
+        }
+    }
+}
+
+fn quoted(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= QUOTED_CHARS_MAX {
+        return text;
+    }
+    text.chars().take(QUOTED_CHARS_MAX).chain("…".chars()).collect()
+}

@@ -1,0 +1,118 @@
+use super::*;
+
+const DEFAULTS: &str = include_str!("../../../../etc/reveille.toml");
+
+#[test]
+fn the_file_of_defaults_says_what_the_code_does() {
+    let file: toml::Table = DEFAULTS.parse().unwrap();
+    let code = toml::Table::try_from(Config::default()).unwrap();
+    for (section, values) in &code {
+        let Some(values) = values.as_table() else { continue };
+        let written = file[section].as_table().unwrap();
+        assert_eq!(written, values, "[{section}]");
+    }
+    assert_eq!(Config::parse(DEFAULTS).unwrap(), Config::default());
+}
+
+#[test]
+fn the_examples_in_it_are_valid_and_name_every_key() {
+    let start = DEFAULTS.find("# [[zone]]").unwrap();
+    let examples: String = DEFAULTS[start..]
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.contains(" = ") || line.starts_with("[["))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let config = Config::parse(&examples).unwrap();
+    let service = toml::Table::try_from(&config.service[0]).unwrap();
+    for key in service.keys() {
+        assert!(examples.contains(&format!("\n{key} = ")), "{key} has no example");
+    }
+    assert_eq!((config.zone.len(), config.service.len()), (1, 1));
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_key_value_and_range() {
+    let text = r#"
+        surprise = 1
+        [daemon]
+        on_stop = "explode"
+        [dns]
+        listen = ["0.0.0.0:53"]
+        udp_thread = 3
+        [api]
+        listen = "192.0.2.1:80"
+        [relay]
+        pool = "127.64.0.1/10"
+        [policy]
+        idle_ms = 1
+        heartbeat_ms = "soon"
+        [[zone]]
+        name = "vm..test"
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "hello.vm.test"
+        ports = ["tcp/0"]
+        [[service]]
+        name = "hello.elsewhere.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        resources = { cpus = 0 }
+        policy = { rest = "cold", hold_ms_max = 60000 }
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "surprise = 1",
+        "daemon.on_stop = \"explode\"",
+        "dns.listen = 0.0.0.0:53",
+        "dns.udp_thread = 3",
+        "api.listen = 192.0.2.1:80",
+        "relay.pool = 127.64.0.1/10",
+        "policy.idle_ms = 1\n      allowed: 100 to 2592000000",
+        "policy.heartbeat_ms = \"soon\"",
+        "zone[0].name = \"vm..test\"",
+        "service[0].image = (absent)",
+        "service[0].ports = [\"tcp/0\"]",
+        "service[0].name = hello.elsewhere.test\n      allowed: a name in one of the configured zones",
+        "service[0].resources.cpus = 0\n      allowed: 1 to 64",
+        "service[0].policy.rest = cold",
+        "service[0].policy.hold_ms_max = 60000\n      allowed: 0 to 4000",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+}
+
+#[test]
+fn a_service_states_only_what_differs_from_the_policy_of_the_file() {
+    let text = r#"
+        [policy]
+        idle_ms = 7000
+        heartbeat_ms = 500
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        policy = { heartbeat_ms = 2000 }
+    "#;
+    let policy = Config::parse(text).unwrap().service[0].policy;
+    assert_eq!((policy.idle_ms, policy.heartbeat_ms), (7_000, 2_000));
+    assert_eq!(policy.boot_ms_max, Policy::default().boot_ms_max);
+}
+
+#[test]
+fn what_is_no_toml_names_the_line() {
+    let error = Config::parse("[dns]\nlisten = [").unwrap_err().to_string();
+    assert!(error.contains("line 2"), "{error}");
+}
+
+#[test]
+fn networks_are_taken_exactly() {
+    assert_eq!(Network::parse_v4("127.64.0.0/10").unwrap().at(258), Some(Ipv4Addr::new(127, 64, 1, 2)));
+    assert_eq!(Network::parse_v4("127.64.0.0/30").unwrap().at(4), None);
+    for wrong in ["127.64.0.1/10", "127.64.0.0", "::/10", "127.0.0.0/7", "127.0.0.0/31"] {
+        assert_eq!(Network::parse_v4(wrong), None, "{wrong}");
+    }
+}

@@ -1,0 +1,448 @@
+//! The API's side of the control loop: each request is a message, answered by the loop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use reveille_api::types::{
+    DecisionReport, HostSummary, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+};
+use reveille_api::{Connections, ControlError, Event as News, Time, Wait};
+use reveille_core::model::{
+    Applied, DomainName, Event, Instance, InstanceId, Phase, Service, ServiceSpec, SleepAsked, SpecFault,
+    Timestamp, Trigger, VmState, WakeRecord,
+};
+use reveille_store::{Change, Origin, Store, StoredService};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::Message;
+use super::run::Control;
+
+/// Longest time that a request with `wait` is kept open.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// What the API asks of the loop.
+#[derive(Debug)]
+pub enum Command {
+    /// Services in the order of their names.
+    List(Option<DomainName>, usize, Reply<Vec<ServiceSummary>>),
+    /// One service, and its wake under way.
+    Show(DomainName, Reply<(ServiceDetail, Option<WakeRecord>)>),
+    /// Adds a service.
+    Add(Box<ServiceSpec>, Reply<ServiceDetail>),
+    /// Removes one.
+    Remove(DomainName, Reply<DomainName>),
+    /// Wakes one.
+    Wake(DomainName, Reply<VerbReply>),
+    /// Puts one to sleep, or ends it.
+    Sleep(DomainName, SleepAsked, Reply<VerbReply>),
+    /// Counts.
+    Host(oneshot::Sender<Counts>),
+    /// Ends the loop when nothing is half done, as `daemon.on_stop` says.
+    Stop(oneshot::Sender<()>),
+}
+
+/// What the loop knows of the host.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    services: ServiceCounts,
+    starts_running: u32,
+    starts_max: u32,
+    generation: u64,
+}
+
+// --- The loop's side ---------------------------------------------------------------------------------------------
+
+impl Control {
+    /// Answers a command. Whoever asked may have gone away; then the answer is dropped.
+    pub(super) async fn command(&mut self, command: Command) {
+        match command {
+            Command::List(after, limit, reply) => {
+                let services = self
+                    .fleet
+                    .services()
+                    .filter(|service| after.as_ref().is_none_or(|after| service.spec.name > *after));
+                let rows = services.filter_map(|service| {
+                    let instance = self.fleet.instance(service.primary)?;
+                    Some(ServiceSummary::of(service, instance, self.held(&service.spec.name)))
+                });
+                let _ = reply.send(Ok(rows.take(limit).collect()));
+            }
+            Command::Show(name, reply) => {
+                let shown = self.find(&name).map(|(service, instance)| {
+                    let open = self.wakes.open_of(&service.spec.name).cloned();
+                    (ServiceDetail::of(service, instance, self.held(&service.spec.name)), open)
+                });
+                let _ = reply.send(shown);
+            }
+            Command::Add(spec, reply) => {
+                let added = self.add(*spec).await;
+                let _ = reply.send(added);
+            }
+            Command::Remove(name, reply) => {
+                let asked = self.resolve(&name).and_then(|name| {
+                    let event = Event::RemoveAsked { service: name.clone() };
+                    self.fleet.apply(event, self.clock.now())?;
+                    Ok(name)
+                });
+                let _ = reply.send(asked);
+            }
+            Command::Wake(name, reply) => {
+                let asked = self.resolve(&name).and_then(|name| {
+                    let applied = self.wake(&name, Trigger::Operator, Instant::now())?;
+                    self.turn();
+                    self.verb_reply(&name, applied, VmState::Active)
+                });
+                let _ = reply.send(asked);
+            }
+            Command::Sleep(name, how, reply) => {
+                let asked = self.resolve(&name).and_then(|name| {
+                    let event = Event::SleepAsked { service: name.clone(), how };
+                    let applied = self.fleet.apply(event, self.clock.now())?;
+                    self.turn();
+                    self.verb_reply(&name, applied, VmState::Inactive)
+                });
+                let _ = reply.send(asked);
+            }
+            Command::Host(reply) => {
+                let _ = reply.send(self.counts());
+            }
+            // Only reached while a stop is under way already.
+            Command::Stop(_) => {}
+        }
+    }
+
+    fn held(&self, name: &DomainName) -> u32 {
+        self.relay.traffic(name).map_or(0, |traffic| traffic.held_clients)
+    }
+
+    fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
+        if self.fleet.service(name).is_some() {
+            return Ok(name.clone());
+        }
+        let unknown = || ControlError::UnknownService { name: name.clone() };
+        if name.label_count() != 1 {
+            return Err(unknown());
+        }
+        let candidates: Vec<DomainName> = self
+            .fleet
+            .services()
+            .filter(|service| service.spec.name.first_label() == name.first_label())
+            .map(|service| service.spec.name.clone())
+            .collect();
+        match candidates.as_slice() {
+            [] => Err(unknown()),
+            [only] => Ok(only.clone()),
+            _ => Err(ControlError::AmbiguousName { label: name.clone(), candidates }),
+        }
+    }
+
+    fn find(&self, name: &DomainName) -> Result<(&Service, &Instance), ControlError> {
+        let name = self.resolve(name)?;
+        let unknown = || ControlError::UnknownService { name: name.clone() };
+        let service = self.fleet.service(&name).ok_or_else(unknown)?;
+        Ok((service, self.fleet.instance(service.primary).ok_or_else(unknown)?))
+    }
+
+    fn verb_reply(
+        &self,
+        name: &DomainName,
+        applied: Applied,
+        wanted: VmState,
+    ) -> Result<VerbReply, ControlError> {
+        let (service, instance) = self.find(name)?;
+        Ok(VerbReply {
+            name: service.spec.name.clone(),
+            phase: instance.phase,
+            state: instance.state(),
+            address: service.address,
+            done: is_so(instance.phase, wanted),
+            changed: applied == Applied::Changed,
+            wake: None,
+        })
+    }
+
+    async fn add(&mut self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
+        if self.fleet.service(&spec.name).is_some() {
+            let detail = format!("the service {} exists already; remove it first", spec.name);
+            return Err(ControlError::Exists { detail });
+        }
+        let faults = self.spec_faults(&spec).await;
+        if !faults.is_empty() {
+            return Err(ControlError::Invalid { faults });
+        }
+        let taken = |error: super::startup::AddressError| ControlError::Exists { detail: error.to_string() };
+        let address = self.services.give_address(&spec).map_err(taken)?;
+        match self.add_at(spec, address).await {
+            Ok(detail) => Ok(detail),
+            Err(error) => {
+                self.services.take_back(address);
+                Err(error)
+            }
+        }
+    }
+
+    async fn add_at(
+        &mut self,
+        spec: ServiceSpec,
+        address: std::net::Ipv4Addr,
+    ) -> Result<ServiceDetail, ControlError> {
+        let now = self.clock.now();
+        let binding = crate::serve::binding(&spec, address);
+        let unavailable = |detail: String| ControlError::Unavailable { detail };
+        self.relay.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
+        let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
+        let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
+        let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
+        if let Err(error) = self.store.write(rows).await {
+            self.relay.unbind(&spec.name).await;
+            return Err(unavailable(error.to_string()));
+        }
+        let name = spec.name.clone();
+        self.services.own(instance.id, name.clone(), address);
+        let service = Service { spec, address, created_at: now, primary: instance.id, demand: None };
+        let detail = ServiceDetail::of(&service, &instance, 0);
+        self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
+        let _ = self.news.send(News::Added { at: Time(now), service: name });
+        Ok(detail)
+    }
+
+    /// Faults that only the daemon can see.
+    async fn spec_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
+        let mut faults = spec.faults();
+        if !self.zones.iter().any(|zone| spec.name.is_at_or_below(zone)) {
+            let zones: Vec<String> = self.zones.iter().map(ToString::to_string).collect();
+            let allowed = format!("a name in a served zone: {}", zones.join(", "));
+            faults.push(SpecFault::new("name", &spec.name, allowed));
+        }
+        let (images, name) = (Arc::clone(&self.executor.tools().images), spec.image.clone());
+        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name).map(drop)).await;
+        if let Ok(Err(error)) = resolved {
+            faults.push(SpecFault::new("image", &spec.image, error.to_string()));
+        }
+        faults
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            starts_max: self.fleet.limits.starts_max,
+            generation: self.fleet.generation(),
+            ..Counts::default()
+        };
+        for instance in self.fleet.instances() {
+            counts.services.total += 1;
+            match instance.state() {
+                VmState::Inactive => counts.services.inactive += 1,
+                VmState::Warming => counts.services.warming += 1,
+                VmState::Active => counts.services.active += 1,
+            }
+            counts.services.failed += u64::from(instance.phase == Phase::Failed);
+            counts.starts_running += u32::from(instance.phase.is_starting());
+        }
+        counts
+    }
+
+    /// What the turn has removed is unbound and announced.
+    pub(super) fn release_gone(&mut self) {
+        for service in self.services.release_gone(&self.fleet) {
+            let relay = self.relay.clone();
+            let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
+            tokio::spawn(async move { relay.unbind(&service).await });
+        }
+    }
+
+    /// Tells the listeners which phases the changed instances are in.
+    pub(super) fn announce(&self, changed: &std::collections::BTreeSet<InstanceId>, now: Timestamp) {
+        for instance in changed.iter().filter_map(|id| self.fleet.instance(*id)) {
+            let _ = self.news.send(News::Phase {
+                at: Time(now),
+                service: instance.service.clone(),
+                instance: instance.id,
+                phase: instance.phase,
+                state: instance.state(),
+                rung: instance.rung,
+                cause: instance.failure.as_ref().map(|failure| failure.cause.to_string()),
+            });
+        }
+    }
+}
+
+fn is_so(phase: Phase, wanted: VmState) -> bool {
+    match wanted {
+        VmState::Active => phase == Phase::Active,
+        VmState::Inactive | VmState::Warming => {
+            matches!(phase, Phase::Off | Phase::Hibernated | Phase::Failed)
+        }
+    }
+}
+
+// --- The API's side ----------------------------------------------------------------------------------------------
+
+/// What the API holds of the daemon.
+pub struct Remote {
+    /// The way to the loop.
+    pub inbox: mpsc::Sender<Message>,
+    /// History is read past the loop.
+    pub store: Arc<Store>,
+    /// Announces each published view.
+    pub generation: watch::Receiver<u64>,
+    /// What happens.
+    pub news: broadcast::Sender<News>,
+    /// What does not change while the daemon runs.
+    pub about: HostSummary,
+    /// Whether requests are served.
+    pub ready: watch::Receiver<bool>,
+}
+
+impl Remote {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ControlError> {
+        let gone = || ControlError::Unavailable { detail: "the daemon is stopping".to_owned() };
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Message::Command(command(reply))).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    async fn show(&self, name: &DomainName) -> Result<(ServiceDetail, Option<WakeRecord>), ControlError> {
+        self.ask(|reply| Command::Show(name.clone(), reply)).await?
+    }
+
+    /// Waits until the service is as wanted, or has failed since `asked`.
+    async fn settled(&self, reply: VerbReply, wanted: VmState) -> Result<VerbReply, ControlError> {
+        let mut generation = self.generation.clone();
+        let waited = tokio::time::timeout(WAIT_MAX, async {
+            loop {
+                generation.mark_unchanged();
+                let (detail, _) = self.show(&reply.name).await?;
+                let summary = detail.summary;
+                if let (Some(failure), Phase::Failed) = (&summary.failure, summary.phase)
+                    && (failure.gave_up || failure.attempts == 0)
+                {
+                    return Err(ControlError::Failed { detail: failure.cause.clone() });
+                }
+                if is_so(summary.phase, wanted) {
+                    let (phase, state) = (summary.phase, summary.state);
+                    return Ok(VerbReply { phase, state, done: true, ..reply.clone() });
+                }
+                if generation.changed().await.is_err() {
+                    return Err(ControlError::Unavailable { detail: "the daemon is stopping".to_owned() });
+                }
+            }
+        });
+        waited.await.unwrap_or_else(|_| Ok(reply.clone()))
+    }
+
+    fn history<T>(read: Result<T, reveille_store::ReadError>) -> Result<T, ControlError> {
+        read.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
+    }
+}
+
+#[async_trait]
+impl reveille_api::Control for Remote {
+    async fn services(
+        &self,
+        after: Option<&DomainName>,
+        limit: usize,
+    ) -> Result<Vec<ServiceSummary>, ControlError> {
+        self.ask(|reply| Command::List(after.cloned(), limit, reply)).await?
+    }
+
+    async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError> {
+        self.show(name).await.map(|(detail, _)| detail)
+    }
+
+    async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
+        self.ask(|reply| Command::Add(Box::new(spec), reply)).await?
+    }
+
+    async fn remove_service(&self, name: &DomainName) -> Result<(), ControlError> {
+        let name = self.ask(|reply| Command::Remove(name.clone(), reply)).await??;
+        let mut generation = self.generation.clone();
+        let gone = async {
+            while self.show(&name).await.is_ok() {
+                if generation.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(WAIT_MAX, gone).await.map_err(|_| ControlError::Unavailable {
+            detail: format!("{name} is still being ended; it goes when its process has"),
+        })
+    }
+
+    async fn wake(&self, name: &DomainName, wait: Wait) -> Result<VerbReply, ControlError> {
+        let reply = self.ask(|reply| Command::Wake(name.clone(), reply)).await??;
+        match wait {
+            Wait::UntilAccepted => Ok(reply),
+            Wait::UntilDone => self.settled(reply, VmState::Active).await,
+        }
+    }
+
+    async fn hibernate(
+        &self,
+        name: &DomainName,
+        connections: Connections,
+        wait: Wait,
+    ) -> Result<VerbReply, ControlError> {
+        let how = match connections {
+            Connections::Keep => SleepAsked::WhenIdle,
+            Connections::Cut => SleepAsked::Force,
+        };
+        let reply = self.ask(|reply| Command::Sleep(name.clone(), how, reply)).await??;
+        match wait {
+            Wait::UntilAccepted => Ok(reply),
+            Wait::UntilDone => self.settled(reply, VmState::Inactive).await,
+        }
+    }
+
+    async fn terminate(&self, name: &DomainName, wait: Wait) -> Result<VerbReply, ControlError> {
+        let how = SleepAsked::Terminate;
+        let reply = self.ask(|reply| Command::Sleep(name.clone(), how, reply)).await??;
+        match wait {
+            Wait::UntilAccepted => Ok(reply),
+            Wait::UntilDone => self.settled(reply, VmState::Inactive).await,
+        }
+    }
+
+    async fn why(&self, name: &DomainName, limit: usize) -> Result<WhyReport, ControlError> {
+        let (detail, open) = self.show(name).await?;
+        let name = detail.summary.name.clone();
+        let decisions = Self::history(self.store.decisions(&name, None, limit))?;
+        let decisions = decisions
+            .iter()
+            .map(|stored| DecisionReport::of(stored.entry.at, &stored.entry.decision))
+            .collect();
+        let stored = Self::history(self.store.wakes(&name, None, limit))?;
+        let mut wakes: Vec<Wake> = stored.iter().map(|stored| Wake::of(stored.seq, &stored.entry)).collect();
+        if let Some(open) = open {
+            let seq = wakes.first().map_or(1, |wake| wake.seq + 1);
+            wakes.insert(0, Wake::of(seq, &open));
+        }
+        Ok(WhyReport { service: detail.summary, decisions, wakes })
+    }
+
+    async fn wakes(
+        &self,
+        name: &DomainName,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Wake>, ControlError> {
+        let (detail, _) = self.show(name).await?;
+        let stored = Self::history(self.store.wakes(&detail.summary.name, before, limit))?;
+        Ok(stored.iter().map(|stored| Wake::of(stored.seq, &stored.entry)).collect())
+    }
+
+    async fn host(&self) -> Result<HostSummary, ControlError> {
+        let Counts { services, starts_running, starts_max, generation } = self.ask(Command::Host).await?;
+        Ok(HostSummary { services, starts_running, starts_max, generation, ..self.about.clone() })
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if *self.ready.borrow() { Ok(()) } else { Err("the daemon is starting or stopping".to_owned()) }
+    }
+
+    fn events(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+}

@@ -1,0 +1,363 @@
+//! Carries actions out: one task for each, which reports what came of it. Nothing is decided here.
+//!
+//! Before a process is started, captured or ended, the row that says so is durable: the tasks wait for the
+//! acknowledgement of the state database first.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use reveille_core::model::{Cause, InstanceId, Report, ServiceSpec, Stage};
+use reveille_net::Relay;
+use reveille_net::guest::{Link, LinkAddresses};
+use reveille_store::Ack;
+use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch};
+use reveille_vm::image::ImageStore;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+use super::Message;
+use super::watch::{From, watch};
+use crate::clock::Clock;
+
+/// Pause between two tries to end a process that could not be ended.
+const KILL_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a task is about.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The start that its reports belong to.
+    pub start: u64,
+    /// The service.
+    pub spec: Arc<ServiceSpec>,
+}
+
+/// What tasks work with.
+pub struct Tools {
+    /// Runs the instances.
+    pub driver: Arc<dyn Driver>,
+    /// What they boot.
+    pub images: Arc<ImageStore>,
+    /// Where their clients wait.
+    pub relay: Relay,
+    /// Where reports go.
+    pub inbox: mpsc::Sender<Message>,
+    /// The time.
+    pub clock: Clock,
+    links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
+    watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
+}
+
+impl Tools {
+    /// Tells the control loop what came of an order.
+    pub async fn report(&self, order: &Order, report: Report) {
+        let Order { instance, start, .. } = *order;
+        // The receiver is gone only when the daemon ends.
+        let _ = self.inbox.send(Message::Reported { instance, start, report, at: Instant::now() }).await;
+    }
+
+    async fn launch(&self, order: &Order) -> Result<Launch, Cause> {
+        let (images, name) = (Arc::clone(&self.images), order.spec.image.clone());
+        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
+        let image = match resolved {
+            Ok(Ok(image)) => image,
+            Ok(Err(error)) => return Err(Cause::StartFailed { detail: error.to_string() }),
+            Err(error) => return Err(Cause::StartFailed { detail: error.to_string() }),
+        };
+        Ok(Launch {
+            instance: order.instance,
+            service: order.spec.name.clone(),
+            image: image.digest,
+            kernel: image.kernel,
+            initrd: image.initrd,
+            resources: order.spec.resources,
+            egress: order.spec.egress,
+        })
+    }
+
+    /// The instance's link, attached to the relay; made if there is none.
+    async fn link(&self, order: &Order) -> Result<Arc<Link>, DriverError> {
+        if let Some(link) = self.links().get(&order.instance) {
+            return Ok(Arc::clone(link));
+        }
+        let stream = self.driver.network(order.instance).await?;
+        let link = Arc::new(Link::attach(stream, LinkAddresses::for_egress(order.spec.egress)));
+        let link = Arc::clone(self.links().entry(order.instance).or_insert(link));
+        self.relay.set_link(&order.spec.name, Some(Arc::clone(&link)));
+        Ok(link)
+    }
+
+    fn unlink(&self, order: &Order) {
+        self.links().remove(&order.instance);
+        self.relay.set_link(&order.spec.name, None);
+    }
+
+    fn links(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes actions from the control loop.
+pub struct Executor {
+    tools: Arc<Tools>,
+    captures: BTreeMap<InstanceId, Arc<Abandon>>,
+}
+
+impl Executor {
+    /// An executor without tasks.
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        images: Arc<ImageStore>,
+        relay: Relay,
+        inbox: mpsc::Sender<Message>,
+        clock: Clock,
+    ) -> Self {
+        let (links, watches) = (Mutex::default(), Mutex::default());
+        let tools = Tools { driver, images, relay, inbox, clock, links, watches };
+        Self { tools: Arc::new(tools), captures: BTreeMap::new() }
+    }
+
+    /// What the tasks work with.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// Boots or restores, once `ack` says that the row is durable.
+    pub fn start(&self, order: Order, restore: bool, ack: Ack) {
+        tokio::spawn(start(Arc::clone(&self.tools), order, restore, ack));
+    }
+
+    /// Brings the process up with the version mapped.
+    pub fn arm(&self, order: Order, ack: Ack) {
+        tokio::spawn(arm(Arc::clone(&self.tools), order, ack));
+    }
+
+    /// Ends the armed process.
+    pub fn disarm(&self, order: Order) {
+        let tools = Arc::clone(&self.tools);
+        tokio::spawn(async move {
+            tools.unwatch(order.instance);
+            tools.unlink(&order);
+            let report = match tools.driver.disarm(order.instance).await {
+                Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
+                Err(error) => Report::Lost { cause: cause_of(error) },
+            };
+            tools.report(&order, report).await;
+        });
+    }
+
+    /// Captures version `number`.
+    pub fn capture(&mut self, order: Order, number: u64, ack: Ack) {
+        let abandon = Arc::new(Abandon::default());
+        self.captures.insert(order.instance, Arc::clone(&abandon));
+        self.tools.unwatch(order.instance);
+        tokio::spawn(capture(Arc::clone(&self.tools), order, number, abandon, ack));
+    }
+
+    /// Asks the capture under way to be given up.
+    pub fn abandon(&self, instance: InstanceId) {
+        if let Some(abandon) = self.captures.get(&instance) {
+            abandon.raise();
+        }
+    }
+
+    /// Ends whatever process there is, again and again until it is gone.
+    pub fn kill(&self, order: Order, discard: bool, ack: Ack) {
+        let tools = Arc::clone(&self.tools);
+        tools.unwatch(order.instance);
+        tools.relay.cut(&order.spec.name);
+        tokio::spawn(async move {
+            // The row said so first; where it could not be written, ending the process is still right.
+            let _ = ack.await;
+            loop {
+                match tools.driver.kill(order.instance, discard).await {
+                    Ok(version) => {
+                        tools.unlink(&order);
+                        return tools.report(&order, Report::Fenced { version }).await;
+                    }
+                    Err(error) => {
+                        tracing::error!(instance = %order.instance, %error, "cannot end the process; trying again");
+                        sleep(KILL_PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Takes over a process that was found, letting its guest run again if `resume`.
+    pub fn adopt(&self, order: Order, resume: bool) {
+        tokio::spawn(adopt(Arc::clone(&self.tools), order, resume));
+    }
+
+    /// Watches an armed process that was found.
+    pub fn adopt_armed(&self, order: Order) {
+        let tools = Arc::clone(&self.tools);
+        tokio::spawn(async move { tools.watch_armed(order).await });
+    }
+}
+
+async fn start(tools: Arc<Tools>, order: Order, restore: bool, ack: Ack) {
+    if let Err(error) = ack.await {
+        let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
+        return tools.report(&order, Report::Lost { cause }).await;
+    }
+    tools.unwatch(order.instance);
+    let launch = match tools.launch(&order).await {
+        Ok(launch) => launch,
+        Err(cause) => return tools.report(&order, Report::Lost { cause }).await,
+    };
+    let on_stage = {
+        let (tools, order) = (Arc::clone(&tools), order.clone());
+        move |stage| tools.stage(&order, stage)
+    };
+    let started = if restore {
+        tools.driver.restore(&launch, &on_stage).await
+    } else {
+        tools.driver.boot(&launch, &on_stage).await
+    };
+    let linked = match started {
+        Ok(()) => tools.link(&order).await,
+        Err(error) => Err(error),
+    };
+    match linked {
+        Ok(link) => {
+            tools.report(&order, Report::Running).await;
+            tools.watch(order, link, From::Running);
+        }
+        Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
+    }
+}
+
+async fn arm(tools: Arc<Tools>, order: Order, ack: Ack) {
+    if let Err(error) = ack.await {
+        let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
+        return tools.report(&order, Report::ArmFailed { cause }).await;
+    }
+    let armed = match tools.launch(&order).await {
+        Ok(launch) => tools.driver.arm(&launch).await.map_err(cause_of),
+        Err(cause) => Err(cause),
+    };
+    match armed {
+        Ok(()) => {
+            tools.report(&order, Report::Armed).await;
+            tools.watch_armed(order).await;
+        }
+        Err(cause) => {
+            tracing::warn!(instance = %order.instance, %cause, "cannot be armed");
+            // What is left of the try is ended, so that the version can be restored the ordinary way.
+            if let Err(error) = tools.driver.disarm(order.instance).await {
+                tracing::debug!(instance = %order.instance, %error, "nothing to disarm");
+            }
+            tools.report(&order, Report::ArmFailed { cause }).await;
+        }
+    }
+}
+
+async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Abandon>, ack: Ack) {
+    let captured = match (ack.await, tools.launch(&order).await) {
+        (Ok(()), Ok(launch)) => tools.driver.capture(&launch, number, tools.clock.now(), &abandon).await,
+        (Err(error), _) => {
+            let detail = format!("the state database: {error}");
+            Err(DriverError::RunsOn(Cause::CaptureFailed { detail }))
+        }
+        (_, Err(cause)) => Err(DriverError::RunsOn(cause)),
+    };
+    let report = match captured {
+        Ok(Capture::Published(version)) => {
+            tools.unlink(&order);
+            return tools.report(&order, Report::Captured { version }).await;
+        }
+        Ok(Capture::Abandoned) => Report::CaptureAbandoned,
+        Err(DriverError::RunsOn(cause)) => Report::CaptureFailed { cause },
+        Err(error) => return tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
+    };
+    tools.report(&order, report).await;
+    match tools.link(&order).await {
+        Ok(link) => tools.watch(order, link, From::Ready),
+        Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
+    }
+}
+
+async fn adopt(tools: Arc<Tools>, order: Order, resume: bool) {
+    let resumed = match tools.launch(&order).await {
+        Ok(launch) if resume => tools.driver.resume(&launch).await,
+        // An image that is gone does not hinder a guest that already runs.
+        Ok(_) | Err(_) => Ok(()),
+    };
+    let linked = match resumed {
+        Ok(()) => tools.link(&order).await,
+        Err(error) => Err(error),
+    };
+    match linked {
+        Ok(link) => tools.watch(order, link, From::Running),
+        Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
+    }
+}
+
+impl Tools {
+    fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
+        let message =
+            Message::Stage { instance: order.instance, start: order.start, stage, at: Instant::now() };
+        // A stage that finds the inbox full is missing in the record and nowhere else.
+        let _ = self.inbox.try_send(message);
+        if stage == Stage::Spawned {
+            // Beside the restore, so that the link is there when the vCPUs run.
+            let (tools, order) = (Arc::clone(self), order.clone());
+            tokio::spawn(async move {
+                if let Err(error) = tools.link(&order).await {
+                    tracing::debug!(instance = %order.instance, %error, "no link yet");
+                }
+            });
+        }
+    }
+
+    fn watch(self: &Arc<Self>, order: Order, link: Arc<Link>, from: From) {
+        let instance = order.instance;
+        let task = tokio::spawn(watch(Arc::clone(self), order, link, from));
+        if let Some(earlier) = self.watches().insert(instance, task.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// An armed process that dies costs its rung and nothing else.
+    async fn watch_armed(self: &Arc<Self>, order: Order) {
+        if let Err(error) = self.link(&order).await {
+            tracing::debug!(instance = %order.instance, %error, "no link to the armed process");
+        }
+        let (tools, instance) = (Arc::clone(self), order.instance);
+        let task = tokio::spawn(async move {
+            let detail = tools.driver.died(instance).await;
+            tracing::warn!(%instance, detail, "the armed process ended");
+            tools.unlink(&order);
+            if let Err(error) = tools.driver.disarm(instance).await {
+                tracing::debug!(%instance, %error, "nothing to disarm");
+            }
+            tools.report(&order, Report::Disarmed).await;
+        });
+        if let Some(earlier) = self.watches().insert(instance, task.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    fn unwatch(&self, instance: InstanceId) {
+        if let Some(task) = self.watches().remove(&instance) {
+            task.abort();
+        }
+    }
+
+    fn watches(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, AbortHandle>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cause_of(error: DriverError) -> Cause {
+    match error {
+        DriverError::Lost(cause) | DriverError::RunsOn(cause) => cause,
+        DriverError::NoProcess(_) | DriverError::Unsupported { .. } => {
+            Cause::StartFailed { detail: error.to_string() }
+        }
+    }
+}

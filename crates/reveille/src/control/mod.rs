@@ -1,0 +1,63 @@
+//! The control loop: the one task that owns the fleet.
+//!
+//! ```text
+//!   DNS asks ───┐
+//!   relay ──────┤                                   ┌─► relay: gates
+//!   reports ────┼─► apply ─► decide ─► begin ───────┼─► executor: boot, restore, capture, kill …
+//!   commands ───┘   (pure)   (pure)   (row written) └─► view: DNS answers from the next query on
+//! ```
+//!
+//! Everything that changes a service or an instance comes through here, one message after another, so each
+//! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
+
+mod commands;
+mod damping;
+pub mod executor;
+mod publish;
+pub mod ready;
+mod run;
+pub mod startup;
+mod stop;
+mod wakes;
+mod watch;
+
+use std::time::Instant;
+
+use reveille_core::model::{InstanceId, Report, Stage};
+
+pub use commands::{Command, Remote};
+pub use publish::Publisher;
+pub use run::{Control, Inputs, Parts};
+pub use stop::stop;
+
+/// Reports and commands that may wait for the control loop. Whoever sends more waits.
+pub const INBOX_MAX: usize = 4_096;
+
+/// What tasks and the API tell the control loop.
+#[derive(Debug)]
+pub enum Message {
+    /// An action came to something.
+    Reported {
+        /// The instance.
+        instance: InstanceId,
+        /// The start that it belongs to.
+        start: u64,
+        /// What it came to.
+        report: Report,
+        /// When.
+        at: Instant,
+    },
+    /// A stage of a start is over.
+    Stage {
+        /// The instance.
+        instance: InstanceId,
+        /// The start that it belongs to.
+        start: u64,
+        /// The stage.
+        stage: Stage,
+        /// When.
+        at: Instant,
+    },
+    /// The API asks for something.
+    Command(Command),
+}

@@ -1,0 +1,93 @@
+//! Readiness: the service's own port answers (W3).
+//!
+//! The check goes over the guest's link, so a TCP check passes exactly when the guest has completed the
+//! handshake, and an HTTP check when it has answered.
+
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use reveille_core::model::ReadyCheck;
+use reveille_net::guest::{ConnectError, GuestStream, Link};
+use tokio::time::timeout;
+
+/// Why a check did not pass.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// The guest said no: nobody listens on the port.
+    #[error("the guest refused a connection to port {port}")]
+    Refused {
+        /// The port.
+        port: u16,
+    },
+    /// The link broke, or the guest hung up.
+    #[error("the guest cannot be reached: {detail}")]
+    Unreachable {
+        /// What happened.
+        detail: String,
+    },
+    /// No answer within the time of the check.
+    #[error("port {port} did not answer within {waited_ms} ms")]
+    Silent {
+        /// The port.
+        port: u16,
+        /// The time of the check.
+        waited_ms: u64,
+    },
+    /// The answer is an error of the service.
+    #[error("GET {path} on port {port} was answered with status {status}")]
+    Status {
+        /// The port.
+        port: u16,
+        /// The path.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+    },
+}
+
+/// Checks once, for at most `limit`.
+///
+/// # Errors
+/// What was seen instead of an answer.
+pub async fn check(link: &Link, check: &ReadyCheck, limit: Duration) -> Result<(), NotReady> {
+    let port = match check {
+        ReadyCheck::Running => return Ok(()),
+        ReadyCheck::Tcp { port } | ReadyCheck::Http { port, .. } => *port,
+    };
+    let answered = async {
+        let stream = connect(link, port).await?;
+        match check {
+            ReadyCheck::Running | ReadyCheck::Tcp { .. } => Ok(()),
+            ReadyCheck::Http { path, .. } => get(stream, port, path).await,
+        }
+    };
+    timeout(limit, answered).await.unwrap_or_else(|_| {
+        Err(NotReady::Silent { port, waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) })
+    })
+}
+
+async fn connect(link: &Link, port: u16) -> Result<GuestStream, NotReady> {
+    link.connect(port).await.map_err(|error| match error {
+        ConnectError::Refused => NotReady::Refused { port },
+        ConnectError::LinkClosed | ConnectError::TooMany => {
+            NotReady::Unreachable { detail: error.to_string() }
+        }
+    })
+}
+
+async fn get(stream: GuestStream, port: u16, path: &str) -> Result<(), NotReady> {
+    let unreachable = |error: hyper::Error| NotReady::Unreachable { detail: error.to_string() };
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(unreachable)?;
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::get(path)
+        .header(hyper::header::HOST, "localhost")
+        .header(hyper::header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| NotReady::Unreachable { detail: error.to_string() })?;
+    let answer = sender.send_request(request).await;
+    connection.abort();
+    let status = answer.map_err(unreachable)?.status().as_u16();
+    if status < 500 { Ok(()) } else { Err(NotReady::Status { port, path: path.to_owned(), status }) }
+}

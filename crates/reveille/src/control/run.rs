@@ -1,0 +1,430 @@
+//! The loop itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reveille_api::Event as News;
+use reveille_api::types::{DecisionReport, Wake};
+use reveille_core::decide::{Action, Decision, decide};
+use reveille_core::model::{
+    Applied, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec, Stage,
+    Timestamp, Trigger, WakeRecord,
+};
+use reveille_dns::WakeAsk;
+use reveille_net::{Relay, RelayEvent, RelayEvents};
+use reveille_store::{Ack, Change, Store, StoredDecision};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::sleep_until;
+
+use super::Message;
+use super::commands::Command;
+use super::executor::{Executor, Order};
+use super::publish::Publisher;
+use super::startup::Services;
+use super::wakes::Wakes;
+use crate::clock::Clock;
+use crate::config::OnStop;
+
+/// Rounds of decide and begin in one turn; each round's steps make the next one's view. A turn that needs more
+/// goes on with the next message.
+const ROUNDS_MAX: usize = 16;
+
+/// Where the loop's work comes from.
+pub struct Inputs {
+    /// Questions for services that do not run.
+    pub asks: mpsc::Receiver<WakeAsk>,
+    /// Clients at gates that are closed.
+    pub relay: RelayEvents,
+    /// Reports and commands.
+    pub inbox: mpsc::Receiver<Message>,
+}
+
+/// What the loop works with.
+pub struct Parts {
+    /// Every service, reconciled with the host.
+    pub fleet: Fleet,
+    /// The time.
+    pub clock: Clock,
+    /// Where rows go.
+    pub store: Arc<Store>,
+    /// Where clients wait.
+    pub relay: Relay,
+    /// Who carries actions out.
+    pub executor: Executor,
+    /// Who makes changes visible.
+    pub publisher: Publisher,
+    /// Who listens.
+    pub news: broadcast::Sender<News>,
+    /// Who has which address.
+    pub services: Services,
+    /// The zones that are served.
+    pub zones: Vec<DomainName>,
+    /// What becomes of awake instances at a stop, and how long that may take.
+    pub on_stop: (OnStop, Duration),
+}
+
+/// The task that owns the fleet.
+pub struct Control {
+    pub(super) fleet: Fleet,
+    pub(super) clock: Clock,
+    pub(super) store: Arc<Store>,
+    pub(super) relay: Relay,
+    pub(super) executor: Executor,
+    pub(super) publisher: Publisher,
+    pub(super) wakes: Wakes,
+    pub(super) news: broadcast::Sender<News>,
+    pub(super) services: Services,
+    pub(super) zones: Vec<DomainName>,
+    pub(super) on_stop: (OnStop, Duration),
+    /// The last thing that each instance waits for, so that waiting is recorded once.
+    waiting: BTreeMap<InstanceId, Decision>,
+    next_look: Option<Timestamp>,
+    pub(super) stopping: bool,
+}
+
+impl Control {
+    /// A loop over what was set up.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { fleet, clock, store, relay, executor, publisher, news, services, zones, on_stop } = parts;
+        Self {
+            fleet,
+            clock,
+            store,
+            relay,
+            executor,
+            publisher,
+            wakes: Wakes::default(),
+            news,
+            services,
+            zones,
+            on_stop,
+            waiting: BTreeMap::new(),
+            next_look: None,
+            stopping: false,
+        }
+    }
+
+    /// Runs until the inbox is closed or a stop is complete.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        self.turn();
+        loop {
+            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due()];
+            let due = due.into_iter().flatten().min();
+            let timer = async {
+                match due {
+                    Some(due) => sleep_until(self.clock.instant_of(due).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ask = inputs.asks.recv() => match ask {
+                    Some(ask) => self.asked_by_query(ask),
+                    None => return,
+                },
+                event = inputs.relay.recv() => match event {
+                    Some(event) => self.relayed(event),
+                    None => return,
+                },
+                message = inputs.inbox.recv() => match message {
+                    Some(Message::Command(Command::Stop(done))) => {
+                        self.begin_stop();
+                        self.turn();
+                        return self.finish_stop(inputs, done).await;
+                    }
+                    Some(message) => self.take(message).await,
+                    None => return,
+                },
+                () = timer => self.look_at_traffic(),
+            }
+            self.turn();
+        }
+    }
+
+    /// Takes in a message of the inbox.
+    pub(super) async fn take(&mut self, message: Message) {
+        match message {
+            Message::Reported { instance, start, report, at } => self.reported(instance, start, report, at),
+            Message::Stage { instance, start, stage, at } => {
+                let current = self.fleet.instance(instance).filter(|row| row.start == start);
+                if let Some(service) = current.map(|row| row.service.clone()) {
+                    let record = self.wakes.reached(&service, stage, at);
+                    self.keep_wakes(record);
+                }
+            }
+            Message::Command(command) => self.command(command).await,
+        }
+    }
+
+    // --- Requests --------------------------------------------------------------------------------------------
+
+    fn asked_by_query(&mut self, ask: WakeAsk) {
+        let trigger = Trigger::Query { client: ask.client, qtype: ask.qtype, subnet: ask.subnet };
+        if let Err(refusal) = self.wake(&ask.service, trigger, ask.at) {
+            tracing::debug!(service = %ask.service, %refusal, "not woken for a query");
+        }
+    }
+
+    /// Takes in what the relay tells.
+    pub(super) fn relayed(&mut self, event: RelayEvent) {
+        match event {
+            RelayEvent::Wanted { service, client, port, at } => {
+                if let Err(refusal) = self.wake(&service, Trigger::Packet { client, port }, at) {
+                    tracing::debug!(%service, %refusal, "not woken for a client");
+                }
+            }
+            RelayEvent::FirstByte { service, at } => {
+                let record = self.wakes.reached(&service, Stage::FirstByte, at);
+                self.keep_wakes(record);
+            }
+            RelayEvent::Idle { service } => {
+                if let Some(id) = self.fleet.primary(&service).map(|instance| instance.id) {
+                    self.note_traffic(id, &service);
+                }
+            }
+        }
+    }
+
+    /// Somebody wants the service.
+    pub(super) fn wake(
+        &mut self,
+        name: &DomainName,
+        trigger: Trigger,
+        asked: Instant,
+    ) -> Result<Applied, RequestError> {
+        let now = self.clock.now();
+        if self.stopping {
+            return Ok(Applied::Unchanged);
+        }
+        let event = Event::WakeAsked { service: name.clone(), trigger: trigger.clone() };
+        let applied = self.fleet.apply(event, now)?;
+        if applied == Applied::Changed
+            && let Some(instance) = self.fleet.primary(name)
+        {
+            let finished = self.wakes.asked(name, instance.id, &trigger, asked, self.clock.at(asked));
+            self.keep_wakes(finished);
+        }
+        Ok(applied)
+    }
+
+    // --- Reports ---------------------------------------------------------------------------------------------
+
+    fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
+        let now = self.clock.now();
+        let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.phase));
+        let event = Event::Reported { instance, start, report: report.clone() };
+        match self.fleet.apply(event, now) {
+            Ok(Applied::Changed) => {}
+            Ok(Applied::Unchanged | Applied::Stale) => return,
+            Err(refusal) => {
+                tracing::debug!(%instance, ?report, %refusal, "a report that does not fit any more");
+                return;
+            }
+        }
+        let Some((service, was)) = before else { return };
+        match report {
+            Report::Running => {
+                let record = self.wakes.reached(&service, Stage::Running, at);
+                self.keep_wakes(record);
+            }
+            Report::Ready => {
+                let record = self.wakes.ready(&service, at, now);
+                self.announce_ready(&service);
+                self.keep_wakes(record);
+            }
+            Report::Captured { version } => {
+                let paused_ms = version.paused_us / 1_000;
+                tracing::info!(%service, version = version.number, paused_ms, "asleep");
+            }
+            Report::CaptureAbandoned => {
+                self.wakes.dropped(&service);
+                tracing::info!(%service, "stays awake: somebody came while it went to sleep");
+            }
+            Report::CaptureFailed { cause } => tracing::warn!(%service, %cause, "cannot sleep, runs on"),
+            Report::Lost { cause } => self.lost(&service, was, &cause),
+            Report::GateClosed
+            | Report::GateBusy { .. }
+            | Report::Armed
+            | Report::ArmFailed { .. }
+            | Report::Disarmed
+            | Report::Fenced { .. } => {}
+        }
+    }
+
+    fn lost(&mut self, service: &DomainName, was: Phase, cause: &reveille_core::model::Cause) {
+        tracing::warn!(%service, phase = %was, %cause, "lost");
+        self.relay.cut(service);
+        let record = self.wakes.failed(service, cause);
+        self.keep_wakes(record);
+    }
+
+    fn announce_ready(&self, service: &DomainName) {
+        let Some(record) = self.wakes.open_of(service) else { return };
+        let ms = record.stage_us(Stage::Ready).unwrap_or_default() / 1_000;
+        tracing::info!(%service, from = %record.from, ms, asks = record.asks, by = %record.trigger, "awake");
+    }
+
+    /// Stores finished wake records and tells the listeners.
+    pub(super) fn keep_wakes(&self, records: impl IntoIterator<Item = WakeRecord>) {
+        for record in records {
+            let _ = self.news.send(News::Wake { wake: Box::new(Wake::of(0, &record)) });
+            drop(self.store.write(vec![Change::AddWake(Box::new(record))]));
+        }
+    }
+
+    // --- Traffic ---------------------------------------------------------------------------------------------
+
+    /// A time to look has come: asks the relay what it has counted before anything is decided from it.
+    fn look_at_traffic(&mut self) {
+        let overdue = self.wakes.overdue(self.clock.now());
+        self.keep_wakes(overdue);
+        let awake: Vec<(InstanceId, DomainName)> = self
+            .fleet
+            .instances()
+            .filter(|instance| instance.phase == Phase::Active)
+            .map(|instance| (instance.id, instance.service.clone()))
+            .collect();
+        for (id, service) in awake {
+            self.note_traffic(id, &service);
+        }
+    }
+
+    fn note_traffic(&mut self, instance: InstanceId, service: &DomainName) {
+        let Some(traffic) = self.relay.traffic(service) else { return };
+        let event = Event::Traffic {
+            instance,
+            open_connections: traffic.open_connections,
+            last_packet: traffic.last_packet,
+        };
+        if let Err(error) = self.fleet.apply(event, self.clock.now()) {
+            tracing::debug!(%instance, %error, "traffic of an instance that is gone");
+        }
+    }
+
+    // --- Decide and act --------------------------------------------------------------------------------------
+
+    /// Decides, begins what was decided, writes the rows and publishes the view.
+    pub(super) fn turn(&mut self) {
+        let now = self.clock.now();
+        for _ in 0..ROUNDS_MAX {
+            let plan = decide(&self.fleet, now);
+            self.next_look = plan.next_look;
+            // Nothing can have come between, because this task is the only writer; a plan from an older view
+            // would be thrown away here.
+            if plan.generation != self.fleet.generation() {
+                continue;
+            }
+            let mut acted = false;
+            for decision in plan.decisions {
+                acted |= self.begin(decision, now);
+            }
+            if !acted {
+                break;
+            }
+        }
+        let changed = self.fleet.take_changed();
+        if !changed.is_empty() {
+            drop(self.write(&changed));
+            self.announce(&changed, now);
+        }
+        self.publisher.publish(&self.fleet, changed, now);
+        self.release_gone();
+    }
+
+    /// Begins one decision; false if it is only waiting, or no longer fits.
+    fn begin(&mut self, decision: Decision, now: Timestamp) -> bool {
+        if matches!(decision.action, Action::Wait { .. }) {
+            if self.waiting.get(&decision.instance) != Some(&decision) {
+                self.record(&decision, now);
+                self.waiting.insert(decision.instance, decision);
+            }
+            return false;
+        }
+        if let Err(error) = self.fleet.begin(&decision, now) {
+            tracing::warn!(service = %decision.service, %error, action = ?decision.action, "cannot be begun");
+            return false;
+        }
+        self.waiting.remove(&decision.instance);
+        self.record(&decision, now);
+        self.carry_out(&decision);
+        true
+    }
+
+    fn record(&self, decision: &Decision, now: Timestamp) {
+        tracing::debug!(service = %decision.service, action = ?decision.action, reason = %decision.reason, "decided");
+        let _ = self.news.send(News::Decision { decision: Box::new(DecisionReport::of(now, decision)) });
+        let stored = StoredDecision { at: now, decision: decision.clone() };
+        drop(self.store.write(vec![Change::AddDecision(Box::new(stored))]));
+    }
+
+    fn carry_out(&mut self, decision: &Decision) {
+        let Some(order) = self.order(decision.instance) else { return };
+        match &decision.action {
+            Action::Boot => {
+                self.wakes.decided(&decision.service, Rung::Cold);
+                let ack = self.write_now();
+                self.executor.start(order, false, ack);
+            }
+            Action::Restore { from } => {
+                self.wakes.decided(&decision.service, *from);
+                let ack = self.write_now();
+                self.executor.start(order, true, ack);
+            }
+            Action::Arm => {
+                let ack = self.write_now();
+                self.executor.arm(order, ack);
+            }
+            Action::Disarm => self.executor.disarm(order),
+            Action::Drain { idle_ms, force } => self.drain(&order, *idle_ms, *force),
+            Action::Capture => {
+                let number = self.fleet.instance(order.instance).map_or(0, |row| row.version_number_last) + 1;
+                let ack = self.write_now();
+                self.executor.capture(order, number, ack);
+            }
+            Action::AbandonCapture => self.executor.abandon(decision.instance),
+            Action::Undrain => self.wakes.dropped(&decision.service),
+            Action::GiveUpStart { cause } => self.lost(&decision.service, Phase::Warming, cause),
+            Action::Kill { discard } => {
+                let ack = self.write_now();
+                self.executor.kill(order, *discard, ack);
+            }
+            Action::Wait { .. } => {}
+        }
+    }
+
+    /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
+    fn drain(&mut self, order: &Order, idle_ms: u64, force: bool) {
+        let report = match self.relay.close_if_idle(&order.spec.name, idle_ms, force) {
+            Ok(()) => {
+                self.publisher.gate_closed(order.instance);
+                Report::GateClosed
+            }
+            Err(busy) => {
+                Report::GateBusy { open_connections: busy.open_connections, last_packet: busy.last_packet }
+            }
+        };
+        self.reported(order.instance, order.start, report, Instant::now());
+    }
+
+    fn order(&self, id: InstanceId) -> Option<Order> {
+        let instance = self.fleet.instance(id)?;
+        let spec: &ServiceSpec = &self.fleet.service(&instance.service)?.spec;
+        Some(Order { instance: id, start: instance.start, spec: Arc::new(spec.clone()) })
+    }
+
+    /// Writes every row that has changed; the answer comes when they are durable.
+    fn write_now(&mut self) -> Ack {
+        let changed = self.fleet.take_changed();
+        let ack = self.write(&changed);
+        self.publisher.publish(&self.fleet, changed, self.clock.now());
+        ack
+    }
+
+    fn write(&self, changed: &std::collections::BTreeSet<InstanceId>) -> Ack {
+        let rows = changed.iter().flat_map(|id| match self.fleet.instance(*id) {
+            Some(row) => vec![Change::PutInstance(Box::new(row.clone()))],
+            None => self.services.forgotten(*id),
+        });
+        self.store.write(rows.collect())
+    }
+}

@@ -1,0 +1,91 @@
+//! A graceful stop: awake instances are hibernated, left running or ended, as `daemon.on_stop` says.
+
+use reveille_core::model::{Event, InstanceId, Phase, Rung, SleepAsked};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::Message;
+use super::run::{Control, Inputs};
+use crate::config::OnStop;
+
+impl Control {
+    /// Nothing is woken any more; what is awake is told to sleep or to end.
+    pub(super) fn begin_stop(&mut self) {
+        self.stopping = true;
+        let how = match self.on_stop.0 {
+            OnStop::Hibernate => SleepAsked::Force,
+            OnStop::Terminate => SleepAsked::Terminate,
+            OnStop::Leave => return,
+        };
+        let now = self.clock.now();
+        let names: Vec<_> = self.fleet.services().map(|service| service.spec.name.clone()).collect();
+        for service in names {
+            let asleep = self.fleet.primary(&service).is_none_or(|row| self.is_settled(row.id));
+            if asleep {
+                continue;
+            }
+            // A start that is under way is not waited for: nobody is answered by it any more.
+            let starting = self.fleet.primary(&service).is_some_and(|row| row.phase == Phase::Booting);
+            let how = if starting { SleepAsked::Terminate } else { how };
+            if let Err(error) = self.fleet.apply(Event::SleepAsked { service: service.clone(), how }, now) {
+                tracing::warn!(%service, %error, "cannot be put to sleep");
+            }
+        }
+    }
+
+    /// Waits, up to `daemon.stop_ms_max`, until nothing is under way, then ends armed processes.
+    pub(super) async fn finish_stop(mut self, mut inputs: Inputs, done: oneshot::Sender<()>) {
+        let deadline = Instant::now() + self.on_stop.1;
+        if self.on_stop.0 != OnStop::Leave {
+            while !self.all_settled() {
+                match timeout_at(deadline, inputs.inbox.recv()).await {
+                    Ok(Some(message)) => self.take(message).await,
+                    Ok(None) | Err(_) => break,
+                }
+                self.turn();
+            }
+            self.end_what_is_left().await;
+        }
+        // An empty write is a barrier: every row that was written before is durable.
+        if let Err(error) = self.store.write(Vec::new()).await {
+            tracing::error!(%error, "the last rows are not saved");
+        }
+        let _ = done.send(());
+    }
+
+    fn is_settled(&self, id: InstanceId) -> bool {
+        self.fleet.instance(id).is_none_or(|row| {
+            matches!(row.phase, Phase::Off | Phase::Hibernated | Phase::Failed)
+                && !row.unfenced
+                && !row.in_flight
+        })
+    }
+
+    fn all_settled(&self) -> bool {
+        self.fleet.instances().all(|row| self.is_settled(row.id))
+    }
+
+    /// Armed processes hold nothing; whatever else is left after the deadline has had its time.
+    async fn end_what_is_left(&mut self) {
+        let left: Vec<InstanceId> = self
+            .fleet
+            .instances()
+            .filter(|row| row.rung == Rung::Armed || !self.is_settled(row.id))
+            .map(|row| row.id)
+            .collect();
+        for id in left {
+            if !self.is_settled(id) {
+                tracing::warn!(instance = %id, "did not settle in time; ending it");
+            }
+            if let Err(error) = self.executor.tools().driver.kill(id, false).await {
+                tracing::error!(instance = %id, %error, "cannot be ended");
+            }
+        }
+    }
+}
+
+/// The message that asks for a stop, and its answer.
+pub fn stop() -> (Message, oneshot::Receiver<()>) {
+    let (done, answer) = oneshot::channel();
+    (Message::Command(super::Command::Stop(done)), answer)
+}

@@ -1,0 +1,104 @@
+//! Watching one running instance: until it is ready, then heartbeat by heartbeat.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reveille_core::model::{Cause, Report};
+use reveille_net::guest::Link;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::damping::{Damping, Sign, Verdict};
+use super::executor::{Order, Tools};
+use super::ready::{self, NotReady};
+
+/// The first readiness check of a start may take this long; each further one twice as long as the one before,
+/// because a guest that boots loses the first packets, and one that is slow needs its time.
+const FIRST_CHECK: Duration = Duration::from_millis(250);
+/// The longest that one readiness check may take.
+const CHECK_MAX: Duration = Duration::from_secs(4);
+/// Pause between two readiness checks.
+const CHECK_PAUSE: Duration = Duration::from_millis(25);
+
+/// From what the watch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// The vCPUs have just begun to run; readiness is to be reported.
+    Running,
+    /// It was ready before.
+    Ready,
+}
+
+/// Watches until the instance is lost, which is reported. Ended from outside when it is captured or killed.
+pub async fn watch(tools: Arc<Tools>, order: Order, link: Arc<Link>, from: From) {
+    let died = tools.driver.died(order.instance);
+    let looking = async {
+        if from == From::Running {
+            until_ready(&tools, &order, &link).await;
+        }
+        heartbeats(&tools, &order, &link).await
+    };
+    let cause = tokio::select! {
+        detail = died => Cause::VmmDied { detail },
+        cause = looking => cause,
+    };
+    tools.report(&order, Report::Lost { cause }).await;
+}
+
+async fn until_ready(tools: &Tools, order: &Order, link: &Link) {
+    let check = order.spec.ready_check();
+    let mut limit = FIRST_CHECK;
+    // Without end here: how long a start may take is decided by the control loop, which ends this task.
+    loop {
+        match ready::check(link, &check, limit).await {
+            Ok(()) => break,
+            Err(NotReady::Silent { .. }) => limit = (limit * 2).min(CHECK_MAX),
+            Err(NotReady::Refused { .. } | NotReady::Unreachable { .. } | NotReady::Status { .. }) => {}
+        }
+        sleep(CHECK_PAUSE).await;
+    }
+    tools.report(order, Report::Ready).await;
+}
+
+async fn heartbeats(tools: &Tools, order: &Order, link: &Link) -> Cause {
+    let heartbeat = Duration::from_millis(order.spec.policy.heartbeat_ms);
+    let mut damping = Damping::default();
+    let mut next = Instant::now() + heartbeat;
+    loop {
+        sleep_until(next).await;
+        next = Instant::now() + heartbeat;
+        loop {
+            let (sign, cause) = look(tools, order, link, heartbeat / 2).await;
+            match damping.look(sign) {
+                Verdict::Up => break,
+                // The second look follows at once, so that two fit into two heartbeats; but a refusal comes in
+                // no time, and a service that is being restarted deserves half a heartbeat.
+                Verdict::Suspect => sleep_until(next - heartbeat / 2).await,
+                Verdict::Down => return cause,
+            }
+            if Instant::now() >= next {
+                next = Instant::now() + heartbeat;
+            }
+        }
+    }
+}
+
+/// One look: the monitor's control socket, then the service's port.
+async fn look(tools: &Tools, order: &Order, link: &Link, limit: Duration) -> (Sign, Cause) {
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let cpu_before = tools.driver.cpu_ms(order.instance);
+    let progress = || match (cpu_before, tools.driver.cpu_ms(order.instance)) {
+        (Some(before), Some(after)) if after > before => Sign::Silent,
+        (Some(_) | None, Some(_) | None) => Sign::Dead,
+    };
+    if tools.driver.beat(order.instance, limit_ms).await.is_err() {
+        return (progress(), Cause::VmmHung { waited_ms: limit_ms });
+    }
+    match ready::check(link, &order.spec.ready_check(), limit).await {
+        // An error status is an answer: the port is alive.
+        Ok(()) | Err(NotReady::Status { .. }) => (Sign::Fine, Cause::VmmHung { waited_ms: 0 }),
+        Err(seen @ NotReady::Silent { .. }) => (progress(), Cause::PortDead { detail: seen.to_string() }),
+        Err(seen @ (NotReady::Refused { .. } | NotReady::Unreachable { .. })) => {
+            (Sign::Dead, Cause::PortDead { detail: seen.to_string() })
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! `reveille serve`: puts the parts together, runs them, and takes them apart again.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use reveille_api::token_file::{Places, TokenFile};
+use reveille_api::types::{HostSummary, ServiceCounts};
+use reveille_api::{Access, Scope, Time, Token, TokenGrant};
+use reveille_core::answer::{Network as AclNetwork, View, Zone, ZoneDefaults, Zones, clashes};
+use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
+use reveille_dns::{DnsConfig, DnsServer, zonefile};
+use reveille_net::{Binding, Relay, RelayLimits};
+use reveille_store::Store;
+use reveille_vm::driver::Driver;
+use reveille_vm::image::ImageStore;
+use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::clock::Clock;
+use crate::config::{Accelerator, Anonymous, Config, Network};
+use crate::control::executor::{Executor, Order};
+use crate::control::{Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, startup};
+
+/// Questions for sleeping services that may wait for the control loop; more are dropped and counted, and the
+/// asker's first packet wakes the service instead.
+const ASKS_MAX: usize = 4_096;
+/// Serial number of zones without a file.
+const SERIAL: u32 = 1;
+/// TTL of the apex records of zones without a file, in seconds.
+const APEX_TTL_S: u32 = 3_600;
+/// For how long a negative answer of a zone without a file may be kept, in seconds.
+const NEGATIVE_TTL_S: u32 = 30;
+
+/// Runs the daemon with the config file at `path` until it is told to stop.
+///
+/// # Errors
+/// What cannot be set up, and what to do about it.
+pub fn serve(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let faults = zone_faults(&config);
+    if !faults.is_empty() {
+        bail!("the zones have faults:\n  {}", faults.join("\n  "));
+    }
+    log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(config))
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REVEILLE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colours =
+        std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let daemon = start(&config).await?;
+    let mut out = std::io::stdout();
+    // Nobody may be reading any more; that is no reason not to serve.
+    let _ = out.write_all(ready_lines(&config, &daemon.services).as_bytes());
+    let _ = out.flush();
+    told_to_stop().await?;
+    tracing::info!("stopping; once more ends at once and leaves what runs to the next start");
+    tokio::select! {
+        () = daemon.stop() => Ok(()),
+        again = told_to_stop() => again,
+    }
+}
+
+async fn told_to_stop() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
+
+/// What runs, and how it is stopped.
+struct Daemon {
+    services: Vec<(ServiceSpec, Ipv4Addr)>,
+    dns: DnsServer,
+    inbox: mpsc::Sender<crate::control::Message>,
+    control: tokio::task::JoinHandle<()>,
+    stop_api: watch::Sender<bool>,
+    api: tokio::task::JoinHandle<()>,
+    /// Removed with the daemon.
+    _token: TokenFile,
+}
+
+impl Daemon {
+    async fn stop(self) {
+        // First no new clients by name or by API, then the instances; the relay holds who comes in between.
+        self.dns.shutdown().await;
+        self.stop_api.send_replace(true);
+        let (message, done) = crate::control::stop();
+        if self.inbox.send(message).await.is_ok() {
+            let _ = done.await;
+        }
+        let _ = self.control.await;
+        let _ = self.api.await;
+    }
+}
+
+async fn start(config: &Config) -> anyhow::Result<Daemon> {
+    let clock = Clock::start();
+    let state_dir = &config.daemon.state_dir;
+    make_private(state_dir)
+        .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
+    let (store, loaded) = Store::open(&state_dir.join("state"))?;
+    let store = Arc::new(store);
+    let images = Arc::new(ImageStore::open(&state_dir.join("images"))?);
+    let driver = open_driver(config, &images).await?;
+    tracing::info!(
+        qemu = driver.capabilities().version,
+        accelerator = driver.capabilities().accelerator,
+        "driver"
+    );
+
+    let pool = Network::parse_v4(&config.relay.pool).context("relay.pool is no network")?;
+    let rows = startup::merge(&config.service, loaded, &store, pool, clock.now()).await?;
+    let services: Vec<(ServiceSpec, Ipv4Addr)> = rows
+        .entries
+        .iter()
+        .map(|(service, _): &(Service, _)| (service.spec.clone(), service.address))
+        .collect();
+    for (service, _) in &services {
+        if let Err(error) = images.resolve(&service.image) {
+            tracing::warn!(service = %service.name, %error, "cannot be woken");
+        }
+    }
+    let found = startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, clock.now()).await;
+
+    let (relay, relay_events) = Relay::new(RelayLimits::default(), Arc::new(move || clock.now()));
+    for (spec, address) in &services {
+        relay.bind(binding(spec, *address)).await?;
+    }
+    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let monitors: Vec<AclNetwork> =
+        config.dns.status_allow.iter().filter_map(|network| network.parse().ok()).collect();
+    let view = Arc::new(ArcSwap::from_pointee(View::new(0, zones, [], monitors)));
+    let (generation, generations) = watch::channel(0);
+    let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone());
+    let everything: BTreeSet<InstanceId> = found.fleet.instances().map(|instance| instance.id).collect();
+    publisher.publish(&found.fleet, everything, clock.now());
+
+    let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
+    let dns_config = DnsConfig { listen: config.dns.listen.clone(), ..dns_threads(config.dns.udp_threads) };
+    let dns =
+        DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, Arc::new(move || clock.now()))?;
+    let listener = reveille_api::bind(config.api.listen).await?;
+    let (token, access) = operator_token(config)?;
+
+    let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
+    let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
+    let executor = Executor::new(Arc::clone(&driver), images, relay.clone(), inbox.clone(), clock);
+    for (id, step) in found.steps {
+        take_up(&executor, &found.fleet, id, step);
+    }
+    let remote = Remote {
+        inbox: inbox.clone(),
+        store: Arc::clone(&store),
+        generation: generations,
+        news: news.clone(),
+        about: about(config, &*driver, clock),
+        ready: watch::channel(true).1,
+    };
+    let control = Control::new(Parts {
+        fleet: found.fleet,
+        clock,
+        store,
+        relay,
+        executor,
+        publisher,
+        news,
+        services: rows.services,
+        zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
+        on_stop: (config.daemon.on_stop, Duration::from_millis(config.daemon.stop_ms_max)),
+    });
+    let control = tokio::spawn(control.run(Inputs { asks, relay: relay_events, inbox: inbox_end }));
+    let (stop_api, mut stopped) = watch::channel(false);
+    let api = tokio::spawn(async move {
+        let stop = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        reveille_api::serve(listener, Arc::new(remote), access, stop).await;
+    });
+    Ok(Daemon { services, dns, inbox, control, stop_api, api, _token: token })
+}
+
+/// Begins what reconciling left to do with an instance.
+fn take_up(executor: &Executor, fleet: &reveille_core::model::Fleet, id: InstanceId, step: Reconciled) {
+    let Some(instance) = fleet.instance(id) else { return };
+    let Some(service) = fleet.service(&instance.service) else { return };
+    let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };
+    match step {
+        Reconciled::Settled if instance.rung == reveille_core::model::Rung::Armed => {
+            executor.adopt_armed(order)
+        }
+        Reconciled::Settled => {}
+        Reconciled::End => executor.disarm(order),
+        Reconciled::Adopt => executor.adopt(order, false),
+        Reconciled::Resume => executor.adopt(order, true),
+    }
+}
+
+async fn open_driver(config: &Config, images: &Arc<ImageStore>) -> anyhow::Result<Arc<dyn Driver>> {
+    Ok(Arc::new(Qemu::open(qemu_config(config, images)).await?))
+}
+
+/// How the QEMU driver is opened by this config.
+pub fn qemu_config(config: &Config, images: &Arc<ImageStore>) -> QemuConfig {
+    let probe = config.service.iter().find_map(|service| images.resolve(&service.image).ok());
+    let probe = probe.or_else(|| images.list().ok()?.images.into_iter().next());
+    let data_dir = Some(config.qemu.data_dir.clone()).filter(|dir: &PathBuf| !dir.as_os_str().is_empty());
+    QemuConfig {
+        binary: config.qemu.binary.clone(),
+        data_dir,
+        accel: match config.qemu.accelerator {
+            Accelerator::Auto => AccelChoice::Auto,
+            Accelerator::Kvm => AccelChoice::Kvm,
+            Accelerator::Tcg => AccelChoice::Tcg,
+        },
+        state_dir: config.daemon.state_dir.clone(),
+        probe: probe.map(|image| ProbeGuest { kernel: image.kernel, initrd: image.initrd }),
+    }
+}
+
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The relay's binding for a service at its stable address.
+pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
+    let mut stable: Vec<IpAddr> = vec![address.into()];
+    stable.extend(spec.address6.map(IpAddr::from));
+    Binding {
+        held_clients_max: spec.policy.held_clients_max,
+        held_ms_max: spec.policy.held_ms_max,
+        ..Binding::new(spec.name.clone(), stable, spec.ports.clone())
+    }
+}
+
+fn dns_threads(threads: usize) -> DnsConfig {
+    let default = DnsConfig::default();
+    if threads == 0 { default } else { DnsConfig { udp_threads: threads, ..default } }
+}
+
+fn operator_token(config: &Config) -> anyhow::Result<(TokenFile, Arc<Access>)> {
+    let token = Token::generate().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let anonymous = match config.api.anonymous {
+        Anonymous::Read => reveille_api::Anonymous::Read,
+        Anonymous::None => reveille_api::Anonymous::None,
+    };
+    let access = Arc::new(Access::new(anonymous, Vec::new()));
+    let grant = TokenGrant { name: "operator on this host".to_owned(), scope: Scope::Admin, expires: None };
+    access.grant(token.hash(), grant).map_err(|_| anyhow::anyhow!("no room for the operator's token"))?;
+    let file = TokenFile::write(&Places::of_process(), config.api.listen, token)?;
+    Ok((file, access))
+}
+
+fn about(config: &Config, driver: &dyn Driver, clock: Clock) -> HostSummary {
+    let capabilities = driver.capabilities();
+    HostSummary {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Time(clock.now()),
+        zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
+        dns: config.dns.listen.clone(),
+        driver: format!("{} {}", capabilities.driver, capabilities.version),
+        accelerator: capabilities.accelerator.clone(),
+        services: ServiceCounts::default(),
+        starts_running: 0,
+        starts_max: 0,
+        generation: 0,
+    }
+}
+
+// --- Zones -------------------------------------------------------------------------------------------------------
+
+fn zones(config: &Config) -> Result<Zones, Vec<String>> {
+    let (mut zones, mut faults) = (Vec::new(), Vec::new());
+    for zone in &config.zone {
+        match read_zone(zone, config) {
+            Ok(zone) => zones.push(Arc::new(zone)),
+            Err(more) => faults.extend(more),
+        }
+    }
+    if faults.is_empty() { Ok(Zones::new(zones)) } else { Err(faults) }
+}
+
+fn read_zone(zone: &crate::config::Zone, config: &Config) -> Result<Zone, Vec<String>> {
+    if let Some(file) = &zone.file {
+        return zonefile::load(file, &zone.name)
+            .map_err(|faults| faults.iter().map(ToString::to_string).collect());
+    }
+    let ns = zone.ns.clone().map_or_else(|| zone.name.prepend("ns1"), Ok).map_err(|e| vec![e.to_string()])?;
+    let hostmaster = zone.name.prepend("hostmaster").map_err(|error| vec![error.to_string()])?;
+    let address = zone.ns_address.or_else(|| config.dns.listen.first().map(std::net::SocketAddr::ip));
+    let defaults = ZoneDefaults {
+        apex: zone.name.clone(),
+        name_servers: vec![(ns, address.into_iter().collect())],
+        hostmaster,
+        serial: SERIAL,
+        ttl: APEX_TTL_S,
+        negative_ttl: NEGATIVE_TTL_S,
+    };
+    defaults.zone().map_err(|faults| faults.iter().map(|fault| fault.kind.to_string()).collect())
+}
+
+/// Every fault of the zones that `config` names, and every name that both a zone file and a service claim.
+pub fn zone_faults(config: &Config) -> Vec<String> {
+    match zones(config) {
+        Err(faults) => faults,
+        Ok(zones) => {
+            let names: Vec<DomainName> = config.service.iter().map(|service| service.name.clone()).collect();
+            clashes(&zones, &names).iter().map(ToString::to_string).collect()
+        }
+    }
+}
+
+// --- What is printed ---------------------------------------------------------------------------------------------
+
+/// The line that scripts wait for, and what a person may type next.
+fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String {
+    let zones: Vec<String> = config.zone.iter().map(|zone| zone.name.to_string()).collect();
+    let dns: Vec<String> = config.dns.listen.iter().map(ToString::to_string).collect();
+    let mut text = format!(
+        "reveille is ready: DNS on {} for {}, API on http://{}, {} services\n",
+        dns.join(" and "),
+        if zones.is_empty() { "no zone".to_owned() } else { zones.join(", ") },
+        config.api.listen,
+        services.len()
+    );
+    let Some((spec, address)) = services.first() else { return text };
+    let Some(listen) = config.dns.listen.first() else { return text };
+    text += "\n  Type next, in another terminal:\n";
+    text += &format!("    dig +short @{} -p {} {}\n", listen.ip(), listen.port(), spec.name);
+    if let Some(port) = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp) {
+        text += &format!("    curl http://{address}:{}/\n", port.number);
+    }
+    text += &format!("    reveille why {}\n\n", spec.name.first_label().unwrap_or_default());
+    text
+}

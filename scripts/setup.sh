@@ -1,0 +1,49 @@
+#!/bin/sh
+# Installs the Debian packages that a command of this project needs and the host lacks.
+#
+#   scripts/setup.sh demo     to run the demo
+#   scripts/setup.sh test     to run the tests as well
+set -eu
+
+purpose=${1:-demo}
+
+fail() {
+    echo "setup.sh: $*" >&2
+    exit 1
+}
+
+# Package a line, with a file that tells that it is there.
+wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
+wanted_test="$wanted_demo knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo"
+
+case $purpose in
+demo) wanted=$wanted_demo ;;
+test) wanted=$wanted_test ;;
+*) fail "say demo or test" ;;
+esac
+
+command -v cargo >/dev/null || fail "Rust is missing: install it from https://rustup.rs, then try again"
+
+missing=
+for entry in $wanted; do
+    package=${entry%%:*}
+    sign=${entry#*:}
+    case $sign in
+    /*) [ -e "$sign" ] || missing="$missing $package" ;;
+    *) command -v "$sign" >/dev/null || missing="$missing $package" ;;
+    esac
+done
+[ -n "$missing" ] || exit 0
+
+command -v apt-get >/dev/null || fail "this is no Debian system; install yourself:$missing"
+root=
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "as root: apt-get install --no-install-recommends$missing"
+    root=sudo
+fi
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+# Old package lists name versions that are gone: fresh ones first.
+$root apt-get -q -q update
+# shellcheck disable=SC2086
+$root apt-get -q -q -y install --no-install-recommends $missing >/dev/null
