@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
@@ -123,8 +123,8 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     while connections.join_next().await.is_some() {}
 }
 
-struct Connection<'s> {
-    stream: TcpStream,
+struct Connection<'s, S> {
+    stream: S,
     peer: SocketAddr,
     shared: &'s Shared,
     /// Read, but not answered yet.
@@ -145,8 +145,8 @@ impl From<io::Error> for End {
     }
 }
 
-impl<'s> Connection<'s> {
-    fn new(stream: TcpStream, peer: SocketAddr, shared: &'s Shared) -> Self {
+impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
+    fn new(stream: S, peer: SocketAddr, shared: &'s Shared) -> Self {
         Self { stream, peer, shared, unread: Vec::new() }
     }
 
@@ -224,4 +224,123 @@ fn next_message(unread: &mut Vec<u8>) -> Option<Vec<u8>> {
     let message = rest.get(..length)?.to_vec();
     unread.drain(..2 + length);
     Some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+    use reveille_core::answer::View;
+    use reveille_core::model::Timestamp;
+    use tokio::io::DuplexStream;
+    use tokio::runtime::Handle;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::tally::Counts;
+
+    /// `. NS`, which a server without zones refuses in 17 bytes.
+    const QUESTION: &[u8] = &[0, 17, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+    const ANSWER_BYTES: usize = 2 + 17;
+
+    struct Ends {
+        shared: Shared,
+        _stop: watch::Sender<bool>,
+        _generation: watch::Sender<u64>,
+    }
+
+    fn ends() -> Ends {
+        let (generation, seen) = watch::channel(1);
+        let (stop, stopped) = watch::channel(false);
+        let (wakes, _) = mpsc::channel(1);
+        let hold = HoldRoom {
+            runtime: Handle::current(),
+            shared: Arc::new(ArcSwap::from_pointee(View::default())),
+            generation: seen,
+            stop: stopped,
+            clock: Arc::new(|| Timestamp::from_ms(0)),
+            places: Arc::new(Semaphore::new(1)),
+            tally: Arc::default(),
+        };
+        Ends { shared: Shared::new(hold, wakes), _stop: stop, _generation: generation }
+    }
+
+    /// Serves one end of a pipe of `capacity` bytes while the client does its part with the other; gives how long
+    /// the connection lasted on the paused clock, and what was counted.
+    async fn served<F: Future>(
+        capacity: usize,
+        client: impl FnOnce(DuplexStream) -> F,
+    ) -> (Duration, Counts) {
+        let ends = ends();
+        let (ours, theirs) = tokio::io::duplex(capacity);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let begun = Instant::now();
+        let serving = async {
+            Connection::new(ours, peer, &ends.shared).run().await;
+            begun.elapsed()
+        };
+        tokio::pin!(serving);
+        let lasted = tokio::select! {
+            lasted = &mut serving => lasted,
+            _ = client(theirs) => serving.await,
+        };
+        let mut counts = Counts::default();
+        ends.shared.tally.add_to(&mut counts);
+        (lasted, counts)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_client_is_closed() {
+        let (lasted, counts) = served(1_024, |mut stream| async move {
+            stream.write_all(QUESTION).await.unwrap();
+            stream.read_exact(&mut [0; ANSWER_BYTES]).await.unwrap();
+            assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        })
+        .await;
+        assert_eq!(lasted.as_millis(), QUESTION_MS_MAX.into());
+        assert_eq!((counts.queries, counts.connections_timed_out), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_does_not_keep_a_connection_open() {
+        let (lasted, counts) = served(1_024, |mut stream| async move {
+            for byte in QUESTION {
+                if stream.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_secs(2)).await;
+            }
+            std::future::pending::<()>().await;
+        })
+        .await;
+        assert_eq!(lasted.as_millis(), QUESTION_MS_MAX.into());
+        assert_eq!((counts.queries, counts.connections_timed_out), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_answers_is_closed() {
+        let (lasted, counts) = served(ANSWER_BYTES, |mut stream| async move {
+            // Room for one answer; the second one is stuck.
+            let _ = stream.write_all(&QUESTION.repeat(3)).await;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        assert_eq!(lasted.as_millis(), WRITE_MS_MAX.into());
+        assert_eq!((counts.queries, counts.connections_timed_out), (2, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_keeps_asking_may_stay() {
+        let (lasted, counts) = served(1_024, |mut stream| async move {
+            for _ in 0..10 {
+                stream.write_all(QUESTION).await.unwrap();
+                stream.read_exact(&mut [0; ANSWER_BYTES]).await.unwrap();
+                sleep(Duration::from_millis(QUESTION_MS_MAX - 1)).await;
+            }
+        })
+        .await;
+        assert!(lasted.as_millis() > u128::from(QUESTION_MS_MAX) * 9);
+        assert_eq!((counts.queries, counts.connections_timed_out), (10, 0));
+    }
 }

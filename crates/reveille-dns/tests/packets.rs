@@ -58,6 +58,7 @@ fn option(code: u8, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 fn errors_are_for_those_who_can_use_them() {
     let good = question("hello.vm.test", 1, &[]);
     let with = |at: usize, byte: u8| {

@@ -72,7 +72,8 @@ fn a_zone_as_people_write_them_is_read() {
 #[test]
 fn each_fault_is_said_with_its_line() {
     let start = "@ 60 SOA ns1 host 1 2 3 4 5\n@ NS ns1\nns1 A 192.0.2.53\n";
-    let table: &[(&str, &[(Option<usize>, &str)])] = &[
+    type Said = (Option<usize>, &'static str);
+    let table: &[(&str, &[Said])] = &[
         ("a A 1.2.3\n", &[(Some(4), "IPv4")]),
         ("a A 1.2.3.4 5\n", &[(Some(4), "")]),
         ("\n\n; x\na NOTYPE x\nb A 300.0.0.1\n", &[(Some(7), "type"), (Some(8), "IPv4")]),

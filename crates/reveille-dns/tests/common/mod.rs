@@ -144,18 +144,18 @@ impl World {
 
     /// What is printed by dig.
     pub fn dig(&self, arguments: &[&str]) -> String {
-        self.client("dig", arguments)
+        self.client("dig", &["+time=10", "+tries=1"], arguments)
     }
 
     /// What is printed by kdig.
     pub fn kdig(&self, arguments: &[&str]) -> String {
-        self.client("kdig", arguments)
+        self.client("kdig", &["+timeout=10", "+retry=0"], arguments)
     }
 
-    fn client(&self, program: &str, arguments: &[&str]) -> String {
+    fn client(&self, program: &str, limits: &[&str], arguments: &[&str]) -> String {
         let output = Command::new(program)
             .args([&format!("@{}", self.address().ip()), "-p", &self.address().port().to_string()])
-            .args(["+time=10", "+tries=1"])
+            .args(limits)
             .args(arguments)
             .output()
             .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs what the tests need"));
