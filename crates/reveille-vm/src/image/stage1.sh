@@ -1,0 +1,71 @@
+#!/.reveille/busybox sh
+# The boot stage that every image starts with: PID 1 until the root's own init is run in its place.
+# The first line on the console tells whoever watches that this host can run a guest's user space.
+echo 'reveille: user space reached'
+
+PATH=/.reveille/bin
+. /.reveille/boot.conf
+
+mount -a -T /.reveille/fstab
+mkdir -p /dev/pts /dev/shm
+mount -a -T /.reveille/fstab.dev
+
+# Loads a module after those that it needs; `modules_*` are their file names in that order.
+load() {
+    eval "set -- \$modules_$1"
+    for module; do
+        [ -e "/sys/module/$module" ] || insmod "/.reveille/modules/$module.ko"
+    done
+}
+
+load virtio_mmio
+for device in /sys/bus/pci/devices/*; do
+    [ -e "$device" ] && load virtio_pci
+    break
+done
+for device in /sys/bus/virtio/devices/*/device; do
+    [ -e "$device" ] || continue
+    read -r kind <"$device"
+    case $kind in
+    0x0001) load virtio_net ;;
+    0x0002) load virtio_blk ;;
+    0x0003) load virtio_console ;;
+    0x0004) load virtio_rng ;;
+    0x0005) load virtio_balloon ;;
+    esac
+done
+
+address=10.0.2.15/24
+gateway=10.0.2.2
+nameserver=10.0.2.3
+hostname=localhost
+read -r words </proc/cmdline
+for word in $words; do
+    value=${word#*=}
+    case $word in
+    reveille.address=*) address=$value ;;
+    reveille.gateway=*) gateway=$value ;;
+    reveille.nameserver=*) nameserver=$value ;;
+    reveille.hostname=*) hostname=$value ;;
+    esac
+done
+
+echo "$hostname" >/proc/sys/kernel/hostname
+ip link set lo up
+if [ -e /sys/class/net/eth0 ]; then
+    ip address add "$address" dev eth0
+    ip link set eth0 up
+    [ -z "$gateway" ] || ip route add default via "$gateway"
+fi
+[ -z "$nameserver" ] || [ -e /etc/resolv.conf ] || [ -L /etc/resolv.conf ] ||
+    echo "nameserver $nameserver" >/etc/resolv.conf
+
+# The root may have an /init of its own, whose place this script took.
+rm /init
+if [ -e /.reveille/root-init ] || [ -L /.reveille/root-init ]; then
+    mv /.reveille/root-init /init
+fi
+
+unset PATH kind device word words value address gateway nameserver hostname module PWD OLDPWD
+echo "reveille: starting $init"
+exec "$init"
