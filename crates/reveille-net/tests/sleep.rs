@@ -119,7 +119,6 @@ async fn no_connection_reaches_a_sleeping_instance_and_each_is_served() {
     assert!(!backend.is_finished(), "{:?}", backend.await);
     backend.abort();
     let served = served.load(Ordering::SeqCst);
-    eprintln!("served {served} refusals {refusals}");
     assert!(served >= CLOSES, "each wake was for somebody");
     let traffic = bench.until("all ends", |t| t.completed == u64::from(served)).await;
     assert_eq!((traffic.retries, traffic.backend_resets, traffic.cut), (0, 0, 0), "{refusals} refusals");
