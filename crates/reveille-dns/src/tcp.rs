@@ -158,7 +158,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     }
 
     /// Answers question after question. Answers to held ones follow when they are ready, in any order (RFC 7766
-    /// §6.2.1.1).
+    /// §7).
     async fn converse(&mut self) -> Result<(), End> {
         let mut stop = self.shared.hold.stop.clone();
         let mut held = FuturesUnordered::new();

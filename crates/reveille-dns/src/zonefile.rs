@@ -156,7 +156,7 @@ impl Reader {
         let mut scanner = Zonefile::from(self.with_state(entry)?.as_str());
         scanner.set_origin(self.origin.clone());
         scanner.set_default_class(Class::IN);
-        let scanned = scanner.next_entry().map_err(|error| without_place(&error.to_string()))?;
+        let scanned = scanner.next_entry().map_err(|error| explained(&error.to_string()))?;
         self.origin = scanner.origin().unwrap_or_else(|_| self.origin.clone());
         match scanned {
             Some(Scanned::Record(record)) => self.keep(&record, entry.line),
@@ -199,13 +199,24 @@ impl Reader {
     }
 }
 
-/// The scanner's message without its place, which counts from the entry and is given as the file's line instead.
-fn without_place(message: &str) -> String {
+/// The scanner's message without its place, which counts from the entry and is given as the file's line instead,
+/// and with advice where the message alone would leave one puzzled.
+fn explained(message: &str) -> String {
     let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    match message.splitn(3, ':').collect::<Vec<_>>()[..] {
-        [line, column, text] if is_number(line) && is_number(column) => text.trim().to_owned(),
-        _ => message.to_owned(),
-    }
+    let text = match message.splitn(3, ':').collect::<Vec<_>>()[..] {
+        [line, column, text] if is_number(line) && is_number(column) => text.trim(),
+        _ => message,
+    };
+    let advice = match text {
+        "expected rtype" => {
+            "; write owner, TTL, class and type in this order, such as `www 300 IN A 192.0.2.1`"
+        }
+        "unknown record type with concrete data" => {
+            "; its text form is not known here, but `\\# length hex` is taken for any type (RFC 3597)"
+        }
+        _ => "",
+    };
+    format!("{text}{advice}")
 }
 
 /// The name with a final dot, every byte that could mean something to a scanner as `\DDD`.

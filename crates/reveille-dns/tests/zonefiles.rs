@@ -88,6 +88,7 @@ fn each_fault_is_said_with_its_line() {
         ("a 2147483648 A 192.0.2.1\n", &[(Some(4), "larger than 2147483647")]),
         ("a TXT \"open\nb A x\n", &[(Some(4), ""), (Some(5), "IPv4")]),
         ("a TXT (\nb A 192.0.2.1\n", &[(Some(4), "")]),
+        ("a LOC 52 22 23 N 4 53 32 E -2m\n", &[(Some(4), "RFC 3597")]),
         ("d DNAME example.\n", &[(Some(4), "not served")]),
         ("d DNSKEY 256 3 13 AAAA\n", &[(Some(4), "unsigned")]),
         ("sub NS ns.sub\n", &[(None, "no A or AAAA")]),

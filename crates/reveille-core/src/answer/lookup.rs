@@ -249,7 +249,7 @@ impl<'v> Lookup<'v> {
 
     /// The name lies in a zone that others serve.
     fn refer(&mut self, cut: &'v Node) {
-        // With aliases in front the answer itself is authoritative still (RFC 1034 §6.2.7 sets AA by the first owner).
+        // With aliases in front the answer itself is authoritative still (AA speaks of the first owner, RFC 1035 §4.1.1).
         self.reply.authoritative = !self.reply.answer.is_empty();
         self.reply.glue = true;
         if let Some(set) = cut.set(NS) {

@@ -120,6 +120,11 @@ pub fn type_word(rtype: u16) -> String {
         SRV => "SRV".into(),
         DNAME => "DNAME".into(),
         DS => "DS".into(),
+        46 => "RRSIG".into(),
+        47 => "NSEC".into(),
+        48 => "DNSKEY".into(),
+        50 => "NSEC3".into(),
+        51 => "NSEC3PARAM".into(),
         _ => format!("TYPE{rtype}"),
     }
 }

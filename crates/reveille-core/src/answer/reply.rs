@@ -80,7 +80,7 @@ impl Ede<'_> {
     pub const NOT_AUTHORITATIVE: u16 = 20;
     /// Not Supported.
     pub const NOT_SUPPORTED: u16 = 21;
-    /// Invalid Query Type (RFC 9824 §10.3).
+    /// Invalid Query Type (RFC 9824).
     pub const INVALID_QUERY_TYPE: u16 = 30;
 }
 

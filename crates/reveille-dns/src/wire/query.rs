@@ -60,7 +60,7 @@ pub struct Subnet {
 /// Why a packet is no question that can be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Too short for a header, or itself an answer: an error could start a loop (RFC 8906 §3.1.2 for short ones).
+    /// Too short for a header, or itself an answer: an error to it could start a loop.
     Silence,
     /// An error to send back.
     Error {
@@ -100,7 +100,7 @@ impl Query {
 }
 
 impl Subnet {
-    /// Reads the data of the option; `None` if it is malformed (RFC 7871 §7.1.2: FORMERR).
+    /// Reads the data of the option; `None` if it is malformed (RFC 7871 §6: FORMERR).
     fn parse(data: &[u8]) -> Option<Self> {
         let (&[high, low, prefix, scope], address) = data.split_first_chunk::<4>()?;
         let (family, bits_max) = match (high, low) {
