@@ -9,7 +9,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use reveille_core::model::{DomainName, ServiceSpec};
+use reveille_core::model::DomainName;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
@@ -171,11 +172,11 @@ impl Client {
         self.call(Method::GET, &path_of(name, ""), None, REQUEST_MS_MAX).await
     }
 
-    /// Adds a service.
+    /// Adds a service: a [`reveille_core::model::ServiceSpec`], or JSON of one that leaves out what is as usual.
     ///
     /// # Errors
     /// See [`ClientError`]; a problem lists every fault.
-    pub async fn add_service(&self, spec: &ServiceSpec) -> Result<ServiceDetail, ClientError> {
+    pub async fn add_service(&self, spec: &impl Serialize) -> Result<ServiceDetail, ClientError> {
         let body = serde_json::to_vec(spec).map_err(|error| self.not_understood(&error))?;
         self.call(Method::POST, "/v1/services", Some(body), REQUEST_MS_MAX).await
     }

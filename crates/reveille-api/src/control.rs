@@ -1,7 +1,7 @@
 //! What the API asks of the daemon. The binary implements it; the tests have one in memory.
 
 use async_trait::async_trait;
-use reveille_core::model::{DomainName, RequestError, ServiceSpec, SpecFault};
+use reveille_core::model::{DomainName, Policy, RequestError, ServiceSpec, SpecFault};
 use tokio::sync::broadcast;
 
 use crate::events::Event;
@@ -78,6 +78,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// The daemon and its host.
     async fn host(&self) -> Result<HostSummary, ControlError>;
+
+    /// The policy of services that do not say otherwise.
+    fn default_policy(&self) -> Policy {
+        Policy::default()
+    }
 
     /// Whether requests are served.
     ///

@@ -16,8 +16,9 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
 use futures_util::stream::{Stream, unfold};
-use reveille_core::model::{DomainName, ServiceSpec, SpecFault};
+use reveille_core::model::{DomainName, Policy, ServiceSpec, SpecFault};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use crate::access::Access;
@@ -177,7 +178,10 @@ async fn show_service(State(api): Shared, Path(name): Path<String>) -> Result<Js
 
 async fn add_service(State(api): Shared, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
     let body = body.map_err(|rejection| Problem::of_status(rejection.status(), ""))?;
-    let spec: ServiceSpec = read_json(&body)?;
+    let mut body: Value = read_json(&body)?;
+    lay_over_policy(&mut body, &api.control.default_policy());
+    let spec: ServiceSpec =
+        serde_path_to_error::deserialize(body).map_err(|fault| not_as_expected(&fault))?;
     let faults = spec.faults();
     if !faults.is_empty() {
         return Err(Problem::invalid(faults));
@@ -202,17 +206,33 @@ fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> 
         },
         Err(fault) => fault,
     };
-    let error = fault.inner();
-    match error.classify() {
-        serde_json::error::Category::Data => {
-            let key = fault.path().to_string();
-            let key = if key == "." { "body" } else { &key };
-            Err(Problem::invalid(vec![SpecFault::new(key, "as given", error.to_string())]))
-        }
+    match fault.inner().classify() {
+        serde_json::error::Category::Data => Err(not_as_expected(&fault)),
         serde_json::error::Category::Syntax
         | serde_json::error::Category::Eof
-        | serde_json::error::Category::Io => Err(bad_json(error)),
+        | serde_json::error::Category::Io => Err(bad_json(fault.inner())),
     }
+}
+
+fn not_as_expected(fault: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    let key = fault.path().to_string();
+    let key = if key == "." { "body" } else { &key };
+    Problem::invalid(vec![SpecFault::new(key, "as given", fault.inner().to_string())])
+}
+
+/// A new service states only what differs from the daemon's policy, as in the config file.
+fn lay_over_policy(body: &mut Value, default: &Policy) {
+    let (Some(body), Ok(Value::Object(mut policy))) = (body.as_object_mut(), serde_json::to_value(default))
+    else {
+        return;
+    };
+    match body.get_mut("policy") {
+        None => {}
+        Some(Value::Object(own)) => policy.append(own),
+        // What is no object is found fault with when it is read.
+        Some(_) => return,
+    }
+    body.insert("policy".to_owned(), Value::Object(policy));
 }
 
 fn bad_json(error: &serde_json::Error) -> Problem {
@@ -278,11 +298,11 @@ async fn host(State(api): Shared) -> Result<Json<HostSummary>, Problem> {
     Ok(Json(api.control.host().await?))
 }
 
-async fn healthz() -> Json<serde_json::Value> {
+async fn healthz() -> Json<Value> {
     Json(serde_json::json!({ "status": "alive" }))
 }
 
-async fn readyz(State(api): Shared) -> Result<Json<serde_json::Value>, Problem> {
+async fn readyz(State(api): Shared) -> Result<Json<Value>, Problem> {
     match api.control.readiness() {
         Ok(()) => Ok(Json(serde_json::json!({ "status": "ready" }))),
         Err(detail) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "Not ready", detail)),

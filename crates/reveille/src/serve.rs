@@ -179,6 +179,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         generation: generations,
         news: news.clone(),
         about: about(config, &*driver, clock),
+        policy: config.policy,
         ready: watch::channel(true).1,
     };
     let control = Control::new(Parts {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use reveille_api::types::{ServiceDetail, ServiceSummary, VerbReply};
 use reveille_api::{Connections, Wait};
-use reveille_core::model::{DomainName, PortSpec, ServiceSpec};
+use reveille_core::model::{DomainName, PortSpec};
 
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
@@ -120,7 +120,7 @@ impl Verb {
 }
 
 impl Add {
-    fn spec(&self) -> anyhow::Result<ServiceSpec> {
+    fn spec(&self) -> anyhow::Result<serde_json::Value> {
         if let Some(file) = &self.spec {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             return serde_json::from_str(&text).with_context(|| file.display().to_string());
@@ -151,7 +151,7 @@ impl Add {
         ];
         let policy = policy.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         spec["policy"] = policy.collect::<serde_json::Map<_, _>>().into();
-        serde_json::from_value(spec).context("the options do not make a service")
+        Ok(spec)
     }
 }
 

@@ -9,8 +9,8 @@ use reveille_api::types::{
 };
 use reveille_api::{Connections, ControlError, Event as News, Time, Wait};
 use reveille_core::model::{
-    Applied, DomainName, Event, Instance, InstanceId, Phase, Service, ServiceSpec, SleepAsked, SpecFault,
-    Timestamp, Trigger, VmState, WakeRecord,
+    Applied, DomainName, Event, Instance, InstanceId, Phase, Policy, Service, ServiceSpec, SleepAsked,
+    SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
 use reveille_store::{Change, Origin, Store, StoredService};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -292,6 +292,8 @@ pub struct Remote {
     pub news: broadcast::Sender<News>,
     /// What does not change while the daemon runs.
     pub about: HostSummary,
+    /// The policy of services that do not say otherwise.
+    pub policy: Policy,
     /// Whether requests are served.
     pub ready: watch::Receiver<bool>,
 }
@@ -436,6 +438,10 @@ impl reveille_api::Control for Remote {
     async fn host(&self) -> Result<HostSummary, ControlError> {
         let Counts { services, starts_running, starts_max, generation } = self.ask(Command::Host).await?;
         Ok(HostSummary { services, starts_running, starts_max, generation, ..self.about.clone() })
+    }
+
+    fn default_policy(&self) -> Policy {
+        self.policy
     }
 
     fn readiness(&self) -> Result<(), String> {
