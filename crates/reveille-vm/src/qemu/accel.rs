@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::argv::{Guest, Program};
-use super::layout::{last_line, replace_durably};
+use super::layout::{last_complaint, replace_durably};
 
 /// What the first program in a guest's user space prints on its console as early as it can.
 pub const USER_SPACE_MARKER: &str = "reveille: user space reached";
@@ -214,7 +214,7 @@ pub async fn probe(program: &Program, guest: &ProbeGuest, scratch: &Path) -> io:
             break KvmVerdict::Works { ms: elapsed_ms(began) };
         }
         if let Some(status) = child.try_wait()? {
-            let said = last_line(&log).unwrap_or_else(|| "it said nothing".to_owned());
+            let said = last_complaint(&log).unwrap_or_else(|| "it said nothing".to_owned());
             break KvmVerdict::Fails { detail: format!("QEMU ended with {status}: {said}") };
         }
         if elapsed_ms(began) >= PROBE_MS_MAX {

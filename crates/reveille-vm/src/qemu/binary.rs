@@ -86,7 +86,7 @@ pub async fn examine(binary: &Path, data_dir: Option<&Path>) -> Result<Binary, O
     let output = input.try_clone().map_err(|error| not_working(error.to_string()))?;
     let mut argv = program.argv();
     argv.option("-M", "none").option("-qmp", "stdio");
-    let child = tokio::process::Command::new(&argv.program)
+    let mut child = tokio::process::Command::new(&argv.program)
         .args(&argv.arguments)
         .stdin(Stdio::from(input))
         .stdout(Stdio::from(output))
@@ -103,8 +103,8 @@ pub async fn examine(binary: &Path, data_dir: Option<&Path>) -> Result<Binary, O
             return Err(not_working(if said.is_empty() { error.to_string() } else { said }));
         }
     };
-    // Dropping the child has ended it.
-    drop(child);
+    // It was told to quit; waiting for it leaves no zombie.
+    let _ = child.kill().await;
     program.sandbox = answer.sandbox;
     if answer.missing.is_empty() {
         Ok(Binary { program, version: answer.version })
@@ -139,8 +139,13 @@ async fn ask(socket: std::os::unix::net::UnixStream) -> Result<Answer, QmpError>
             missing.push(format!("device `{name}`"));
         }
     }
+    let schema = qmp.command("query-qmp-schema", json!({})).await?;
+    if !knows_netdev(&schema, "stream") {
+        missing.push("network over a socket (`-netdev stream`)".to_owned());
+    }
+    // The schema has it also where it was not built in.
     if refused(qmp.command("netdev_add", json!({ "type": "user", "id": "n0" })).await)? {
-        missing.push("user-mode network (`-netdev user`)".to_owned());
+        missing.push("address translation (`-netdev user`)".to_owned());
     }
     let sandbox = !refused(qmp.command("query-command-line-options", json!({ "option": "sandbox" })).await)?;
     // The connection's end is not waited for: the process is ended either way.
@@ -151,6 +156,15 @@ async fn ask(socket: std::os::unix::net::UnixStream) -> Result<Answer, QmpError>
 fn has(list: &Value, key: &str, name: &str) -> bool {
     list.as_array()
         .is_some_and(|all| all.iter().any(|one| one.get(key).and_then(Value::as_str) == Some(name)))
+}
+
+/// Whether the schema's enumeration of network backends, told by one that was always there, has `name`.
+fn knows_netdev(schema: &Value, name: &str) -> bool {
+    let values = |one: &Value| one.get("values").and_then(Value::as_array).cloned().unwrap_or_default();
+    let enumerations = schema.as_array().into_iter().flatten().map(values);
+    enumerations
+        .filter(|values| values.contains(&json!("hubport")))
+        .any(|values| values.contains(&json!(name)))
 }
 
 fn refused(answer: Result<Value, QmpError>) -> Result<bool, QmpError> {

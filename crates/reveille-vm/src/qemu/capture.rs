@@ -8,18 +8,23 @@
 //! A client that comes at any time up to the last moment gets its guest back. So does a failure of any step.
 
 use std::future::Future;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
+
+use tokio::time::timeout;
 
 use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
 use super::vm::Vm;
-use super::{Qemu, Slot, blocking};
+use super::{Qemu, Slot, Turn, blocking};
 use crate::driver::{Abandon, Capture, DriverError, Launch};
+
+/// Longest flush of a guest's memory.
+const FLUSH_MS_MAX: u64 = 60_000;
 
 /// Why a capture did not come to its end.
 enum Halt {
@@ -44,12 +49,10 @@ impl From<QmpError> for Halt {
     }
 }
 
-impl From<std::io::Error> for Halt {
-    fn from(error: std::io::Error) -> Self {
-        Self::Failed(match error.kind() {
-            std::io::ErrorKind::StorageFull => "the disk is full; make room".to_owned(),
-            _ => error.to_string(),
-        })
+impl From<io::Error> for Halt {
+    fn from(error: io::Error) -> Self {
+        let full = error.kind() == io::ErrorKind::StorageFull;
+        Self::Failed(if full { "the disk is full; make room".to_owned() } else { error.to_string() })
     }
 }
 
@@ -63,7 +66,7 @@ pub async fn capture(
 ) -> Result<Capture, DriverError> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.turn.lock().await;
+    let turn = slot.take_turn().await;
     let vm = slot.live()?;
     if slot.kills.load(Ordering::Acquire) != kills {
         return Err(DriverError::NoProcess(launch.instance));
@@ -75,7 +78,7 @@ pub async fn capture(
         Err(Halt::Abandoned) => return Ok(Capture::Abandoned),
         Err(Halt::Failed(detail)) => return Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Err(halt @ Halt::Qmp(_)) => halt,
-        Ok(()) => match publish(qemu, &slot, &vm, launch, &mut version, abandon).await {
+        Ok(()) => match publish(qemu, &slot, &turn, &vm, launch, &mut version, abandon).await {
             Ok(()) => {
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
@@ -87,7 +90,7 @@ pub async fn capture(
     if let Halt::Qmp(error) = halt {
         return Err(DriverError::Lost(vm.cause_of(error).await));
     }
-    let_run(&slot, &vm).await.map_err(DriverError::Lost)?;
+    let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
     match halt {
         Halt::Failed(detail) => Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Halt::Abandoned | Halt::Qmp(_) => Ok(Capture::Abandoned),
@@ -95,8 +98,8 @@ pub async fn capture(
 }
 
 /// Takes the manifest away if there is one, and lets the vCPUs run. A guest that runs is left alone.
-pub async fn let_run(slot: &Slot, vm: &Vm) -> Result<(), Cause> {
-    match run_again(slot, vm).await {
+pub async fn let_run(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Cause> {
+    match run_again(slot, turn, vm).await {
         Ok(()) => Ok(()),
         Err(Halt::Qmp(error)) => Err(vm.cause_of(error).await),
         Err(Halt::Failed(detail)) => Err(Cause::StartFailed { detail }),
@@ -104,14 +107,14 @@ pub async fn let_run(slot: &Slot, vm: &Vm) -> Result<(), Cause> {
     }
 }
 
-async fn run_again(slot: &Slot, vm: &Vm) -> Result<(), Halt> {
+async fn run_again(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Halt> {
     if vm.status(super::qmp::COMMAND_MS_MAX).await? == "running" {
         return Ok(());
     }
     vm.settle_migration().await?;
     let state = slot.state.clone();
-    blocking(move || state.consume()).await?;
-    Ok(vm.cont().await?)
+    turn.blocking(move || state.consume()).await?;
+    Ok(vm.cont(|| ()).await?)
 }
 
 /// Everything that can be done while the guest still runs.
@@ -120,13 +123,14 @@ async fn before_stop(slot: &Slot, abandon: &Abandon) -> Result<(), Halt> {
         return Err(Halt::Failed(detail));
     }
     let state = slot.state.clone();
-    unless(abandon, blocking(move || state.sync_memory())).await??;
+    flush(abandon, blocking(move || state.sync_memory())).await?;
     Ok(())
 }
 
 async fn publish(
     qemu: &Qemu,
-    slot: &Arc<Slot>,
+    slot: &Slot,
+    turn: &Turn,
     vm: &Vm,
     launch: &Launch,
     version: &mut SnapshotVersion,
@@ -149,12 +153,23 @@ async fn publish(
         sealed.paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
         state.seal(sealed, needs)
     });
-    let manifest = unless(abandon, seal).await??;
+    let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
     let state = slot.state.clone();
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
-    blocking(move || state.publish(&manifest)).await?;
+    turn.blocking(move || state.publish(&manifest)).await?;
     if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
+}
+
+/// The outcome of a flush, which ends by itself only as soon as the disk wants.
+async fn flush<T>(abandon: &Abandon, work: impl Future<Output = io::Result<T>>) -> Result<T, Halt> {
+    match timeout(Duration::from_millis(FLUSH_MS_MAX), unless(abandon, work)).await {
+        Ok(done) => Ok(done??),
+        Err(_) => Err(Halt::Failed(format!(
+            "the disk did not take the guest's memory within {} s; see what else writes to it",
+            FLUSH_MS_MAX / 1_000
+        ))),
+    }
 }
 
 /// The outcome of `work`, or [`Halt::Abandoned`] as soon as `abandon` is raised.

@@ -21,18 +21,19 @@ use super::layout::SOCKET;
 use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
 use super::vm::Vm;
-use super::{Qemu, Slot, blocking, start};
+use super::{Qemu, Slot, Turn, blocking, start};
 use crate::driver::Launch;
 
-/// Longest wait for a process that was found to answer: it may just have been started.
-const FIND_MS_MAX: u64 = 3_000;
+/// Longest wait for a process that was found to answer. It may just have been started, and who is wrongly called
+/// hung is ended with all that it holds.
+const FIND_MS_MAX: u64 = 10_000;
 /// Pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Looks, and takes over the process that is there.
 pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     let slot = &qemu.slot(launch.instance);
-    let _turn = slot.turn.lock().await;
+    let turn = slot.take_turn().await;
     let known = slot.vm().filter(|vm| vm.process.ended().is_none());
     let vm = match known {
         Some(vm) => Some(vm),
@@ -44,7 +45,7 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     };
     let began = Instant::now();
     let hung = || Found::Hung { waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) };
-    match state_of(qemu, slot, launch, &vm).await {
+    match state_of(qemu, slot, &turn, launch, &vm).await {
         Ok(found) => found,
         Err(_) if vm.process.ended().is_some() => {
             slot.set_vm(None);
@@ -64,7 +65,13 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     }
 }
 
-async fn state_of(qemu: &Qemu, slot: &Slot, launch: &Launch, vm: &Vm) -> Result<Found, QmpError> {
+async fn state_of(
+    qemu: &Qemu,
+    slot: &Slot,
+    turn: &Turn,
+    launch: &Launch,
+    vm: &Vm,
+) -> Result<Found, QmpError> {
     if vm.qmp().is_err() {
         return Err(QmpError::Timeout { command: "greeting", waited_ms: FIND_MS_MAX });
     }
@@ -80,7 +87,7 @@ async fn state_of(qemu: &Qemu, slot: &Slot, launch: &Launch, vm: &Vm) -> Result<
             _,
         ) => {
             let state = slot.state.clone();
-            if let Err(error) = blocking(move || state.consume()).await {
+            if let Err(error) = turn.blocking(move || state.consume()).await {
                 tracing::error!(instance = %slot.instance, %error, "its manifest cannot be taken away");
             }
             Found::Running

@@ -163,13 +163,22 @@ impl InstanceDir {
 
 /// The last line of a log that says something; `None` if there is none or it cannot be read.
 pub fn last_line(log: &Path) -> Option<String> {
+    last_line_unless(log, |_| false)
+}
+
+/// The last line of QEMU's log that is more than a warning.
+pub fn last_complaint(log: &Path) -> Option<String> {
+    last_line_unless(log, |line| line.contains("warning: "))
+}
+
+fn last_line_unless(log: &Path, skipped: impl Fn(&str) -> bool) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let bytes = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL_BYTES))).ok()?;
     let mut tail = Vec::new();
     file.take(LOG_TAIL_BYTES).read_to_end(&mut tail).ok()?;
     let tail = String::from_utf8_lossy(&tail);
-    let line = tail.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    let line = tail.lines().rev().map(str::trim).find(|line| !line.is_empty() && !skipped(line))?;
     Some(line.chars().filter(|character| !character.is_control()).take(QUOTE_CHARS_MAX).collect())
 }
 
@@ -262,6 +271,8 @@ mod tests {
         assert_eq!(last_line(&dir.log()), None);
         fs::write(dir.log(), "first\nqemu: no \u{1b}[31mroom\r\n\n").unwrap();
         assert_eq!(last_line(&dir.log()).unwrap(), "qemu: no [31mroom");
+        fs::write(dir.log(), "qemu: no room\nqemu: warning: something is deprecated\n").unwrap();
+        assert_eq!(last_complaint(&dir.log()).unwrap(), "qemu: no room");
     }
 
     #[test]

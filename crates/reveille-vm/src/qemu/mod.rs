@@ -31,10 +31,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Timestamp};
 use tokio::net::UnixStream;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
 
 pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest, USER_SPACE_MARKER};
 pub use self::argv::{Argv, GUEST_MAC};
@@ -49,6 +52,9 @@ use crate::driver::{Abandon, Capabilities, Capture, Driver, DriverError, Launch,
 
 /// The driver's name.
 const NAME: &str = "qemu";
+
+/// Longest time that a kill waits for a guest to be let run: a flush of one directory, and QEMU's answer.
+const COMMIT_MS_MAX: u64 = 2_000;
 
 /// Where the driver finds and keeps what it needs.
 #[derive(Debug, Clone)]
@@ -84,7 +90,9 @@ struct Slot {
     dir: InstanceDir,
     state: StateDir,
     /// One verb at a time; `kill` waits here only after it has killed.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a version is consumed and its guest let run.
+    commit: tokio::sync::Mutex<()>,
     /// Raised by each kill; a verb that began before it gives up.
     kills: AtomicU64,
     vm: Mutex<Option<Arc<Vm>>>,
@@ -180,7 +188,8 @@ impl Qemu {
                 instance,
                 state: StateDir::at(dir.state()),
                 dir,
-                turn: tokio::sync::Mutex::default(),
+                turn: Arc::default(),
+                commit: tokio::sync::Mutex::default(),
                 kills: AtomicU64::new(0),
                 vm: Mutex::default(),
             })
@@ -208,7 +217,31 @@ impl Qemu {
     }
 }
 
+/// The right to change what belongs to one instance.
+#[derive(Debug, Clone)]
+struct Turn(#[expect(dead_code, reason = "held, not read")] Arc<OwnedMutexGuard<()>>);
+
+impl Turn {
+    /// As [`blocking`]; the turn lasts until the work is done, also when nobody waits for it any more.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = self.clone();
+        blocking(move || {
+            let done = work();
+            drop(turn);
+            done
+        })
+        .await
+    }
+}
+
 impl Slot {
+    async fn take_turn(&self) -> Turn {
+        Turn(Arc::new(Arc::clone(&self.turn).lock_owned().await))
+    }
+
     /// The process, ended or not.
     fn vm(&self) -> Option<Arc<Vm>> {
         lock(&self.vm).clone()
@@ -308,14 +341,14 @@ impl Driver for Qemu {
 
     async fn resume(&self, launch: &Launch) -> Result<(), DriverError> {
         let slot = self.slot(launch.instance);
-        let _turn = slot.turn.lock().await;
+        let turn = slot.take_turn().await;
         let vm = slot.live()?;
-        capture::let_run(&slot, &vm).await.map_err(DriverError::Lost)
+        capture::let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)
     }
 
     async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError> {
         let slot = self.slot(instance);
-        let _turn = slot.turn.lock().await;
+        let _turn = slot.take_turn().await;
         let vm = slot.live()?;
         if slot.version().await.is_none() {
             return Err(DriverError::Unsupported { driver: NAME, verb: "disarm a guest that has run" });
@@ -332,11 +365,13 @@ impl Driver for Qemu {
     ) -> Result<Option<SnapshotVersion>, DriverError> {
         let slot = self.slot(instance);
         slot.kills.fetch_add(1, Ordering::AcqRel);
+        // Before taking a turn, so that the verb that has it fails at once; but not between a version and its guest.
+        let committed = timeout(Duration::from_millis(COMMIT_MS_MAX), slot.commit.lock()).await;
         if let Some(vm) = slot.vm() {
-            // Before taking a turn: the verb that has it fails at once.
             vm.process.kill();
         }
-        let _turn = slot.turn.lock().await;
+        drop(committed);
+        let _turn = slot.take_turn().await;
         slot.fence().await.map_err(DriverError::Lost)?;
         if !discard {
             return Ok(slot.version().await);

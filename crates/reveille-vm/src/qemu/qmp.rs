@@ -31,9 +31,9 @@ const PENDING_MAX: usize = 64;
 /// Bytes asked for in one read.
 const READ_BYTES: usize = 16 << 10;
 /// Longest wait for the greeting and the end of the negotiation.
-pub const HELLO_MS_MAX: u64 = 2_000;
+pub const HELLO_MS_MAX: u64 = 5_000;
 /// Longest wait for the answer to an ordinary command.
-pub const COMMAND_MS_MAX: u64 = 5_000;
+pub const COMMAND_MS_MAX: u64 = 10_000;
 
 /// Why a command has no result.
 #[derive(Debug, thiserror::Error)]

@@ -24,11 +24,11 @@ pub const SPARE_BYTES: u64 = 16 << 20;
 pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.turn.lock().await;
+    let turn = slot.take_turn().await;
     clear(&slot).await?;
     let resources = launch.resources;
     let (dir, state) = (slot.dir.clone(), slot.state.clone());
-    let prepared = blocking(move || {
+    let prepared = turn.blocking(move || {
         dir.create()?;
         if state.has_manifest() {
             dir.set_state_aside()?;
@@ -51,7 +51,7 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
 pub async fn arm(qemu: &Qemu, launch: &Launch) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.turn.lock().await;
+    let _turn = slot.take_turn().await;
     check_version(qemu, &slot, launch).await?;
     armed(qemu, &slot, launch, kills).await.map(|_| ())
 }
@@ -61,7 +61,7 @@ pub async fn arm(qemu: &Qemu, launch: &Launch) -> Result<(), Cause> {
 pub async fn restore(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.turn.lock().await;
+    let turn = slot.take_turn().await;
     check_version(qemu, &slot, launch).await?;
     let vm = armed(qemu, &slot, launch, kills).await?;
     let _busy = vm.busy();
@@ -79,16 +79,17 @@ pub async fn restore(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Res
     }
     on_stage(Stage::Restored);
 
+    // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
+    let _committed = slot.commit.lock().await;
     if slot.kills.load(Ordering::Acquire) != kills {
-        return Err(called_off());
+        return Err(Cause::VmmDied { detail: "it was killed while it started".to_owned() });
     }
     let state = slot.state.clone();
-    blocking(move || state.consume()).await.map_err(no_files)?;
-    if let Err(error) = vm.cont().await {
-        return Err(vm.cause_of(error).await);
+    turn.blocking(move || state.consume()).await.map_err(no_files)?;
+    match vm.cont(|| on_stage(Stage::Running)).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(vm.cause_of(error).await),
     }
-    on_stage(Stage::Running);
-    Ok(())
 }
 
 /// The process that waits for the version: the one that is there, or a new one.
@@ -220,19 +221,16 @@ pub fn no_room(path: &Path, wanted: u64) -> Option<String> {
     })
 }
 
-/// Why a version was not loaded. QEMU ends when it cannot load one, with the reason as its last words.
+/// Why a version was not loaded. QEMU mostly ends when it cannot load one, with the reason as its last words.
 async fn load_fault(vm: &Vm, error: QmpError) -> Cause {
     let refused = matches!(error, QmpError::Refused { .. });
-    match vm.cause_of(error).await {
-        Cause::VmmDied { detail } if refused || detail.contains("load of migration failed") => {
-            Cause::VersionUnusable { detail }
-        }
-        cause => cause,
+    let cause = vm.cause_of(error).await;
+    if let Cause::VmmDied { detail } | Cause::StartFailed { detail } = &cause
+        && (refused || detail.contains("load of migration failed"))
+    {
+        return Cause::VersionUnusable { detail: detail.clone() };
     }
-}
-
-fn called_off() -> Cause {
-    Cause::VmmDied { detail: "it was killed while it started".to_owned() }
+    cause
 }
 
 pub fn no_files(error: io::Error) -> Cause {

@@ -12,12 +12,12 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
-use super::layout::{InstanceDir, NETWORK, SOCKET, last_line};
+use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
 
 /// Longest wait for a started process to answer its control socket.
-pub const CONNECT_MS_MAX: u64 = 10_000;
+pub const CONNECT_MS_MAX: u64 = 15_000;
 /// Pause between two tries to connect.
 const CONNECT_RETRY: Duration = Duration::from_millis(1);
 /// Longest transfer of a device state, in either direction.
@@ -28,6 +28,8 @@ const CANCEL_MS_MAX: u64 = 5_000;
 const MIGRATION_LOOK: Duration = Duration::from_millis(5);
 /// Longest wait for a process to end after it was asked to.
 const QUIT_MS_MAX: u64 = 2_000;
+/// Longest wait for a process to end after it closed its control socket.
+const LAST_BREATH_MS_MAX: u64 = 200;
 /// Longest wait for a process to end after it was killed.
 pub const KILL_MS_MAX: u64 = 10_000;
 /// Name under which a device state is passed.
@@ -149,9 +151,30 @@ impl Vm {
         self.qmp()?.command("stop", json!({})).await.map(|_| ())
     }
 
-    /// Lets the vCPUs run.
-    pub async fn cont(&self) -> Result<(), QmpError> {
-        self.qmp()?.command("cont", json!({})).await.map(|_| ())
+    /// Lets the vCPUs run; `running` is called when they do. QEMU says so before it answers the command, which a
+    /// guest that is busy from its first instruction can delay.
+    pub async fn cont(&self, running: impl FnOnce()) -> Result<(), QmpError> {
+        let qmp = self.qmp()?;
+        let mut events = qmp.events();
+        let mut running = Some(running);
+        let answer = qmp.command("cont", json!({}));
+        tokio::pin!(answer);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                event = events.recv(), if running.is_some() => {
+                    // Events that were missed, or none any more: the answer is as good.
+                    if event.is_ok_and(|event| event.name == "RESUME") && let Some(running) = running.take() {
+                        running();
+                    }
+                }
+                outcome = &mut answer => break outcome,
+            }
+        };
+        if let (Ok(_), Some(running)) = (&outcome, running) {
+            running();
+        }
+        outcome.map(|_| ())
     }
 
     /// Leaves the guest's memory out of what is transferred: it is in its file already.
@@ -274,7 +297,7 @@ impl Vm {
             Some("guest-reset") => format!("the guest restarted or panicked{}", console()),
             Some("guest-shutdown") => format!("the guest shut itself down{}", console()),
             Some("guest-panicked" | "guest-panic") => format!("the guest panicked{}", console()),
-            Some(_) | None => match last_line(&self.dir.log()) {
+            Some(_) | None => match last_complaint(&self.dir.log()) {
                 Some(line) => format!("{ended}; it said: {line}"),
                 None => ended.to_string(),
             },
@@ -291,9 +314,9 @@ impl Vm {
             | QmpError::Protocol(_)
             | QmpError::TooMany => {
                 // The socket closes a moment before the process can be waited for.
-                match self.process.wait_for(QUIT_MS_MAX.min(200)).await {
+                match self.process.wait_for(LAST_BREATH_MS_MAX).await {
                     Some(ended) => Cause::VmmDied { detail: self.death(&ended) },
-                    None => Cause::VmmDied { detail: error.to_string() },
+                    None => start_failed(error.to_string()),
                 }
             }
         }
@@ -301,7 +324,7 @@ impl Vm {
 
     async fn start_failure(&self) -> Cause {
         let ended = self.process.wait().await;
-        let Some(line) = last_line(&self.dir.log()) else {
+        let Some(line) = last_complaint(&self.dir.log()) else {
             return start_failed(format!("QEMU ended at once: {ended}"));
         };
         start_failed(remedy(&line))

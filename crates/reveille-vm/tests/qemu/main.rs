@@ -3,6 +3,8 @@
 //! `make test` sets `REVEILLE_TEST_KERNEL` and `REVEILLE_TEST_INITRD` to those of an image, and for a QEMU other
 //! than the installed one `REVEILLE_TEST_QEMU` and `REVEILLE_TEST_QEMU_DATA`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what the tests share is test code too")]
+
 mod life;
 mod loss;
 mod refusal;

@@ -13,7 +13,10 @@ fn detail(error: DriverError) -> String {
     match error {
         DriverError::Lost(Cause::VersionUnusable { detail }) => format!("version: {detail}"),
         DriverError::Lost(Cause::StartFailed { detail }) => format!("start: {detail}"),
-        other => panic!("{other}"),
+        DriverError::Lost(_)
+        | DriverError::RunsOn(_)
+        | DriverError::NoProcess(_)
+        | DriverError::Unsupported { .. } => panic!("{error}"),
     }
 }
 
@@ -75,11 +78,13 @@ async fn a_device_state_that_qemu_cannot_read_leaves_the_version() {
     let sound = fs::read(&device).unwrap();
     let hollow = vec![0_u8; sound.len()];
     let manifest = fs::read_to_string(world.manifest()).unwrap();
-    let body = manifest.lines().next().unwrap().replace(
-        blake3::hash(&sound).to_hex().as_str(),
-        blake3::hash(&hollow).to_hex().as_str(),
-    );
-    fs::write(world.manifest(), format!("{body}\n\"blake3:{}\"\n", blake3::hash(body.as_bytes()).to_hex())).unwrap();
+    let body = manifest
+        .lines()
+        .next()
+        .unwrap()
+        .replace(blake3::hash(&sound).to_hex().as_str(), blake3::hash(&hollow).to_hex().as_str());
+    fs::write(world.manifest(), format!("{body}\n\"blake3:{}\"\n", blake3::hash(body.as_bytes()).to_hex()))
+        .unwrap();
     fs::write(&device, hollow).unwrap();
     let refused = detail(qemu.restore(&world.launch(), &|_| ()).await.unwrap_err());
     assert!(refused.starts_with("version: "), "{refused}");
@@ -134,7 +139,10 @@ async fn verbs_without_a_process_say_so() {
     assert_eq!(qemu.died(instance).await, "it had no process");
     boot(&world, &qemu).await;
     let refused = qemu.disarm(instance).await.unwrap_err();
-    assert!(matches!(refused, DriverError::Unsupported { .. }), "a guest that has run is not disarmed: {refused}");
+    assert!(
+        matches!(refused, DriverError::Unsupported { .. }),
+        "a guest that has run is not disarmed: {refused}"
+    );
     let twice = detail(qemu.boot(&world.launch(), &|_| ()).await.unwrap_err());
     assert_eq!(twice, "start: its earlier process still runs; end it first");
 }

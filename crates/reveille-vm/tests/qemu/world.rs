@@ -119,7 +119,8 @@ impl World {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            if fs::read_link(entry.path().join("fd/0")).is_ok_and(|input| input.starts_with(self.temp.path())) {
+            if fs::read_link(entry.path().join("fd/0")).is_ok_and(|input| input.starts_with(self.temp.path()))
+            {
                 found.extend(Pid::from_raw(pid));
             }
         }
@@ -154,7 +155,8 @@ pub async fn boot(world: &World, qemu: &Qemu) -> (u64, String) {
 }
 
 pub async fn capture(world: &World, qemu: &Qemu, number: u64) -> SnapshotVersion {
-    let captured = qemu.capture(&world.launch(), number, Timestamp::from_ms(1_000), &Abandon::default()).await;
+    let captured =
+        qemu.capture(&world.launch(), number, Timestamp::from_ms(1_000), &Abandon::default()).await;
     match captured.unwrap() {
         Capture::Published(version) => version,
         Capture::Abandoned => panic!("nobody abandoned it"),
@@ -189,8 +191,9 @@ pub fn damage(file: &Path) {
 }
 
 fn from_environment(variable: &str) -> PathBuf {
-    let path = std::env::var_os(variable)
-        .unwrap_or_else(|| panic!("{variable} is not set: run `make test`, which prepares a kernel and an image"));
+    let path = std::env::var_os(variable).unwrap_or_else(|| {
+        panic!("{variable} is not set: run `make test`, which prepares a kernel and an image")
+    });
     PathBuf::from(path)
 }
 
