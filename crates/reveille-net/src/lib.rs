@@ -21,6 +21,7 @@ mod binding;
 mod counters;
 mod events;
 mod gate;
+pub mod guest;
 mod held;
 mod listen;
 mod relay;

@@ -89,6 +89,9 @@ pub(super) struct Connection {
     end_read: bool,
     /// A [`super::GuestStream`] exists.
     pub(super) owned: bool,
+    /// It is over and has sent its last ACK. It is not polled again: at the end of TIME-WAIT the socket would throw
+    /// away what the owner has not read yet.
+    pub(super) settled: bool,
     /// It is in the list of those that may have something to send.
     pub(super) queued: bool,
     /// Its entry among the timers.
@@ -103,7 +106,12 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Begins to open a connection; the SYN is sent when the socket is polled.
-    pub(super) fn open(context: &mut Context, local_port: u16, guest_port: u16, first: Vec<u8>) -> Option<Self> {
+    pub(super) fn open(
+        context: &mut Context,
+        local_port: u16,
+        guest_port: u16,
+        first: Vec<u8>,
+    ) -> Option<Self> {
         let socket = connecting(context, local_port, guest_port)?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
@@ -119,6 +127,7 @@ impl Connection {
             guest_finished: false,
             end_read: false,
             owned: true,
+            settled: false,
             queued: false,
             timer: None,
             linger_until: None,
@@ -179,7 +188,9 @@ impl Connection {
     pub(super) fn observe(&mut self, before: State, reset: bool) {
         let state = self.state();
         match state {
-            State::CloseWait | State::LastAck | State::Closing | State::TimeWait => self.guest_finished = true,
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait => {
+                self.guest_finished = true
+            }
             State::Closed
             | State::Listen
             | State::SynSent

@@ -120,8 +120,9 @@ impl Link {
         let mut heard = self.shared.heard.subscribe();
         let _seeker = Seeker::new(&self.shared);
         tokio::select! {
-            told = heard.wait_for(|heard| *heard) => told.is_ok(),
+            biased;
             () = self.closed() => false,
+            told = heard.wait_for(|heard| *heard) => told.is_ok(),
         }
     }
 

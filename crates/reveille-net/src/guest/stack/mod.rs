@@ -4,6 +4,9 @@
 //! between a write and the socket. Each connection is polled by itself: after a segment for it, after a call of its
 //! owner, and when its timer is due.
 
+mod hearing;
+mod input;
+
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -11,28 +14,21 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
-use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
-use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{HardwareAddress, IpCidr};
 use tokio::net::UnixStream;
 
 use super::connection::{Connection, End};
 use super::flow::{self, Flow};
-use super::frame::{self, ARP_BYTES, ETHERTYPE_ARP, ETHERTYPE_IPV4, Inbound};
-use super::outbox::{Outbox, REPLY_BYTES_MAX, Wire};
+use super::outbox::{Outbox, TCP_BYTES_MAX, Wire};
 use super::ports::Ports;
-use super::reassembly::{Fragment, Reassembly};
-use super::{
-    CONNECTIONS_MAX, FLOWS_MAX, HERE_IP, LINGER_MAX, LinkAddresses, LinkCounters, PREFIX_LEN, PROBE_AFTER,
-    PROBE_EVERY,
-};
+use super::reassembly::Reassembly;
+use super::{CONNECTIONS_MAX, FLOWS_MAX, HERE_IP, LINGER_MAX, LinkAddresses, LinkCounters, PREFIX_LEN};
 
 /// Ports that are tried when the guest still knows an old connection of each.
 const STALE_PORTS_MAX: u32 = 8;
 /// Largest SYN packet that is kept to be sent again.
 const SYN_BYTES_MAX: usize = 128;
-/// A silent guest is not probed while more than this waits for it anyway.
-const PROBE_BACKLOG_BYTES_MAX: usize = 4 << 10;
 /// A socket that has nothing to send but wants to be polled is polled again after this.
 const POLL_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -82,7 +78,7 @@ pub(super) enum NotBegun {
 }
 
 impl Stack {
-    pub(super) fn new(addresses: LinkAddresses) -> Self {
+    pub(in crate::guest) fn new(addresses: LinkAddresses) -> Self {
         let random = RandomState::new();
         let mut outbox = Outbox::default();
         let mut counters = LinkCounters::default();
@@ -123,20 +119,24 @@ impl Stack {
     }
 
     /// Time since the link was attached, plus a second: the TCP stack takes zero for "at once".
-    pub(super) fn now(&self) -> Instant {
+    pub(in crate::guest) fn now(&self) -> Instant {
         let micros = i64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(i64::MAX - 1_000_000);
         Instant::from_micros(micros + 1_000_000)
     }
 
     /// When a time of [`now`](Self::now) is.
-    pub(super) fn at(&self, time: Instant) -> std::time::Instant {
+    pub(in crate::guest) fn at(&self, time: Instant) -> std::time::Instant {
         let micros = u64::try_from(time.total_micros()).unwrap_or(0);
         self.epoch + std::time::Duration::from_micros(micros.saturating_sub(1_000_000))
     }
 
     // --- Connections -------------------------------------------------------------------------------------------
 
-    pub(super) fn open(&mut self, guest_port: u16, first: Vec<u8>) -> Result<ConnectionId, NotBegun> {
+    pub(in crate::guest) fn open(
+        &mut self,
+        guest_port: u16,
+        first: Vec<u8>,
+    ) -> Result<ConnectionId, NotBegun> {
         if self.closed {
             return Err(NotBegun::Closed);
         }
@@ -162,16 +162,16 @@ impl Stack {
     }
 
     /// How many connections there are.
-    pub(super) fn connections(&self) -> usize {
+    pub(in crate::guest) fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    pub(super) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+    pub(in crate::guest) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         self.connections.get_mut(&id)
     }
 
     /// The connection may have something to send.
-    pub(super) fn queue(&mut self, id: ConnectionId) {
+    pub(in crate::guest) fn queue(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id)
             && !connection.queued
         {
@@ -181,16 +181,17 @@ impl Stack {
     }
 
     /// The owner is gone.
-    pub(super) fn release(&mut self, id: ConnectionId) {
+    pub(in crate::guest) fn release(&mut self, id: ConnectionId) {
         let linger_until = self.now() + LINGER_MAX.into();
+        let closed = self.closed;
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.owned = false;
-        if connection.opening.is_some() || connection.is_over() {
+        if closed || connection.opening.is_some() || connection.settled {
             // A SYN-ACK that still comes will be answered with a reset.
             self.forget(id);
             return;
         }
-        if connection.is_finished() {
+        if connection.is_over() || connection.is_finished() {
             connection.linger_until = Some(linger_until);
         } else {
             connection.reset();
@@ -232,7 +233,7 @@ impl Stack {
 
     // --- Datagrams ---------------------------------------------------------------------------------------------
 
-    pub(super) fn open_flow(&mut self, guest_port: u16) -> Result<u16, NotBegun> {
+    pub(in crate::guest) fn open_flow(&mut self, guest_port: u16) -> Result<u16, NotBegun> {
         if self.closed {
             return Err(NotBegun::Closed);
         }
@@ -244,142 +245,28 @@ impl Stack {
         Ok(port)
     }
 
-    pub(super) fn flow(&mut self, port: u16) -> Option<&mut Flow> {
+    pub(in crate::guest) fn flow(&mut self, port: u16) -> Option<&mut Flow> {
         self.flows.get_mut(&port)
     }
 
-    pub(super) fn close_flow(&mut self, port: u16) {
+    pub(in crate::guest) fn close_flow(&mut self, port: u16) {
         if self.flows.remove(&port).is_some() {
             self.flow_ports.give_back(port, self.now());
         }
     }
 
     /// Queues a datagram; false if the guest does not take its frames.
-    pub(super) fn send_datagram(&mut self, port: u16, payload: &[u8]) -> bool {
+    pub(in crate::guest) fn send_datagram(&mut self, port: u16, payload: &[u8]) -> bool {
         let Some(flow) = self.flows.get(&port) else { return false };
         self.next_ident = self.next_ident.wrapping_add(1);
         let ports = (port, flow.guest_port);
         flow::send(&mut self.outbox, &mut self.counters, self.next_ident, ports, payload)
     }
 
-    // --- Frames in ---------------------------------------------------------------------------------------------
-
-    /// Takes a frame from the guest.
-    pub(super) fn input(&mut self, frame: &[u8], now: Instant) {
-        self.counters.frames_in += 1;
-        self.counters.bytes_in += frame.len() as u64;
-        let Some(inbound) = frame::classify(frame, self.addresses, &mut self.counters.dropped) else { return };
-        if !self.heard {
-            self.guest_is_up(now);
-        }
-        match inbound {
-            Inbound::IsAt => {}
-            Inbound::WhoHas(ours) => {
-                if self.outbox.len() < REPLY_BYTES_MAX {
-                    let fill = |packet: &mut [u8]| frame::write_is_at(packet, ours);
-                    self.outbox.push(&mut self.counters, ETHERTYPE_ARP, ARP_BYTES, fill);
-                } else {
-                    self.counters.dropped.outbox_full += 1;
-                }
-            }
-            Inbound::Ipv4(packet) => self.input_ipv4(packet, now),
-        }
-    }
-
-    fn input_ipv4(&mut self, bytes: &[u8], now: Instant) {
-        let dropped = &mut self.counters.dropped;
-        let Some(packet) = Ipv4Packet::new_checked(bytes).ok().filter(|packet| packet.version() == 4) else {
-            dropped.malformed += 1;
-            return;
-        };
-        let fragment = packet.more_frags() || packet.frag_offset() != 0;
-        match packet.next_header() {
-            IpProtocol::Tcp if !fragment => self.input_tcp(bytes, packet.payload(), now),
-            IpProtocol::Udp if !fragment => self.input_udp(packet.payload()),
-            IpProtocol::Udp => {
-                let fragment = Fragment {
-                    ident: packet.ident(),
-                    protocol: packet.next_header().into(),
-                    offset: packet.frag_offset().into(),
-                    more: packet.more_frags(),
-                    payload: packet.payload(),
-                };
-                if let Some(datagram) = self.reassembly.add(fragment, now, dropped) {
-                    self.input_udp(&datagram);
-                }
-            }
-            IpProtocol::Icmp if !fragment => {
-                if let Some((port, guest_port)) = flow::parse_port_unreachable(packet.payload())
-                    && let Some(flow) = self.flows.get_mut(&port).filter(|flow| flow.guest_port == guest_port)
-                {
-                    flow.refuse();
-                } else {
-                    dropped.not_for_us += 1;
-                }
-            }
-            IpProtocol::Tcp | IpProtocol::Icmp => dropped.fragments += 1,
-            _ => dropped.not_for_us += 1,
-        }
-    }
-
-    fn input_udp(&mut self, datagram: &[u8]) {
-        let dropped = &mut self.counters.dropped;
-        let Some((guest_port, port, payload)) = flow::parse(datagram, dropped) else { return };
-        match self.flows.get_mut(&port).filter(|flow| flow.guest_port == guest_port) {
-            Some(flow) => flow.deliver(payload, dropped),
-            None => dropped.unknown_flow += 1,
-        }
-    }
-
-    fn input_tcp(&mut self, packet: &[u8], segment: &[u8], now: Instant) {
-        let Ok(segment) = TcpPacket::new_checked(segment) else {
-            self.counters.dropped.malformed += 1;
-            return;
-        };
-        let id = self.by_port.get(&segment.dst_port()).copied();
-        let (sockets, before) = match id.and_then(|id| self.connections.get_mut(&id)) {
-            Some(connection) => {
-                let before = connection.state();
-                (&mut connection.sockets, Some(before))
-            }
-            None => (&mut self.nobody, None),
-        };
-        let mut wire =
-            Wire { packet: Some(packet), outbox: &mut self.outbox, counters: &mut self.counters };
-        let interface = &mut self.interface;
-        let polled =
-            catch_unwind(AssertUnwindSafe(|| interface.poll_ingress_single(now, &mut wire, sockets)));
-        let (Some(id), Some(before)) = (id, before) else { return };
-        if polled.is_err() {
-            self.fault(id);
-            return;
-        }
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.observe(before, segment.rst());
-        let known_otherwise = before == State::SynSent && segment.ack() && !segment.syn() && !segment.rst();
-        if known_otherwise && connection.opening.is_some() {
-            self.reopen(id, now);
-        } else {
-            self.queue(id);
-        }
-    }
-
-    /// The TCP state machine panicked over this connection. Its state is not to be relied on any more.
-    fn fault(&mut self, id: ConnectionId) {
-        self.counters.dropped.stack_faults += 1;
-        if let Some(connection) = self.connections.get_mut(&id) {
-            // A new socket for the same ports, which is aborted at once, so that the guest gets a reset.
-            connection.reopen(self.interface.context(), connection.local_port);
-            connection.reset();
-            connection.end = Some(End::Reset);
-        }
-        self.queue(id);
-    }
-
     // --- Frames out --------------------------------------------------------------------------------------------
 
     /// Sends whatever is to be sent, as far as the unix socket takes it.
-    pub(super) fn pump(&mut self, stream: &UnixStream) -> io::Result<()> {
+    pub(in crate::guest) fn pump(&mut self, stream: &UnixStream) -> io::Result<()> {
         let now = self.now();
         loop {
             self.poll_ready(now);
@@ -397,10 +284,14 @@ impl Stack {
 
     /// One segment of each connection in turn, while there is room.
     fn poll_ready(&mut self, now: Instant) {
-        while self.outbox.len() < super::outbox::TCP_BYTES_MAX {
+        while self.outbox.len() < TCP_BYTES_MAX {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             connection.queued = false;
+            if connection.settled {
+                self.settle(id, now);
+                continue;
+            }
             let before = connection.state();
             let mark = self.outbox.len();
             let mut wire = Wire { packet: None, outbox: &mut self.outbox, counters: &mut self.counters };
@@ -430,15 +321,18 @@ impl Stack {
             self.forget(id);
             return;
         }
-        let over = connection.is_over();
+        connection.settled = connection.is_over();
+        if connection.settled {
+            self.set_timer(id, None);
+            return;
+        }
         let (interface, sockets) = (&mut self.interface, &connection.sockets);
         let polled = catch_unwind(AssertUnwindSafe(|| interface.poll_at(now, sockets)));
         let Ok(poll_at) = polled else {
             self.fault(id);
             return;
         };
-        // A socket that is over is left alone: at the end of TIME-WAIT it would throw away what is not yet read.
-        let poll_at = poll_at.filter(|_| !over).map(|at| at.max(now + POLL_PAUSE.into()));
+        let poll_at = poll_at.map(|at| at.max(now + POLL_PAUSE.into()));
         let again_at = connection.opening.as_ref().and_then(|opening| opening.again_at);
         let at = [poll_at, again_at, connection.linger_until].into_iter().flatten().min();
         self.set_timer(id, at);
@@ -460,13 +354,13 @@ impl Stack {
     // --- Time --------------------------------------------------------------------------------------------------
 
     /// When something is due next.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(in crate::guest) fn next_due(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(at, _)| *at);
         [timer, self.probe_at].into_iter().flatten().min()
     }
 
     /// Does what is due.
-    pub(super) fn tick(&mut self) {
+    pub(in crate::guest) fn tick(&mut self) {
         let now = self.now();
         while let Some(&(at, id)) = self.timers.first()
             && at <= now
@@ -485,60 +379,26 @@ impl Stack {
             connection.linger_until = None;
             connection.reset();
         }
-        if let Some(opening) = &mut connection.opening
-            && opening.again_at.is_some_and(|at| at <= now)
-        {
-            opening.again_at = None;
-            opening.sent_at = Some(now);
-            push_copy(&mut self.outbox, &mut self.counters, &opening.syn);
-        }
+        self.send_syn_again(id, now);
         self.queue(id);
     }
 
-    /// Has a silent guest be looked for, if it was never heard.
-    pub(super) fn probe_soon(&mut self, now: Instant) {
-        if !self.heard && self.probe_at.is_none() {
-            self.probe_at = Some(now + PROBE_AFTER.into());
+    /// The TCP state machine panicked over this connection. Its state is not to be relied on any more.
+    fn fault(&mut self, id: ConnectionId) {
+        self.counters.dropped.stack_faults += 1;
+        if let Some(connection) = self.connections.get_mut(&id) {
+            // A new socket for the same ports, which is aborted at once, so that the guest gets a reset.
+            connection.reopen(self.interface.context(), connection.local_port);
+            connection.reset();
+            connection.end = Some(End::Reset);
         }
-    }
-
-    /// Looks for the guest at once.
-    pub(super) fn probe(&mut self, now: Instant) {
-        let wanted = self.seekers > 0 || self.connections.values().any(|one| one.opening.is_some());
-        self.probe_at = None;
-        if self.heard || !wanted || self.closed {
-            return;
-        }
-        self.probe_at = Some(now + PROBE_EVERY.into());
-        if self.outbox.len() <= PROBE_BACKLOG_BYTES_MAX {
-            self.probed_at = Some(now);
-            self.outbox.push(&mut self.counters, ETHERTYPE_ARP, ARP_BYTES, frame::write_who_has);
-        }
-    }
-
-    /// The guest is heard for the first time. A SYN that was sent before the last probe may have come too early.
-    fn guest_is_up(&mut self, now: Instant) {
-        self.heard = true;
-        self.probe_at = None;
-        let probed_at = self.probed_at;
-        for (id, connection) in &mut self.connections {
-            let Some(opening) = &mut connection.opening else { continue };
-            let Some(sent_at) = opening.sent_at else { continue };
-            let again_at =
-                if probed_at.is_some_and(|at| sent_at <= at) { now } else { sent_at + PROBE_AFTER.into() };
-            opening.again_at = Some(again_at);
-            if let Some(old) = connection.timer.replace(again_at) {
-                self.timers.remove(&(old, *id));
-            }
-            self.timers.insert((again_at, *id));
-        }
-        self.tick();
+        self.queue(id);
     }
 
     // --- The end -----------------------------------------------------------------------------------------------
 
     /// Resets all connections, as a last word to a guest that goes on.
-    pub(super) fn reset_all(&mut self) {
+    pub(in crate::guest) fn reset_all(&mut self) {
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             if let Some(connection) = self.connections.get_mut(&id)
@@ -553,7 +413,7 @@ impl Stack {
     }
 
     /// The link is closed: everybody who waits is told.
-    pub(super) fn close(&mut self) {
+    pub(in crate::guest) fn close(&mut self) {
         self.closed = true;
         self.connections.retain(|_, connection| connection.owned);
         for connection in self.connections.values_mut() {
@@ -567,11 +427,5 @@ impl Stack {
         self.ready.clear();
         self.probe_at = None;
         self.outbox.clear();
-    }
-}
-
-fn push_copy(outbox: &mut Outbox, counters: &mut LinkCounters, packet: &[u8]) {
-    if !packet.is_empty() {
-        outbox.push(counters, ETHERTYPE_IPV4, packet.len(), |space| space.copy_from_slice(packet));
     }
 }
