@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use guest_peer::{Controls, Service, kind, patterned, until, within};
 use reveille_net::guest::{
-    CONNECTIONS_MAX, ConnectError, DATAGRAM_BYTES_MAX, Link, LinkAddresses, RECEIVE_BUFFER_BYTES,
-    SEND_BUFFER_BYTES,
+    CONNECTIONS_MAX, ConnectError, DATAGRAM_BYTES_MAX, GuestStream, LINGER_MAX, Link, LinkAddresses,
+    RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -29,6 +29,13 @@ fn linked(listen: &[(u16, Service, usize)]) -> (Arc<Link>, Arc<Controls>) {
     let (ours, guests) = UnixStream::pair().unwrap();
     let controls = guest_peer::run(guests, listen);
     (Arc::new(Link::attach(ours, LinkAddresses::default())), controls)
+}
+
+/// Lets the link's clock pass, but not the guest's.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 #[tokio::test]
@@ -188,10 +195,58 @@ async fn what_was_received_survives_the_end_of_the_connection() {
     stream.shutdown().await.unwrap();
     until("everything came", || link.counters().bytes_in > 40_000).await;
     // Longer than the TCP stack keeps a socket in TIME-WAIT.
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    pass(Duration::from_secs(11)).await;
     let mut got = Vec::new();
     within("all of it", stream.read_to_end(&mut got)).await.unwrap();
     assert!(got == patterned(40_000));
+}
+
+#[tokio::test]
+async fn the_last_bytes_of_a_finished_connection_do_not_wait_for_ever() {
+    let (link, controls) = linked(&[(80, Service::Slow, 1)]);
+    let mut stream = within("connect", link.connect(80)).await.unwrap();
+    let chunk = patterned(64 << 10);
+    while stream.try_write(&chunk).is_ok() || !is_stuck(&stream).await {}
+    stream.shutdown().await.unwrap();
+    controls.close(80);
+    assert_eq!(within("the guest's FIN", stream.read(&mut [0; 9])).await.unwrap(), 0);
+    drop(stream);
+    pass(LINGER_MAX - Duration::from_secs(1)).await;
+    assert_eq!(link.connections(), 1, "the guest may still read");
+    pass(Duration::from_secs(1)).await;
+    until("given up", || link.connections() == 0).await;
+    until("by a reset", || controls.resets.load(Ordering::SeqCst) == 1).await;
+}
+
+async fn is_stuck(stream: &GuestStream) -> bool {
+    tokio::time::timeout(Duration::from_millis(100), stream.writable()).await.is_err()
+}
+
+#[tokio::test]
+async fn a_lost_segment_is_sent_again() {
+    let (link, controls) = linked(&[(7, Service::Echo, 1)]);
+    let mut stream = within("connect", link.connect(7)).await.unwrap();
+    controls.deaf.store(true, Ordering::SeqCst);
+    stream.write_all(b"hello").await.unwrap();
+    let all_seen = || controls.seen.load(Ordering::SeqCst) as u64 == link.counters().frames_out;
+    until("lost", || controls.missed.load(Ordering::SeqCst) >= 1 && all_seen()).await;
+    controls.deaf.store(false, Ordering::SeqCst);
+    pass(Duration::from_secs(2)).await;
+    let mut answer = [0; 5];
+    within("answer", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
+#[tokio::test]
+async fn keep_alive_finds_a_guest_that_has_forgotten() {
+    let (link, controls) = linked(&[(7, Service::Echo, 1)]);
+    let stream = within("connect", link.connect(7)).await.unwrap();
+    stream.set_keep_alive(Some(Duration::from_secs(30)));
+    until("the first one came", || controls.seen.load(Ordering::SeqCst) == 3).await;
+    controls.forget();
+    assert!(tokio::time::timeout(Duration::from_millis(50), stream.broken()).await.is_err());
+    pass(Duration::from_secs(31)).await;
+    assert_eq!(within("told", stream.broken()).await.kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -91,7 +91,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     while let Ok(Some(pause)) = prepare(&shared) {
         let sleep = async {
             match pause.until {
-                Some(until) => tokio::time::sleep_until(until.into()).await,
+                Some(until) => tokio::time::sleep_until(until).await,
                 None => std::future::pending().await,
             }
         };
@@ -112,7 +112,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
 }
 
 struct Pause {
-    until: Option<std::time::Instant>,
+    until: Option<tokio::time::Instant>,
     writes: bool,
 }
 

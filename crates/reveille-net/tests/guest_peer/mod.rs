@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -48,6 +48,8 @@ pub struct Controls {
     resumed: AtomicBool,
     /// Everything that comes is thrown away, as by a guest without a configured address.
     pub deaf: AtomicBool,
+    /// Frames that came.
+    pub seen: AtomicUsize,
     /// Frames that came while deaf.
     pub missed: AtomicUsize,
     /// Connections that are not closed.
@@ -59,6 +61,8 @@ pub struct Controls {
     inject: Mutex<Vec<Vec<u8>>>,
     /// SYNs to answer with a challenge ACK.
     pub challenge: AtomicUsize,
+    forget: AtomicBool,
+    close: Mutex<Vec<u16>>,
     hang_up: AtomicBool,
     hung_up: AtomicBool,
 }
@@ -67,6 +71,18 @@ impl Controls {
     /// Slow services read from now on.
     pub fn resume(&self) {
         self.resumed.store(true, Ordering::SeqCst);
+        self.changed.notify_one();
+    }
+
+    /// Knows no connection any more and tells nobody, as after a reboot.
+    pub fn forget(&self) {
+        self.forget.store(true, Ordering::SeqCst);
+        self.changed.notify_one();
+    }
+
+    /// Sends the FIN of every connection to a port.
+    pub fn close(&self, port: u16) {
+        self.close.lock().unwrap().push(port);
         self.changed.notify_one();
     }
 
@@ -134,12 +150,7 @@ impl Guest {
         let mut served = Vec::new();
         for &(port, service, count) in listen {
             for _ in 0..count {
-                let buffer = || SocketBuffer::new(vec![0; 256 << 10]);
-                let mut socket = Socket::new(buffer(), buffer());
-                socket.set_nagle_enabled(false);
-                socket.set_ack_delay(None);
-                socket.listen(port).unwrap();
-                let handle = sockets.add(socket);
+                let handle = sockets.add(listening(port));
                 served.push(Served { handle, port, service, done: 0, queued: Vec::new(), counted: false });
             }
         }
@@ -151,6 +162,16 @@ impl Guest {
         let mut have = 0;
         while !controls.hang_up.load(Ordering::SeqCst) {
             let now = Instant::from_micros(self.epoch.elapsed().as_micros() as i64 + 1);
+            if controls.forget.swap(false, Ordering::SeqCst) {
+                for one in &self.served {
+                    *self.sockets.get_mut(one.handle) = listening(one.port);
+                }
+            }
+            for port in controls.close.lock().unwrap().drain(..) {
+                for one in self.served.iter().filter(|one| one.port == port) {
+                    self.sockets.get_mut::<Socket<'_>>(one.handle).close();
+                }
+            }
             self.poll(now, &controls);
             for frame in controls.inject.lock().unwrap().drain(..) {
                 self.cable.leaving.extend_from_slice(&(frame.len() as u32).to_be_bytes());
@@ -200,6 +221,7 @@ impl Guest {
                 break;
             }
             let frame = &buffer[at + 4..at + 4 + length];
+            controls.seen.fetch_add(1, Ordering::SeqCst);
             if controls.deaf.load(Ordering::SeqCst) {
                 controls.missed.fetch_add(1, Ordering::SeqCst);
             } else {
@@ -294,6 +316,15 @@ impl Guest {
     }
 }
 
+fn listening(port: u16) -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; 256 << 10]);
+    let mut socket = Socket::new(buffer(), buffer());
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(None);
+    socket.listen(port).unwrap();
+    socket
+}
+
 /// Lets a service do what it can; returns whether it did anything.
 fn serve(one: &mut Served, socket: &mut Socket<'_>, resumed: bool) -> bool {
     match socket.state() {
@@ -311,7 +342,7 @@ fn serve(one: &mut Served, socket: &mut Socket<'_>, resumed: bool) -> bool {
         _ => {}
     }
     let mut moved = 0;
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = [0; 64 << 10];
     let ended = socket.state() == State::CloseWait && !socket.can_recv();
     match one.service {
         Service::Echo => {
@@ -329,7 +360,7 @@ fn serve(one: &mut Served, socket: &mut Socket<'_>, resumed: bool) -> bool {
         }
         Service::Count => {
             let count = socket.recv_slice(&mut buffer).unwrap_or(0);
-            assert!((0..count).all(|at| buffer[at] == pattern(one.done + at)), "bytes as they were sent");
+            assert!(buffer[..count] == *patterned_from(one.done, count), "bytes as they were sent");
             one.done += count;
             moved += count;
             if ended && !one.counted {
@@ -339,8 +370,8 @@ fn serve(one: &mut Served, socket: &mut Socket<'_>, resumed: bool) -> bool {
             }
         }
         Service::Source(total) => {
-            let next = patterned_from(one.done, (total - one.done).min(16 << 10));
-            let count = socket.send_slice(&next).unwrap_or(0);
+            let next = patterned_from(one.done, (total - one.done).min(64 << 10));
+            let count = socket.send_slice(next).unwrap_or(0);
             one.done += count;
             moved += count;
             if one.done == total {
@@ -362,8 +393,11 @@ fn serve(one: &mut Served, socket: &mut Socket<'_>, resumed: bool) -> bool {
     moved > 0
 }
 
-fn patterned_from(start: usize, count: usize) -> Vec<u8> {
-    (start..start + count).map(pattern).collect()
+/// At most 64 KiB of the pattern, which repeats itself after that many.
+fn patterned_from(start: usize, count: usize) -> &'static [u8] {
+    static TWICE: LazyLock<Vec<u8>> = LazyLock::new(|| patterned(128 << 10));
+    let start = start % (64 << 10);
+    &TWICE[start..start + count]
 }
 
 /// The answer of a guest that takes a SYN for a segment of a connection that it still has: an ACK of something else.

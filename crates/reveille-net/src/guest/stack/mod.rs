@@ -37,7 +37,7 @@ pub(super) type ConnectionId = u64;
 
 /// See the module.
 pub(super) struct Stack {
-    epoch: std::time::Instant,
+    epoch: tokio::time::Instant,
     addresses: LinkAddresses,
     interface: Interface,
     /// Answers segments that belong to no connection.
@@ -92,7 +92,7 @@ impl Stack {
         });
         let [a, b, c, d, e, f, ..] = random.hash_one(1).to_be_bytes();
         Self {
-            epoch: std::time::Instant::now(),
+            epoch: tokio::time::Instant::now(),
             addresses,
             interface,
             nobody: SocketSet::new(Vec::new()),
@@ -125,7 +125,7 @@ impl Stack {
     }
 
     /// When a time of [`now`](Self::now) is.
-    pub(in crate::guest) fn at(&self, time: Instant) -> std::time::Instant {
+    pub(in crate::guest) fn at(&self, time: Instant) -> tokio::time::Instant {
         let micros = u64::try_from(time.total_micros()).unwrap_or(0);
         self.epoch + std::time::Duration::from_micros(micros.saturating_sub(1_000_000))
     }
