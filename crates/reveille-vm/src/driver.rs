@@ -169,7 +169,6 @@ pub trait Driver: Send + Sync {
     /// The guest's network link: a stream of Ethernet frames, each after its length as 4 bytes big-endian. One
     /// link at a time; after it is closed a new one can be had. It exists as soon as there is a process, so that
     /// a client's first packet can wait in it while the guest is restored.
-    // (implementer: see /tmp/note-driver.md)
     async fn network(&self, instance: InstanceId) -> Result<UnixStream, DriverError>;
 
     /// CPU time that the instance's process has used so far, in milliseconds; `None` without a process. Tells one

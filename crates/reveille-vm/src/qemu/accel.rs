@@ -16,9 +16,8 @@ use tokio::time::sleep;
 
 use super::argv::{Guest, Program};
 use super::layout::{last_complaint, replace_durably};
+use crate::image::USER_SPACE_REACHED;
 
-/// What the first program in a guest's user space prints on its console as early as it can.
-pub const USER_SPACE_MARKER: &str = "reveille: user space reached";
 /// Longest run of the probe's guest: ten times what a slow host needs under KVM.
 const PROBE_MS_MAX: u64 = 15_000;
 /// How often its console is looked at.
@@ -84,7 +83,7 @@ pub enum AccelChoice {
 pub struct ProbeGuest {
     /// The kernel.
     pub kernel: PathBuf,
-    /// An initial RAM file system whose init prints [`USER_SPACE_MARKER`].
+    /// An initial RAM file system whose init prints [`USER_SPACE_REACHED`].
     pub initrd: PathBuf,
 }
 
@@ -234,7 +233,7 @@ pub async fn probe(program: &Program, guest: &ProbeGuest, scratch: &Path) -> io:
 fn reached_user_space(serial: &Path) -> bool {
     fs::read(serial).is_ok_and(|console| {
         let console = console.get(..PROBE_CONSOLE_BYTES_MAX).unwrap_or(&console);
-        String::from_utf8_lossy(console).contains(USER_SPACE_MARKER)
+        String::from_utf8_lossy(console).contains(USER_SPACE_REACHED)
     })
 }
 

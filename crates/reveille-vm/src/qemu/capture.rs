@@ -148,11 +148,8 @@ async fn publish(
     }
     unless(abandon, vm.save_device()).await??;
 
-    let (state, needs, mut sealed) = (slot.state.clone(), qemu.needs(launch), version.clone());
-    let seal = blocking(move || {
-        sealed.paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-        state.seal(sealed, needs)
-    });
+    let (state, needs, described) = (slot.state.clone(), qemu.needs(launch), version.clone());
+    let seal = blocking(move || state.seal(described, needs, stopped));
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
     let state = slot.state.clone();

@@ -39,7 +39,7 @@ use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
-pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest, USER_SPACE_MARKER};
+pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest};
 pub use self::argv::{Argv, GUEST_MAC};
 pub use self::binary::OpenError;
 

@@ -25,19 +25,21 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let turn = slot.take_turn().await;
-    clear(&slot).await?;
-    let resources = launch.resources;
+    check_files(launch)?;
+    let lock = claim(&slot).await?;
+    let (resources, has_version) = (launch.resources, slot.state.has_manifest());
+    // What an earlier guest left is removed, what a version consists of is kept.
+    let freed = if has_version { 0 } else { slot.state.memory_blocks_bytes().unwrap_or(0) };
+    check_room(&slot, resources, freed)?;
     let (dir, state) = (slot.dir.clone(), slot.state.clone());
     let prepared = turn.blocking(move || {
-        dir.create()?;
-        if state.has_manifest() {
+        if has_version {
             dir.set_state_aside()?;
         }
         state.create_memory(resources)
     });
     prepared.await.map_err(no_files)?;
-    check_room(&slot, resources)?;
-    let vm = spawn(qemu, &slot, launch, Start::Boot, kills).await?;
+    let vm = spawn(qemu, &slot, lock, launch, Start::Boot, kills).await?;
     on_stage(Stage::Spawned);
     match vm.status(super::qmp::COMMAND_MS_MAX).await {
         Ok(_) => {}
@@ -97,9 +99,10 @@ async fn armed(qemu: &Qemu, slot: &Arc<Slot>, launch: &Launch, kills: u64) -> Re
     if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
         return Ok(vm);
     }
-    clear(slot).await?;
-    check_room(slot, launch.resources)?;
-    let vm = spawn(qemu, slot, launch, Start::Incoming, kills).await?;
+    check_files(launch)?;
+    let lock = claim(slot).await?;
+    check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
+    let vm = spawn(qemu, slot, lock, launch, Start::Incoming, kills).await?;
     match vm.ignore_shared_memory().await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -108,29 +111,31 @@ async fn armed(qemu: &Qemu, slot: &Arc<Slot>, launch: &Launch, kills: u64) -> Re
     Ok(vm)
 }
 
-/// Makes sure that no earlier process is left. One that holds nothing of its own is ended; one that may is not.
-async fn clear(slot: &Arc<Slot>) -> Result<(), Cause> {
-    let Some(vm) = slot.vm() else { return Ok(()) };
-    if vm.process.ended().is_none() && slot.version().await.is_none() {
-        return Err(Cause::StartFailed { detail: "its earlier process still runs; end it first".to_owned() });
+/// Makes sure that no earlier process is left, and that none can come. One that holds nothing of its own is ended;
+/// one that may is not, and nothing that it uses is touched.
+async fn claim(slot: &Arc<Slot>) -> Result<Lock, Cause> {
+    let still_there =
+        || Cause::StartFailed { detail: "an earlier process of it is still there; end it first".to_owned() };
+    if let Some(vm) = slot.vm() {
+        if vm.process.ended().is_none() && slot.version().await.is_none() {
+            return Err(still_there());
+        }
+        vm.kill().await?;
+        slot.set_vm(None);
     }
-    vm.kill().await?;
-    slot.set_vm(None);
-    Ok(())
+    slot.dir.create().map_err(no_files)?;
+    Lock::try_take(&slot.dir.lock()).map_err(no_files)?.ok_or_else(still_there)
 }
 
 /// Starts a process and waits until it answers.
 async fn spawn(
     qemu: &Qemu,
     slot: &Arc<Slot>,
+    lock: Lock,
     launch: &Launch,
     start: Start,
     kills: u64,
 ) -> Result<Arc<Vm>, Cause> {
-    check_files(launch)?;
-    let lock = Lock::try_take(&slot.dir.lock()).map_err(no_files)?.ok_or_else(|| Cause::StartFailed {
-        detail: "an earlier process of it is still there; end it first".to_owned(),
-    })?;
     slot.dir.rotate_logs().map_err(no_files)?;
     slot.dir.remove_sockets().map_err(no_files)?;
     let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, start);
@@ -197,10 +202,9 @@ fn check_files(launch: &Launch) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Whether the disk has room for what the guest's memory may still grow by. A guest that touches memory for
-/// which there is none would be killed.
-fn check_room(slot: &Slot, resources: Resources) -> Result<(), Cause> {
-    let there = slot.state.memory_blocks_bytes().map_err(no_files)?;
+/// Whether the disk has room for what the guest's memory may still grow by beyond `there`. A guest that touches
+/// memory for which there is none would be killed.
+fn check_room(slot: &Slot, resources: Resources, there: u64) -> Result<(), Cause> {
     let wanted = memory_bytes(resources).saturating_sub(there) + SPARE_BYTES;
     no_room(slot.dir.root(), wanted).map_or(Ok(()), |detail| Err(Cause::StartFailed { detail }))
 }

@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use reveille_core::model::{Resources, SnapshotVersion};
 use serde::{Deserialize, Serialize};
@@ -183,8 +184,8 @@ impl StateDir {
         File::open(self.memory())?.sync_all()
     }
 
-    /// Makes memory and device state durable and describes them.
-    pub fn seal(&self, mut version: SnapshotVersion, needs: Needs) -> io::Result<Manifest> {
+    /// Makes memory and device state of a guest that stands still since `stopped` durable and describes them.
+    pub fn seal(&self, mut version: SnapshotVersion, needs: Needs, stopped: Instant) -> io::Result<Manifest> {
         self.sync_memory()?;
         let mut device = Vec::new();
         let mut file = File::open(self.device())?;
@@ -192,6 +193,7 @@ impl StateDir {
         file.sync_all()?;
         let device_bytes = device.len() as u64;
         version.stored_bytes = self.memory_blocks_bytes()? + device_bytes;
+        version.paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(Manifest {
             format: FORMAT,
             version,
@@ -270,11 +272,11 @@ mod tests {
             number: 3,
             at: Timestamp::from_ms(1),
             stored_bytes: 0,
-            paused_us: 5,
+            paused_us: 0,
             image: "abc".to_owned(),
         };
         let needs = Needs { resources, accelerator: "tcg".to_owned(), vmm: "7.2.22".to_owned() };
-        let manifest = state.seal(version, needs).unwrap();
+        let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));
         state.publish(&manifest).unwrap();
         (temp, state, manifest)

@@ -102,6 +102,39 @@ async fn a_guest_larger_than_the_disk_is_refused_before_it_starts() {
     let refused = detail(qemu.boot(&launch, &|_| ()).await.unwrap_err());
     assert!(refused.starts_with("start: the disk of `") && refused.ends_with("make room there"), "{refused}");
     assert!(world.processes().is_empty());
+
+    boot(&world, &qemu).await;
+    let version = capture(&world, &qemu, 1).await;
+    qemu.boot(&launch, &|_| ()).await.unwrap_err();
+    assert_eq!(
+        qemu.find(&world.launch()).await,
+        Found::Nothing { version: Some(version) },
+        "it is not set aside"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_was_not_looked_for_is_not_trampled_on() {
+    let world = World::new();
+    let (count, nonce) = {
+        let earlier = world.open().await;
+        boot(&world, &earlier).await
+    };
+    let qemu = world.open().await;
+    let launch = world.launch();
+    let refused = detail(qemu.boot(&launch, &|_| ()).await.unwrap_err());
+    assert_eq!(refused, "start: an earlier process of it is still there; end it first");
+    qemu.restore(&launch, &|_| ()).await.unwrap_err();
+    assert_eq!(world.tick_after(count).await.1, nonce);
+    assert_eq!(qemu.find(&launch).await, Found::Running);
+    capture(&world, &qemu, 1).await;
+    restore(&world, &qemu).await;
+    assert_eq!(world.tick_after(count).await.1, nonce);
+    drop(qemu);
+
+    let qemu = world.open().await;
+    assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+    assert!(world.processes().is_empty(), "a kill finds it by itself");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,5 +177,5 @@ async fn verbs_without_a_process_say_so() {
         "a guest that has run is not disarmed: {refused}"
     );
     let twice = detail(qemu.boot(&world.launch(), &|_| ()).await.unwrap_err());
-    assert_eq!(twice, "start: its earlier process still runs; end it first");
+    assert_eq!(twice, "start: an earlier process of it is still there; end it first");
 }
