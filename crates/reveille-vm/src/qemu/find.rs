@@ -37,7 +37,10 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     let known = slot.vm().filter(|vm| vm.process.ended().is_none());
     let vm = match known {
         Some(vm) => Some(vm),
-        None => take_over(slot).await,
+        None => match take_over(slot).await {
+            Ok(found) => found,
+            Err(Unseen) => return Found::Hung { waited_ms: FIND_MS_MAX },
+        },
     };
     let Some(vm) = vm else {
         slot.set_vm(None);
@@ -97,8 +100,12 @@ async fn state_of(
             vm.set_armed(armed);
             Found::Untouched { version, armed }
         }
-        // It waits for a version that is no more: there is nothing in it and nothing to give it.
-        ("inmigrate", None) => Found::Hung { waited_ms: 0 },
+        // It waits for a version that it cannot be given: there is nothing in it. An intact one that does not fit
+        // is told all the same; the restore will say what about it does not.
+        ("inmigrate", None) => match slot.version().await {
+            Some(version) => Found::Untouched { version, armed: false },
+            None => Found::Hung { waited_ms: 0 },
+        },
         (_, None) => Found::Stopped,
     })
 }
@@ -116,8 +123,11 @@ async fn fitting(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Option<SnapshotVe
     }
 }
 
+/// A process holds the lock that this user may not look at.
+struct Unseen;
+
 /// Takes over the process that holds the instance's lock; `None` if nobody does.
-async fn take_over(slot: &Arc<Slot>) -> Option<Arc<Vm>> {
+async fn take_over(slot: &Arc<Slot>) -> Result<Option<Arc<Vm>>, Unseen> {
     let began = Instant::now();
     let lock = slot.dir.lock();
     let held = |lock: &Path| {
@@ -132,18 +142,22 @@ async fn take_over(slot: &Arc<Slot>) -> Option<Arc<Vm>> {
         if let Some((process, qmp)) = connect(slot, left_ms).await {
             let vm = Arc::new(Vm::adopted(process, slot.dir.clone(), qmp));
             slot.set_vm(Some(Arc::clone(&vm)));
-            return Some(vm);
+            return Ok(Some(vm));
         }
         if left_ms == 0 {
             // Silent: known by its lock alone, so that it can be ended and its end be seen.
-            let holder = blocking(move || Process::holder(&lock)).await.ok().flatten()?;
+            let looked_for = lock.clone();
+            let holder = blocking(move || Process::holder(&looked_for)).await.ok().flatten();
+            let Some(holder) = holder else {
+                return if held(&lock) { Err(Unseen) } else { Ok(None) };
+            };
             let vm = Arc::new(Vm::new(holder, slot.dir.clone()));
             slot.set_vm(Some(Arc::clone(&vm)));
-            return Some(vm);
+            return Ok(Some(vm));
         }
         sleep(RETRY).await;
     }
-    None
+    Ok(None)
 }
 
 /// The process behind the control socket, if it answers and is the one that holds the lock.

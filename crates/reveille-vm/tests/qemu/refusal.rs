@@ -58,6 +58,9 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
     let refused = detail(qemu.restore(&other_image, &|_| ()).await.unwrap_err());
     assert_eq!(refused, "version: it was taken from another image");
     assert_eq!(qemu.find(&other_image).await, Found::Nothing { version: None });
+    qemu.arm(&launch).await.unwrap();
+    assert_eq!(qemu.find(&other_image).await, Found::Untouched { version: version.clone(), armed: false });
+    qemu.disarm(launch.instance).await.unwrap();
     let larger = Launch { resources: Resources { cpus: 1, memory_mib: 128 }, ..launch.clone() };
     let refused = detail(qemu.restore(&larger, &|_| ()).await.unwrap_err());
     assert!(refused.contains("96 MiB") && refused.contains("128 MiB"), "{refused}");
