@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use reveille_core::model::Timestamp;
 
 use super::boot::{self, BusyboxError};
+use super::fault::{NameError, StoreError};
 use super::initramfs;
 use super::kernel::{self, Kernel, KernelError, KernelSource};
 use super::manifest::{Content, FileMark, MANIFEST_VERSION, Manifest};
@@ -15,7 +16,7 @@ use super::modules::{self, Modules, ModulesError};
 use super::program::{self, InitError};
 use super::source::{self, RootSource, SourceError};
 use super::space::{self, NoSpace};
-use super::store::{Image, ImageStore, NameError, StoreError, check_name};
+use super::store::{Image, ImageStore, check_name};
 use super::tree::TreeError;
 
 /// What an image is to be made of.

@@ -13,6 +13,7 @@ mod boot;
 mod build;
 mod cpio;
 mod elf;
+mod fault;
 mod initramfs;
 mod kernel;
 mod manifest;
@@ -26,6 +27,7 @@ mod tree;
 
 pub use boot::{BusyboxError, USER_SPACE_REACHED};
 pub use build::{BUSYBOX, BuildError, BuildRequest, BuildStep, OnProgress, Progress};
+pub use fault::{NameError, RemoveError, ResolveError, StoreError};
 pub use kernel::{KERNEL_BYTES_MAX, KernelError, KernelSource};
 pub use manifest::ImageFault;
 pub use modules::ModulesError;
@@ -34,7 +36,6 @@ pub use program::{INIT_PATHS, InitError};
 pub use source::{RootSource, SourceError};
 pub use space::NoSpace;
 pub use store::{
-    Damaged, IMAGES_MAX, Image, ImageStore, Listing, NAME_BYTES_MAX, NameError, PREFIX_MIN, RemoveError,
-    Removed, ResolveError, StoreError, Use, check_name,
+    Damaged, IMAGES_MAX, Image, ImageStore, Listing, NAME_BYTES_MAX, PREFIX_MIN, Removed, Use, check_name,
 };
 pub use tree::{ENTRIES_MAX, EntryFault, PATH_BYTES_MAX, ROOT_BYTES_MAX, TreeError};

@@ -295,4 +295,32 @@ mod tests {
         assert_eq!(built_in.orders["virtio_mmio"], Vec::<String>::new());
         assert!(built_in.files.is_empty());
     }
+
+    #[test]
+    fn compressed_modules_are_unpacked() {
+        // `printf 'a module' | xz --check=crc32`, as kernels are built with.
+        const XZ: [u8; 60] = [
+            0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01,
+            0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x07, 0x61, 0x20, 0x6d, 0x6f, 0x64,
+            0x75, 0x6c, 0x65, 0x00, 0x5b, 0xc1, 0x38, 0x0b, 0x00, 0x01, 0x1c, 0x08, 0x44, 0x60, 0x2a, 0xc8,
+            0x90, 0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        let unpacked = |name: &str, content: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, content).unwrap();
+            read_module(&path, Path::new("/bin/busybox"))
+        };
+        assert_eq!(unpacked("a.ko", b"a module").unwrap(), b"a module");
+        assert_eq!(unpacked("a.ko.xz", &XZ).unwrap(), b"a module");
+        assert_eq!(
+            unpacked("a.ko.zst", &zstd::encode_all(b"a module".as_slice(), 1).unwrap()).unwrap(),
+            b"a module"
+        );
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gz, b"a module").unwrap();
+        assert_eq!(unpacked("a.ko.gz", &gz.finish().unwrap()).unwrap(), b"a module");
+        let damaged = unpacked("b.ko.xz", &XZ[..40]).unwrap_err().to_string();
+        assert!(damaged.ends_with("b.ko.xz` cannot be read: xz cannot unpack it"), "{damaged}");
+    }
 }

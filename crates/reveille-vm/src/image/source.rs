@@ -273,8 +273,10 @@ fn plain_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<PathBu
     }
 }
 
-/// Refuses headers of absurd length before anything reads them into memory, and files that are no archive at all.
+/// Refuses headers of absurd length before anything reads them into memory, archives that end too early, and files
+/// that are no archive at all.
 fn check_headers(file: File) -> io::Result<()> {
+    let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file);
     for entry in archive.entries_with_seek()?.raw(true) {
         let entry = entry?;
@@ -285,6 +287,9 @@ fn check_headers(file: File) -> io::Result<()> {
             || kind.is_pax_global_extensions();
         if describes && entry.size() > TAR_HEADER_BYTES_MAX {
             return Err(io::Error::other(format!("a header has {} bytes", entry.size())));
+        }
+        if entry.raw_file_position().saturating_add(entry.size()) > length {
+            return Err(io::Error::other("it ends too early"));
         }
     }
     Ok(())

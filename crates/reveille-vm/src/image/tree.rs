@@ -154,6 +154,14 @@ impl Entry {
     pub(super) fn owned_by_root(permissions: u32, node: Node) -> Self {
         Self { permissions, uid: 0, gid: 0, node }
     }
+
+    /// Without what means nothing: the permissions of a symbolic link, which sources report differently.
+    fn normalised(mut self) -> Self {
+        if matches!(self.node, Node::Symlink(_)) {
+            self.permissions = 0o777;
+        }
+        self
+    }
 }
 
 /// A root.
@@ -205,7 +213,7 @@ impl Tree {
         if replaces_directory && !matches!(entry.node, Node::Directory) {
             return Err(fault(path, EntryFault::ReplacesDirectory));
         }
-        self.entries.insert(path.to_vec(), entry);
+        self.entries.insert(path.to_vec(), entry.normalised());
         if self.entries.len() > ENTRIES_MAX {
             return Err(TreeError::TooManyEntries);
         }

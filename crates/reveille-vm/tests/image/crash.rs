@@ -45,9 +45,9 @@ const MOMENTS: [fn(&Path) -> bool; 7] = [
 
 fn has(images: &Path, beginning: &str, inside: &str) -> bool {
     let Ok(listing) = fs::read_dir(images) else { return false };
-    listing
-        .flatten()
-        .any(|item| item.file_name().to_string_lossy().starts_with(beginning) && item.path().join(inside).exists())
+    listing.flatten().any(|item| {
+        item.file_name().to_string_lossy().starts_with(beginning) && item.path().join(inside).exists()
+    })
 }
 
 #[test]

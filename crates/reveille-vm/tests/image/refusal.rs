@@ -20,6 +20,8 @@ fn archive(path: &str, kind: EntryType, target: &str) -> Vec<u8> {
     header.set_size(0);
     header.set_uid(0);
     header.set_gid(0);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
     header.set_cksum();
     let mut bytes = header.as_bytes().to_vec();
     bytes.resize(bytes.len() + 1024, 0);
@@ -38,7 +40,12 @@ fn an_archive_cannot_reach_out_of_the_root() {
         ("/etc/passwd", EntryType::Regular, "", "`/etc/passwd` in the root: it begins with `/`"),
         ("../../escape", EntryType::Regular, "", "`../../escape` in the root: it has `..` in it"),
         ("a/../../b", EntryType::Directory, "", "it has `..` in it"),
-        ("link", EntryType::Link, "/etc/shadow", "it is a hard link to `/etc/shadow`, which is not an earlier"),
+        (
+            "link",
+            EntryType::Link,
+            "/etc/shadow",
+            "it is a hard link to `/etc/shadow`, which is not an earlier",
+        ),
         ("link", EntryType::Link, "later", "it is a hard link to `later`, which is not an earlier"),
         ("link", EntryType::Symlink, "", "it is a symbolic link to nothing"),
         ("sparse", EntryType::GNUSparse, "", "sparse"),
@@ -54,7 +61,10 @@ fn an_archive_cannot_reach_out_of_the_root() {
     both.truncate(512);
     both.extend(archive("etc/passwd", EntryType::Regular, ""));
     let refused = refused_archive(&bench, &both);
-    assert!(refused.contains("`etc/passwd` in the root: it lies below `etc`, which is not a directory"), "{refused}");
+    assert!(
+        refused.contains("`etc/passwd` in the root: it lies below `etc`, which is not a directory"),
+        "{refused}"
+    );
     // Devices are entries like others; they are only written down.
     let mut device = archive("dev/null", EntryType::Char, "");
     device.truncate(512);
@@ -82,7 +92,7 @@ fn what_is_no_archive_is_told() {
     let mut truncated = truncated.into_inner().unwrap();
     truncated.truncate(truncated.len() - 1536);
     let refused = refused_archive(&bench, &truncated);
-    assert!(refused.contains("became shorter") || refused.contains("damaged"), "{refused}");
+    assert!(refused.ends_with("a damaged one: it ends too early"), "{refused}");
     // A header that claims a name of a gigabyte is not read.
     let mut long = tar::Header::new_gnu();
     long.set_entry_type(EntryType::GNULongName);
@@ -107,7 +117,10 @@ fn a_root_must_be_there_and_have_something_to_run() {
     let refused = bench.refusal(&init("/srv/tool"));
     assert_eq!(refused, "init `/srv/tool` is not executable (mode 0644); chmod +x it");
     bench.write("srv/tool", 0o755, b"#!/bin/sh\n");
-    assert_eq!(bench.refusal(&init("/srv/tool")), "init `/srv/tool` needs `/bin/sh`, which is not in the root");
+    assert_eq!(
+        bench.refusal(&init("/srv/tool")),
+        "init `/srv/tool` needs `/bin/sh`, which is not in the root"
+    );
     // A link out of the root is looked up in the root, as the guest will.
     symlink("/etc/passwd", bench.root().join("srv/link")).unwrap();
     assert_eq!(bench.refusal(&init("/srv/link")), "no init: `/srv/link` is not in the root");
@@ -135,7 +148,8 @@ fn a_kernel_must_be_one() {
     fs::File::create(&huge).unwrap().set_len((256 << 20) + 1).unwrap();
     assert!(bench.refusal(&file(&huge)).contains("a kernel has at most 268435456"));
 
-    let package = |path: &Path| BuildRequest { kernel: KernelSource::Package(path.to_owned()), ..bench.request() };
+    let package =
+        |path: &Path| BuildRequest { kernel: KernelSource::Package(path.to_owned()), ..bench.request() };
     let refused = bench.refusal(&package(&bench.kernel()));
     assert!(refused.contains("is no Debian package, or a damaged one"), "{refused}");
     let tree = bench.path("package");
@@ -145,7 +159,10 @@ fn a_kernel_must_be_one() {
     let made = Command::new("dpkg-deb").arg("-b").arg(&tree).arg(bench.path("empty.deb")).output().unwrap();
     assert!(made.status.success());
     let refused = bench.refusal(&package(&bench.path("empty.deb")));
-    assert!(refused.starts_with("no kernel: the package `") && refused.ends_with("has no boot/vmlinuz-*"), "{refused}");
+    assert!(
+        refused.starts_with("no kernel: the package `") && refused.ends_with("has no boot/vmlinuz-*"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -213,9 +230,8 @@ fn too_large_for_the_memory_is_told_with_both_sizes() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn a_file_that_changes_meanwhile_is_named() {
     let bench = Bench::new();
-    // Root may read everything, so the entry's owner cannot be what stops it: a path that ends in a loop does.
     bench.write("srv/changing", 0o644, &vec![1; 1 << 20]);
     let path = bench.root().join("srv/changing");
     let mut shortened = false;

@@ -29,7 +29,10 @@ fn an_image_is_found_by_name_digest_and_the_beginning_of_one() {
     let twin = format!("{}{}", &other.digest[..10], "0".repeat(54));
     fs::create_dir(bench.images().join(&twin)).unwrap();
     let ambiguous = bench.store.resolve(&other.digest[..10]).unwrap_err();
-    assert!(matches!(&ambiguous, ResolveError::Ambiguous { digests, .. } if digests.len() == 2), "{ambiguous}");
+    assert!(
+        matches!(&ambiguous, ResolveError::Ambiguous { digests, .. } if digests.len() == 2),
+        "{ambiguous}"
+    );
 }
 
 #[test]
@@ -71,7 +74,10 @@ fn an_image_goes_with_its_last_name_and_not_while_it_is_used() {
     assert!(bench.store.list().unwrap().images.is_empty());
     assert!(!bench.images().join(&image.digest).exists());
     assert_eq!(left_overs(&bench.images()), Vec::<String>::new());
-    assert!(matches!(bench.store.remove("shop", &[]), Err(RemoveError::Resolve(ResolveError::Unknown { .. }))));
+    assert!(matches!(
+        bench.store.remove("shop", &[]),
+        Err(RemoveError::Resolve(ResolveError::Unknown { .. }))
+    ));
 }
 
 #[test]

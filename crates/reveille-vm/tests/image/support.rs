@@ -100,10 +100,8 @@ pub fn left_overs(images: &Path) -> Vec<String> {
 
 /// Where packages are kept between runs.
 pub fn package_cache() -> PathBuf {
-    let cache = std::env::var_os("REVEILLE_TEST_CACHE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-cache"),
-        PathBuf::from,
-    );
+    let cache = std::env::var_os("REVEILLE_TEST_CACHE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-cache"), PathBuf::from);
     fs::create_dir_all(&cache).unwrap();
     fs::canonicalize(cache).unwrap()
 }
