@@ -1,22 +1,20 @@
 //! What the relay is told about a service, its limits, and why it may not be able to listen.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use reveille_core::model::{DomainName, Policy, PortSpec};
 
 /// Idle time after which the session of a UDP client ends; the least that RFC 4787 §4.3 (REQ-5) allows a NAT.
 pub const UDP_IDLE_MS: u64 = 120_000;
 
-/// Where a service is reached and what stands behind it.
+/// Where a service is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The service.
     pub service: DomainName,
     /// The addresses that clients know.
     pub stable: Vec<IpAddr>,
-    /// The private loopback address behind which the instance answers, on the same ports.
-    pub backend: Ipv4Addr,
     /// The ports.
     pub ports: Vec<PortSpec>,
     /// Most TCP clients that are held at a time; those above it are reset.
@@ -30,24 +28,11 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// A binding with the limits of `policy`.
-    pub fn new(
-        service: DomainName,
-        stable: Vec<IpAddr>,
-        backend: Ipv4Addr,
-        ports: Vec<PortSpec>,
-        policy: &Policy,
-    ) -> Self {
-        Self {
-            service,
-            stable,
-            backend,
-            ports,
-            held_clients_max: policy.held_clients_max,
-            held_ms_max: policy.held_ms_max,
-            udp_idle_ms: UDP_IDLE_MS,
-            freebind: false,
-        }
+    /// A binding with the limits of the default policy.
+    pub fn new(service: DomainName, stable: Vec<IpAddr>, ports: Vec<PortSpec>) -> Self {
+        let Policy { held_clients_max, held_ms_max, .. } = Policy::default();
+        let udp_idle_ms = UDP_IDLE_MS;
+        Self { service, stable, ports, held_clients_max, held_ms_max, udp_idle_ms, freebind: false }
     }
 }
 
@@ -97,9 +82,6 @@ pub enum BindError {
     /// An address that no single host can be reached at.
     #[error("{0} is no address of one host; give the service an address such as 127.64.0.1")]
     BadAddress(IpAddr),
-    /// The relay would connect to itself.
-    #[error("{0} is both the stable address and the backend's; they must differ")]
-    Loop(IpAddr),
     /// Somebody else listens there.
     #[error(
         "{port} of {at} is taken by another process (`ss -lnp 'sport = :{}'` shows which); end that process or \

@@ -19,15 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reveille_core::model::{Gate, PortSpec, Timestamp};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::counters::{Counters, Traffic};
 use crate::events::ServiceEvents;
 use crate::held::{HeldBudget, HeldLimits};
-use crate::listen;
 use crate::relay::{Busy, Now};
+use crate::upstream::{Backend, Upstream, UpstreamDatagrams};
 
 /// Set in the word while datagrams may pass.
 const OPEN: u64 = 1 << 63;
@@ -84,6 +83,7 @@ pub(crate) struct ServiceGate {
 }
 
 struct State {
+    backend: Backend,
     opened_at: Option<Instant>,
     ended: bool,
     next_link: u64,
@@ -93,7 +93,7 @@ struct State {
 }
 
 struct OpenEntry {
-    backend: Option<Arc<TcpStream>>,
+    backend: Option<Arc<Upstream>>,
     cut: Arc<CutFlag>,
 }
 
@@ -133,6 +133,7 @@ impl ServiceGate {
             first_byte_due: AtomicBool::new(false),
             signal: watch::Sender::new(shown),
             state: Mutex::new(State {
+                backend: Backend::None,
                 opened_at: None,
                 ended: false,
                 next_link: 0,
@@ -163,6 +164,24 @@ impl ServiceGate {
             }
         }
         self.show(&state);
+    }
+
+    /// Where those who are let in from now on are led.
+    pub(crate) fn set_backend(&self, backend: Backend) {
+        // What was there before may end with this, and that takes a moment: not under the lock.
+        let before = std::mem::replace(&mut self.lock().backend, backend);
+        drop(before);
+    }
+
+    /// Whether the backend is a guest itself, whose handshakes and resets are what they seem.
+    pub(crate) fn leads_to_guest(&self) -> bool {
+        matches!(self.lock().backend, Backend::Guest(_))
+    }
+
+    /// A flow of datagrams to a port of the backend.
+    pub(crate) fn datagrams(&self, port: u16) -> io::Result<UpstreamDatagrams> {
+        let backend = self.lock().backend.clone();
+        backend.datagrams(port)
     }
 
     /// See [`crate::Relay::close_if_idle`].
@@ -247,7 +266,7 @@ impl ServiceGate {
             // The flag first: a task that finds its socket broken asks the flag why.
             entry.cut.why.store(why as u8 + 1, Ordering::SeqCst);
             if let Some(backend) = &entry.backend {
-                listen::reset(backend);
+                backend.reset();
             }
             entry.cut.raised.notify_one();
         }
@@ -390,15 +409,16 @@ pub(crate) enum NotBegun {
 }
 
 impl Link {
-    /// Begins to connect to the backend. The stream is connected once it is writable without an error.
-    pub(crate) fn connect(&self, backend: SocketAddr) -> Result<Arc<TcpStream>, NotBegun> {
+    /// Begins to connect to a port of the backend; [`Upstream::connected`] tells the outcome.
+    pub(crate) fn connect(&self, port: u16) -> Result<Arc<Upstream>, NotBegun> {
         let mut state = self.gate.lock();
+        let backend = state.backend.clone();
         let open = state.shown.gate == Gate::Open;
         let entry = state.open.get_mut(&self.id).ok_or(NotBegun::Cut)?;
         if !open {
             return Err(NotBegun::Closed);
         }
-        let stream = Arc::new(listen::begin_connect(backend).map_err(NotBegun::Io)?);
+        let stream = Arc::new(backend.begin_connect(port).map_err(NotBegun::Io)?);
         entry.backend = Some(Arc::clone(&stream));
         Ok(stream)
     }

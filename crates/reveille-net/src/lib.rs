@@ -1,9 +1,8 @@
 //! The activator in relay mode: holds the first packets of clients while an instance wakes, then relays.
 //!
-//! A service has stable addresses, on which [`Relay`] listens for each declared port, and a backend: a private
-//! loopback address where the instance's user-mode network forwards the same ports into the guest. What clients
-//! send is passed to the backend while the service's [gate](reveille_core::model::Gate) is open, and waits while
-//! it is held.
+//! A service has stable addresses, on which [`Relay`] listens for each declared port, and while an instance runs a
+//! [`Backend`]: the same ports of the guest, reached through its [link](guest). What clients send is passed to the
+//! backend while the service's [gate](reveille_core::model::Gate) is open, and waits while it is held.
 //!
 //! ```text
 //! client ──► stable address ──► gate ── Open ───► backend ──► guest
@@ -28,8 +27,10 @@ mod relay;
 mod splice;
 mod tcp;
 mod udp;
+mod upstream;
 
 pub use binding::{BindError, Binding, RelayLimits};
 pub use counters::Traffic;
 pub use events::{RelayEvent, RelayEvents};
 pub use relay::{Busy, Now, Relay};
+pub use upstream::Backend;

@@ -1,7 +1,7 @@
 //! Sockets with the options that the relay needs.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reveille_core::model::{PortSpec, Protocol};
@@ -38,9 +38,6 @@ impl Listeners {
             if address.is_unspecified() || address.is_multicast() || address == std::net::Ipv4Addr::BROADCAST
             {
                 return Err(BindError::BadAddress(address));
-            }
-            if address.to_canonical() == IpAddr::V4(binding.backend) {
-                return Err(BindError::Loop(address));
             }
             for &port in &binding.ports {
                 let at = SocketAddr::new(address, port.number);
@@ -113,7 +110,6 @@ pub(crate) fn begin_connect(to: SocketAddr) -> io::Result<TcpStream> {
 
 /// A UDP socket for the session of one client, connected to the backend.
 pub(crate) fn session_socket(backend: SocketAddr) -> io::Result<UdpSocket> {
-    // User-mode networking answers to the loopback address itself, whatever the datagram's source was.
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(backend)?;
     socket.set_nonblocking(true)?;

@@ -1,7 +1,6 @@
 //! The relay as the control loop sees it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +11,12 @@ use crate::binding::{BindError, Binding, RelayLimits};
 use crate::counters::Traffic;
 use crate::events::{EventSender, RelayEvents, ServiceEvents, channel};
 use crate::gate::{ServiceGate, ServiceLimits};
+use crate::guest::Link;
 use crate::held::HeldLimits;
 use crate::listen::Listeners;
 use crate::tcp::TcpPort;
 use crate::udp::UdpPort;
+use crate::upstream::Backend;
 
 /// The daemon's clock.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -106,6 +107,20 @@ impl Relay {
         }
     }
 
+    /// Sets where the service's clients are led: to be done before the gate opens, and again when the service was
+    /// bound anew, since it is then led nowhere. Connections and flows that exist
+    /// stay with what they lead to, until that is closed or [`Relay::cut`].
+    pub fn set_backend(&self, service: &DomainName, backend: Backend) {
+        if let Some(gate) = self.inner.gate(service) {
+            gate.set_backend(backend);
+        }
+    }
+
+    /// Leads the service's clients into the guest behind `link`; nowhere with `None`.
+    pub fn set_link(&self, service: &DomainName, link: Option<Arc<Link>>) {
+        self.set_backend(service, link.map_or(Backend::None, Backend::Guest));
+    }
+
     /// Closes the gate (from [`Gate::Open`] to [`Gate::Hold`]) if no connection is open and no byte or datagram
     /// passed for `idle_ms`; with `force` in any case, and open connections are reset.
     ///
@@ -153,14 +168,12 @@ impl Inner {
         let events = ServiceEvents::new(binding.service.clone(), self.events.clone());
         let gate = Arc::new(ServiceGate::new(limits, events, Arc::clone(&self.now)));
         let (alive, ended) = mpsc::channel(1);
-        let backend = |number| SocketAddr::new(IpAddr::V4(binding.backend), number);
         let mut turns = BTreeMap::new();
         for (listener, port) in listeners.tcp {
             let turn = turns.entry(port).or_insert_with(|| Arc::new(Semaphore::new(1)));
             let port = TcpPort {
                 gate: Arc::clone(&gate),
                 port,
-                backend: backend(port.number),
                 turn: Arc::clone(turn),
                 places: Arc::clone(&self.places),
                 alive: alive.clone(),
@@ -168,7 +181,7 @@ impl Inner {
             tokio::spawn(port.accept(listener));
         }
         for (socket, port) in listeners.udp {
-            let port = UdpPort::new(Arc::clone(&gate), port, backend(port.number), socket, alive.clone());
+            let port = UdpPort::new(Arc::clone(&gate), port, socket, alive.clone());
             tokio::spawn(port.run());
         }
         Bound { gate, ended }

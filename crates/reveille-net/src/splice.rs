@@ -11,16 +11,15 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
+
+use crate::upstream::{Ends, Upstream};
 
 /// Most bytes that are read at once, and so in flight in each direction.
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
@@ -115,7 +114,7 @@ pub(crate) trait Meter: Sync {
 /// Joins the two streams until both have closed in order.
 pub(crate) async fn splice(
     client: &TcpStream,
-    backend: &TcpStream,
+    backend: &Upstream,
     trial: &Trial,
     meter: &dyn Meter,
     half_closed_max: Duration,
@@ -173,8 +172,8 @@ pub(crate) async fn splice(
             ended = &mut up, if !up_done => { ended?; up_done = true; }
             ended = &mut down, if !down_done => { ended?; down_done = true; }
             // Nobody reads from a side that has sent its FIN, so its RST must be asked for.
-            _ = client.ready(Interest::ERROR), if up_done => return Err(Broken::Client),
-            _ = backend.ready(Interest::ERROR), if down_done => return Err(Broken::Backend),
+            () = Ends::broken(client), if up_done => return Err(Broken::Client),
+            () = backend.broken(), if down_done => return Err(Broken::Backend),
             () = &mut silence, if down_done => return Err(Broken::HalfClosed),
         }
     }
@@ -199,8 +198,8 @@ impl Side {
 /// Passes on bytes until the end of `from`, and then the end. `seen` is told of each chunk before it is passed on,
 /// and of the end as an empty one.
 async fn pump(
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &impl Ends,
+    to: &impl Ends,
     seen: &(dyn Fn(&[u8]) -> Result<(), Broken> + Sync),
     from_broken: Broken,
     to_broken: Broken,
@@ -215,7 +214,7 @@ async fn pump(
             Passed::End => break,
         }
     }
-    SockRef::from(to).shutdown(Shutdown::Write).map_err(|_| to_broken)
+    to.finish().map_err(|_| to_broken)
 }
 
 enum Passed {
@@ -231,8 +230,8 @@ enum Passed {
 
 /// Reads one chunk and writes as much of it as `to` takes at once.
 fn pass_chunk(
-    from: &TcpStream,
-    to: &TcpStream,
+    from: &impl Ends,
+    to: &impl Ends,
     seen: &(dyn Fn(&[u8]) -> Result<(), Broken> + Sync),
 ) -> Result<Passed, Fault> {
     CHUNK.with_borrow_mut(|buffer| {
@@ -270,12 +269,12 @@ impl Fault {
 }
 
 /// Writes all of `rest` to `to`; gives up if `to` does not take it and `from` is reset meanwhile.
-async fn drain(from: &TcpStream, to: &TcpStream, mut rest: &[u8]) -> Result<(), Side> {
+async fn drain(from: &impl Ends, to: &impl Ends, mut rest: &[u8]) -> Result<(), Side> {
     while !rest.is_empty() {
         tokio::select! {
             biased;
             ready = to.writable() => ready.map_err(|_| Side::To)?,
-            _ = from.ready(Interest::ERROR) => return Err(Side::From),
+            () = from.broken() => return Err(Side::From),
         }
         match to.try_write(rest) {
             Ok(written) => rest = &rest[written..],

@@ -5,15 +5,16 @@
 //! having sent anything. A client that has sent bytes and then its FIN may well wait for the answer, or have
 //! delivered all that it wanted, so it is kept.
 //!
-//! **Connecting.** User-mode networking accepts a connection before the guest does, with a backlog of one. A SYN
-//! that finds the backlog full is dropped in silence and would be sent again after a second; so clients connect
-//! one after another per port, and a connect that is not through within [`SYN_WAIT`] is given up for a new one.
+//! **Connecting.** A guest's handshake is its own, and its link sees to lost SYNs. A loopback backend may accept
+//! connections on somebody's behalf, with a backlog of one. A SYN that finds the backlog full is dropped in silence
+//! and would be sent again after a second; so clients connect there one after another per port, and a connect that
+//! is not through within [`SYN_WAIT`] is given up for a new one.
 //!
-//! **When the guest does not listen yet**, user-mode networking closes what it had accepted. Until the first byte
-//! from the backend the relay takes that upon itself, and tries again with back-off for as long as the client may
-//! be held:
+//! **When nobody listens yet** the relay takes that upon itself, and tries again with back-off for as long as the
+//! client may be held. A refused connect, and a reset before any byte was handed over, are tried again: the guest
+//! saw nothing. All else that comes from a guest is its answer. A loopback backend that accepts on behalf of others
+//! closes what it had accepted, so that with one, until its first byte:
 //!
-//! - A refused connect, and a reset before any byte was handed over, are tried again: the guest saw nothing.
 //! - After a reset with the client's bytes handed over (they are kept, up to
 //!   [`REPLAY_BYTES_MAX`](crate::splice::REPLAY_BYTES_MAX)), the guest may have seen them. The next connections must
 //!   therefore first stay open for [`PROBATION`] without being handed anything, and the bytes are sent again at most
@@ -37,6 +38,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::gate::{Admission, Cut, HeldSlot, Link, NotBegun, ServiceGate};
 use crate::listen;
 use crate::splice::{Broken, Meter, Trial, splice};
+use crate::upstream::Upstream;
 
 /// Pause before accepting again when no file descriptor is left. The clients wait in the kernel's backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -60,7 +62,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub(crate) struct TcpPort {
     pub(crate) gate: Arc<ServiceGate>,
     pub(crate) port: PortSpec,
-    pub(crate) backend: SocketAddr,
     /// Whose turn it is to connect; shared by the listeners of the same port.
     pub(crate) turn: Arc<Semaphore>,
     /// All clients of the relay.
@@ -227,7 +228,7 @@ impl Client {
     async fn reach(&self, link: &Link, trial: &mut Trial, progress: &mut Progress) -> Attempt {
         loop {
             trial.restart();
-            trial.suspicious = self.port.gate.opened_within(SETTLE);
+            trial.suspicious = !self.port.gate.leads_to_guest() && self.port.gate.opened_within(SETTLE);
             let attempt = self.attempt(link, trial, progress).await;
             if let Attempt::Over(End::Completed) = attempt {
                 return attempt;
@@ -264,14 +265,18 @@ impl Client {
         let spliced = splice(&self.stream, &backend, trial, &*self.port.gate, half_closed_max).await;
         match spliced {
             Ok(()) => {
-                listen::close_in_order(&backend);
+                backend.close_in_order();
                 return Attempt::Over(End::Completed);
             }
             // The link's list still has the backend, so it must be reset by hand.
-            Err(_) => listen::reset(&backend),
+            Err(_) => backend.reset(),
         }
         match spliced {
             Err(Broken::EmptyClose) => Attempt::Again,
+            // A guest's own reset of what was handed over is its answer.
+            Err(Broken::Backend) if matches!(*backend, Upstream::Guest(_)) && trial.has_sent() => {
+                Attempt::Over(End::Broken(Broken::Backend))
+            }
             Err(Broken::Backend) if trial.undecided() && progress.may_retry(trial.has_sent()) => {
                 Attempt::Again
             }
@@ -280,27 +285,35 @@ impl Client {
         }
     }
 
-    /// Connects to the backend when it is this client's turn.
-    async fn connect(&self, link: &Link) -> Result<Arc<TcpStream>, Attempt> {
-        // The semaphore is never closed.
-        let _turn = self.port.turn.acquire().await.map_err(|_| Attempt::Over(End::Ended))?;
+    /// Connects to the backend: to a guest at once, to a socket when it is this client's turn.
+    async fn connect(&self, link: &Link) -> Result<Arc<Upstream>, Attempt> {
+        let _turn = match self.port.gate.leads_to_guest() {
+            true => None,
+            // The semaphore is never closed.
+            false => Some(self.port.turn.acquire().await.map_err(|_| Attempt::Over(End::Ended))?),
+        };
         let mut wait = SYN_WAIT;
         loop {
-            let stream = match link.connect(self.port.backend) {
+            let stream = match link.connect(self.port.port.number) {
                 Ok(stream) => stream,
                 Err(NotBegun::Closed | NotBegun::Cut) => return Err(Attempt::Hold),
                 Err(NotBegun::Io(error)) => {
-                    tracing::debug!(backend = %self.port.backend, %error, "cannot connect; trying again");
+                    tracing::debug!(port = %self.port.port, %error, "cannot connect; trying again");
                     return Err(Attempt::Again);
                 }
             };
-            match timeout(wait, connected(&stream)).await {
+            let limit = match *stream {
+                // A link sends its SYNs again by itself, and sooner than we could tell.
+                Upstream::Guest(_) => Duration::MAX,
+                Upstream::Socket(_) => wait,
+            };
+            match timeout(limit, stream.connected()).await {
                 Ok(Ok(())) => return Ok(stream),
                 Ok(Err(_)) => return Err(Attempt::Again),
                 // Through, but on a busy host the news takes longer than the thing.
-                Err(_) if stream.peer_addr().is_ok() => return Ok(stream),
+                Err(_) if stream.is_connected() => return Ok(stream),
                 Err(_) => {
-                    listen::reset(&stream);
+                    stream.reset();
                     wait = (wait * 2).min(SYN_WAIT_MAX);
                 }
             }
@@ -308,10 +321,10 @@ impl Client {
     }
 
     /// Sees whether the backend stays open although it is handed nothing.
-    async fn probation(&self, link: &Link, backend: &TcpStream, trial: &Trial) -> Result<(), Attempt> {
+    async fn probation(&self, link: &Link, backend: &Upstream, trial: &Trial) -> Result<(), Attempt> {
         tokio::select! {
             () = sleep(PROBATION) => Ok(()),
-            peeked = backend_speaks(backend) => match peeked {
+            peeked = backend.speaks() => match peeked {
                 Ok(1..) => Ok(()),
                 Ok(0) if !trial.suspicious => Err(Attempt::Over(End::Broken(Broken::Backend))),
                 Ok(0) | Err(_) => Err(Attempt::Again),
@@ -353,19 +366,6 @@ fn after_cut(why: Cut, trial: &Trial) -> Attempt {
         Cut::Lost | Cut::Forced => Attempt::Over(End::Cut),
         Cut::Ended => Attempt::Over(End::Ended),
     }
-}
-
-/// Waits until a connect is through.
-async fn connected(stream: &TcpStream) -> std::io::Result<()> {
-    stream.writable().await?;
-    match stream.take_error()? {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
-}
-
-async fn backend_speaks(backend: &TcpStream) -> std::io::Result<usize> {
-    backend.peek(&mut [0]).await
 }
 
 /// What a client's tries have come to.

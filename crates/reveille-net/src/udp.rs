@@ -1,8 +1,7 @@
 //! A UDP port: a session per client, and datagrams that wait while the gate is closed.
 //!
-//! One task owns a port of one stable address: its sessions and its queue. A session is a socket of its own, bound
-//! to 127.0.0.1 and connected to the backend, so that the guest can tell clients apart by their port; what comes
-//! back on it goes to the client from the stable address that the client had written to.
+//! One task owns a port of one stable address: its sessions and its queue. A session is a flow of its own to the
+//! backend, so that the guest can tell clients apart by their port; what comes back on it goes to the client from the stable address that the client had written to.
 //!
 //! While the gate is closed datagrams wait in the queue, in order. When it opens they are sent a few at a time:
 //! the backend reads them one by one, and the kernel drops in silence what does not fit into its receive buffer.
@@ -21,7 +20,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use reveille_core::model::{Gate, PortSpec};
-use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, coop};
@@ -29,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::gate::{ServiceGate, Signal};
 use crate::held::HeldDatagrams;
-use crate::listen;
+use crate::upstream::UpstreamDatagrams;
 
 /// Longest payload of a UDP datagram, and one byte more.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
@@ -52,7 +50,6 @@ thread_local! {
 pub(crate) struct UdpPort {
     gate: Arc<ServiceGate>,
     port: PortSpec,
-    backend: SocketAddr,
     socket: Arc<UdpSocket>,
     held: HeldDatagrams,
     sessions: HashMap<SocketAddr, Session>,
@@ -60,7 +57,7 @@ pub(crate) struct UdpPort {
 }
 
 struct Session {
-    upstream: Arc<UdpSocket>,
+    upstream: Arc<UpstreamDatagrams>,
     last: Arc<AtomicU64>,
     replies: AbortHandle,
     gate: Arc<ServiceGate>,
@@ -77,12 +74,11 @@ impl UdpPort {
     pub(crate) fn new(
         gate: Arc<ServiceGate>,
         port: PortSpec,
-        backend: SocketAddr,
         socket: UdpSocket,
         alive: mpsc::Sender<()>,
     ) -> Self {
         let held = HeldDatagrams::new(Arc::clone(&gate.held_datagrams));
-        Self { gate, port, backend, socket: Arc::new(socket), held, sessions: HashMap::new(), alive }
+        Self { gate, port, socket: Arc::new(socket), held, sessions: HashMap::new(), alive }
     }
 
     /// Relays until the service is unbound.
@@ -186,13 +182,13 @@ impl UdpPort {
         let Some(_pass) = self.gate.pass() else { return false };
         let counters = &self.gate.counters;
         let Some(session) =
-            session(&mut self.sessions, client, &self.gate, &self.socket, self.backend, &self.alive)
+            session(&mut self.sessions, client, &self.gate, &self.socket, self.port.number, &self.alive)
         else {
             counters.datagrams_no_session.one();
             return true;
         };
         session.last.store(self.gate.note_packet(), Ordering::Relaxed);
-        let upstream = SockRef::from(&*session.upstream);
+        let upstream = &session.upstream;
         let mut sent = upstream.send(payload);
         if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
             // This error is about an earlier datagram, and took the place of sending this one.
@@ -200,7 +196,7 @@ impl UdpPort {
             sent = upstream.send(payload);
         }
         match sent {
-            Ok(_) => counters.datagrams_in.one(),
+            Ok(()) => counters.datagrams_in.one(),
             Err(_) => counters.datagrams_failed.one(),
         }
         true
@@ -224,20 +220,23 @@ fn session<'a>(
     client: SocketAddr,
     gate: &Arc<ServiceGate>,
     socket: &Arc<UdpSocket>,
-    backend: SocketAddr,
+    port: u16,
     alive: &mpsc::Sender<()>,
 ) -> Option<&'a mut Session> {
+    if sessions.get(&client).is_some_and(|session| session.upstream.is_closed()) {
+        sessions.remove(&client);
+    }
     let vacant = match sessions.entry(client) {
         Entry::Occupied(found) => return Some(found.into_mut()),
         Entry::Vacant(vacant) => vacant,
     };
     let one_more = |open: u32| (open < gate.limits.udp_sessions_max).then_some(open + 1);
     gate.udp_sessions.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
-    let upstream = match listen::session_socket(backend) {
+    let upstream = match gate.datagrams(port) {
         Ok(upstream) => Arc::new(upstream),
         Err(error) => {
             gate.udp_sessions.fetch_sub(1, Ordering::SeqCst);
-            tracing::debug!(%backend, %error, "no socket for a UDP session");
+            tracing::debug!(port, %error, "no way to the backend for a UDP session");
             return None;
         }
     };
@@ -256,7 +255,7 @@ fn session<'a>(
 
 /// The way back of one session.
 struct Replies {
-    upstream: Arc<UdpSocket>,
+    upstream: Arc<UpstreamDatagrams>,
     socket: Arc<UdpSocket>,
     client: SocketAddr,
     last: Arc<AtomicU64>,
@@ -266,7 +265,7 @@ struct Replies {
 }
 
 impl Replies {
-    /// Relays until the task is aborted.
+    /// Relays until the task is aborted or the guest is gone.
     async fn relay(self) {
         loop {
             coop::consume_budget().await;
@@ -284,6 +283,8 @@ impl Replies {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.gate.counters.udp_unreachable.one();
                 }
+                // The guest is gone; the session ends when its client sends again, or is idle.
+                Err(_) if self.upstream.is_closed() => return,
                 Err(_) => {
                     self.gate.counters.datagrams_failed.one();
                     sleep(RECEIVE_PAUSE).await;

@@ -180,7 +180,7 @@ fn a_move() -> impl Strategy<Value = Move> {
 async fn survives(moves: Vec<Move>) {
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let link = Link::attach(ours, LinkAddresses::default());
-    let stream = link.begin_connect(80, b"first bytes").unwrap();
+    let stream = link.begin_connect(80).unwrap();
     let syn = next_frame(&mut guest).await;
     let tcp = TcpPacket::new_checked(&syn[34..]).unwrap();
     let (port, isn) = (tcp.src_port(), tcp.seq_number().0 as u32);

@@ -287,7 +287,7 @@ async fn unbinding_ends_all_and_leaves_the_addresses_free() {
         for stream in [&mut held, &mut backend, &mut waiting] {
             assert!(ends_by_reset(stream).await);
         }
-        bench.relay.bind(bench.binding.clone()).await.unwrap();
+        bench.bind().await;
     }
     within(bench.relay.unbind(&service())).await;
     within(bench.relay.unbind(&service())).await;
@@ -345,8 +345,6 @@ async fn all_ports_are_bound_or_none_and_the_fault_names_address_port_and_remedy
     relay.bind(third.clone()).await.unwrap();
     relay.unbind(&third.service).await;
 
-    third.stable = vec![IpAddr::V4(third.backend)];
-    assert!(matches!(relay.bind(third.clone()).await, Err(BindError::Loop(_))));
     third.stable = vec!["0.0.0.0".parse().unwrap()];
     assert!(matches!(relay.bind(third.clone()).await, Err(BindError::BadAddress(_))));
     third.stable = Vec::new();

@@ -207,7 +207,7 @@ impl Connection {
             } else if !matches!(state, State::Listen | State::SynSent | State::SynReceived) {
                 self.opening = None;
                 let first = mem::take(&mut self.first);
-                // An empty send buffer takes all that `Link::connect_with` allows.
+                // An empty send buffer takes all that `Link::connect_with` passes.
                 let _ = self.socket().send_slice(&first);
                 let keep_alive = self.keep_alive;
                 self.set_keep_alive(keep_alive);

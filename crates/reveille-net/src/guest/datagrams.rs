@@ -45,7 +45,23 @@ impl GuestDatagrams {
     /// Fails with `ConnectionRefused` once after the guest said that nobody listens on the port, and with
     /// `ConnectionAborted` when the link is closed and nothing is left.
     pub async fn recv(&self) -> io::Result<Vec<u8>> {
-        poll_fn(|context| self.poll_recv(context)).await
+        loop {
+            self.readable().await;
+            match self.try_recv() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Resolves when [`try_recv`](Self::try_recv) has something to tell.
+    pub async fn readable(&self) {
+        poll_fn(|context| self.poll_ready(context)).await;
+    }
+
+    /// Whether the link is closed, so that nothing can be sent any more.
+    pub fn is_closed(&self) -> bool {
+        self.shared.stack().closed
     }
 
     /// Takes a datagram if there is one; `WouldBlock` if not.
@@ -60,20 +76,16 @@ impl GuestDatagrams {
         }
     }
 
-    /// Polls for a datagram.
-    pub fn poll_recv(&self, context: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
-        {
-            let mut stack = self.shared.stack();
-            if let Some(flow) = stack.flow(self.local_port)
-                && !flow.is_ready()
-            {
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut stack = self.shared.stack();
+        let closed = stack.closed;
+        match stack.flow(self.local_port) {
+            Some(flow) if !closed && !flow.is_ready() => {
                 flow.register(context.waker());
-                if !stack.closed {
-                    return Poll::Pending;
-                }
+                Poll::Pending
             }
+            Some(_) | None => Poll::Ready(()),
         }
-        Poll::Ready(self.try_recv())
     }
 
     /// Our source port, by which the guest knows the flow.

@@ -24,9 +24,6 @@ pub enum ConnectError {
     /// The link has [`CONNECTIONS_MAX`](super::CONNECTIONS_MAX) connections already.
     #[error("too many connections to the guest")]
     TooMany,
-    /// More first bytes than [`SEND_BUFFER_BYTES`].
-    #[error("more bytes than can leave with the handshake")]
-    FirstTooLong,
 }
 
 impl From<ConnectError> for io::Error {
@@ -35,7 +32,6 @@ impl From<ConnectError> for io::Error {
             ConnectError::Refused => io::ErrorKind::ConnectionRefused,
             ConnectError::LinkClosed => io::ErrorKind::ConnectionAborted,
             ConnectError::TooMany => io::ErrorKind::QuotaExceeded,
-            ConnectError::FirstTooLong => io::ErrorKind::InvalidInput,
         };
         Self::new(kind, error)
     }
@@ -50,6 +46,16 @@ pub enum DatagramsError {
     /// The link has [`FLOWS_MAX`](super::FLOWS_MAX) flows already.
     #[error("too many UDP flows to the guest")]
     TooMany,
+}
+
+impl From<DatagramsError> for io::Error {
+    fn from(error: DatagramsError) -> Self {
+        let kind = match error {
+            DatagramsError::LinkClosed => io::ErrorKind::ConnectionAborted,
+            DatagramsError::TooMany => io::ErrorKind::QuotaExceeded,
+        };
+        Self::new(kind, error)
+    }
 }
 
 /// One guest's network cable, with us at the other end.
@@ -79,22 +85,27 @@ impl Link {
     /// answered is sent again for as long as the future lives; see the [module](super) for how often. Dropping the
     /// future gives the attempt up.
     pub async fn connect(&self, port: u16) -> Result<GuestStream, ConnectError> {
-        self.connect_with(port, &[]).await
-    }
-
-    /// As [`connect`](Self::connect); `first` leaves in the segment that completes the handshake, which saves a
-    /// slow guest one packet. Of an attempt that fails nothing was delivered.
-    pub async fn connect_with(&self, port: u16, first: &[u8]) -> Result<GuestStream, ConnectError> {
-        let stream = self.begin_connect(port, first)?;
+        let stream = self.begin_connect(port)?;
         stream.connected().await?;
         Ok(stream)
     }
 
+    /// As [`connect`](Self::connect); `first` leaves in the segment that completes the handshake, which saves a
+    /// slow guest one packet. Returns how many of its bytes were taken: all, up to [`SEND_BUFFER_BYTES`]. Of an
+    /// attempt that fails nothing was delivered.
+    pub async fn connect_with(&self, port: u16, first: &[u8]) -> Result<(GuestStream, usize), ConnectError> {
+        let first = &first[..first.len().min(SEND_BUFFER_BYTES)];
+        let stream = self.begin(port, first)?;
+        stream.connected().await?;
+        Ok((stream, first.len()))
+    }
+
     /// Begins to open a connection; [`GuestStream::connected`] tells the outcome.
-    pub fn begin_connect(&self, port: u16, first: &[u8]) -> Result<GuestStream, ConnectError> {
-        if first.len() > SEND_BUFFER_BYTES {
-            return Err(ConnectError::FirstTooLong);
-        }
+    pub fn begin_connect(&self, port: u16) -> Result<GuestStream, ConnectError> {
+        self.begin(port, &[])
+    }
+
+    fn begin(&self, port: u16, first: &[u8]) -> Result<GuestStream, ConnectError> {
         let mut stack = self.shared.stack();
         let id = stack.open(port, first.to_vec()).map_err(|error| match error {
             NotBegun::Closed => ConnectError::LinkClosed,

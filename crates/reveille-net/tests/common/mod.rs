@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{DomainName, Gate, Policy, PortSpec, Timestamp};
-use reveille_net::{Binding, Relay, RelayEvent, RelayEvents, RelayLimits, Traffic};
+use reveille_core::model::{DomainName, Gate, PortSpec, Timestamp};
+use reveille_net::{Backend, Binding, Relay, RelayEvent, RelayEvents, RelayLimits, Traffic};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Longest time that a test waits for anything.
@@ -21,6 +21,7 @@ pub struct Bench {
     pub relay: Relay,
     pub events: RelayEvents,
     pub binding: Binding,
+    backend: Ipv4Addr,
 }
 
 /// A loopback address that no other test of this or another running process uses.
@@ -40,7 +41,7 @@ pub fn clock() -> reveille_net::Now {
 
 pub fn binding(ports: &[&str]) -> Binding {
     let ports: Vec<PortSpec> = ports.iter().map(|port| port.parse().unwrap()).collect();
-    Binding::new(service(), vec![IpAddr::V4(address())], address(), ports, &Policy::default())
+    Binding::new(service(), vec![IpAddr::V4(address())], ports)
 }
 
 impl Bench {
@@ -50,8 +51,15 @@ impl Bench {
 
     pub async fn with(binding: Binding, limits: RelayLimits) -> Self {
         let (relay, events) = Relay::new(limits, clock());
-        relay.bind(binding.clone()).await.unwrap();
-        Self { relay, events, binding }
+        let bench = Self { relay, events, binding, backend: address() };
+        bench.bind().await;
+        bench
+    }
+
+    /// Binds the service, with its backend.
+    pub async fn bind(&self) {
+        self.relay.bind(self.binding.clone()).await.unwrap();
+        self.relay.set_backend(&self.binding.service, Backend::Loopback(self.backend));
     }
 
     pub fn stable(&self) -> SocketAddr {
@@ -59,7 +67,7 @@ impl Bench {
     }
 
     pub fn backend(&self) -> SocketAddr {
-        SocketAddr::new(IpAddr::V4(self.binding.backend), self.binding.ports[0].number)
+        SocketAddr::new(IpAddr::V4(self.backend), self.binding.ports[0].number)
     }
 
     pub async fn listen(&self) -> TcpListener {
