@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use reveille_net::guest::{Link, LinkAddresses};
+use reveille_net::guest::Link;
 use reveille_vm::driver::Launch;
 use reveille_vm::qemu::Qemu;
 use tokio::net::UnixStream;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::probe::get;
+use crate::control::executor::addresses;
 
 /// Time between two requests to a guest that boots.
 const PROBE_EVERY: Duration = Duration::from_millis(15);
@@ -63,7 +64,7 @@ async fn answered(socket: &Path, launch: &Launch, port: u16, path: &str) -> anyh
             Err(_) => sleep(Duration::from_millis(2)).await,
         }
     };
-    let link = Arc::new(Link::attach(stream, LinkAddresses::for_egress(launch.egress)));
+    let link = Arc::new(Link::attach(stream, addresses(launch.egress)));
     // Each request by itself, so that one whose first packet was lost to a guest without a network yet does not
     // hold the others up.
     let mut probes = JoinSet::new();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Cause, InstanceId, Report, ServiceSpec, Stage};
+use reveille_core::model::{Cause, Egress, InstanceId, Report, ServiceSpec, Stage};
 use reveille_net::Relay;
 use reveille_net::guest::{Link, LinkAddresses};
 use reveille_store::Ack;
@@ -84,7 +84,7 @@ impl Tools {
             return Ok(Arc::clone(link));
         }
         let stream = self.driver.network(order.instance).await?;
-        let link = Arc::new(Link::attach(stream, LinkAddresses::for_egress(order.spec.egress)));
+        let link = Arc::new(Link::attach(stream, addresses(order.spec.egress)));
         let link = Arc::clone(self.links().entry(order.instance).or_insert(link));
         self.relay.set_link(&order.spec.name, Some(Arc::clone(&link)));
         Ok(link)
@@ -351,6 +351,11 @@ impl Tools {
     fn watches(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, AbortHandle>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// With user-mode networking on the same wire the gateway is there already.
+pub fn addresses(egress: Egress) -> LinkAddresses {
+    LinkAddresses { gateway: egress == Egress::None }
 }
 
 fn cause_of(error: DriverError) -> Cause {

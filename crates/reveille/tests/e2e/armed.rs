@@ -1,0 +1,37 @@
+//! The rung `armed`: a process stands by, and costs nothing but itself when it dies.
+
+use rustix::process::Signal;
+
+use crate::world::{HELLO, Vm, World, say, send, until};
+
+#[test]
+fn a_service_sleeps_armed_and_the_loss_of_the_armed_process_costs_only_the_rung() {
+    let world = World::new().policy("rest", "\"armed\"").service(HELLO).start();
+    let first = world.page();
+    world.json(&["hibernate", "hello"]);
+    armed(&world);
+    let shown = world.show("hello.vm.test");
+    assert_eq!((&shown["phase"], &shown["state"]), (&"hibernated".into(), &"warming".into()), "{shown}");
+
+    assert_eq!(world.page().nonce, first.nonce);
+    let wakes = world.wakes("hello");
+    let wake = wakes.last().unwrap();
+    assert_eq!((&wake["from"], &wake["outcome"]), (&"armed".into(), &"ready".into()), "{wake}");
+    say(&format!("armed wake: {}", wake["stages_ms"]));
+
+    world.json(&["hibernate", "hello"]);
+    let process = armed(&world);
+    send(process.pid, Signal::KILL);
+    let next = until("another armed process", || world.vms().into_iter().find(|vm| *vm != process));
+    assert_eq!(armed(&world), next);
+    let shown = world.show("hello.vm.test");
+    assert_eq!((&shown["failure"], &shown["version"]["number"]), (&().into(), &2.into()), "{shown}");
+    assert_eq!(world.page().nonce, first.nonce);
+    assert_eq!(world.vm(), next, "woken from the armed process");
+}
+
+/// Waits until the service is armed; returns its process.
+fn armed(world: &World) -> Vm {
+    world.until_shown("hello.vm.test", "hello to be armed", |shown| shown["rung"] == "armed");
+    world.vm()
+}

@@ -1,0 +1,21 @@
+//! The daemon as its users have it: the real binary, real virtual machines, dig and plain sockets.
+//!
+//! `make test` prepares the image and says where it is; the short counts of `cycles`, `crash` and `boots` are
+//! raised by environment variables (`scripts/soak.sh`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod chance;
+mod place;
+mod wire;
+mod world;
+
+mod armed;
+mod boots;
+mod crash;
+mod cycles;
+mod disk;
+mod loss;
+mod refusals;
+mod services;
+mod stop;
+mod wake;
