@@ -22,7 +22,8 @@ if [ ! -e "$state/prepared" ]; then
     done <"$state/lines.$$"
     [ -n "${ready:-}" ] || exit 1
     for service in hello echo; do
-        "$reveille" wake $service && "$reveille" hibernate $service
+        "$reveille" wake $service
+        "$reveille" hibernate $service
     done
     kill $daemon
     wait $daemon

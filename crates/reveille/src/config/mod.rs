@@ -191,10 +191,12 @@ impl Config {
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let mut config = Self::parse(&text).map_err(|error| error.in_file(path))?;
-        let base = path.parent().unwrap_or(Path::new("."));
-        config.daemon.state_dir = base.join(&config.daemon.state_dir);
+        // Absolute: QEMU runs in a directory of its own.
+        let file = path.canonicalize().map_err(unreadable)?;
+        let base = file.parent().unwrap_or(Path::new("/"));
+        config.daemon.state_dir = below(base, &config.daemon.state_dir);
         for zone in &mut config.zone {
-            zone.file = zone.file.take().map(|file| base.join(file));
+            zone.file = zone.file.take().map(|file| below(base, &file));
         }
         Ok(config)
     }
@@ -283,6 +285,23 @@ impl Config {
         }
         faults
     }
+}
+
+/// `path` seen from `base`, without `.` and `..`; `base` is without symbolic links.
+fn below(base: &Path, path: &Path) -> PathBuf {
+    let mut joined = PathBuf::new();
+    for component in base.join(path).components() {
+        match component {
+            std::path::Component::ParentDir => {
+                joined.pop();
+            }
+            std::path::Component::CurDir => {}
+            other @ (std::path::Component::Prefix(_)
+            | std::path::Component::RootDir
+            | std::path::Component::Normal(_)) => joined.push(other),
+        }
+    }
+    joined
 }
 
 fn prefixed(place: &str, faults: Vec<SpecFault>) -> impl Iterator<Item = SpecFault> {

@@ -118,14 +118,9 @@ impl Control {
                 }
             };
             tokio::select! {
-                ask = inputs.asks.recv() => match ask {
-                    Some(ask) => self.asked_by_query(ask),
-                    None => return,
-                },
-                event = inputs.relay.recv() => match event {
-                    Some(event) => self.relayed(event),
-                    None => return,
-                },
+                // These two end before the loop does: a stop takes its askers away first.
+                Some(ask) = inputs.asks.recv() => self.asked_by_query(ask),
+                Some(event) = inputs.relay.recv() => self.relayed(event),
                 message = inputs.inbox.recv() => match message {
                     Some(Message::Command(Command::Stop(done))) => {
                         self.begin_stop();

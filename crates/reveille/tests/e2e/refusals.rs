@@ -122,7 +122,7 @@ fn a_missing_or_broken_qemu_is_named_with_the_remedy() {
     let mut world = World::new().service(HELLO);
     let qemu = std::env::var("REVEILLE_TEST_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
     world.change("qemu", "binary", "\"qemu-system-nowhere\"");
-    refused_start(&mut world, &["qemu-system-nowhere", "apt-get install"]);
+    refused_start(&mut world, &["qemu-system-nowhere", "install the package qemu-system-x86"]);
     let broken = world.path("broken-qemu");
     write_program(&broken, "#!/bin/sh\necho 'no such thing' >&2\nexit 3\n");
     world.change("qemu", "binary", format!("{broken:?}"));
@@ -206,6 +206,9 @@ fn what_is_no_image_is_refused_with_the_reason_and_leaves_nothing() {
     let (empty, root, state) = (world.path("empty"), world.path("root"), world.path("state"));
     fs::create_dir(&empty).unwrap();
     write_program(&root.join("sbin/init"), "#!/bin/sh\n");
+    let whole = world.path("whole");
+    fs::create_dir_all(whole.join("sbin")).unwrap();
+    fs::copy("/bin/busybox", whole.join("sbin/init")).unwrap();
     let text_file = world.path("text");
     fs::write(&text_file, "no kernel at all\n".repeat(1_000)).unwrap();
     let kernel = from_environment("REVEILLE_TEST_KERNEL");
@@ -222,8 +225,8 @@ fn what_is_no_image_is_refused_with_the_reason_and_leaves_nothing() {
         (build(&empty, &kernel, &[]), "no init"),
         (build(&root, &kernel, &["--init", "/bin/nothing"]), "`/bin/nothing` is not in the root"),
         (build(&root, &kernel, &[]), "`/bin/sh`, which is not in the root"),
-        (build(&root, &text_file, &[]), "is not a kernel"),
-        (build(&root, nowhere, &[]), "`/nowhere` cannot be read"),
+        (build(&whole, &text_file, &[]), "is not a kernel"),
+        (build(&whole, nowhere, &[]), "`/nowhere` cannot be read"),
         (build(nowhere, &kernel, &[]), "the root `/nowhere` cannot be read"),
         (build(&text_file, &kernel, &[]), "is not a directory"),
     ] {

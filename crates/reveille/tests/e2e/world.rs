@@ -254,7 +254,7 @@ impl World {
             .env("REVEILLE_API", format!("http://{}", self.api()))
             .env_remove("REVEILLE_TOKEN")
             .env_remove("REVEILLE_TOKEN_FILE")
-            .env_remove("RUST_LOG")
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null());
         command
     }
@@ -432,6 +432,10 @@ impl Drop for World {
         }
         for path in self.token_files() {
             let _ = fs::remove_file(path);
+        }
+        if !std::thread::panicking() {
+            let log = self.log();
+            assert!(!log.contains("panicked at"), "the daemon panicked: {log}");
         }
     }
 }
