@@ -206,11 +206,16 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
         instance.last_activity.plus_ms(policy.idle_ms),
         awake_since.plus_ms(policy.min_on_ms),
         service.created_at.plus_ms(policy.grace_ms),
-        instance.sleep_retry.as_ref().map_or(Timestamp::default(), |(retry_at, _)| *retry_at),
     ];
     let due = due.into_iter().max().unwrap_or_default();
     if now < due {
         return Choice::LookAt(due);
+    }
+    if let Some((retry_at, cause)) = &instance.sleep_retry
+        && now < *retry_at
+    {
+        let reason = Reason::CannotSleep { cause: cause.clone() };
+        return Choice::Do(Action::Wait { until: Some(*retry_at) }, reason);
     }
     let reason = Reason::Idle {
         idle_ms: now.ms_since(instance.last_activity),

@@ -56,6 +56,11 @@ pub enum Reason {
         /// Time since the vCPUs began to run.
         awake_ms: u64,
     },
+    /// The last hibernation failed, and the pause after it is not over.
+    CannotSleep {
+        /// Why it failed.
+        cause: Cause,
+    },
     /// The last look found no traffic.
     Drained,
     /// An operator asked for sleep.
@@ -103,6 +108,7 @@ impl fmt::Display for Reason {
                 seconds(*limit_ms),
                 seconds(*awake_ms)
             ),
+            Self::CannotSleep { cause } => write!(f, "it runs on: {cause}"),
             Self::Drained => f.write_str("the last look found no traffic"),
             Self::SleepAsked => f.write_str("an operator asked for it"),
             Self::Terminated => f.write_str("an operator ended it"),

@@ -443,7 +443,17 @@ fn a_failed_capture_leaves_it_running_and_is_tried_again_later() {
     world.report(1, Report::CaptureFailed { cause: cause.clone() }, 13_010);
     assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
     assert_eq!(world.fleet.instance(InstanceId(1)).unwrap().sleep_retry, Some((at(43_010), cause)));
-    assert_eq!(world.plan(13_010), ["look at 43010"]);
+    let waits = "i1 wait until Some(43010): it runs on: the hibernation failed: disk full";
+    assert_eq!(world.plan(13_010), [waits, "look at 43010"]);
+    // An operator's order is tried at once, and once: after it failed too, the pause counts again.
+    let asked = Event::SleepAsked { service: hello, how: SleepAsked::WhenIdle };
+    world.fleet.apply(asked, at(14_000)).unwrap();
+    world.plan(14_000);
+    world.report(1, Report::GateClosed, 14_000);
+    world.plan(14_000);
+    let cause = Cause::CaptureFailed { detail: "disk full".into() };
+    world.report(1, Report::CaptureFailed { cause }, 14_010);
+    assert_eq!(world.plan(14_010), [&waits.replace("43010", "44010"), "look at 44010"]);
 }
 
 #[test]

@@ -333,6 +333,11 @@ impl Fleet {
         std::mem::take(&mut self.changed)
     }
 
+    /// Has these instances written once more: the last write of their rows failed.
+    pub fn mark_changed(&mut self, instances: impl IntoIterator<Item = InstanceId>) {
+        self.changed.extend(instances);
+    }
+
     fn known(&self, name: &DomainName) -> Result<&Service, RequestError> {
         self.services.get(name).ok_or_else(|| RequestError::UnknownService(name.clone()))
     }
@@ -532,6 +537,7 @@ impl Instance {
                 self.step(Move::Resumed, now)?;
                 self.in_flight = false;
                 self.rung = Rung::Active;
+                self.sleep_asked = None;
                 self.sleep_retry = Some((now.plus_ms(service.spec.policy.backoff_ms_max), cause));
                 service.demand = None;
             }
