@@ -118,61 +118,62 @@ impl Daemon {
     }
 }
 
-async fn start(config: &Config) -> anyhow::Result<Daemon> {
-    let clock = Clock::start();
+/// What is there before anybody is answered: rows, images, and what the driver found.
+struct Host {
+    store: Arc<Store>,
+    images: Arc<ImageStore>,
+    driver: Arc<dyn Driver>,
+    found: startup::Found,
+    book: startup::Services,
+    services: Vec<(ServiceSpec, Ipv4Addr)>,
+}
+
+async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
     let state_dir = &config.daemon.state_dir;
     make_private(state_dir)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
     let (store, loaded) = Store::open(&state_dir.join("state"))?;
     let store = Arc::new(store);
-    let images = Arc::new(ImageStore::open(&state_dir.join("images"))?);
-    let driver = open_driver(config, &images).await?;
-    tracing::info!(
-        qemu = driver.capabilities().version,
-        accelerator = driver.capabilities().accelerator,
-        "driver"
-    );
-
+    let images = Arc::new(ImageStore::open(state_dir.join("images"))?);
+    let driver: Arc<dyn Driver> = Arc::new(Qemu::open(qemu_config(config, &images)).await?);
+    let capabilities = driver.capabilities();
+    tracing::info!(qemu = capabilities.version, accelerator = capabilities.accelerator, "driver");
     let pool = Network::parse_v4(&config.relay.pool).context("relay.pool is no network")?;
     let rows = startup::merge(&config.service, loaded, &store, pool, clock.now()).await?;
-    let services: Vec<(ServiceSpec, Ipv4Addr)> = rows
-        .entries
-        .iter()
-        .map(|(service, _): &(Service, _)| (service.spec.clone(), service.address))
-        .collect();
+    let named = |(service, _): &(Service, _)| (service.spec.clone(), service.address);
+    let services: Vec<(ServiceSpec, Ipv4Addr)> = rows.entries.iter().map(named).collect();
     for (service, _) in &services {
         if let Err(error) = images.resolve(&service.image) {
             tracing::warn!(service = %service.name, %error, "cannot be woken");
         }
     }
     let found = startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, clock.now()).await;
+    Ok(Host { store, images, driver, found, book: rows.services, services })
+}
+
+async fn start(config: &Config) -> anyhow::Result<Daemon> {
+    let clock = Clock::start();
+    let Host { store, images, driver, found, book, services } = take_stock(config, clock).await?;
 
     let (relay, relay_events) = Relay::new(RelayLimits::default(), Arc::new(move || clock.now()));
     for (spec, address) in &services {
         relay.bind(binding(spec, *address)).await?;
     }
-    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
-    let monitors: Vec<AclNetwork> =
-        config.dns.status_allow.iter().filter_map(|network| network.parse().ok()).collect();
-    let view = Arc::new(ArcSwap::from_pointee(View::new(0, zones, [], monitors)));
-    let (generation, generations) = watch::channel(0);
+    let (view, generation) = first_view(config)?;
+    let generations = generation.subscribe();
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone());
     let everything: BTreeSet<InstanceId> = found.fleet.instances().map(|instance| instance.id).collect();
     publisher.publish(&found.fleet, everything, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let dns_config = DnsConfig { listen: config.dns.listen.clone(), ..dns_threads(config.dns.udp_threads) };
-    let dns =
-        DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, Arc::new(move || clock.now()))?;
+    let now = Arc::new(move || clock.now());
+    let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let executor = Executor::new(Arc::clone(&driver), images, relay.clone(), inbox.clone(), clock);
-    for (id, step) in found.steps {
-        take_up(&executor, &found.fleet, id, step);
-    }
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
@@ -180,8 +181,11 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         news: news.clone(),
         about: about(config, &*driver, clock),
         policy: config.policy,
-        ready: watch::channel(true).1,
     };
+    let executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
+    for (id, step) in found.steps {
+        take_up(&executor, &found.fleet, id, step);
+    }
     let control = Control::new(Parts {
         fleet: found.fleet,
         clock,
@@ -190,7 +194,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         executor,
         publisher,
         news,
-        services: rows.services,
+        services: book,
         zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
         on_stop: (config.daemon.on_stop, Duration::from_millis(config.daemon.stop_ms_max)),
     });
@@ -203,6 +207,14 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         reveille_api::serve(listener, Arc::new(remote), access, stop).await;
     });
     Ok(Daemon { services, dns, inbox, control, stop_api, api, _token: token })
+}
+
+/// The zones without a service yet, and the way to announce each later view.
+fn first_view(config: &Config) -> anyhow::Result<(Arc<ArcSwap<View>>, watch::Sender<u64>)> {
+    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let monitors: Vec<AclNetwork> =
+        config.dns.status_allow.iter().filter_map(|network| network.parse().ok()).collect();
+    Ok((Arc::new(ArcSwap::from_pointee(View::new(0, zones, [], monitors))), watch::channel(0).0))
 }
 
 /// Begins what reconciling left to do with an instance.
@@ -219,10 +231,6 @@ fn take_up(executor: &Executor, fleet: &reveille_core::model::Fleet, id: Instanc
         Reconciled::Adopt => executor.adopt(order, false),
         Reconciled::Resume => executor.adopt(order, true),
     }
-}
-
-async fn open_driver(config: &Config, images: &Arc<ImageStore>) -> anyhow::Result<Arc<dyn Driver>> {
-    Ok(Arc::new(Qemu::open(qemu_config(config, images)).await?))
 }
 
 /// How the QEMU driver is opened by this config.
@@ -356,6 +364,12 @@ fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String 
     if let Some(port) = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp) {
         text += &format!("    curl http://{address}:{}/\n", port.number);
     }
-    text += &format!("    reveille why {}\n\n", spec.name.first_label().unwrap_or_default());
+    let program = std::env::args().next().unwrap_or_else(|| "reveille".to_owned());
+    let api = if config.api == crate::config::Api::default() {
+        String::new()
+    } else {
+        format!(" --api http://{}", config.api.listen)
+    };
+    text += &format!("    {program} why {}{api}\n\n", spec.name.first_label().unwrap_or_default());
     text
 }

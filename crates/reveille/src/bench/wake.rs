@@ -404,7 +404,8 @@ fn free_port() -> std::io::Result<SocketAddr> {
 fn percentile(values_ms: &[f64], percent: f64) -> anyhow::Result<f64> {
     let mut histogram: Histogram<u64> = Histogram::new(3)?;
     for ms in values_ms {
-        histogram.record((ms * 1e3).round().max(0.0) as u64)?;
+        let us = Duration::try_from_secs_f64(ms / 1e3)?.as_micros();
+        histogram.record(u64::try_from(us)?)?;
     }
     anyhow::ensure!(!histogram.is_empty(), "nothing was measured");
     Ok(histogram.value_at_percentile(percent) as f64 / 1e3)
@@ -416,7 +417,8 @@ fn spread(values_ms: &[f64], cold_ms: f64) -> anyhow::Result<Spread> {
 }
 
 fn stages(wakes: &[WakeReport], cold_ms: f64) -> anyhow::Result<Vec<(&'static str, Spread)>> {
-    let stages: [(&str, fn(&StagesMs) -> Option<f64>); 6] = [
+    type Pick = fn(&StagesMs) -> Option<f64>;
+    let stages: [(&str, Pick); 6] = [
         ("decided", |stages| stages.decided),
         ("spawned", |stages| stages.spawned),
         ("restored", |stages| stages.restored),

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use reveille_core::model::DomainName;
 use reveille_vm::image::{
     BuildRequest, BuildStep, Image, ImageStore, KernelSource, Progress, RootSource, Use,
 };
 
 use super::output::{bytes, table};
-use super::{CONFIG_DEFAULT, Output};
+use super::remote::runtime;
+use super::{CONFIG_DEFAULT, Daemon, Output};
 use crate::config::Config;
 
 /// Verbs of `reveille image`.
@@ -121,14 +123,7 @@ impl Verb {
             }
             Self::Remove(named) => {
                 let (store, config) = named.place.open()?;
-                let uses: Vec<Use> = config
-                    .service
-                    .iter()
-                    .map(|service| Use {
-                        image: service.image.clone(),
-                        user: format!("service {}", service.name),
-                    })
-                    .collect();
+                let uses = uses(&config);
                 let removed = store.remove(&named.image, &uses)?;
                 output.print(&removed, |removed| {
                     let what = if removed.image { "the image is gone" } else { "the image has other names" };
@@ -137,6 +132,20 @@ impl Verb {
             }
         }
     }
+}
+
+/// Who needs which image: the services of the config file, and those of its daemon if it runs.
+fn uses(config: &Config) -> Vec<Use> {
+    let of =
+        |name: &DomainName, image: &str| Use { image: image.to_owned(), user: format!("service {name}") };
+    let mut uses: Vec<Use> = config.service.iter().map(|service| of(&service.name, &service.image)).collect();
+    let daemon = Daemon { api: format!("http://{}", config.api.listen), token_file: None };
+    let running = runtime()
+        .map(|runtime| runtime.block_on(async { anyhow::Ok(daemon.client().await?.services().await?) }));
+    if let Ok(Ok(services)) = running {
+        uses.extend(services.iter().map(|service| of(&service.name, &service.image)));
+    }
+    uses
 }
 
 impl Build {

@@ -94,5 +94,8 @@ fn stages(stages: &StagesMs) -> String {
 }
 
 fn fine(ms: f64) -> String {
-    if ms < 10.0 { format!("{ms:.1} ms") } else { duration(ms.round() as u64) }
+    match std::time::Duration::try_from_secs_f64(ms / 1e3) {
+        Ok(long) if ms >= 10.0 => duration(u64::try_from(long.as_millis()).unwrap_or(u64::MAX)),
+        Ok(_) | Err(_) => format!("{ms:.1} ms"),
+    }
 }

@@ -28,8 +28,8 @@ type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 pub enum Command {
     /// Services in the order of their names.
     List(Option<DomainName>, usize, Reply<Vec<ServiceSummary>>),
-    /// One service, and its wake under way.
-    Show(DomainName, Reply<(ServiceDetail, Option<WakeRecord>)>),
+    /// One service.
+    Show(DomainName, Reply<Shown>),
     /// Adds a service.
     Add(Box<ServiceSpec>, Reply<ServiceDetail>),
     /// Removes one.
@@ -42,6 +42,20 @@ pub enum Command {
     Host(oneshot::Sender<Counts>),
     /// Ends the loop when nothing is half done, as `daemon.on_stop` says.
     Stop(oneshot::Sender<()>),
+}
+
+/// What the loop knows of one service.
+#[derive(Debug)]
+pub struct Shown {
+    detail: ServiceDetail,
+    /// Its wake under way.
+    wake: Option<WakeRecord>,
+    /// Something is being done with its process, or a process may be left that is to be ended.
+    busy: bool,
+    /// An operator's order to sleep stands.
+    sleep_asked: bool,
+    /// Why it could not sleep when it last should.
+    sleep_failure: Option<String>,
 }
 
 /// What the loop knows of the host.
@@ -71,9 +85,12 @@ impl Control {
                 let _ = reply.send(Ok(rows.take(limit).collect()));
             }
             Command::Show(name, reply) => {
-                let shown = self.find(&name).map(|(service, instance)| {
-                    let open = self.wakes.open_of(&service.spec.name).cloned();
-                    (ServiceDetail::of(service, instance, self.held(&service.spec.name)), open)
+                let shown = self.find(&name).map(|(service, instance)| Shown {
+                    detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
+                    wake: self.wakes.open_of(&service.spec.name).cloned(),
+                    busy: instance.in_flight || instance.unfenced,
+                    sleep_asked: instance.sleep_asked.is_some(),
+                    sleep_failure: instance.sleep_retry.as_ref().map(|(_, cause)| cause.to_string()),
                 });
                 let _ = reply.send(shown);
             }
@@ -158,7 +175,7 @@ impl Control {
             phase: instance.phase,
             state: instance.state(),
             address: service.address,
-            done: is_so(instance.phase, wanted),
+            done: is_so(instance.phase, instance.in_flight || instance.unfenced, wanted),
             changed: applied == Applied::Changed,
             wake: None,
         })
@@ -269,12 +286,33 @@ impl Control {
     }
 }
 
-fn is_so(phase: Phase, wanted: VmState) -> bool {
+/// Why a service did not go to sleep although an operator asked for it.
+fn stays_awake(shown: Shown) -> ControlError {
+    match shown.sleep_failure {
+        Some(detail) => ControlError::Failed { detail },
+        None => ControlError::Busy {
+            detail: format!(
+                "{} stays awake: somebody came while it went to sleep; with force connections are cut",
+                shown.detail.summary.name
+            ),
+        },
+    }
+}
+
+/// Whether a service is as wanted; `busy` with its process it does not sleep yet, unless it is being armed.
+fn is_so(phase: Phase, busy: bool, wanted: VmState) -> bool {
     match wanted {
         VmState::Active => phase == Phase::Active,
-        VmState::Inactive | VmState::Warming => {
-            matches!(phase, Phase::Off | Phase::Hibernated | Phase::Failed)
-        }
+        VmState::Inactive | VmState::Warming => match phase {
+            Phase::Hibernated => true,
+            Phase::Off | Phase::Failed => !busy,
+            Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Active
+            | Phase::Draining
+            | Phase::Hibernating => false,
+        },
     }
 }
 
@@ -294,8 +332,6 @@ pub struct Remote {
     pub about: HostSummary,
     /// The policy of services that do not say otherwise.
     pub policy: Policy,
-    /// Whether requests are served.
-    pub ready: watch::Receiver<bool>,
 }
 
 impl Remote {
@@ -306,7 +342,7 @@ impl Remote {
         answer.await.map_err(|_| gone())
     }
 
-    async fn show(&self, name: &DomainName) -> Result<(ServiceDetail, Option<WakeRecord>), ControlError> {
+    async fn show(&self, name: &DomainName) -> Result<Shown, ControlError> {
         self.ask(|reply| Command::Show(name.clone(), reply)).await?
     }
 
@@ -316,14 +352,18 @@ impl Remote {
         let waited = tokio::time::timeout(WAIT_MAX, async {
             loop {
                 generation.mark_unchanged();
-                let (detail, _) = self.show(&reply.name).await?;
-                let summary = detail.summary;
+                let shown = self.show(&reply.name).await?;
+                let summary = &shown.detail.summary;
                 if let (Some(failure), Phase::Failed) = (&summary.failure, summary.phase)
                     && (failure.gave_up || failure.attempts == 0)
                 {
                     return Err(ControlError::Failed { detail: failure.cause.clone() });
                 }
-                if is_so(summary.phase, wanted) {
+                if wanted == VmState::Inactive && summary.phase == Phase::Active && !shown.sleep_asked {
+                    // The order was carried out, and came to nothing.
+                    return Err(stays_awake(shown));
+                }
+                if is_so(summary.phase, shown.busy, wanted) {
                     let (phase, state) = (summary.phase, summary.state);
                     return Ok(VerbReply { phase, state, done: true, ..reply.clone() });
                 }
@@ -351,7 +391,7 @@ impl reveille_api::Control for Remote {
     }
 
     async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError> {
-        self.show(name).await.map(|(detail, _)| detail)
+        self.show(name).await.map(|shown| shown.detail)
     }
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
@@ -408,7 +448,7 @@ impl reveille_api::Control for Remote {
     }
 
     async fn why(&self, name: &DomainName, limit: usize) -> Result<WhyReport, ControlError> {
-        let (detail, open) = self.show(name).await?;
+        let Shown { detail, wake: open, .. } = self.show(name).await?;
         let name = detail.summary.name.clone();
         let decisions = Self::history(self.store.decisions(&name, None, limit))?;
         let decisions = decisions
@@ -430,7 +470,7 @@ impl reveille_api::Control for Remote {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Wake>, ControlError> {
-        let (detail, _) = self.show(name).await?;
+        let Shown { detail, .. } = self.show(name).await?;
         let stored = Self::history(self.store.wakes(&detail.summary.name, before, limit))?;
         Ok(stored.iter().map(|stored| Wake::of(stored.seq, &stored.entry)).collect())
     }
@@ -445,7 +485,8 @@ impl reveille_api::Control for Remote {
     }
 
     fn readiness(&self) -> Result<(), String> {
-        if *self.ready.borrow() { Ok(()) } else { Err("the daemon is starting or stopping".to_owned()) }
+        // The API opens when everything else is there, and the loop is the first to go.
+        if self.inbox.is_closed() { Err("the daemon is stopping".to_owned()) } else { Ok(()) }
     }
 
     fn events(&self) -> broadcast::Receiver<News> {

@@ -58,6 +58,8 @@ pub enum Message {
         /// When.
         at: Instant,
     },
+    /// Rows of these instances could not be written.
+    Unsaved(Vec<InstanceId>),
     /// The API asks for something.
     Command(Command),
 }

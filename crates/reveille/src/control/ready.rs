@@ -9,7 +9,13 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use reveille_core::model::ReadyCheck;
 use reveille_net::guest::{ConnectError, GuestStream, Link};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
+
+/// Longest time in which a service may end a checking connection in order.
+const PARTING_MAX: Duration = Duration::from_secs(1);
+/// Bytes of a service's greeting that are read, and dropped, at once.
+const PARTING_BYTES_MAX: usize = 1_024;
 
 /// Why a check did not pass.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +64,10 @@ pub async fn check(link: &Link, check: &ReadyCheck, limit: Duration) -> Result<(
     let answered = async {
         let stream = connect(link, port).await?;
         match check {
-            ReadyCheck::Running | ReadyCheck::Tcp { .. } => Ok(()),
+            ReadyCheck::Running | ReadyCheck::Tcp { .. } => {
+                part(stream);
+                Ok(())
+            }
             ReadyCheck::Http { path, .. } => get(stream, port, path).await,
         }
     };
@@ -74,6 +83,20 @@ async fn connect(link: &Link, port: u16) -> Result<GuestStream, NotReady> {
             NotReady::Unreachable { detail: error.to_string() }
         }
     })
+}
+
+/// Ends a connection over which nothing was said as a client would, by FIN: servers log a reset as an error.
+fn part(mut stream: GuestStream) {
+    tokio::spawn(async move {
+        let ended = async {
+            let mut said = [0; PARTING_BYTES_MAX];
+            stream.shutdown().await?;
+            while stream.read(&mut said).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Whatever comes of it, the connection is gone afterwards.
+        let _ = timeout(PARTING_MAX, ended).await;
+    });
 }
 
 async fn get(stream: GuestStream, port: u16, path: &str) -> Result<(), NotReady> {

@@ -1,6 +1,6 @@
 //! The loop itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use reveille_dns::WakeAsk;
 use reveille_net::{Relay, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use super::Message;
 use super::commands::Command;
@@ -29,6 +29,9 @@ use crate::config::OnStop;
 /// Rounds of decide and begin in one turn; each round's steps make the next one's view. A turn that needs more
 /// goes on with the next message.
 const ROUNDS_MAX: usize = 16;
+
+/// Pause before rows that could not be written are written again.
+const REWRITE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the loop's work comes from.
 pub struct Inputs {
@@ -147,6 +150,7 @@ impl Control {
                     self.keep_wakes(record);
                 }
             }
+            Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::Command(command) => self.command(command).await,
         }
     }
@@ -319,7 +323,7 @@ impl Control {
         }
         let changed = self.fleet.take_changed();
         if !changed.is_empty() {
-            drop(self.write(&changed));
+            self.write_later(&changed);
             self.announce(&changed, now);
         }
         self.publisher.publish(&self.fleet, changed, now);
@@ -415,7 +419,20 @@ impl Control {
         ack
     }
 
-    fn write(&self, changed: &std::collections::BTreeSet<InstanceId>) -> Ack {
+    /// Writes rows for which nobody waits; those that could not be written are written again after a pause.
+    fn write_later(&self, changed: &BTreeSet<InstanceId>) {
+        let (ack, instances) = (self.write(changed), changed.iter().copied().collect());
+        let inbox = self.executor.tools().inbox.clone();
+        tokio::spawn(async move {
+            if let Err(error) = ack.await {
+                tracing::error!(%error, "trying again in a second");
+                sleep(REWRITE_PAUSE).await;
+                let _ = inbox.send(Message::Unsaved(instances)).await;
+            }
+        });
+    }
+
+    fn write(&self, changed: &BTreeSet<InstanceId>) -> Ack {
         let rows = changed.iter().flat_map(|id| match self.fleet.instance(*id) {
             Some(row) => vec![Change::PutInstance(Box::new(row.clone()))],
             None => self.services.forgotten(*id),
