@@ -167,7 +167,7 @@ async fn bad_bodies_are_refused_with_the_place_of_the_fault() {
         .iter()
         .map(|fault| fault["key"].as_str().unwrap().to_owned())
         .collect();
-    for key in ["idle_ms", "rest", "name", "image", "ports"] {
+    for key in ["policy.idle_ms", "policy.rest", "name", "image", "ports"] {
         assert!(keys.iter().any(|found| found == key), "{key} in {keys:?}");
     }
     // And what only the daemon can tell.

@@ -308,7 +308,8 @@ impl ServiceSpec {
 
     /// Every fault of the spec, its policy included.
     pub fn faults(&self) -> Vec<SpecFault> {
-        let mut faults = self.policy.faults();
+        let in_policy = |fault: SpecFault| SpecFault { key: format!("policy.{}", fault.key), ..fault };
+        let mut faults: Vec<SpecFault> = self.policy.faults().into_iter().map(in_policy).collect();
         if self.name.label_count() < 2 {
             faults.push(SpecFault::new("name", &self.name, "a name below a zone, such as hello.vm.test"));
         }

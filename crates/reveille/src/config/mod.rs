@@ -261,14 +261,15 @@ impl Config {
     fn zone_and_service_faults(&self) -> Vec<SpecFault> {
         let mut faults = Vec::new();
         let mut apexes = BTreeSet::new();
-        for (index, zone) in self.zone.iter().enumerate() {
+        for zone in &self.zone {
             if !apexes.insert(&zone.name) {
-                faults.push(SpecFault::new(&format!("zone[{index}].name"), &zone.name, "each zone once"));
+                faults.push(SpecFault::new("zone.name", &zone.name, "each zone once"));
             }
         }
         let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
-        for (index, service) in self.service.iter().enumerate() {
-            let place = format!("service[{index}]");
+        for service in &self.service {
+            // As the overlay names it.
+            let place = format!("service \"{}\"", service.name);
             faults.extend(prefixed(&place, service.faults()));
             if !names.insert(&service.name) {
                 faults.push(SpecFault::new(&format!("{place}.name"), &service.name, "each service once"));

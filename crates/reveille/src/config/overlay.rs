@@ -74,7 +74,10 @@ fn entries<T: DeserializeOwned>(
     }
     let mut all = Vec::with_capacity(values.len());
     for (index, value) in values.into_iter().enumerate() {
-        let place = format!("{place}[{index}]");
+        let place = match value.get("name").and_then(Value::as_str) {
+            Some(name) => format!("{place} \"{name}\""),
+            None => format!("{place}[{index}]"),
+        };
         let Value::Table(mut table) = value else {
             faults.push(SpecFault::new(&place, quoted(&value), "a table"));
             continue;

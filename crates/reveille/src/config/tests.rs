@@ -71,13 +71,13 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         "relay.pool = 127.64.0.1/10",
         "policy.idle_ms = 1\n      allowed: 100 to 2592000000",
         "policy.heartbeat_ms = \"soon\"",
-        "zone[0].name = \"vm..test\"",
-        "service[0].image = (absent)",
-        "service[0].ports = [\"tcp/0\"]",
-        "service[0].name = hello.elsewhere.test\n      allowed: a name in one of the configured zones",
-        "service[0].resources.cpus = 0\n      allowed: 1 to 64",
-        "service[0].policy.rest = cold",
-        "service[0].policy.hold_ms_max = 60000\n      allowed: 0 to 4000",
+        "zone \"vm..test\".name = \"vm..test\"",
+        "service \"hello.vm.test\".image = (absent)",
+        "service \"hello.vm.test\".ports = [\"tcp/0\"]",
+        "service \"hello.elsewhere.test\".name = hello.elsewhere.test\n      allowed: a name in one of the configured zones",
+        "service \"hello.elsewhere.test\".resources.cpus = 0\n      allowed: 1 to 64",
+        "service \"hello.elsewhere.test\".policy.rest = cold",
+        "service \"hello.elsewhere.test\".policy.hold_ms_max = 60000\n      allowed: 0 to 4000",
     ];
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");

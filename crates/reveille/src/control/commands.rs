@@ -54,7 +54,7 @@ pub struct Shown {
     busy: bool,
     /// An operator's order to sleep stands.
     sleep_asked: bool,
-    /// Why it could not sleep when it last should.
+    /// Why it could not sleep when it last should, until it is tried again.
     sleep_failure: Option<String>,
 }
 
@@ -85,12 +85,16 @@ impl Control {
                 let _ = reply.send(Ok(rows.take(limit).collect()));
             }
             Command::Show(name, reply) => {
+                let now = self.clock.now();
                 let shown = self.find(&name).map(|(service, instance)| Shown {
                     detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
                     wake: self.wakes.open_of(&service.spec.name).cloned(),
                     busy: instance.in_flight || instance.unfenced,
                     sleep_asked: instance.sleep_asked.is_some(),
-                    sleep_failure: instance.sleep_retry.as_ref().map(|(_, cause)| cause.to_string()),
+                    sleep_failure: match &instance.sleep_retry {
+                        Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
+                        Some(_) | None => None,
+                    },
                 });
                 let _ = reply.send(shown);
             }
