@@ -24,6 +24,7 @@ fn a_question_wakes_what_never_ran_and_after_its_sleep_it_is_the_same_guest() {
     let first = world.page();
     assert_eq!(first.service, "hello");
     assert!(first.nonce.len() == 32 && first.nonce.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first:?}");
+    world.until_phase("hello.vm.test", "active");
     let wake = &world.wakes("hello")[0];
     assert_eq!((&wake["trigger"]["by"], &wake["trigger"]["qtype"]), (&"query".into(), &1.into()), "{wake}");
     assert_eq!((&wake["from"], &wake["outcome"]), (&"cold".into(), &"ready".into()), "{wake}");
@@ -125,6 +126,8 @@ fn a_hundred_clients_and_a_hundred_questions_make_one_wake() {
             assert_eq!(question.join().unwrap().unwrap(), world.address(1));
         }
     });
+    // A guest that was restored is let serve at once; its readiness is known a little later.
+    world.until_phase("hello.vm.test", "active");
     assert_eq!(vec![world.vm()], world.vms_of("hello.vm.test"));
     assert_eq!(restores + 1, self::restores(&world));
     let all = world.wakes("hello");

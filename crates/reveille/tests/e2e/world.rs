@@ -414,7 +414,7 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" API request ")).collect();
             let shown = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n");
             eprintln!("--- the daemon's log, {:?} after the world began ---\n{shown}", self.began.elapsed());
             eprintln!("--- QEMU: {:?} ---", self.vms());

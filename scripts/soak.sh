@@ -1,0 +1,25 @@
+#!/bin/sh
+# The long forms of the tests that repeat and draw at random, with the installed QEMU and with the one of Debian's
+# backports: hibernate-wake cycles under clients, kills of the daemon, cold boots in a row. Prints their figures.
+#
+#   scripts/soak.sh [CYCLES [KILLS [BOOTS]]]       default: 200 60 100
+set -eu
+
+cd "$(dirname "$0")/.."
+scripts/setup.sh test
+# shellcheck source=scripts/fixture.sh
+. scripts/fixture.sh
+export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_TEST_BOOTS="${3:-100}"
+
+soak() {
+    echo "with $("$1" --version | head -n 1)"
+    # One after the other: what is drawn at random is to hit the daemon and not a busy host.
+    REVEILLE_TEST_QEMU=$1 cargo test --locked -p reveille --test e2e -- --test-threads=1 \
+        cycles:: crash:: boots:: wake::a_hundred
+}
+
+soak "$(command -v qemu-system-x86_64)"
+newer=$(scripts/backports-qemu.sh target/backports-qemu)
+if [ -n "$newer" ]; then
+    soak "$newer"
+fi
