@@ -1,6 +1,7 @@
 # Sourced by the scripts that test: builds the guest that the tests boot and exports where it is.
 state=$PWD/target/test
-cargo build --locked --quiet --bin reveille
+# As the tests build it, so that nothing is built twice.
+cargo test --workspace --locked --no-run
 scripts/demo-image.sh target/debug/reveille "$state" target/demo-packages
 digest=$(target/debug/reveille --json image show demo --state-dir "$state" |
     sed -n 's/^ *"digest": "\([0-9a-f]*\)".*/\1/p')
