@@ -356,6 +356,26 @@ fn a_version_that_does_not_restore_is_tried_again_and_then_booted_cold() {
 }
 
 #[test]
+fn what_an_armed_process_could_not_load_is_tried_once_in_a_fresh_one() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { rest: Rung::Armed, attempts_max: 5, ..policy() });
+    world.asleep(1, &hello);
+    world.plan(13_010);
+    world.report(1, Report::Armed, 13_020);
+    world.wake(&hello, 20_000).unwrap();
+    let mut now = 20_000;
+    for expected in ["restore from armed", "restore from local", "boot"] {
+        let plan = world.plan(now);
+        assert!(plan[0].starts_with(&format!("i1 {expected}")), "{plan:?}");
+        let cause = Cause::VersionUnusable { detail: "load of migration failed".into() };
+        world.report(1, Report::Lost { cause }, now);
+        world.plan(now);
+        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        now += 10_000;
+    }
+}
+
+#[test]
 fn a_lost_instance_starts_on_the_next_request_without_a_pause() {
     let mut world = World::new(4);
     let hello = world.add(1, "hello", 0, policy());

@@ -632,7 +632,9 @@ impl Instance {
     /// Whether the next start restores the version rather than boots the image.
     pub(crate) fn restores_next(&self) -> bool {
         let unusable = self.failure.as_ref().is_some_and(|failure| {
-            matches!(failure.cause, Cause::VersionUnusable { .. }) || failure.attempts >= RESTORE_ATTEMPTS_MAX
+            // What an armed process could not load, a fresh one may: the fault can be the process's own.
+            let misfit = matches!(failure.cause, Cause::VersionUnusable { .. });
+            (misfit && self.start_from < Rung::Armed) || failure.attempts >= RESTORE_ATTEMPTS_MAX
         });
         self.version.is_some() && !unusable
     }

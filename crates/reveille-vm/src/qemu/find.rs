@@ -96,7 +96,7 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none();
+            let armed = waits && migration.is_none() && prepared(vm).await?;
             vm.set_armed(armed);
             Found::Untouched { version, armed }
         }
@@ -108,6 +108,16 @@ async fn state_of(
         },
         (_, None) => Found::Stopped,
     })
+}
+
+/// Whether a process that waits for a version has been told how to load it: it is told again, for the daemon that
+/// started it may have ended in between.
+async fn prepared(vm: &Vm) -> Result<bool, QmpError> {
+    match vm.ignore_shared_memory().await {
+        Ok(()) => Ok(true),
+        Err(QmpError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The version that is intact and can be restored for this launch.

@@ -7,8 +7,12 @@ use crate::chance::{Chance, count};
 use crate::wire;
 use crate::world::{HELLO, World, say};
 
-/// Within this time of a round's beginning its clients and its order to sleep come.
+/// Within this time of a round's beginning its clients come.
 const ROUND_MS: u64 = 500;
+/// Within this time its order to sleep comes.
+const ORDER_MS: u64 = 50;
+/// One round in so many has a client that waits for the service to go to sleep.
+const LURKERS_EVERY: u64 = 3;
 /// Bytes that a TCP client has echoed at most.
 const ECHO_BYTES_MAX: u64 = 200_000;
 /// In so many rounds for each cycle that is wanted, enough must have slept.
@@ -57,8 +61,8 @@ impl Clients<'_> {
     fn round(&self) {
         std::thread::scope(|scope| {
             scope.spawn(|| self.operator());
-            for client in [Self::browser, Self::lurker, Self::echo_tcp, Self::echo_udp, Self::echo_udp_again]
-            {
+            let browser = if self.chance.below(LURKERS_EVERY) == 0 { Self::lurker } else { Self::browser };
+            for client in [browser, Self::echo_tcp, Self::echo_udp, Self::echo_udp_again] {
                 scope.spawn(move || {
                     client(self);
                     self.served.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +82,7 @@ impl Clients<'_> {
     }
 
     fn operator(&self) {
-        std::thread::sleep(self.chance.pause(ROUND_MS));
+        std::thread::sleep(self.chance.pause(ORDER_MS));
         let asked = self.world.ask("POST", "/v1/services/hello/hibernate").unwrap();
         // Refused while somebody is connected.
         assert!([200, 202, 409].contains(&asked.status), "{asked:?}");
