@@ -13,8 +13,9 @@ export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_
 
 soak() {
     echo "with $("$1" --version | head -n 1)"
-    # One after the other: what is drawn at random is to hit the daemon and not a busy host.
-    REVEILLE_TEST_QEMU=$1 cargo test --locked -p reveille --test e2e -- --test-threads=1 \
+    # One after the other: what is drawn at random is to hit the daemon and not a busy host. The whole workspace and
+    # not a package, so that nothing is built twice.
+    REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: wake::a_hundred
 }
 

@@ -332,7 +332,7 @@ fn a_version_that_does_not_restore_is_tried_again_and_then_booted_cold() {
     world.asleep(1, &hello);
     world.wake(&hello, 20_000).unwrap();
     assert_eq!(world.plan(20_000).len(), 1);
-    let cause = Cause::StartFailed { detail: "odd".into() };
+    let cause = Cause::VmmDied { detail: "odd".into() };
     let mut now = 20_000;
     for expected in ["restore from local", "boot"] {
         world.report(1, Report::Lost { cause: cause.clone() }, now);
@@ -353,6 +353,25 @@ fn a_version_that_does_not_restore_is_tried_again_and_then_booted_cold() {
     world.report(1, Report::Fenced { version: Some(version(1)) }, 20_002);
     let plan = world.plan(30_000);
     assert!(plan[0].starts_with("i1 boot"), "no second try of what cannot fit: {plan:?}");
+}
+
+#[test]
+fn a_host_that_cannot_start_anything_costs_no_guest() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, Policy { attempts_max: 3, ..policy() });
+    world.asleep(1, &hello);
+    let mut now = 20_000;
+    for _ in 0..7 {
+        // Refused while it is given up; from its end on the request is tried afresh.
+        let _ = world.wake(&hello, now);
+        let plan = world.plan(now);
+        assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
+        let cause = Cause::StartFailed { detail: "no room".into() };
+        world.report(1, Report::Lost { cause }, now);
+        world.plan(now);
+        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        now += 30_000;
+    }
 }
 
 #[test]

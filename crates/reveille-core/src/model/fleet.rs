@@ -631,10 +631,17 @@ impl Instance {
 
     /// Whether the next start restores the version rather than boots the image.
     pub(crate) fn restores_next(&self) -> bool {
-        let unusable = self.failure.as_ref().is_some_and(|failure| {
+        let unusable = self.failure.as_ref().is_some_and(|failure| match failure.cause {
+            // No room, no QEMU: the host's fault, for which no guest is given up.
+            Cause::StartFailed { .. } => false,
             // What an armed process could not load, a fresh one may: the fault can be the process's own.
-            let misfit = matches!(failure.cause, Cause::VersionUnusable { .. });
-            (misfit && self.start_from < Rung::Armed) || failure.attempts >= RESTORE_ATTEMPTS_MAX
+            Cause::VersionUnusable { .. } if self.start_from < Rung::Armed => true,
+            Cause::VersionUnusable { .. }
+            | Cause::VmmDied { .. }
+            | Cause::VmmHung { .. }
+            | Cause::PortDead { .. }
+            | Cause::StartTimedOut { .. }
+            | Cause::CaptureFailed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
         self.version.is_some() && !unusable
     }

@@ -260,6 +260,8 @@ impl Config {
 
     fn zone_and_service_faults(&self) -> Vec<SpecFault> {
         let mut faults = Vec::new();
+        // What a service has from `[policy]` is a fault there, and not of every service.
+        let inherited: Vec<SpecFault> = prefixed("policy", self.policy.faults()).collect();
         let mut apexes = BTreeSet::new();
         for zone in &self.zone {
             if !apexes.insert(&zone.name) {
@@ -270,7 +272,8 @@ impl Config {
         for service in &self.service {
             // As the overlay names it.
             let place = format!("service \"{}\"", service.name);
-            faults.extend(prefixed(&place, service.faults()));
+            let own = service.faults().into_iter().filter(|fault| !inherited.contains(fault));
+            faults.extend(prefixed(&place, own.collect()));
             if !names.insert(&service.name) {
                 faults.push(SpecFault::new(&format!("{place}.name"), &service.name, "each service once"));
             }

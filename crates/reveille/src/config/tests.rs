@@ -81,6 +81,7 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
     ];
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+    assert_eq!(message.matches("policy.idle_ms").count(), 1, "told where it stands: {message}");
 }
 
 #[test]

@@ -61,8 +61,15 @@ impl Control {
         })
     }
 
+    /// Whether it was told to sleep and could not: it runs on, and ending it would lose what it has in memory.
+    fn cannot_sleep(&self, id: InstanceId) -> bool {
+        self.fleet.instance(id).is_some_and(|row| {
+            row.phase == Phase::Active && row.sleep_asked.is_none() && row.sleep_retry.is_some()
+        })
+    }
+
     fn all_settled(&self) -> bool {
-        self.fleet.instances().all(|row| self.is_settled(row.id))
+        self.fleet.instances().all(|row| self.is_settled(row.id) || self.cannot_sleep(row.id))
     }
 
     /// Armed processes hold nothing; whatever else is left after the deadline has had its time.
@@ -74,6 +81,10 @@ impl Control {
             .map(|row| row.id)
             .collect();
         for id in left {
+            if self.cannot_sleep(id) {
+                tracing::warn!(instance = %id, "cannot sleep; it runs on, and the next daemon takes it over");
+                continue;
+            }
             if !self.is_settled(id) {
                 tracing::warn!(instance = %id, "did not settle in time; ending it");
             }

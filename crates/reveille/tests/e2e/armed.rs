@@ -14,7 +14,7 @@ fn a_service_sleeps_armed_and_the_loss_of_the_armed_process_costs_only_the_rung(
     assert_eq!((&shown["phase"], &shown["state"]), (&"hibernated".into(), &"warming".into()), "{shown}");
 
     assert_eq!(world.page().nonce, first.nonce);
-    let wakes = world.wakes("hello");
+    let wakes = world.until_wakes("hello", 2);
     let wake = wakes.last().unwrap();
     assert_eq!((&wake["from"], &wake["outcome"]), (&"armed".into(), &"ready".into()), "{wake}");
     say(&format!("armed wake: {}", wake["stages_ms"]));

@@ -26,7 +26,7 @@ fn every_cold_boot_comes_up() {
         assert_eq!(ended["phase"], "off", "boot {boot}");
         assert_eq!(world.vms(), []);
     }
-    let wakes = world.wakes("hello");
+    let wakes = world.until_wakes("hello", wanted);
     let retried = wakes.iter().filter(|wake| wake["outcome"] != "ready").count();
     assert_eq!((nonces.len(), retried), (wanted, 0), "every guest is a new one, none needed a second try");
     times.sort_unstable();

@@ -1,9 +1,12 @@
 //! A disk that is full when a service is to sleep: it stays awake, says why, and sleeps when there is room.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::place::Place;
+use crate::wire;
 use crate::world::{HELLO, World, say, text, until, word};
 
 /// The part of the test that runs where it may mount a file system.
@@ -44,7 +47,11 @@ fn inside_a_mount_namespace() {
     if std::env::var_os(MARK).is_none() {
         return;
     }
-    let world = World::new().policy("idle_ms", 300).policy("backoff_ms_max", 1_000).service(HELLO);
+    let world = World::new()
+        .policy("idle_ms", 300)
+        .policy("backoff_ms_max", 1_000)
+        .policy("cooloff_ms", 1_000)
+        .service(HELLO);
     let state = world.path("state");
     let images = fs::read_link(state.join("images")).unwrap();
     let mounted = Command::new("mount")
@@ -54,14 +61,14 @@ fn inside_a_mount_namespace() {
         .unwrap();
     assert!(mounted.success());
     std::os::unix::fs::symlink(images, state.join("images")).unwrap();
-    let world = world.start();
-    world.json(&["wake", "hello"]);
-    let disk = rustix::fs::statvfs(&state).unwrap();
-    let free = disk.f_bavail * disk.f_frsize;
-    let filler = state.join("filler");
-    fs::write(&filler, vec![1; usize::try_from(free - (LEFT_MIB << 20)).unwrap()]).unwrap();
+    let mut world = world.start();
+    // Awake as long as somebody is connected.
+    let connection = wire::connect(SocketAddr::new(world.address(1).into(), 7_007)).unwrap();
+    world.until_phase("hello.vm.test", "active");
+    let filler = fill(&state);
 
     let first = world.page();
+    drop(connection);
     let complaint = "MiB free and 16 MiB are needed; make room there";
     let told = until("the refusal", || {
         let why = world.why("hello");
@@ -76,10 +83,32 @@ fn inside_a_mount_namespace() {
     let refused = world.refused(&["hibernate", "hello"]);
     assert!(refused.contains(complaint), "{refused}");
     assert_eq!(world.page().nonce, first.nonce);
+    // A stop loses nothing either: what cannot sleep is left to the next daemon.
+    let running = world.vm();
+    world.stop();
+    assert_eq!(world.vm(), running);
+    world.restart();
+    assert_eq!(world.page().nonce, first.nonce);
 
     fs::remove_file(&filler).unwrap();
     let shown = world.until_phase("hello.vm.test", "hibernated");
     assert_eq!(word(&shown["rung"]), "local");
-    assert_eq!(world.page().nonce, first.nonce);
+
+    // Full again: it cannot be woken either, and is not given up for a cold boot.
+    fill(&state);
+    let refused = world.refused(&["wake", "hello"]);
+    assert!(refused.contains("are needed; make room there"), "{refused}");
+    fs::remove_file(&filler).unwrap();
+    let woken = until("the end of the cool-off", || world.try_page(world.address(1)).ok());
+    assert_eq!(woken.nonce, first.nonce);
     say("full disk: refused with its sentence, served on, slept when there was room, nonce unchanged");
+}
+
+/// Fills the disk of `dir` but for a little; returns the file that does it.
+fn fill(dir: &Path) -> PathBuf {
+    let disk = rustix::fs::statvfs(dir).unwrap();
+    let free = disk.f_bavail * disk.f_frsize;
+    let filler = dir.join("filler");
+    fs::write(&filler, vec![1; usize::try_from(free - (LEFT_MIB << 20)).unwrap()]).unwrap();
+    filler
 }

@@ -24,8 +24,7 @@ fn a_question_wakes_what_never_ran_and_after_its_sleep_it_is_the_same_guest() {
     let first = world.page();
     assert_eq!(first.service, "hello");
     assert!(first.nonce.len() == 32 && first.nonce.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first:?}");
-    world.until_phase("hello.vm.test", "active");
-    let wake = &world.wakes("hello")[0];
+    let wake = &world.until_wakes("hello", 1)[0];
     assert_eq!((&wake["trigger"]["by"], &wake["trigger"]["qtype"]), (&"query".into(), &1.into()), "{wake}");
     assert_eq!((&wake["from"], &wake["outcome"]), (&"cold".into(), &"ready".into()), "{wake}");
     in_order(wake, &["decided", "spawned", "running", "ready"]);
@@ -40,7 +39,7 @@ fn a_question_wakes_what_never_ran_and_after_its_sleep_it_is_the_same_guest() {
     let second = world.page();
     assert_eq!(second.nonce, first.nonce, "restored, not booted");
     assert!(second.requests > first.requests);
-    let wakes = world.wakes("hello");
+    let wakes = world.until_wakes("hello", 2);
     let wake = wakes.last().unwrap();
     assert_eq!((&wake["trigger"]["by"], &wake["from"]), (&"packet".into(), &"local".into()), "{wake}");
     in_order(wake, &["decided", "spawned", "restored", "running", "first_byte"]);
@@ -100,7 +99,7 @@ fn a_hundred_clients_and_a_hundred_questions_make_one_wake() {
     let world = World::new().service(HELLO).start();
     let nonce = world.page().nonce;
     world.json(&["hibernate", "hello"]);
-    let (wakes, restores) = (world.wakes("hello").len(), restores(&world));
+    let (wakes, restores) = (world.until_wakes("hello", 1).len(), restores(&world));
     let together = Barrier::new(2 * EACH);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..EACH)
@@ -126,11 +125,9 @@ fn a_hundred_clients_and_a_hundred_questions_make_one_wake() {
             assert_eq!(question.join().unwrap().unwrap(), world.address(1));
         }
     });
-    // A guest that was restored is let serve at once; its readiness is known a little later.
-    world.until_phase("hello.vm.test", "active");
     assert_eq!(vec![world.vm()], world.vms_of("hello.vm.test"));
     assert_eq!(restores + 1, self::restores(&world));
-    let all = world.wakes("hello");
+    let all = world.until_wakes("hello", wakes + 1);
     assert_eq!(all.len(), wakes + 1, "{all:#?}");
     let wake = all.last().unwrap();
     assert_eq!((&wake["from"], &wake["outcome"]), (&"local".into(), &"ready".into()), "{wake}");

@@ -294,6 +294,16 @@ impl World {
         why["wakes"].as_array().unwrap().iter().rev().cloned().collect()
     }
 
+    /// The same, once there are at least `count` and all are over: a guest that was restored serves before it is
+    /// known to be ready, and a finished record takes a moment to be stored.
+    pub fn until_wakes(&self, service: &str, count: usize) -> Vec<Value> {
+        until(&format!("{count} wakes of {service} to be over"), || {
+            let wakes = self.wakes(service);
+            let over = wakes.len() >= count && wakes.iter().all(|wake| !wake["outcome"].is_null());
+            over.then_some(wakes)
+        })
+    }
+
     /// The words of the actions that were decided, oldest first.
     pub fn actions(&self, service: &str) -> Vec<String> {
         let why = self.why(service);
