@@ -5,6 +5,7 @@ mod instance;
 mod name;
 mod phase;
 mod reconcile;
+mod report;
 mod service;
 mod time;
 mod wake;
