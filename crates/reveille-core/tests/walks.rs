@@ -1,6 +1,9 @@
 //! Random lives of a service against a model of the host: whatever happens in whatever order, nothing is started
 //! beside a process, nothing is stuck, and a request in the end is answered without a person.
 
+// Everything here is test code, also what is outside the functions that are marked as tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
