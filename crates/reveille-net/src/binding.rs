@@ -17,7 +17,8 @@ pub struct Binding {
     pub stable: Vec<IpAddr>,
     /// The ports.
     pub ports: Vec<PortSpec>,
-    /// Most TCP clients that are held at a time; those above it are reset.
+    /// Most TCP clients that are held at a time, and no more than [`RelayLimits::service_connections_max`]; those
+    /// above it are reset.
     pub held_clients_max: u32,
     /// Longest time, in milliseconds, that a client or a datagram waits for the guest.
     pub held_ms_max: u64,
@@ -39,9 +40,12 @@ impl Binding {
 /// Limits of the relay that do not depend on a service's policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayLimits {
-    /// Most TCP clients in all, held and open. Each open one takes two file descriptors.
+    /// Most TCP clients in all, held and open. Each takes a file descriptor, and one more while it is connected to a
+    /// backend that is no guest.
     pub connections_max: u32,
-    /// Most UDP sessions of one service. Each takes a file descriptor.
+    /// Most TCP clients of one service, held and open: no more than the link of a guest carries.
+    pub service_connections_max: u32,
+    /// Most UDP sessions of one service. Each takes a file descriptor if the backend is no guest.
     pub udp_sessions_max: u32,
     /// Most datagrams that are held for one client at one port.
     pub client_datagrams_max: u32,
@@ -56,10 +60,20 @@ pub struct RelayLimits {
     pub half_closed_ms_max: u64,
 }
 
+impl RelayLimits {
+    /// The default limits, with as many clients as leave half of the process's `open_files` to everything else.
+    pub fn within(open_files: u64) -> Self {
+        let limits = Self::default();
+        let half = u32::try_from(open_files / 2).unwrap_or(u32::MAX);
+        Self { connections_max: limits.connections_max.min(half), ..limits }
+    }
+}
+
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
             connections_max: 16_384,
+            service_connections_max: 1_024,
             udp_sessions_max: 1_024,
             client_datagrams_max: 64,
             client_datagram_bytes_max: 128 << 10,

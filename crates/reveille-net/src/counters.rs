@@ -64,7 +64,7 @@ counters! {
     completed,
     /// TCP connections that ended by a reset of the client.
     client_resets,
-    /// TCP connections that ended by a reset of the instance.
+    /// TCP connections that ended by a reset of the instance, or whose last bytes it did not acknowledge.
     backend_resets,
     /// TCP connections that were cut: the instance was lost, put to sleep by force, or the service unbound.
     cut,
@@ -78,6 +78,8 @@ counters! {
     refused,
     /// TCP clients reset because too many were held.
     over_held_limit,
+    /// TCP clients reset because the service had too many, held and open.
+    over_service_limit,
     /// TCP clients reset because the relay had too many in all.
     over_connection_limit,
     /// Tries to reach the instance beyond a connection's first.
@@ -96,10 +98,10 @@ counters! {
     datagrams_expired,
     /// Datagrams dropped because the gate refuses.
     datagrams_refused,
-    /// Datagrams dropped because the service has too many sessions or no socket could be had.
+    /// Datagrams dropped because the service has too many sessions or no way to the instance could be had.
     datagrams_no_session,
-    /// Datagrams that a socket did not take.
+    /// Datagrams that the instance's or the client's side did not take.
     datagrams_failed,
-    /// Times that the backend's host answered a datagram with "port unreachable".
+    /// Times that the instance answered a datagram with "port unreachable".
     udp_unreachable,
 }

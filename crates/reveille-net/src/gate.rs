@@ -3,10 +3,9 @@
 //! Two things pass a gate, and [`ServiceGate::close_if_idle`] must be atomic with both:
 //!
 //! - A TCP connection passes once. It becomes *open* under the lock ([`ServiceGate::admit`]) and each of its
-//!   connects to the backend starts under the lock too ([`Link::connect`]). So once the gate is closed no new
-//!   connection begins, and the ones that exist are in the list, where they can be counted or cut: cutting
-//!   disconnects the backend's socket in the kernel at once (`connect` to `AF_UNSPEC`, which sends an RST), so
-//!   that no write that another thread is about to make can get through.
+//!   connects to the backend starts under the lock too ([`Passage::connect`]). So once the gate is closed no new
+//!   connection begins, and the ones that exist are in the list, where they can be counted or cut: cutting resets
+//!   the connection to the backend at once, so that no write that another thread is about to make can get through.
 //! - A datagram passes without the lock. One word holds the open bit and the number of datagrams that are inside
 //!   the gate at this moment: entering is one addition, which also tells whether the gate was open. Whoever closes
 //!   the gate clears the bit and then sees from the number whether somebody is still inside.
@@ -14,13 +13,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reveille_core::model::{Gate, PortSpec, Timestamp};
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 
 use crate::counters::{Counters, Traffic};
 use crate::events::ServiceEvents;
@@ -35,6 +33,7 @@ const OPEN: u64 = 1 << 63;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ServiceLimits {
     pub(crate) held_clients_max: u32,
+    pub(crate) connections_max: u32,
     pub(crate) held_max: Duration,
     pub(crate) half_closed_max: Duration,
     pub(crate) udp_idle: Duration,
@@ -48,8 +47,6 @@ pub(crate) struct Signal {
     pub(crate) gate: Gate,
     /// Rises with every loss of the instance.
     pub(crate) cuts: u64,
-    /// Rises when the gate was closed and opened again within one call, so that somebody may have missed it.
-    pub(crate) reopened: u64,
     /// The service is unbound.
     pub(crate) ended: bool,
 }
@@ -84,9 +81,8 @@ pub(crate) struct ServiceGate {
 
 struct State {
     backend: Backend,
-    opened_at: Option<Instant>,
     ended: bool,
-    next_link: u64,
+    next_passage: u64,
     open: HashMap<u64, OpenEntry>,
     /// The gate as waiters see it; written to `signal` under the lock.
     shown: Signal,
@@ -94,32 +90,28 @@ struct State {
 
 struct OpenEntry {
     backend: Option<Arc<Upstream>>,
-    cut: Arc<CutFlag>,
-}
-
-#[derive(Default)]
-struct CutFlag {
-    why: AtomicU8,
-    raised: Notify,
+    cut: Arc<OnceLock<Cut>>,
 }
 
 /// What becomes of a client at the gate.
 pub(crate) enum Admission {
     /// It may connect.
-    Open(Link),
+    Open(Passage),
     /// It waits; the slot counts it until it is dropped.
     Wait(HeldSlot),
     /// The service cannot be woken.
     Refused,
     /// Too many wait.
-    Full,
+    TooManyHeld,
+    /// The service has too many, those that wait and those that are open.
+    TooMany,
     /// The service is unbound.
     Ended,
 }
 
 impl ServiceGate {
     pub(crate) fn new(limits: ServiceLimits, events: ServiceEvents, now: Now) -> Self {
-        let shown = Signal { gate: Gate::Hold, cuts: 0, reopened: 0, ended: false };
+        let shown = Signal { gate: Gate::Hold, cuts: 0, ended: false };
         Self {
             limits,
             events,
@@ -134,9 +126,8 @@ impl ServiceGate {
             signal: watch::Sender::new(shown),
             state: Mutex::new(State {
                 backend: Backend::None,
-                opened_at: None,
                 ended: false,
-                next_link: 0,
+                next_passage: 0,
                 open: HashMap::new(),
                 shown,
             }),
@@ -154,7 +145,6 @@ impl ServiceGate {
         state.shown.gate = gate;
         match gate {
             Gate::Open => {
-                state.opened_at = Some(Instant::now());
                 self.first_byte_due.store(true, Ordering::Relaxed);
                 self.word.fetch_or(OPEN, Ordering::SeqCst);
             }
@@ -171,11 +161,6 @@ impl ServiceGate {
         // What was there before may end with this, and that takes a moment: not under the lock.
         let before = std::mem::replace(&mut self.lock().backend, backend);
         drop(before);
-    }
-
-    /// Whether the backend is a guest itself, whose handshakes and resets are what they seem.
-    pub(crate) fn leads_to_guest(&self) -> bool {
-        matches!(self.lock().backend, Backend::Guest(_))
     }
 
     /// A flow of datagrams to a port of the backend.
@@ -201,9 +186,8 @@ impl ServiceGate {
             let passing = before & !OPEN > 0;
             let checked = self.check_idle(&state, idle_ms);
             if passing || checked.is_err() {
+                // A datagram that was turned back meanwhile is with its port's task, which tries again.
                 self.word.fetch_or(OPEN, Ordering::SeqCst);
-                state.shown.reopened += 1;
-                self.show(&state);
                 return checked.and_then(|()| Err(self.busy(&state)));
             }
         }
@@ -264,11 +248,10 @@ impl ServiceGate {
         }
         for (_, entry) in state.open.drain() {
             // The flag first: a task that finds its socket broken asks the flag why.
-            entry.cut.why.store(why as u8 + 1, Ordering::SeqCst);
+            let _ = entry.cut.set(why);
             if let Some(backend) = &entry.backend {
                 backend.reset();
             }
-            entry.cut.raised.notify_one();
         }
         self.note_packet();
     }
@@ -307,21 +290,28 @@ impl ServiceGate {
         if state.ended {
             return Admission::Ended;
         }
+        let has_place = held.is_some() || {
+            let held = self.held_clients.load(Ordering::SeqCst);
+            count(state.open.len()).saturating_add(held) < self.limits.connections_max
+        };
         match state.shown.gate {
+            Gate::Open | Gate::Hold if !has_place => Admission::TooMany,
             Gate::Open => {
-                let id = state.next_link;
-                state.next_link += 1;
-                let cut = Arc::<CutFlag>::default();
+                // Under the lock, so that its place is this one's.
+                drop(held);
+                let id = state.next_passage;
+                state.next_passage += 1;
+                let cut = Arc::default();
                 state.open.insert(id, OpenEntry { backend: None, cut: Arc::clone(&cut) });
                 self.note_packet();
                 self.counters.opened.one();
-                Admission::Open(Link { gate: Arc::clone(self), id, cut })
+                Admission::Open(Passage { gate: Arc::clone(self), id, cut })
             }
             Gate::Hold => {
                 let slot = match held {
                     Some(slot) => slot,
                     None if self.held_clients.load(Ordering::SeqCst) >= self.limits.held_clients_max => {
-                        return Admission::Full;
+                        return Admission::TooManyHeld;
                     }
                     None => {
                         self.held_clients.fetch_add(1, Ordering::SeqCst);
@@ -362,11 +352,6 @@ impl ServiceGate {
         self.note_packet()
     }
 
-    /// Whether the gate opened less than `window` ago.
-    pub(crate) fn opened_within(&self, window: Duration) -> bool {
-        self.lock().opened_at.is_some_and(|at| at.elapsed() < window)
-    }
-
     fn last_packet(&self) -> Option<Timestamp> {
         let ms = self.last_packet.load(Ordering::SeqCst);
         (ms > 0).then(|| Timestamp::from_ms(ms))
@@ -391,56 +376,42 @@ impl Drop for Pass<'_> {
     }
 }
 
-/// An open TCP connection's place at the gate; it counts as open until this is dropped.
-pub(crate) struct Link {
+/// An open TCP connection's way through the gate; it counts as open until this is dropped.
+pub(crate) struct Passage {
     gate: Arc<ServiceGate>,
     id: u64,
-    cut: Arc<CutFlag>,
+    cut: Arc<OnceLock<Cut>>,
 }
 
 /// Why a connect to the backend was not even begun.
 pub(crate) enum NotBegun {
-    /// The gate does not let through.
+    /// The gate does not let through, or the passage is cut.
     Closed,
-    /// The link is cut.
-    Cut,
-    /// The system refused.
+    /// The backend cannot be reached.
     Io(io::Error),
 }
 
-impl Link {
+impl Passage {
     /// Begins to connect to a port of the backend; [`Upstream::connected`] tells the outcome.
     pub(crate) fn connect(&self, port: u16) -> Result<Arc<Upstream>, NotBegun> {
         let mut state = self.gate.lock();
         let backend = state.backend.clone();
         let open = state.shown.gate == Gate::Open;
-        let entry = state.open.get_mut(&self.id).ok_or(NotBegun::Cut)?;
-        if !open {
+        let Some(entry) = state.open.get_mut(&self.id).filter(|_| open) else {
             return Err(NotBegun::Closed);
-        }
-        let stream = Arc::new(backend.begin_connect(port).map_err(NotBegun::Io)?);
-        entry.backend = Some(Arc::clone(&stream));
-        Ok(stream)
+        };
+        let upstream = Arc::new(backend.begin_connect(port).map_err(NotBegun::Io)?);
+        entry.backend = Some(Arc::clone(&upstream));
+        Ok(upstream)
     }
 
-    /// Waits until the link is cut. Cancel-safe.
-    pub(crate) async fn cut(&self) -> Cut {
-        loop {
-            if let Some(why) = self.cut_why() {
-                return why;
-            }
-            self.cut.raised.notified().await;
-        }
-    }
-
-    /// Why the link is cut, if it is.
+    /// Why the passage is cut, if it is.
     pub(crate) fn cut_why(&self) -> Option<Cut> {
-        let why = self.cut.why.load(Ordering::SeqCst);
-        [Cut::Lost, Cut::Forced, Cut::Ended].into_iter().find(|cut| *cut as u8 + 1 == why)
+        self.cut.get().copied()
     }
 }
 
-impl Drop for Link {
+impl Drop for Passage {
     fn drop(&mut self) {
         let mut state = self.gate.lock();
         if state.open.remove(&self.id).is_some() {

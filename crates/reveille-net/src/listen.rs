@@ -1,7 +1,7 @@
 //! Sockets with the options that the relay needs.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use reveille_core::model::{PortSpec, Protocol};
@@ -35,8 +35,7 @@ impl Listeners {
             return Err(BindError::Nothing(binding.service.clone()));
         }
         for &address in &binding.stable {
-            if address.is_unspecified() || address.is_multicast() || address == std::net::Ipv4Addr::BROADCAST
-            {
+            if address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST {
                 return Err(BindError::BadAddress(address));
             }
             for &port in &binding.ports {
@@ -110,7 +109,11 @@ pub(crate) fn begin_connect(to: SocketAddr) -> io::Result<TcpStream> {
 
 /// A UDP socket for the session of one client, connected to the backend.
 pub(crate) fn session_socket(backend: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let any: IpAddr = match backend {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = std::net::UdpSocket::bind((any, 0))?;
     socket.connect(backend)?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)

@@ -108,8 +108,8 @@ impl Relay {
     }
 
     /// Sets where the service's clients are led: to be done before the gate opens, and again when the service was
-    /// bound anew, since it is then led nowhere. Connections and flows that exist
-    /// stay with what they lead to, until that is closed or [`Relay::cut`].
+    /// bound anew, since it is then led nowhere. Connections and flows that exist stay with what they lead to, until
+    /// that is closed or [`Relay::cut`].
     pub fn set_backend(&self, service: &DomainName, backend: Backend) {
         if let Some(gate) = self.inner.gate(service) {
             gate.set_backend(backend);
@@ -122,7 +122,8 @@ impl Relay {
     }
 
     /// Closes the gate (from [`Gate::Open`] to [`Gate::Hold`]) if no connection is open and no byte or datagram
-    /// passed for `idle_ms`; with `force` in any case, and open connections are reset.
+    /// passed for `idle_ms`; with `force` in any case, and open connections are reset. A connection that both sides
+    /// have closed is open until the guest has acknowledged its last bytes.
     ///
     /// This is atomic with arrivals. After `Ok` no connection, byte or datagram is sent to the instance until
     /// [`Relay::set_gate`] opens the gate again; whatever arrives is held and reported as
@@ -135,8 +136,8 @@ impl Relay {
     }
 
     /// The instance is lost: open connections are reset, so that their clients connect again, and UDP sessions
-    /// end. Connections that nothing was sent over yet are held again, as are those that are held. The gate stays
-    /// as it is.
+    /// end. Clients over whose connection no byte has passed are held again, within the limits, and like those that
+    /// are held already they raise [`RelayEvent::Wanted`](crate::RelayEvent::Wanted). The gate stays as it is.
     pub fn cut(&self, service: &DomainName) {
         if let Some(gate) = self.inner.gate(service) {
             gate.cut();
@@ -154,6 +155,7 @@ impl Inner {
     fn start(&self, binding: &Binding, listeners: Listeners) -> Bound {
         let limits = ServiceLimits {
             held_clients_max: binding.held_clients_max,
+            connections_max: self.limits.service_connections_max,
             held_max: Duration::from_millis(binding.held_ms_max),
             half_closed_max: Duration::from_millis(self.limits.half_closed_ms_max),
             udp_idle: Duration::from_millis(binding.udp_idle_ms),
@@ -168,13 +170,10 @@ impl Inner {
         let events = ServiceEvents::new(binding.service.clone(), self.events.clone());
         let gate = Arc::new(ServiceGate::new(limits, events, Arc::clone(&self.now)));
         let (alive, ended) = mpsc::channel(1);
-        let mut turns = BTreeMap::new();
         for (listener, port) in listeners.tcp {
-            let turn = turns.entry(port).or_insert_with(|| Arc::new(Semaphore::new(1)));
             let port = TcpPort {
                 gate: Arc::clone(&gate),
                 port,
-                turn: Arc::clone(turn),
                 places: Arc::clone(&self.places),
                 alive: alive.clone(),
             };

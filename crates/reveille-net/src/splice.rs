@@ -6,25 +6,24 @@
 //! - Back-pressure is the kernel's: nothing is read from one side before the other has taken what was read.
 //!   Between the two lies at most one chunk per direction, and only while the other side is slow: chunks are read
 //!   into a buffer of the thread, so that a quiet connection costs no memory.
+//! - When both sides have sent their FIN, the guest's acknowledgement of the last bytes is waited for, so that a
+//!   connection that is over has left nothing that a guest put to sleep would miss.
 //! - There is no idle time-out, but for one case: the guest has sent its FIN and the client stays silent. A client
 //!   that forgot its socket would keep the guest awake for ever.
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::coop;
 
+use crate::gate::ServiceGate;
 use crate::upstream::{Ends, Upstream};
 
 /// Most bytes that are read at once, and so in flight in each direction.
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
-/// Most bytes of a client that are kept to be sent again, until the backend has sent something.
-pub(crate) const REPLAY_BYTES_MAX: usize = 16 << 10;
 
 thread_local! {
     static CHUNK: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK_BYTES].into_boxed_slice());
@@ -35,132 +34,57 @@ thread_local! {
 pub(crate) enum Broken {
     /// The client's connection is reset or lost.
     Client,
-    /// The backend's is.
+    /// The backend's is, or its last bytes were not acknowledged in time.
     Backend,
-    /// The backend closed although nothing had passed in either direction, and [`Trial::suspicious`] is set.
-    EmptyClose,
     /// The guest has closed and the client was silent for too long.
     HalfClosed,
 }
 
-/// What is known of a connection whose backend has not sent anything yet.
-///
-/// The bytes that the client has sent are kept, so that they can be sent again over another connection. This ends
-/// with the first byte from the backend, or when they are more than [`REPLAY_BYTES_MAX`].
-#[derive(Debug, Default)]
-pub(crate) struct Trial {
-    /// An orderly close without a byte is taken for a guest that does not listen yet.
-    pub(crate) suspicious: bool,
-    decided: AtomicBool,
-    /// Bytes were handed to the present backend connection.
-    sent: AtomicBool,
-    kept: Mutex<Vec<u8>>,
+/// The bytes that a connection has carried; the gate is told of them as they pass.
+pub(crate) struct Carried<'a> {
+    gate: &'a ServiceGate,
+    up: AtomicU64,
+    down: AtomicU64,
 }
 
-impl Trial {
-    /// Whether another connection can still take the place of this one unnoticed.
-    pub(crate) fn undecided(&self) -> bool {
-        !self.decided.load(Ordering::Relaxed)
+impl<'a> Carried<'a> {
+    pub(crate) fn nothing_yet(gate: &'a ServiceGate) -> Self {
+        Self { gate, up: AtomicU64::new(0), down: AtomicU64::new(0) }
     }
 
-    /// Whether bytes of the client were handed to the present backend connection.
-    pub(crate) fn has_sent(&self) -> bool {
-        self.sent.load(Ordering::Relaxed)
+    /// No byte was read from either side, so that another connection can take the place of this one unnoticed.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.up.load(Ordering::Relaxed) == 0 && self.down.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether bytes of the client were read.
-    pub(crate) fn has_kept(&self) -> bool {
-        !self.kept().is_empty()
+    fn up(&self, bytes: u64) {
+        self.up.fetch_add(bytes, Ordering::Relaxed);
+        self.gate.counters.bytes_in.add(bytes);
+        self.gate.note_packet();
     }
 
-    /// Begins with a new backend connection.
-    pub(crate) fn restart(&self) {
-        self.sent.store(false, Ordering::Relaxed);
+    fn down(&self, bytes: u64) {
+        self.down.fetch_add(bytes, Ordering::Relaxed);
+        self.gate.counters.bytes_out.add(bytes);
+        self.gate.note_reply();
     }
-
-    fn keep(&self, chunk: &[u8]) {
-        self.sent.store(true, Ordering::Relaxed);
-        if self.undecided() {
-            let mut kept = self.kept();
-            if kept.len() + chunk.len() <= REPLAY_BYTES_MAX {
-                kept.extend_from_slice(chunk);
-            } else {
-                drop(kept);
-                self.decide();
-            }
-        }
-    }
-
-    fn decide(&self) {
-        if self.undecided() {
-            self.decided.store(true, Ordering::Relaxed);
-            *self.kept() = Vec::new();
-        }
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Who is told of bytes that pass.
-pub(crate) trait Meter: Sync {
-    /// Bytes from the client.
-    fn up(&self, bytes: usize);
-    /// Bytes from the backend.
-    fn down(&self, bytes: usize);
 }
 
 /// Joins the two streams until both have closed in order.
 pub(crate) async fn splice(
     client: &TcpStream,
     backend: &Upstream,
-    trial: &Trial,
-    meter: &dyn Meter,
+    carried: &Carried<'_>,
     half_closed_max: Duration,
 ) -> Result<(), Broken> {
-    let from_client = AtomicU64::new(0);
-    let client_ended = AtomicBool::new(false);
-    let up = async {
-        let kept = trial.kept().clone();
-        if !kept.is_empty() {
-            trial.sent.store(true, Ordering::Relaxed);
-            drain(client, backend, &kept).await.map_err(|side| side.of(Broken::Client, Broken::Backend))?;
-        }
-        drop(kept);
-        let seen = |chunk: &[u8]| {
-            if chunk.is_empty() {
-                client_ended.store(true, Ordering::Relaxed);
-                return Ok(());
-            }
-            trial.keep(chunk);
-            from_client.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            meter.up(chunk.len());
-            Ok(())
-        };
-        pump(client, backend, &seen, Broken::Client, Broken::Backend).await
-    };
-    let down = async {
-        let seen = |chunk: &[u8]| {
-            if !chunk.is_empty() {
-                trial.decide();
-                meter.down(chunk.len());
-            } else if trial.suspicious
-                && trial.undecided()
-                && !trial.has_sent()
-                && !client_ended.load(Ordering::Relaxed)
-            {
-                return Err(Broken::EmptyClose);
-            }
-            Ok(())
-        };
-        pump(backend, client, &seen, Broken::Backend, Broken::Client).await
-    };
+    let (seen_up, seen_down) = (|bytes| carried.up(bytes), |bytes| carried.down(bytes));
+    let up = pump(client, backend, &seen_up);
+    let down = pump(backend, client, &seen_down);
     let silence = async {
         loop {
-            let before = from_client.load(Ordering::Relaxed);
+            let before = carried.up.load(Ordering::Relaxed);
             tokio::time::sleep(half_closed_max).await;
-            if from_client.load(Ordering::Relaxed) == before {
+            if carried.up.load(Ordering::Relaxed) == before {
                 return;
             }
         }
@@ -169,17 +93,24 @@ pub(crate) async fn splice(
     let (mut up_done, mut down_done) = (false, false);
     while !(up_done && down_done) {
         tokio::select! {
-            ended = &mut up, if !up_done => { ended?; up_done = true; }
-            ended = &mut down, if !down_done => { ended?; down_done = true; }
+            ended = &mut up, if !up_done => {
+                ended.map_err(|side| side.of(Broken::Client, Broken::Backend))?;
+                up_done = true;
+            }
+            ended = &mut down, if !down_done => {
+                ended.map_err(|side| side.of(Broken::Backend, Broken::Client))?;
+                down_done = true;
+            }
             // Nobody reads from a side that has sent its FIN, so its RST must be asked for.
             () = Ends::broken(client), if up_done => return Err(Broken::Client),
             () = backend.broken(), if down_done => return Err(Broken::Backend),
             () = &mut silence, if down_done => return Err(Broken::HalfClosed),
         }
     }
-    Ok(())
+    backend.delivered().await.map_err(|_| Broken::Backend)
 }
 
+/// Which stream of a [`pump`] broke.
 #[derive(Debug, Clone, Copy)]
 enum Side {
     From,
@@ -195,26 +126,19 @@ impl Side {
     }
 }
 
-/// Passes on bytes until the end of `from`, and then the end. `seen` is told of each chunk before it is passed on,
-/// and of the end as an empty one.
-async fn pump(
-    from: &impl Ends,
-    to: &impl Ends,
-    seen: &(dyn Fn(&[u8]) -> Result<(), Broken> + Sync),
-    from_broken: Broken,
-    to_broken: Broken,
-) -> Result<(), Broken> {
-    let side = |side: Side| side.of(from_broken, to_broken);
+/// Passes on bytes until the end of `from`, and then the end. `seen` is told the length of each chunk before it is
+/// passed on.
+async fn pump(from: &impl Ends, to: &impl Ends, seen: &(dyn Fn(u64) + Sync)) -> Result<(), Side> {
     loop {
         coop::consume_budget().await;
-        from.readable().await.map_err(|_| from_broken)?;
-        match pass_chunk(from, to, seen).map_err(|fault| fault.unwrap_or_else(side))? {
+        from.readable().await.map_err(|_| Side::From)?;
+        match pass_chunk(from, to, seen)? {
             Passed::Nothing | Passed::All => {}
-            Passed::Rest(rest) => drain(from, to, &rest).await.map_err(side)?,
+            Passed::Rest(rest) => drain(from, to, &rest).await?,
             Passed::End => break,
         }
     }
-    to.finish().map_err(|_| to_broken)
+    to.finish().map_err(|_| Side::To)
 }
 
 enum Passed {
@@ -229,43 +153,23 @@ enum Passed {
 }
 
 /// Reads one chunk and writes as much of it as `to` takes at once.
-fn pass_chunk(
-    from: &impl Ends,
-    to: &impl Ends,
-    seen: &(dyn Fn(&[u8]) -> Result<(), Broken> + Sync),
-) -> Result<Passed, Fault> {
+fn pass_chunk(from: &impl Ends, to: &impl Ends, seen: &(dyn Fn(u64) + Sync)) -> Result<Passed, Side> {
     CHUNK.with_borrow_mut(|buffer| {
         let length = match from.try_read(buffer) {
+            Ok(0) => return Ok(Passed::End),
             Ok(length) => length,
             Err(error) if is_passing(&error) => return Ok(Passed::Nothing),
-            Err(_) => return Err(Fault::Of(Side::From)),
+            Err(_) => return Err(Side::From),
         };
+        seen(length as u64);
         let chunk = &buffer[..length];
-        seen(chunk).map_err(Fault::Seen)?;
-        if chunk.is_empty() {
-            return Ok(Passed::End);
-        }
         match to.try_write(chunk) {
             Ok(written) if written == length => Ok(Passed::All),
             Ok(written) => Ok(Passed::Rest(chunk[written..].to_vec())),
             Err(error) if is_passing(&error) => Ok(Passed::Rest(chunk.to_vec())),
-            Err(_) => Err(Fault::Of(Side::To)),
+            Err(_) => Err(Side::To),
         }
     })
-}
-
-enum Fault {
-    Of(Side),
-    Seen(Broken),
-}
-
-impl Fault {
-    fn unwrap_or_else(self, broken: impl FnOnce(Side) -> Broken) -> Broken {
-        match self {
-            Self::Of(side) => broken(side),
-            Self::Seen(seen) => seen,
-        }
-    }
 }
 
 /// Writes all of `rest` to `to`; gives up if `to` does not take it and `from` is reset meanwhile.

@@ -5,26 +5,15 @@
 //! having sent anything. A client that has sent bytes and then its FIN may well wait for the answer, or have
 //! delivered all that it wanted, so it is kept.
 //!
-//! **Connecting.** A guest's handshake is its own, and its link sees to lost SYNs. A loopback backend may accept
-//! connections on somebody's behalf, with a backlog of one. A SYN that finds the backlog full is dropped in silence
-//! and would be sent again after a second; so clients connect there one after another per port, and a connect that
-//! is not through within [`SYN_WAIT`] is given up for a new one.
+//! **Connecting.** Nothing is read from the client before the guest has completed the handshake. A handshake that is
+//! refused, or a backend that cannot be reached at all, is tried again with back-off for as long as the client may be
+//! held: the service in the guest may not listen yet. When the time is over the client is reset.
 //!
-//! **When nobody listens yet** the relay takes that upon itself, and tries again with back-off for as long as the
-//! client may be held. A refused connect, and a reset before any byte was handed over, are tried again: the guest
-//! saw nothing. All else that comes from a guest is its answer. A loopback backend that accepts on behalf of others
-//! closes what it had accepted, so that with one, until its first byte:
-//!
-//! - After a reset with the client's bytes handed over (they are kept, up to
-//!   [`REPLAY_BYTES_MAX`](crate::splice::REPLAY_BYTES_MAX)), the guest may have seen them. The next connections must
-//!   therefore first stay open for [`PROBATION`] without being handed anything, and the bytes are sent again at most
-//!   [`REPLAYS_MAX`] times: a request that kills the service is not repeated at it for a minute.
-//! - An orderly close without a byte in either direction is what a guest's closed port looks like, too. It is tried
-//!   again only within [`SETTLE`] of the gate's opening, since a service may also close at once on purpose.
-//!
-//! When the time is over the client is reset. When the instance is lost before anything was handed to it, the client
-//! is held again.
+//! **Spliced.** After its handshake whatever the guest does is its answer and is carried through, a reset as a reset.
+//! Only the loss of the instance is not: a client over whose connection no byte was read is then held again, for a
+//! new span of time, and the others are reset.
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,37 +22,25 @@ use reveille_core::model::PortSpec;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::gate::{Admission, Cut, HeldSlot, Link, NotBegun, ServiceGate};
+use crate::gate::{Admission, Cut, HeldSlot, NotBegun, Passage, ServiceGate, Signal};
 use crate::listen;
-use crate::splice::{Broken, Meter, Trial, splice};
+use crate::splice::{Broken, Carried, splice};
 use crate::upstream::Upstream;
 
 /// Pause before accepting again when no file descriptor is left. The clients wait in the kernel's backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time in which a connect to a loopback address is through, unless its SYN was dropped.
-const SYN_WAIT: Duration = Duration::from_millis(2);
-/// Longest such time, reached by doubling.
-const SYN_WAIT_MAX: Duration = Duration::from_millis(20);
 /// Pause after a failed try to reach the guest, doubled after each further one.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Longest such pause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long a connection must stay open before bytes are handed over a second time.
-const PROBATION: Duration = Duration::from_millis(100);
-/// Times that a client's bytes are handed over again.
-const REPLAYS_MAX: u32 = 1;
-/// Time after the gate's opening in which an empty close is taken for a guest that does not listen yet.
-const SETTLE: Duration = Duration::from_secs(5);
 
 /// A TCP port of a service.
 #[derive(Clone)]
 pub(crate) struct TcpPort {
     pub(crate) gate: Arc<ServiceGate>,
     pub(crate) port: PortSpec,
-    /// Whose turn it is to connect; shared by the listeners of the same port.
-    pub(crate) turn: Arc<Semaphore>,
     /// All clients of the relay.
     pub(crate) places: Arc<Semaphore>,
     /// Held by every task of the service, so that their end can be awaited.
@@ -114,8 +91,7 @@ impl TcpPort {
         // Here and not in the task, so that a client is counted and reported in the order of its arrival.
         let signal = self.gate.watch();
         let admission = self.gate.admit(None, peer, self.port);
-        let client =
-            Client { stream, port: self.clone(), peer, deadline: Instant::now() + self.gate.limits.held_max };
+        let client = Client { stream, port: self.clone(), peer };
         tokio::spawn(async move {
             let _place = place;
             let end = client.live(admission, signal).await;
@@ -124,8 +100,7 @@ impl TcpPort {
     }
 }
 
-fn is_client_gone(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind;
+fn is_client_gone(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
 }
 
@@ -134,8 +109,6 @@ struct Client {
     stream: TcpStream,
     port: TcpPort,
     peer: SocketAddr,
-    /// Until when it may wait for the guest.
-    deadline: Instant,
 }
 
 /// How a client's time ended.
@@ -146,37 +119,36 @@ enum End {
     Left,
     Expired,
     Refused,
-    Full,
+    TooManyHeld,
+    TooMany,
     Ended,
 }
 
-/// How one try to serve a client through the backend ended.
-enum Attempt {
-    /// For good.
+/// What becomes of a client whose connection to the backend ended or did not come about.
+enum Next {
+    /// Nothing more.
     Over(End),
-    /// Try again, the guest was not there.
+    /// It is connected anew.
     Again,
-    /// Wait at the gate again.
+    /// It waits at the gate again.
     Hold,
 }
 
-type Signals = tokio::sync::watch::Receiver<crate::gate::Signal>;
+type Signals = tokio::sync::watch::Receiver<Signal>;
 
 impl Client {
     async fn live(&self, first: Admission, mut signal: Signals) -> End {
-        let mut trial = Trial::default();
-        let mut progress = Progress::default();
+        let mut wait = Wait::begin(self.port.gate.limits.held_max);
         let mut admission = first;
         loop {
-            let link = match self.wait_open(admission, &mut signal, &trial).await {
-                Ok(link) => link,
+            let passage = match self.wait_open(admission, &mut signal, wait.until).await {
+                Ok(passage) => passage,
                 Err(end) => return end,
             };
-            match self.reach(&link, &mut trial, &mut progress).await {
-                Attempt::Over(end) => return end,
-                Attempt::Again | Attempt::Hold => {}
+            if let Some(end) = self.pass(&passage, &mut signal, &mut wait).await {
+                return end;
             }
-            drop(link);
+            drop(passage);
             admission = self.port.gate.admit(None, self.peer, self.port.port);
         }
     }
@@ -186,17 +158,18 @@ impl Client {
         &self,
         mut admission: Admission,
         signal: &mut Signals,
-        trial: &Trial,
-    ) -> Result<Link, End> {
+        until: Instant,
+    ) -> Result<Passage, End> {
         loop {
             let slot = match admission {
-                Admission::Open(link) => return Ok(link),
+                Admission::Open(passage) => return Ok(passage),
                 Admission::Wait(slot) => slot,
                 Admission::Refused => return Err(End::Refused),
-                Admission::Full => return Err(End::Full),
+                Admission::TooManyHeld => return Err(End::TooManyHeld),
+                Admission::TooMany => return Err(End::TooMany),
                 Admission::Ended => return Err(End::Ended),
             };
-            admission = self.wait_change(slot, signal, trial).await?;
+            admission = self.wait_change(slot, signal, until).await?;
         }
     }
 
@@ -204,133 +177,95 @@ impl Client {
         &self,
         slot: HeldSlot,
         signal: &mut Signals,
-        trial: &Trial,
+        until: Instant,
     ) -> Result<Admission, End> {
         tokio::select! {
             biased;
             _ = signal.changed() => {}
-            () = self.gone(trial.has_kept()) => return Err(End::Left),
-            () = sleep_until(self.deadline) => return Err(End::Expired),
+            () = self.gone() => return Err(End::Left),
+            () = sleep_until(until) => return Err(End::Expired),
         }
         Ok(self.port.gate.admit(Some(slot), self.peer, self.port.port))
     }
 
     /// Waits until the client has left, without reading what it sent. Cancel-safe.
-    async fn gone(&self, has_sent: bool) {
-        if !has_sent && !matches!(self.stream.peek(&mut [0]).await, Ok(1..)) {
-            return;
+    async fn gone(&self) {
+        if matches!(self.stream.peek(&mut [0]).await, Ok(1..)) {
+            // From now on only a reset tells; readiness to read would be reported over and over.
+            let _ = self.stream.ready(Interest::ERROR).await;
         }
-        // From now on only a reset tells; readiness to read would be reported over and over.
-        let _ = self.stream.ready(Interest::ERROR).await;
     }
 
-    /// Tries to serve the client over `link` until that is over one way or the other.
-    async fn reach(&self, link: &Link, trial: &mut Trial, progress: &mut Progress) -> Attempt {
+    /// Connects the client until that is over; `None` if it is to wait at the gate again.
+    async fn pass(&self, passage: &Passage, signal: &mut Signals, wait: &mut Wait) -> Option<End> {
         loop {
-            trial.restart();
-            trial.suspicious = !self.port.gate.leads_to_guest() && self.port.gate.opened_within(SETTLE);
-            let attempt = self.attempt(link, trial, progress).await;
-            if let Attempt::Over(End::Completed) = attempt {
-                return attempt;
+            let next = match self.connect(passage, wait.until).await {
+                Ok(backend) => {
+                    let next = self.serve(passage, &backend).await;
+                    // Should it have to wait once more, its time begins now.
+                    *wait = Wait::begin(self.port.gate.limits.held_max);
+                    next
+                }
+                Err(next) => next,
+            };
+            match next {
+                Next::Over(end) => return Some(end),
+                Next::Hold => return None,
+                Next::Again => self.port.gate.counters.retries.one(),
             }
-            // A broken socket may be the trace of a cut.
-            let attempt = link.cut_why().map_or(attempt, |why| after_cut(why, trial));
-            let Attempt::Again = attempt else { return attempt };
-            self.port.gate.counters.retries.one();
             tokio::select! {
-                () = sleep(progress.next_pause()) => {}
-                why = link.cut() => return after_cut(why, trial),
-                _ = self.stream.ready(Interest::ERROR) => return Attempt::Over(End::Left),
-                () = sleep_until(self.deadline) => return Attempt::Over(End::Expired),
+                () = sleep(wait.next_pause()) => {}
+                // If the gate has closed, the next try finds out.
+                _ = signal.changed() => {}
+                _ = self.stream.ready(Interest::ERROR) => return Some(End::Left),
+                () = sleep_until(wait.until) => return Some(End::Expired),
             }
         }
     }
 
-    async fn attempt(&self, link: &Link, trial: &Trial, progress: &mut Progress) -> Attempt {
-        let backend = tokio::select! {
-            connected = self.connect(link) => match connected {
-                Ok(stream) => stream,
-                Err(attempt) => return attempt,
-            },
-            why = link.cut() => return after_cut(why, trial),
-            _ = self.stream.ready(Interest::ERROR) => return Attempt::Over(End::Left),
-            () = sleep_until(self.deadline) => return Attempt::Over(End::Expired),
+    /// Has the guest complete a handshake.
+    async fn connect(&self, passage: &Passage, until: Instant) -> Result<Arc<Upstream>, Next> {
+        let again = |error: io::Error| {
+            tracing::debug!(port = %self.port.port, %error, "cannot connect; trying again");
+            Next::Again
         };
-        if progress.on_probation
-            && let Err(attempt) = self.probation(link, &backend, trial).await
-        {
-            return attempt;
-        }
-        let half_closed_max = self.port.gate.limits.half_closed_max;
-        let spliced = splice(&self.stream, &backend, trial, &*self.port.gate, half_closed_max).await;
-        match spliced {
-            Ok(()) => {
-                backend.close_in_order();
-                return Attempt::Over(End::Completed);
-            }
-            // The link's list still has the backend, so it must be reset by hand.
-            Err(_) => backend.reset(),
-        }
-        match spliced {
-            Err(Broken::EmptyClose) => Attempt::Again,
-            // A guest's own reset of what was handed over is its answer.
-            Err(Broken::Backend) if matches!(*backend, Upstream::Guest(_)) && trial.has_sent() => {
-                Attempt::Over(End::Broken(Broken::Backend))
-            }
-            Err(Broken::Backend) if trial.undecided() && progress.may_retry(trial.has_sent()) => {
-                Attempt::Again
-            }
-            Err(broken) => Attempt::Over(End::Broken(broken)),
-            Ok(()) => Attempt::Over(End::Completed),
-        }
-    }
-
-    /// Connects to the backend: to a guest at once, to a socket when it is this client's turn.
-    async fn connect(&self, link: &Link) -> Result<Arc<Upstream>, Attempt> {
-        let _turn = match self.port.gate.leads_to_guest() {
-            true => None,
-            // The semaphore is never closed.
-            false => Some(self.port.turn.acquire().await.map_err(|_| Attempt::Over(End::Ended))?),
+        let held_again = |why: Option<Cut>| why.map_or(Next::Hold, |why| after_cut(why, true));
+        let backend = match passage.connect(self.port.port.number) {
+            Ok(backend) => backend,
+            Err(NotBegun::Closed) => return Err(held_again(passage.cut_why())),
+            Err(NotBegun::Io(error)) => return Err(again(error)),
         };
-        let mut wait = SYN_WAIT;
-        loop {
-            let stream = match link.connect(self.port.port.number) {
-                Ok(stream) => stream,
-                Err(NotBegun::Closed | NotBegun::Cut) => return Err(Attempt::Hold),
-                Err(NotBegun::Io(error)) => {
-                    tracing::debug!(port = %self.port.port, %error, "cannot connect; trying again");
-                    return Err(Attempt::Again);
-                }
-            };
-            let limit = match *stream {
-                // A link sends its SYNs again by itself, and sooner than we could tell.
-                Upstream::Guest(_) => Duration::MAX,
-                Upstream::Socket(_) => wait,
-            };
-            match timeout(limit, stream.connected()).await {
-                Ok(Ok(())) => return Ok(stream),
-                Ok(Err(_)) => return Err(Attempt::Again),
-                // Through, but on a busy host the news takes longer than the thing.
-                Err(_) if stream.is_connected() => return Ok(stream),
-                Err(_) => {
-                    stream.reset();
-                    wait = (wait * 2).min(SYN_WAIT_MAX);
-                }
+        let connected = tokio::select! {
+            connected = backend.connected() => connected,
+            _ = self.stream.ready(Interest::ERROR) => return Err(Next::Over(End::Left)),
+            () = sleep_until(until) => return Err(Next::Over(End::Expired)),
+        };
+        // A handshake that failed may be the trace of a cut.
+        match (passage.cut_why(), connected) {
+            (Some(why), _) => Err(after_cut(why, true)),
+            (None, Ok(())) => Ok(backend),
+            (None, Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                Err(Next::Over(End::Broken(Broken::Backend)))
             }
+            (None, Err(error)) => Err(again(error)),
         }
     }
 
-    /// Sees whether the backend stays open although it is handed nothing.
-    async fn probation(&self, link: &Link, backend: &Upstream, trial: &Trial) -> Result<(), Attempt> {
-        tokio::select! {
-            () = sleep(PROBATION) => Ok(()),
-            peeked = backend.speaks() => match peeked {
-                Ok(1..) => Ok(()),
-                Ok(0) if !trial.suspicious => Err(Attempt::Over(End::Broken(Broken::Backend))),
-                Ok(0) | Err(_) => Err(Attempt::Again),
-            },
-            why = link.cut() => Err(after_cut(why, trial)),
-            _ = self.stream.ready(Interest::ERROR) => Err(Attempt::Over(End::Left)),
+    /// Joins the client and the guest until one or both have ended.
+    async fn serve(&self, passage: &Passage, backend: &Upstream) -> Next {
+        let gate = &self.port.gate;
+        let carried = Carried::nothing_yet(gate);
+        let Err(broken) = splice(&self.stream, backend, &carried, gate.limits.half_closed_max).await else {
+            return Next::Over(End::Completed);
+        };
+        let lost = broken == Broken::Backend && backend.is_lost();
+        // The passage has it too, so that dropping it here would not end it.
+        backend.reset();
+        match passage.cut_why() {
+            Some(why) => after_cut(why, carried.is_nothing()),
+            // The cut is still to come.
+            None if lost && carried.is_nothing() => Next::Again,
+            None => Next::Over(End::Broken(broken)),
         }
     }
 
@@ -348,60 +283,41 @@ impl Client {
                 return;
             }
             End::Broken(Broken::Client) => &counters.client_resets,
-            End::Broken(Broken::Backend | Broken::EmptyClose) => &counters.backend_resets,
+            End::Broken(Broken::Backend) => &counters.backend_resets,
             End::Broken(Broken::HalfClosed) => &counters.half_closed,
             End::Cut | End::Ended => &counters.cut,
             End::Expired => &counters.expired,
             End::Refused => &counters.refused,
-            End::Full => &counters.over_held_limit,
+            End::TooManyHeld => &counters.over_held_limit,
+            End::TooMany => &counters.over_service_limit,
         };
         count.one();
         listen::reset(&self.stream);
     }
 }
 
-fn after_cut(why: Cut, trial: &Trial) -> Attempt {
+fn after_cut(why: Cut, nothing_carried: bool) -> Next {
     match why {
-        Cut::Lost if trial.undecided() && !trial.has_kept() => Attempt::Hold,
-        Cut::Lost | Cut::Forced => Attempt::Over(End::Cut),
-        Cut::Ended => Attempt::Over(End::Ended),
+        Cut::Lost if nothing_carried => Next::Hold,
+        Cut::Lost | Cut::Forced => Next::Over(End::Cut),
+        Cut::Ended => Next::Over(End::Ended),
     }
 }
 
-/// What a client's tries have come to.
-#[derive(Default)]
-struct Progress {
+/// A client's waiting for the guest.
+struct Wait {
+    until: Instant,
     tries: u32,
-    replays: u32,
-    on_probation: bool,
 }
 
-impl Progress {
-    /// Whether a connection that broke may be replaced, and how carefully from now on.
-    fn may_retry(&mut self, has_sent: bool) -> bool {
-        if !has_sent {
-            return true;
-        }
-        self.on_probation = true;
-        self.replays += 1;
-        self.replays <= REPLAYS_MAX
+impl Wait {
+    fn begin(held_max: Duration) -> Self {
+        Self { until: Instant::now() + held_max, tries: 0 }
     }
 
     fn next_pause(&mut self) -> Duration {
         let pause = RETRY_PAUSE.saturating_mul(1 << self.tries.min(16)).min(RETRY_PAUSE_MAX);
         self.tries += 1;
         pause
-    }
-}
-
-impl Meter for ServiceGate {
-    fn up(&self, bytes: usize) {
-        self.counters.bytes_in.add(bytes as u64);
-        let _ = self.note_packet();
-    }
-
-    fn down(&self, bytes: usize) {
-        self.counters.bytes_out.add(bytes as u64);
-        let _ = self.note_reply();
     }
 }

@@ -1,11 +1,12 @@
 //! A UDP port: a session per client, and datagrams that wait while the gate is closed.
 //!
 //! One task owns a port of one stable address: its sessions and its queue. A session is a flow of its own to the
-//! backend, so that the guest can tell clients apart by their port; what comes back on it goes to the client from the stable address that the client had written to.
+//! backend, so that the guest can tell clients apart by their port; what comes back on it goes to the client from
+//! the stable address that the client had written to.
 //!
 //! While the gate is closed datagrams wait in the queue, in order. When it opens they are sent a few at a time:
-//! the backend reads them one by one, and the kernel drops in silence what does not fit into its receive buffer.
-//! What arrives meanwhile queues behind them.
+//! the service in the guest reads them one by one, and its kernel drops in silence what does not fit into the
+//! receive buffer. What arrives meanwhile queues behind them.
 //!
 //! "Port unreachable" from the backend ends no session: it is counted, and a datagram that met with the report
 //! about an earlier one is sent again.
@@ -52,7 +53,15 @@ pub(crate) struct UdpPort {
     port: PortSpec,
     socket: Arc<UdpSocket>,
     held: HeldDatagrams,
-    sessions: HashMap<SocketAddr, Session>,
+    sessions: Sessions,
+}
+
+/// The sessions of a port.
+struct Sessions {
+    gate: Arc<ServiceGate>,
+    port: PortSpec,
+    socket: Arc<UdpSocket>,
+    by_client: HashMap<SocketAddr, Session>,
     alive: mpsc::Sender<()>,
 }
 
@@ -61,6 +70,17 @@ struct Session {
     last: Arc<AtomicU64>,
     replies: AbortHandle,
     gate: Arc<ServiceGate>,
+}
+
+/// What became of a datagram that was to be handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Handed {
+    /// The gate is closed.
+    Closed,
+    /// The way to the backend is full; it was not counted as dropped.
+    Full,
+    /// It was sent, or dropped and counted.
+    Over,
 }
 
 impl Drop for Session {
@@ -78,7 +98,15 @@ impl UdpPort {
         alive: mpsc::Sender<()>,
     ) -> Self {
         let held = HeldDatagrams::new(Arc::clone(&gate.held_datagrams));
-        Self { gate, port, socket: Arc::new(socket), held, sessions: HashMap::new(), alive }
+        let socket = Arc::new(socket);
+        let sessions = Sessions {
+            gate: Arc::clone(&gate),
+            port,
+            socket: Arc::clone(&socket),
+            by_client: HashMap::new(),
+            alive,
+        };
+        Self { gate, port, socket, held, sessions }
     }
 
     /// Relays until the service is unbound.
@@ -91,7 +119,7 @@ impl UdpPort {
         let mut sweep_at = release_at;
         while !known.ended {
             let releasing = known.gate == Gate::Open && !self.held.is_empty();
-            let sweeping = !self.held.is_empty() || !self.sessions.is_empty();
+            let sweeping = !self.held.is_empty() || !self.sessions.by_client.is_empty();
             coop::consume_budget().await;
             tokio::select! {
                 biased;
@@ -122,7 +150,7 @@ impl UdpPort {
     /// Follows a change of the gate.
     fn turn(&mut self, before: Signal, now: Signal) {
         if before.cuts != now.cuts {
-            self.sessions.clear();
+            self.sessions.by_client.clear();
         }
         match now.gate {
             Gate::Open => {}
@@ -152,8 +180,12 @@ impl UdpPort {
     /// Passes a datagram on, or keeps it if the gate is closed or others wait before it. `gate` is what this task
     /// last saw of the gate; a later change is still to come to [`Self::turn`], which sees to what is kept now.
     fn take(&mut self, client: SocketAddr, payload: &[u8], gate: Gate) {
-        if self.held.is_empty() && self.pass_on(client, payload) {
-            return;
+        if self.held.is_empty() {
+            match self.sessions.hand_over(client, payload) {
+                Handed::Closed => {}
+                Handed::Full => return self.gate.counters.datagrams_failed.one(),
+                Handed::Over => return,
+            }
         }
         match gate {
             Gate::Refuse => return self.gate.counters.datagrams_refused.one(),
@@ -164,42 +196,15 @@ impl UdpPort {
         self.gate.counters.datagrams_over_limit.add(dropped);
     }
 
-    /// Sends the first of those that wait.
+    /// Sends the first of those that wait; one that the backend does not take now goes on waiting.
     fn release(&mut self) {
         for _ in 0..RELEASE_BATCH {
-            // Taken out of the queue only for as long as it is looked at: it goes back if the gate has closed.
-            let Some(datagram) = self.held.front() else { return };
-            let (client, payload) = (datagram.client, datagram.payload.clone());
-            if !self.pass_on(client, &payload) {
-                return;
+            let Some(first) = self.held.front() else { return };
+            match self.sessions.hand_over(first.client, &first.payload) {
+                Handed::Closed | Handed::Full => return,
+                Handed::Over => drop(self.held.pop()),
             }
-            self.held.pop();
         }
-    }
-
-    /// Sends a datagram to the backend, or counts why that failed; `false` if the gate is closed.
-    fn pass_on(&mut self, client: SocketAddr, payload: &[u8]) -> bool {
-        let Some(_pass) = self.gate.pass() else { return false };
-        let counters = &self.gate.counters;
-        let Some(session) =
-            session(&mut self.sessions, client, &self.gate, &self.socket, self.port.number, &self.alive)
-        else {
-            counters.datagrams_no_session.one();
-            return true;
-        };
-        session.last.store(self.gate.note_packet(), Ordering::Relaxed);
-        let upstream = &session.upstream;
-        let mut sent = upstream.send(payload);
-        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-            // This error is about an earlier datagram, and took the place of sending this one.
-            counters.udp_unreachable.one();
-            sent = upstream.send(payload);
-        }
-        match sent {
-            Ok(()) => counters.datagrams_in.one(),
-            Err(_) => counters.datagrams_failed.one(),
-        }
-        true
     }
 
     /// Ends what is over its time.
@@ -210,47 +215,69 @@ impl UdpPort {
         }
         let now = self.gate.now_ms();
         let idle_ms = u64::try_from(limits.udp_idle.as_millis()).unwrap_or(u64::MAX);
-        self.sessions.retain(|_, session| now.saturating_sub(session.last.load(Ordering::Relaxed)) < idle_ms);
+        let in_use = |session: &Session| now.saturating_sub(session.last.load(Ordering::Relaxed)) < idle_ms;
+        self.sessions.by_client.retain(|_, session| in_use(session));
     }
 }
 
-/// The client's session, a new one if need be; `None` if there may be no more or no socket is to be had.
-fn session<'a>(
-    sessions: &'a mut HashMap<SocketAddr, Session>,
-    client: SocketAddr,
-    gate: &Arc<ServiceGate>,
-    socket: &Arc<UdpSocket>,
-    port: u16,
-    alive: &mpsc::Sender<()>,
-) -> Option<&'a mut Session> {
-    if sessions.get(&client).is_some_and(|session| session.upstream.is_closed()) {
-        sessions.remove(&client);
-    }
-    let vacant = match sessions.entry(client) {
-        Entry::Occupied(found) => return Some(found.into_mut()),
-        Entry::Vacant(vacant) => vacant,
-    };
-    let one_more = |open: u32| (open < gate.limits.udp_sessions_max).then_some(open + 1);
-    gate.udp_sessions.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
-    let upstream = match gate.datagrams(port) {
-        Ok(upstream) => Arc::new(upstream),
-        Err(error) => {
-            gate.udp_sessions.fetch_sub(1, Ordering::SeqCst);
-            tracing::debug!(port, %error, "no way to the backend for a UDP session");
-            return None;
+impl Sessions {
+    /// Sends a client's datagram to the backend.
+    fn hand_over(&mut self, client: SocketAddr, payload: &[u8]) -> Handed {
+        let gate = Arc::clone(&self.gate);
+        let Some(_pass) = gate.pass() else { return Handed::Closed };
+        let counters = &gate.counters;
+        let Some(session) = self.of(client) else {
+            counters.datagrams_no_session.one();
+            return Handed::Over;
+        };
+        session.last.store(gate.note_packet(), Ordering::Relaxed);
+        let upstream = &session.upstream;
+        let mut sent = upstream.send(payload);
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            // This error is about an earlier datagram, and took the place of sending this one.
+            counters.udp_unreachable.one();
+            sent = upstream.send(payload);
         }
-    };
-    let last = Arc::new(AtomicU64::new(0));
-    let replies = Replies {
-        upstream: Arc::clone(&upstream),
-        socket: Arc::clone(socket),
-        client,
-        last: Arc::clone(&last),
-        gate: Arc::clone(gate),
-        _alive: alive.clone(),
-    };
-    let replies = tokio::spawn(replies.relay()).abort_handle();
-    Some(vacant.insert(Session { upstream, last, replies, gate: Arc::clone(gate) }))
+        match sent {
+            Ok(()) => counters.datagrams_in.one(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Handed::Full,
+            Err(_) => counters.datagrams_failed.one(),
+        }
+        Handed::Over
+    }
+
+    /// The client's session, a new one if need be; `None` if there may be no more or the backend has no way for it.
+    fn of(&mut self, client: SocketAddr) -> Option<&Session> {
+        if self.by_client.get(&client).is_some_and(|session| session.upstream.is_closed()) {
+            self.by_client.remove(&client);
+        }
+        let vacant = match self.by_client.entry(client) {
+            Entry::Occupied(found) => return Some(found.into_mut()),
+            Entry::Vacant(vacant) => vacant,
+        };
+        let gate = &self.gate;
+        let one_more = |open: u32| (open < gate.limits.udp_sessions_max).then_some(open + 1);
+        gate.udp_sessions.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
+        let upstream = match gate.datagrams(self.port.number) {
+            Ok(upstream) => Arc::new(upstream),
+            Err(error) => {
+                gate.udp_sessions.fetch_sub(1, Ordering::SeqCst);
+                tracing::debug!(port = %self.port, %error, "no way to the backend for a UDP session");
+                return None;
+            }
+        };
+        let last = Arc::new(AtomicU64::new(0));
+        let replies = Replies {
+            upstream: Arc::clone(&upstream),
+            socket: Arc::clone(&self.socket),
+            client,
+            last: Arc::clone(&last),
+            gate: Arc::clone(gate),
+            _alive: self.alive.clone(),
+        };
+        let replies = tokio::spawn(replies.relay()).abort_handle();
+        Some(vacant.insert(Session { upstream, last, replies, gate: Arc::clone(gate) }))
+    }
 }
 
 /// The way back of one session.
@@ -294,17 +321,17 @@ impl Replies {
     }
 
     /// Passes one datagram back if there is one; returns it if the client's side does not take it now.
-    fn pass_back(&self) -> io::Result<Option<Box<[u8]>>> {
+    fn pass_back(&self) -> io::Result<Option<Vec<u8>>> {
         DATAGRAM.with_borrow_mut(|buffer| {
-            let length = match self.upstream.try_recv(buffer) {
-                Ok(length) => length,
+            let datagram = match self.upstream.try_recv(buffer) {
+                Ok(datagram) => datagram,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
             };
-            match self.socket.try_send_to(&buffer[..length], self.client) {
+            match self.socket.try_send_to(&datagram, self.client) {
                 Ok(_) => self.sent(true),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Some(buffer[..length].into()));
+                    return Ok(Some(datagram.into_owned()));
                 }
                 Err(_) => self.sent(false),
             }

@@ -3,16 +3,18 @@
 //! The relay treats a guest's [`Link`] and ordinary sockets alike: [`Ends`] is what it does with either end of a
 //! connection, client or backend.
 
+use std::borrow::Cow;
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
 
-use crate::guest::{GuestDatagrams, GuestStream, Link};
+use crate::guest::{GuestDatagrams, GuestStream, LINGER_MAX, Link};
 use crate::listen;
 
 /// Silence after which a guest is asked whether it still knows a connection.
@@ -26,8 +28,8 @@ pub enum Backend {
     None,
     /// The same ports of a guest.
     Guest(Arc<Link>),
-    /// The same ports of a loopback address, for instances that share the host's network stack.
-    Loopback(Ipv4Addr),
+    /// The same ports of an address that the host reaches by itself, for instances that are no guests.
+    Address(IpAddr),
 }
 
 impl Backend {
@@ -40,7 +42,7 @@ impl Backend {
                 stream.set_keep_alive(Some(KEEPALIVE));
                 Ok(Upstream::Guest(stream))
             }
-            Self::Loopback(address) => {
+            Self::Address(address) => {
                 listen::begin_connect(SocketAddr::from((*address, port))).map(Upstream::Socket)
             }
         }
@@ -51,7 +53,7 @@ impl Backend {
         match self {
             Self::None => Err(io::ErrorKind::NotConnected.into()),
             Self::Guest(link) => Ok(UpstreamDatagrams::Guest(link.datagrams(port)?)),
-            Self::Loopback(address) => {
+            Self::Address(address) => {
                 listen::session_socket(SocketAddr::from((*address, port))).map(UpstreamDatagrams::Socket)
             }
         }
@@ -108,10 +110,14 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    /// Waits until a connect is through.
+    /// Waits until the handshake is through. Of kind `ConnectionReset` is the error if it was, and a reset followed
+    /// before anybody looked.
     pub(crate) async fn connected(&self) -> io::Result<()> {
         match self {
-            Self::Guest(stream) => Ok(stream.connected().await?),
+            Self::Guest(stream) => match stream.connected().await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(stream.broken().await),
+            },
             Self::Socket(stream) => {
                 stream.writable().await?;
                 stream.take_error()?.map_or(Ok(()), Err)
@@ -119,22 +125,12 @@ impl Upstream {
         }
     }
 
-    /// Whether the connect is through, whatever was heard of it.
-    pub(crate) fn is_connected(&self) -> bool {
+    /// Whether the way to the instance is gone, so that what broke the connection was not the instance's word. Of an
+    /// address that is not known.
+    pub(crate) fn is_lost(&self) -> bool {
         match self {
-            Self::Guest(_) => false,
-            Self::Socket(stream) => stream.peer_addr().is_ok(),
-        }
-    }
-
-    /// Waits for bytes, without taking them: some, or an end (0).
-    pub(crate) async fn speaks(&self) -> io::Result<usize> {
-        match self {
-            Self::Guest(stream) => {
-                stream.readable().await;
-                Ok(1)
-            }
-            Self::Socket(stream) => stream.peek(&mut [0]).await,
+            Self::Guest(stream) => stream.is_link_closed(),
+            Self::Socket(_) => false,
         }
     }
 
@@ -146,12 +142,15 @@ impl Upstream {
         }
     }
 
-    /// What is still unsent is delivered after the stream is dropped. A guest's stream that both sides have closed
-    /// does so by itself.
-    pub(crate) fn close_in_order(&self) {
+    /// Waits, after both sides' FINs, until the guest has acknowledged all. Between the host and an address that is
+    /// left to the kernel.
+    pub(crate) async fn delivered(&self) -> io::Result<()> {
         match self {
-            Self::Guest(_) => {}
-            Self::Socket(stream) => listen::close_in_order(stream),
+            Self::Guest(stream) => timeout(LINGER_MAX, stream.delivered()).await?,
+            Self::Socket(stream) => {
+                listen::close_in_order(stream);
+                Ok(())
+            }
         }
     }
 }
@@ -233,16 +232,11 @@ impl UpstreamDatagrams {
         }
     }
 
-    /// Takes a datagram into `buffer`, which is long enough for any.
-    pub(crate) fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Takes a datagram; `buffer` is long enough for any.
+    pub(crate) fn try_recv<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Cow<'a, [u8]>> {
         match self {
-            Self::Guest(flow) => {
-                let datagram = flow.try_recv()?;
-                let space = buffer.get_mut(..datagram.len()).ok_or(io::ErrorKind::InvalidInput)?;
-                space.copy_from_slice(&datagram);
-                Ok(datagram.len())
-            }
-            Self::Socket(socket) => socket.try_recv(buffer),
+            Self::Guest(flow) => flow.try_recv().map(Cow::Owned),
+            Self::Socket(socket) => socket.try_recv(buffer).map(|length| Cow::Borrowed(&buffer[..length])),
         }
     }
 

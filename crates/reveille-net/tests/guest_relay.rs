@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Bench, ends_by_reset, service, within};
+use common::{Bench, binding, ends_by_reset, service, within};
 use guest_peer::{Controls, Service, patterned, until};
 use reveille_core::model::Gate;
-use reveille_net::guest::{Link, LinkAddresses};
+use reveille_net::guest::{CONNECTIONS_MAX, LINGER_MAX, Link, LinkAddresses};
+use reveille_net::{RelayEvent, RelayLimits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UdpSocket, UnixStream};
 
@@ -142,6 +143,127 @@ async fn a_guest_that_is_lost_and_replaced_loses_no_quiet_client() {
     within(quiet.read_exact(&mut buffer[..5])).await.unwrap();
     assert_eq!(within(datagrams.recv(&mut buffer)).await.unwrap(), 3);
     assert_eq!(&buffer[..3], b"two");
+}
+
+#[tokio::test]
+async fn a_quiet_client_of_a_lost_guest_asks_again_with_all_its_time() {
+    let mut short = binding(&["tcp/7"]);
+    short.held_ms_max = 30_000;
+    let mut bench = Bench::with(short, RelayLimits::default()).await;
+    let (first, controls) = guest(&[(7, Service::Echo, 1)]);
+    bench.relay.set_link(&service(), Some(Arc::clone(&first)));
+    bench.open();
+    let mut client = bench.client().await;
+    until("the handshake", || first.counters().frames_in > 0).await;
+    // The relay's task was woken by that, and has its turn before this one has it again.
+    tokio::task::yield_now().await;
+    // It may wait for half a minute, and is quiet for longer than that.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(40)).await;
+    tokio::time::resume();
+    controls.hang_up();
+    within(first.closed()).await;
+    bench.relay.set_link(&service(), None);
+    client.write_all(b"hello").await.unwrap();
+    bench.until("tries to reach the guest", |traffic| traffic.retries >= 2).await;
+    // As the control loop does: the loss first, and then what follows from it.
+    bench.relay.cut(&service());
+    bench.relay.set_gate(&service(), Gate::Hold);
+    bench.until("held again", |traffic| traffic.held_clients == 1).await;
+    assert!(matches!(bench.event().await, RelayEvent::Wanted { client: asking, .. }
+        if asking == client.local_addr().unwrap()));
+    let (second, _) = guest(&[(7, Service::Echo, 1)]);
+    bench.relay.set_link(&service(), Some(second));
+    bench.open();
+    let mut answer = [0; 5];
+    within(client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"hello");
+    assert_eq!(bench.traffic().expired, 0);
+}
+
+#[tokio::test]
+async fn a_connection_is_open_until_the_guest_has_acknowledged_the_clients_last_bytes() {
+    let bench = Bench::new(&["tcp/7"]).await;
+    let (link, controls) = guest(&[(7, Service::Source(5), 1)]);
+    bench.relay.set_link(&service(), Some(Arc::clone(&link)));
+    bench.open();
+    let mut client = bench.client().await;
+    let mut greeting = Vec::new();
+    within(client.read_to_end(&mut greeting)).await.unwrap();
+    assert_eq!(greeting, patterned(5), "the guest has closed its side");
+    // The guest does not take what comes, as when it is busy: the last bytes are still with the link.
+    controls.deaf.store(true, Ordering::SeqCst);
+    client.write_all(b"last words").await.unwrap();
+    client.shutdown().await.unwrap();
+    until("the bytes and the end were sent", || controls.missed.load(Ordering::SeqCst) >= 2).await;
+    let traffic = bench.traffic();
+    assert_eq!((traffic.bytes_in, traffic.completed, traffic.open_connections), (10, 0, 1));
+    assert_eq!(bench.relay.close_if_idle(&service(), 0, false).unwrap_err().open_connections, 1);
+    controls.deaf.store(false, Ordering::SeqCst);
+    bench.until("completed", |traffic| (traffic.completed, traffic.open_connections) == (1, 0)).await;
+    bench.relay.close_if_idle(&service(), 0, false).unwrap();
+    assert_eq!(controls.resets.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_acknowledge_the_last_bytes_is_not_waited_for_for_ever() {
+    let bench = Bench::new(&["tcp/7"]).await;
+    let (link, controls) = guest(&[(7, Service::Source(5), 1)]);
+    bench.relay.set_link(&service(), Some(Arc::clone(&link)));
+    bench.open();
+    let mut client = bench.client().await;
+    within(client.read_to_end(&mut Vec::new())).await.unwrap();
+    controls.deaf.store(true, Ordering::SeqCst);
+    client.shutdown().await.unwrap();
+    until("the end was sent", || controls.missed.load(Ordering::SeqCst) >= 1).await;
+    assert_eq!(bench.traffic().open_connections, 1);
+    tokio::time::pause();
+    tokio::time::advance(LINGER_MAX).await;
+    tokio::time::resume();
+    bench.until("its end", |traffic| (traffic.backend_resets, traffic.open_connections) == (1, 0)).await;
+}
+
+#[tokio::test]
+async fn held_datagrams_wait_for_a_guest_that_does_not_take_its_frames_yet() {
+    const COUNT: u32 = 600;
+    let limits = RelayLimits {
+        client_datagrams_max: COUNT,
+        client_datagram_bytes_max: 1 << 20,
+        ..RelayLimits::default()
+    };
+    let bench = Bench::with(binding(&["udp/7"]), limits).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(bench.stable()).await.unwrap();
+    let datagram = |n: u32| [&n.to_be_bytes()[..], &patterned(1_200)].concat();
+    for n in 0..COUNT {
+        socket.send(&datagram(n)).await.unwrap();
+        if n % 20 == 19 {
+            bench.until("held", |traffic| traffic.held_datagrams == n + 1).await;
+        }
+    }
+    let (ours, mut guests) = UnixStream::pair().unwrap();
+    let link = Arc::new(Link::attach(ours, LinkAddresses::default()));
+    bench.relay.set_link(&service(), Some(Arc::clone(&link)));
+    bench.open();
+    until("the way is full", || link.counters().dropped.outbox_full > 0).await;
+    assert!(bench.traffic().held_datagrams > 0);
+    let mut frame = vec![0; 2_000];
+    for n in 0..COUNT {
+        let length = within(guests.read_u32()).await.unwrap() as usize;
+        within(guests.read_exact(&mut frame[..length])).await.unwrap();
+        // Ethernet, IP and UDP headers come first.
+        assert!(frame[14 + 20 + 8..length] == datagram(n), "in order, from number {n} on");
+    }
+    let traffic = bench.traffic();
+    assert_eq!((traffic.datagrams_in, traffic.datagrams_failed), (COUNT.into(), 0));
+}
+
+#[test]
+fn a_link_carries_as_many_clients_as_a_service_may_have_and_checks_of_readiness() {
+    let clients = RelayLimits::default().service_connections_max as usize;
+    assert!(clients + 64 <= CONNECTIONS_MAX);
+    assert_eq!(RelayLimits::within(1_024).connections_max, 512);
+    assert_eq!(RelayLimits::within(u64::MAX), RelayLimits::default());
 }
 
 #[tokio::test]

@@ -95,6 +95,32 @@ async fn clients_over_the_limit_of_held_ones_are_reset_and_the_others_stay() {
 }
 
 #[tokio::test]
+async fn a_service_has_places_for_so_many_clients_and_those_that_are_held_keep_theirs() {
+    let limits = RelayLimits { service_connections_max: 3, ..RelayLimits::default() };
+    let bench = Bench::with(binding(&["tcp/8080"]), limits).await;
+    let listener = bench.listen().await;
+    let mut clients = Vec::new();
+    for n in 1..=3 {
+        clients.push(bench.client().await);
+        bench.until("held clients", |traffic| traffic.held_clients == n).await;
+    }
+    assert!(ends_by_reset(&mut bench.client().await).await);
+    bench.open();
+    let mut backends = Vec::new();
+    for _ in 0..3 {
+        backends.push(within(listener.accept()).await.unwrap().0);
+    }
+    bench.until("open connections", |traffic| traffic.open_connections == 3).await;
+    assert!(ends_by_reset(&mut bench.client().await).await);
+    let traffic = bench.until("two without a place", |traffic| traffic.over_service_limit == 2).await;
+    assert_eq!((traffic.opened, traffic.over_held_limit), (3, 0));
+    reset(clients.remove(0));
+    bench.until("a free place", |traffic| traffic.open_connections == 2).await;
+    clients.push(bench.client().await);
+    within(listener.accept()).await.unwrap();
+}
+
+#[tokio::test]
 async fn clients_over_the_limit_of_all_connections_are_reset() {
     let limits = RelayLimits { connections_max: 2, ..RelayLimits::default() };
     let bench = Bench::with(binding(&["tcp/8080"]), limits).await;

@@ -255,6 +255,27 @@ async fn with_the_instance_lost_clients_are_reset_and_those_without_a_byte_are_h
 }
 
 #[tokio::test]
+async fn of_a_lost_instance_no_more_clients_are_held_than_may_be() {
+    let mut limited = binding(&["tcp/8080"]);
+    limited.held_clients_max = 2;
+    let mut bench = Bench::with(limited, RelayLimits::default()).await;
+    let listener = bench.listen().await;
+    bench.open();
+    let mut quiet = Vec::new();
+    for _ in 0..3 {
+        quiet.push((bench.client().await, within(listener.accept()).await.unwrap()));
+    }
+    bench.until("three open", |traffic| traffic.open_connections == 3).await;
+    bench.relay.set_gate(&service(), Gate::Hold);
+    bench.relay.cut(&service());
+    let wanted = "two held and one reset";
+    let traffic = bench.until(wanted, |t| (t.held_clients, t.over_held_limit) == (2, 1)).await;
+    assert_eq!((traffic.open_connections, traffic.cut), (0, 0));
+    assert!(matches!(bench.event().await, RelayEvent::Wanted { .. }));
+    assert_eq!(bench.events.try_recv(), None, "one Wanted is enough");
+}
+
+#[tokio::test]
 async fn held_clients_of_a_lost_instance_ask_again() {
     let mut bench = Bench::new(&["tcp/8080", "udp/7007"]).await;
     let _held = bench.client().await;

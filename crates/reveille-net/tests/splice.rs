@@ -1,4 +1,4 @@
-//! Relayed connections: exact bytes, half-close, resets, back-pressure, and a guest that is slow to listen.
+//! Relayed connections: exact bytes, half-close, resets, back-pressure, and a backend that is slow to listen.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -170,33 +170,6 @@ async fn a_slow_reader_throttles_the_writer_in_both_directions() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_of_one_as_user_mode_networking_has_it_delays_nobody() {
-    let bench = Bench::new(&["tcp/8080"]).await;
-    let mut clients = Vec::new();
-    for _ in 0..200 {
-        clients.push(bench.client().await);
-    }
-    bench.until("the clients", |traffic| traffic.held_clients == 200).await;
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.bind(&bench.backend().into()).unwrap();
-    socket.listen(1).unwrap();
-    let listener = TcpListener::from_std(socket.into()).unwrap();
-    bench.open();
-    let mut served = Vec::new();
-    for _ in 0..200 {
-        let (mut stream, _) = within(listener.accept()).await.unwrap();
-        stream.write_all(b"hello").await.unwrap();
-        served.push(stream);
-    }
-    for mut client in clients {
-        let mut hello = [0; 5];
-        within(client.read_exact(&mut hello)).await.unwrap();
-    }
-    assert_eq!(bench.traffic().open_connections, 200);
-}
-
 #[tokio::test]
 async fn a_backend_that_is_not_there_yet_is_waited_for() {
     let bench = Bench::new(&["tcp/8080"]).await;
@@ -214,70 +187,25 @@ async fn a_backend_that_is_not_there_yet_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_guest_that_does_not_listen_yet_is_waited_for_and_gets_the_request_once() {
+async fn what_a_backend_does_after_its_handshake_is_its_answer_and_is_not_tried_again() {
     let bench = Bench::new(&["tcp/8080"]).await;
     let listener = bench.listen().await;
-    bench.open();
-    let mut client = bench.client().await;
-    client.write_all(b"GET / ").await.unwrap();
-    // User-mode networking accepts, learns that the guest's port is closed, and closes without having read.
-    for _ in 0..4 {
-        let (stream, _) = within(listener.accept()).await.unwrap();
-        reset(stream);
-    }
-    let (mut backend, _) = within(listener.accept()).await.unwrap();
-    let mut request = [0; 6];
-    within(backend.read_exact(&mut request)).await.unwrap();
-    assert_eq!(&request, b"GET / ");
-    client.write_all(b"again").await.unwrap();
-    client.shutdown().await.unwrap();
-    assert_eq!(read_all(&mut backend).await, b"again");
-    backend.write_all(b"ok").await.unwrap();
-    drop(backend);
-    assert_eq!(read_all(&mut client).await, b"ok");
-}
+    let (mut silent, backend) = pair(&bench, &listener).await;
+    reset(backend);
+    assert!(ends_by_reset(&mut silent).await);
 
-#[tokio::test]
-async fn a_server_that_speaks_first_and_does_not_listen_yet_is_waited_for() {
-    let bench = Bench::new(&["tcp/8080"]).await;
-    let listener = bench.listen().await;
-    bench.open();
-    let mut client = bench.client().await;
-    for _ in 0..3 {
-        drop(within(listener.accept()).await.unwrap());
-    }
-    let (mut backend, _) = within(listener.accept()).await.unwrap();
-    backend.write_all(b"220 ready").await.unwrap();
-    drop(backend);
-    let mut banner = [0; 9];
-    within(client.read_exact(&mut banner)).await.unwrap();
-    assert_eq!(&banner, b"220 ready");
-}
+    let (mut asking, mut backend) = pair(&bench, &listener).await;
+    asking.write_all(b"poison").await.unwrap();
+    within(backend.read_exact(&mut [0; 6])).await.unwrap();
+    reset(backend);
+    assert!(ends_by_reset(&mut asking).await);
 
-#[tokio::test]
-async fn a_request_that_kills_the_service_is_sent_twice_at_most() {
-    let bench = Bench::new(&["tcp/8080"]).await;
-    let listener = bench.listen().await;
-    bench.open();
-    let mut client = bench.client().await;
-    client.write_all(b"poison").await.unwrap();
-    let serving = tokio::spawn(async move {
-        let mut deaths = 0;
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 6];
-            stream.read_exact(&mut request).await.unwrap();
-            deaths += 1;
-            reset(stream);
-            if deaths == 2 {
-                return listener;
-            }
-        }
-    });
-    assert!(ends_by_reset(&mut client).await);
-    let listener = within(serving).await.unwrap();
-    bench.until("the end", |traffic| traffic.open_connections == 0).await;
-    assert!(tokio::time::timeout(Duration::ZERO, listener.accept()).await.is_err());
+    let (mut waiting, backend) = pair(&bench, &listener).await;
+    drop(backend);
+    assert_eq!(read_all(&mut waiting).await, b"");
+    drop(waiting);
+    let traffic = bench.until("three ends", |t| t.backend_resets + t.completed == 3).await;
+    assert_eq!((traffic.backend_resets, traffic.opened, traffic.retries), (2, 3, 0));
 }
 
 #[tokio::test]

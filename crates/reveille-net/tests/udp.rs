@@ -5,10 +5,12 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Bench, address, binding, service, within};
-use reveille_core::model::Gate;
-use reveille_net::{RelayEvent, RelayLimits};
+use reveille_core::model::{Gate, Timestamp};
+use reveille_net::{Now, RelayEvent, RelayLimits};
 use tokio::net::UdpSocket;
 
 async fn client(to: SocketAddr) -> UdpSocket {
@@ -145,21 +147,27 @@ async fn datagrams_that_wait_for_too_long_are_dropped_and_counted() {
 async fn sessions_are_limited_and_end_when_idle() {
     let mut short = binding(&["udp/7007"]);
     short.udp_idle_ms = 300;
-    let bench = Bench::with(short, RelayLimits { udp_sessions_max: 2, ..RelayLimits::default() }).await;
+    let limits = RelayLimits { udp_sessions_max: 2, ..RelayLimits::default() };
+    let time = Arc::new(AtomicU64::new(1_000));
+    let clock = Arc::clone(&time);
+    let now: Now = Arc::new(move || Timestamp::from_ms(clock.load(Ordering::SeqCst)));
+    let bench = Bench::at(short, limits, now).await;
     let backend = UdpSocket::bind(bench.backend()).await.unwrap();
     bench.open();
     for n in 1..=2 {
         client(bench.stable()).await.send(b"x").await.unwrap();
         receive(&backend).await;
-        assert!(bench.traffic().udp_sessions <= n);
+        assert_eq!(bench.traffic().udp_sessions, n);
     }
-    // Either there is no place for the third yet, or the first two are over already.
+    // No time passes on the relay's clock, so that there is no place for the third.
     let third = client(bench.stable()).await;
     third.send(b"third").await.unwrap();
-    bench.until("its fate", |t| t.datagrams_no_session == 1 || t.datagrams_in == 3).await;
+    let traffic = bench.until("its refusal", |t| t.datagrams_no_session == 1).await;
+    assert_eq!((traffic.datagrams_in, traffic.udp_sessions), (2, 2));
+    time.fetch_add(300, Ordering::SeqCst);
     bench.until("free places", |traffic| traffic.udp_sessions == 0).await;
     third.send(b"third again").await.unwrap();
-    while receive(&backend).await != "third again" {}
+    assert_eq!(receive(&backend).await, "third again");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use reveille_api::{Access, Scope, Time, Token, TokenGrant};
 use reveille_core::answer::{Network as AclNetwork, View, Zone, ZoneDefaults, Zones, clashes};
 use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
 use reveille_dns::{DnsConfig, DnsServer, zonefile};
-use reveille_net::{Binding, Relay, RelayLimits};
+use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
 use reveille_store::Store;
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
@@ -155,7 +155,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let Host { store, images, driver, found, book, services } = take_stock(config, clock).await?;
 
-    let (relay, relay_events) = Relay::new(RelayLimits::default(), Arc::new(move || clock.now()));
+    let open_files = raise_open_files().context("cannot raise the limit of open files")?;
+    let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     for (spec, address) in &services {
         relay.bind(binding(spec, *address)).await?;
     }

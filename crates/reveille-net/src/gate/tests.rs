@@ -7,6 +7,7 @@ use crate::events::channel;
 fn gate(now: Now) -> ServiceGate {
     let limits = ServiceLimits {
         held_clients_max: 10,
+        connections_max: 10,
         held_max: Duration::from_secs(60),
         half_closed_max: Duration::from_secs(60),
         udp_idle: Duration::from_secs(60),

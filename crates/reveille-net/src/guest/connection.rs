@@ -55,6 +55,8 @@ pub(super) enum Interest {
     Read,
     /// Room for bytes, the end of opening, or an error.
     Write,
+    /// The guest's acknowledgement of our FIN, or an error.
+    Delivered,
     /// An error.
     Broken,
 }
@@ -101,6 +103,7 @@ pub(super) struct Connection {
     pub(super) keep_alive: Option<std::time::Duration>,
     read_waker: Option<Waker>,
     write_waker: Option<Waker>,
+    delivered_waker: Option<Waker>,
     broken_waker: Option<Waker>,
 }
 
@@ -134,6 +137,7 @@ impl Connection {
             keep_alive: None,
             read_waker: None,
             write_waker: None,
+            delivered_waker: None,
             broken_waker: None,
         })
     }
@@ -291,34 +295,38 @@ impl Connection {
             _ if self.end.is_some() => true,
             Interest::Read => open && (self.guest_finished || socket.can_recv()),
             Interest::Write => open && (self.finished || room >= WRITABLE_BYTES_MIN),
+            // Whatever state had been Closed otherwise has an end.
+            Interest::Delivered => {
+                self.finished && matches!(socket.state(), State::FinWait2 | State::TimeWait | State::Closed)
+            }
             Interest::Broken => false,
         }
     }
 
     /// Has the waker called when there is something; one waker per interest is kept.
     pub(super) fn register(&mut self, interest: Interest, waker: &Waker) {
-        let kept = match interest {
-            Interest::Read => &mut self.read_waker,
-            Interest::Write => &mut self.write_waker,
-            Interest::Broken => &mut self.broken_waker,
-        };
+        let kept = self.waker(interest);
         match kept {
             Some(kept) => kept.clone_from(waker),
             None => *kept = Some(waker.clone()),
         }
     }
 
+    fn waker(&mut self, interest: Interest) -> &mut Option<Waker> {
+        match interest {
+            Interest::Read => &mut self.read_waker,
+            Interest::Write => &mut self.write_waker,
+            Interest::Delivered => &mut self.delivered_waker,
+            Interest::Broken => &mut self.broken_waker,
+        }
+    }
+
     fn wake(&mut self) {
-        for interest in [Interest::Read, Interest::Write, Interest::Broken] {
-            if self.is_ready(interest) {
-                let kept = match interest {
-                    Interest::Read => &mut self.read_waker,
-                    Interest::Write => &mut self.write_waker,
-                    Interest::Broken => &mut self.broken_waker,
-                };
-                if let Some(waker) = kept.take() {
-                    waker.wake();
-                }
+        for interest in [Interest::Read, Interest::Write, Interest::Delivered, Interest::Broken] {
+            if self.is_ready(interest)
+                && let Some(waker) = self.waker(interest).take()
+            {
+                waker.wake();
             }
         }
     }

@@ -61,8 +61,9 @@ pub const PREFIX_LEN: u8 = 24;
 /// Largest IP packet in either direction.
 pub const MTU: usize = 1500;
 
-/// Most connections of one link, those that still end included.
-pub const CONNECTIONS_MAX: usize = 1024;
+/// Most connections of one link, those that still end included: the relay's clients
+/// ([`RelayLimits::service_connections_max`](crate::RelayLimits)) and some for checks of readiness.
+pub const CONNECTIONS_MAX: usize = 1024 + 64;
 /// Most UDP flows of one link.
 pub const FLOWS_MAX: usize = 4096;
 /// Bytes that are kept per connection until the reader takes them; the window that the guest sees.

@@ -1,7 +1,7 @@
 //! A TCP connection to a guest, as its owner sees it.
 //!
 //! The calls that do not wait take `&self` and are named as those of [`tokio::net::TcpStream`], so that one task can
-//! read while another writes. One task at a time may wait for each of reading, writing and breaking.
+//! read while another writes. One task at a time may wait for each of reading, writing, delivery and breaking.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -58,6 +58,19 @@ impl GuestStream {
         poll_fn(|context| self.poll_ready(Interest::Broken, context)).await;
         let end = self.shared.stack().connection(self.id).and_then(|one| one.end);
         end.unwrap_or(End::Aborted).error()
+    }
+
+    /// Resolves when the guest has acknowledged all bytes and our FIN, which must have been sent by
+    /// [`finish`](Self::finish). Fails if the connection has ended otherwise.
+    pub async fn delivered(&self) -> io::Result<()> {
+        poll_fn(|context| self.poll_ready(Interest::Delivered, context)).await;
+        let end = self.shared.stack().connection(self.id).map_or(Some(End::Aborted), |one| one.end);
+        end.map_or(Ok(()), |end| Err(end.error()))
+    }
+
+    /// Whether the link is closed, so that what broke the connection was not the guest's word.
+    pub fn is_link_closed(&self) -> bool {
+        self.shared.stack().closed
     }
 
     /// Reads what has arrived; 0 is the guest's FIN. Fails with `WouldBlock` if there is nothing yet.

@@ -50,7 +50,12 @@ impl Bench {
     }
 
     pub async fn with(binding: Binding, limits: RelayLimits) -> Self {
-        let (relay, events) = Relay::new(limits, clock());
+        Self::at(binding, limits, clock()).await
+    }
+
+    /// As [`Bench::with`], with a clock of the test's own.
+    pub async fn at(binding: Binding, limits: RelayLimits, now: reveille_net::Now) -> Self {
+        let (relay, events) = Relay::new(limits, now);
         let bench = Self { relay, events, binding, backend: address() };
         bench.bind().await;
         bench
@@ -59,7 +64,7 @@ impl Bench {
     /// Binds the service, with its backend.
     pub async fn bind(&self) {
         self.relay.bind(self.binding.clone()).await.unwrap();
-        self.relay.set_backend(&self.binding.service, Backend::Loopback(self.backend));
+        self.relay.set_backend(&self.binding.service, Backend::Address(self.backend.into()));
     }
 
     pub fn stable(&self) -> SocketAddr {
