@@ -279,7 +279,7 @@ impl Policy {
             ("backoff_ms", self.backoff_ms, 10, 600_000),
             ("backoff_ms_max", self.backoff_ms_max, 10, 3_600_000),
             ("cooloff_ms", self.cooloff_ms, 100, DAY_MS),
-            ("held_clients_max", self.held_clients_max.into(), 1, 65_536),
+            ("held_clients_max", self.held_clients_max.into(), 1, 1_024),
             ("held_ms_max", self.held_ms_max, 100, 600_000),
             ("heartbeat_ms", self.heartbeat_ms, 100, 600_000),
             ("ttl_awake_s", self.ttl_awake_s.into(), 0, 86_400),
