@@ -8,7 +8,7 @@ use crate::world::{HELLO, Vm, World, say, send, until};
 fn a_service_sleeps_armed_and_the_loss_of_the_armed_process_costs_only_the_rung() {
     let world = World::new().policy("rest", "\"armed\"").service(HELLO).start();
     let first = world.page();
-    world.json(&["hibernate", "hello"]);
+    world.put_to_sleep("hello");
     armed(&world);
     let shown = world.show("hello.vm.test");
     assert_eq!((&shown["phase"], &shown["state"]), (&"hibernated".into(), &"warming".into()), "{shown}");
@@ -19,7 +19,7 @@ fn a_service_sleeps_armed_and_the_loss_of_the_armed_process_costs_only_the_rung(
     assert_eq!((&wake["from"], &wake["outcome"]), (&"armed".into(), &"ready".into()), "{wake}");
     say(&format!("armed wake: {}", wake["stages_ms"]));
 
-    world.json(&["hibernate", "hello"]);
+    world.put_to_sleep("hello");
     let process = armed(&world);
     send(process.pid, Signal::KILL);
     let next = until("another armed process", || world.vms().into_iter().find(|vm| *vm != process));

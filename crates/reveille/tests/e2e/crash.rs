@@ -15,8 +15,12 @@ ready = { check = "http", port = 8080, path = "/" }
 policy = { rest = "armed" }
 "#;
 const SERVICES: [&str; 2] = ["hello.vm.test", "ready.vm.test"];
-/// Within this time of what begins a scene the daemon is killed.
-const KILL_MS: u64 = 300;
+/// Within these times, in turn, of what begins a scene the daemon is killed: all of the scene, and its beginning,
+/// in which a capture and a restore are.
+const KILL_MS: [u64; 2] = [300, 80];
+/// One daemon in so many is killed again while it starts, within this time.
+const KILL_AGAIN_EVERY: usize = 4;
+const KILL_START_MS: u64 = 100;
 /// The same for a cold boot: its beginning, in which the process is started, and all of it.
 const KILL_BOOT_MS: [u64; 2] = [100, 3_000];
 
@@ -55,7 +59,12 @@ fn whenever_the_daemon_is_killed_the_next_one_has_every_guest() {
     for kill in 0..kills {
         let scenes = [0, 1].map(|_| Scene::drawn(&chance));
         set(&world, scenes);
-        let log_from = play(&mut world, scenes, &chance);
+        let log_from = play(&mut world, scenes, &chance, KILL_MS[kill % 2]);
+        if kill % KILL_AGAIN_EVERY == 0 {
+            drop(world.spawn());
+            std::thread::sleep(chance.pause(KILL_START_MS));
+            world.kill9();
+        }
         world.restart();
         hit.note(&world.log()[log_from..]);
         for (index, number) in [1, 2].into_iter().enumerate() {
@@ -80,7 +89,7 @@ fn set(world: &World, scenes: [Scene; 2]) {
     for (service, scene) in SERVICES.into_iter().zip(scenes) {
         match scene {
             Scene::Wakes => {
-                world.json(&["hibernate", service]);
+                world.put_to_sleep(service);
             }
             Scene::Sleeps | Scene::TurnsBack => {
                 world.json(&["wake", service]);
@@ -91,8 +100,8 @@ fn set(world: &World, scenes: [Scene; 2]) {
 }
 
 /// Begins the scenes and kills the daemon somewhere in them; returns the length of the log then.
-fn play(world: &mut World, scenes: [Scene; 2], chance: &Chance) -> usize {
-    let pauses = [0, 1].map(|_| (chance.pause(KILL_MS), chance.pause(KILL_MS)));
+fn play(world: &mut World, scenes: [Scene; 2], chance: &Chance, ms_max: u64) -> usize {
+    let pauses = [0, 1].map(|_| (chance.pause(ms_max), chance.pause(ms_max)));
     std::thread::scope(|scope| {
         let seen = &*world;
         for (number, (scene, pause)) in (1..).zip(scenes.into_iter().zip(pauses)) {

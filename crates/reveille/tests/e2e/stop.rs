@@ -42,7 +42,7 @@ fn a_stop_hibernates_leaves_or_ends_what_is_awake() {
     assert_ne!(fourth.nonce, first.nonce);
 
     // Armed processes hold nothing and go with the daemon.
-    world.json(&["hibernate", "hello"]);
+    world.put_to_sleep("hello");
     world.change("policy", "rest", "\"armed\"");
     world.stop();
     world.restart();

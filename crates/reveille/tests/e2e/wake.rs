@@ -75,7 +75,7 @@ policy = { hold_ms_max = 50 }
         )
         .start();
     let nonce = world.page().nonce;
-    world.json(&["hibernate", "hello"]);
+    world.put_to_sleep("hello");
     let answer = world.dig(&["+noall", "+answer", "A", "hello.vm.test"]);
     assert_eq!(world.phase("hello.vm.test"), "active", "answered before it was ready");
     assert_eq!(fields(&answer)[1], "77", "answered as what it is now: {answer}");
@@ -98,7 +98,7 @@ fn a_hundred_clients_and_a_hundred_questions_make_one_wake() {
     const EACH: usize = 100;
     let world = World::new().service(HELLO).start();
     let nonce = world.page().nonce;
-    world.json(&["hibernate", "hello"]);
+    world.put_to_sleep("hello");
     let (wakes, restores) = (world.until_wakes("hello", 1).len(), restores(&world));
     let together = Barrier::new(2 * EACH);
     std::thread::scope(|scope| {

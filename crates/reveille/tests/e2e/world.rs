@@ -172,6 +172,20 @@ impl World {
     /// # Errors
     /// How it ended, if it did so instead of becoming ready.
     pub fn try_start(&mut self) -> Result<(), Exit> {
+        let lines = self.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.starts_with("reveille is ready") => return Ok(()),
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(self.ended()),
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("the daemon is neither ready nor gone"),
+            }
+        }
+    }
+
+    /// Starts the daemon and does not wait; returns what it will print.
+    pub fn spawn(&mut self) -> mpsc::Receiver<String> {
         assert!(self.daemon.is_none(), "it runs already");
         self.write_config();
         let log_from = self.log().len();
@@ -182,15 +196,7 @@ impl World {
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         self.daemon = Some(Running { child, log_from });
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.starts_with("reveille is ready") => return Ok(()),
-                Ok(_) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(self.ended()),
-                Err(mpsc::RecvTimeoutError::Timeout) => panic!("the daemon is neither ready nor gone"),
-            }
-        }
+        lines
     }
 
     fn write_config(&self) {
@@ -281,6 +287,17 @@ impl World {
         assert_eq!(output.status.code(), Some(1), "`reveille {}`: {complaint}", arguments.join(" "));
         assert!(!complaint.contains("panicked"), "{complaint}");
         complaint
+    }
+
+    /// `reveille hibernate`, again while it is told that a client's connection is only just ending.
+    pub fn put_to_sleep(&self, service: &str) {
+        until(&format!("{service} to go to sleep"), || {
+            let output = self.run(&["hibernate", service]);
+            let complaint = text(&output.stderr);
+            let busy = complaint.contains("stays awake") || complaint.contains("open connections");
+            assert!(output.status.success() || busy, "{complaint}");
+            output.status.success().then_some(())
+        });
     }
 
     /// `reveille why`, with everything that it knows.
