@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::argv::{Guest, Program};
 use super::layout::{last_complaint, replace_durably};
+use super::process::question;
 use crate::image::USER_SPACE_REACHED;
 
 /// Longest run of the probe's guest: ten times what a slow host needs under KVM.
@@ -200,14 +201,8 @@ pub async fn probe(program: &Program, guest: &ProbeGuest, scratch: &Path) -> io:
     }
     .add_to(&mut argv);
     let began = Instant::now();
-    let mut child = tokio::process::Command::new(&argv.program)
-        .args(&argv.arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&log)?)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut child =
+        question(&argv).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
     let verdict = loop {
         if reached_user_space(&serial) {
             break KvmVerdict::Works { ms: elapsed_ms(began) };

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::argv::Program;
+use super::process::question;
 use super::qmp::{Qmp, QmpError};
 
 /// Devices that every guest is given.
@@ -86,13 +87,10 @@ pub async fn examine(binary: &Path, data_dir: Option<&Path>) -> Result<Binary, O
     let output = input.try_clone().map_err(|error| not_working(error.to_string()))?;
     let mut argv = program.argv();
     argv.option("-M", "none").option("-qmp", "stdio");
-    let mut child = tokio::process::Command::new(&argv.program)
-        .args(&argv.arguments)
+    let mut child = question(&argv)
         .stdin(Stdio::from(input))
         .stdout(Stdio::from(output))
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
         .spawn()
         .map_err(|error| not_working(error.to_string()))?;
     let asked = ask(ours).await;

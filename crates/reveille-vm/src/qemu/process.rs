@@ -95,6 +95,23 @@ pub struct Process {
     watch: JoinHandle<()>,
 }
 
+/// From util-linux, which every Debian system has.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
+/// The command of a process that only answers a question: the kernel ends it with the thread that asks, also when
+/// that is killed. Without `setpriv` it is ended only where this process ends in order.
+pub fn question(argv: &Argv) -> tokio::process::Command {
+    let mut command = if Path::new(SETPRIV).exists() {
+        let mut command = tokio::process::Command::new(SETPRIV);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&argv.program);
+        command
+    } else {
+        tokio::process::Command::new(&argv.program)
+    };
+    command.args(&argv.arguments).process_group(0).kill_on_drop(true);
+    command
+}
+
 impl Process {
     /// Starts QEMU in `dir`, which holds `lock` until its end and writes its complaints to `log`.
     pub fn spawn(argv: &Argv, dir: &Path, lock: Lock, log: &Path) -> io::Result<Self> {
