@@ -158,7 +158,16 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let open_files = raise_open_files().context("cannot raise the limit of open files")?;
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     for (spec, address) in &services {
-        relay.bind(binding(spec, *address)).await?;
+        let declared = config.service.iter().any(|service| service.name == spec.name);
+        match relay.bind(binding(spec, *address)).await {
+            Ok(()) => {}
+            Err(error) if declared => return Err(error.into()),
+            // Nobody who could mend it is at the keyboard, and the others are not to suffer from it.
+            Err(error) => {
+                let remedy = "remove the service, or free the port and start again";
+                tracing::error!(service = %spec.name, %error, remedy, "cannot be reached");
+            }
+        }
     }
     let (view, generation) = first_view(config)?;
     let generations = generation.subscribe();
@@ -183,9 +192,9 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         about: about(config, &*driver, clock),
         policy: config.policy,
     };
-    let executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
+    let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
     for (id, step) in found.steps {
-        take_up(&executor, &found.fleet, id, step);
+        take_up(&mut executor, &found.fleet, id, step);
     }
     let control = Control::new(Parts {
         fleet: found.fleet,
@@ -219,7 +228,7 @@ fn first_view(config: &Config) -> anyhow::Result<(Arc<ArcSwap<View>>, watch::Sen
 }
 
 /// Begins what reconciling left to do with an instance.
-fn take_up(executor: &Executor, fleet: &reveille_core::model::Fleet, id: InstanceId, step: Reconciled) {
+fn take_up(executor: &mut Executor, fleet: &reveille_core::model::Fleet, id: InstanceId, step: Reconciled) {
     let Some(instance) = fleet.instance(id) else { return };
     let Some(service) = fleet.service(&instance.service) else { return };
     let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };

@@ -335,6 +335,18 @@ impl Fleet {
         self.changed.extend(instances);
     }
 
+    /// Nothing is started from here on, and nobody is waited for: the daemon is about to end.
+    pub fn start_nothing_more(&mut self) {
+        self.limits.starts_max = 0;
+        for service in self.services.values_mut() {
+            service.demand = None;
+        }
+        let all: Vec<InstanceId> = self.instances.keys().copied().collect();
+        for id in all {
+            self.settle(id);
+        }
+    }
+
     fn known(&self, name: &DomainName) -> Result<&Service, RequestError> {
         self.services.get(name).ok_or_else(|| RequestError::UnknownService(name.clone()))
     }

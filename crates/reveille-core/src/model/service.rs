@@ -313,6 +313,9 @@ impl ServiceSpec {
         if self.name.label_count() < 2 {
             faults.push(SpecFault::new("name", &self.name, "a name below a zone, such as hello.vm.test"));
         }
+        if self.name.labels().any(|label| matches!(label.first(), Some(b'_' | b'*'))) {
+            faults.push(SpecFault::new("name", &self.name, "labels that begin with a letter or a digit"));
+        }
         if self.image.is_empty() {
             faults.push(SpecFault::new(
                 "image",

@@ -8,6 +8,7 @@ use reveille_api::types::{
     DecisionReport, HostSummary, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
 };
 use reveille_api::{Connections, ControlError, Event as News, Time, Wait};
+use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
     Applied, DomainName, Event, Instance, InstanceId, Phase, Policy, Service, ServiceSpec, SleepAsked,
     SpecFault, Timestamp, Trigger, VmState, WakeRecord,
@@ -238,6 +239,9 @@ impl Control {
             let allowed = format!("a name in a served zone: {}", zones.join(", "));
             faults.push(SpecFault::new("name", &spec.name, allowed));
         }
+        let clashes = clashes(&self.publisher.zones(), [&spec.name]);
+        let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
+        faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
         let (images, name) = (Arc::clone(&self.executor.tools().images), spec.image.clone());
         let resolved = tokio::task::spawn_blocking(move || images.resolve(&name).map(drop)).await;
         if let Ok(Err(error)) = resolved {

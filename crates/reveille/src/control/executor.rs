@@ -14,7 +14,7 @@ use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch};
 use reveille_vm::image::ImageStore;
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::sleep;
 
 use super::Message;
@@ -104,6 +104,8 @@ impl Tools {
 pub struct Executor {
     tools: Arc<Tools>,
     captures: BTreeMap<InstanceId, Arc<Abandon>>,
+    /// The task of each instance that starts, arms or captures; at most one, and a kill ends it.
+    tasks: BTreeMap<InstanceId, JoinHandle<()>>,
 }
 
 impl Executor {
@@ -117,7 +119,7 @@ impl Executor {
     ) -> Self {
         let (links, watches) = (Mutex::default(), Mutex::default());
         let tools = Tools { driver, images, relay, inbox, clock, links, watches };
-        Self { tools: Arc::new(tools), captures: BTreeMap::new() }
+        Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
     /// What the tasks work with.
@@ -126,13 +128,13 @@ impl Executor {
     }
 
     /// Boots or restores, once `ack` says that the row is durable.
-    pub fn start(&self, order: Order, restore: bool, ack: Ack) {
-        tokio::spawn(start(Arc::clone(&self.tools), order, restore, ack));
+    pub fn start(&mut self, order: Order, restore: bool, ack: Ack) {
+        self.run(order.instance, start(Arc::clone(&self.tools), order, restore, ack));
     }
 
     /// Brings the process up with the version mapped.
-    pub fn arm(&self, order: Order, ack: Ack) {
-        tokio::spawn(arm(Arc::clone(&self.tools), order, ack));
+    pub fn arm(&mut self, order: Order, ack: Ack) {
+        self.run(order.instance, arm(Arc::clone(&self.tools), order, ack));
     }
 
     /// Ends the armed process.
@@ -154,7 +156,7 @@ impl Executor {
         let abandon = Arc::new(Abandon::default());
         self.captures.insert(order.instance, Arc::clone(&abandon));
         self.tools.unwatch(order.instance);
-        tokio::spawn(capture(Arc::clone(&self.tools), order, number, abandon, ack));
+        self.run(order.instance, capture(Arc::clone(&self.tools), order, number, abandon, ack));
     }
 
     /// Asks the capture under way to be given up.
@@ -165,11 +167,18 @@ impl Executor {
     }
 
     /// Ends whatever process there is, again and again until it is gone.
-    pub fn kill(&self, order: Order, discard: bool, ack: Ack) {
+    pub fn kill(&mut self, order: Order, discard: bool, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
         tools.relay.cut(&order.spec.name);
+        let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
+            if let Some(task) = overtaken {
+                // It is over when this returns, so that it cannot start a process after the kill.
+                task.abort();
+                let _ = task.await;
+                tools.unwatch(order.instance);
+            }
             // The row said so first; where it could not be written, ending the process is still right.
             let _ = ack.await;
             loop {
@@ -188,8 +197,13 @@ impl Executor {
     }
 
     /// Takes over a process that was found, letting its guest run again if `resume`.
-    pub fn adopt(&self, order: Order, resume: bool) {
-        tokio::spawn(adopt(Arc::clone(&self.tools), order, resume));
+    pub fn adopt(&mut self, order: Order, resume: bool) {
+        self.run(order.instance, adopt(Arc::clone(&self.tools), order, resume));
+    }
+
+    fn run(&mut self, instance: InstanceId, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.retain(|_, task| !task.is_finished());
+        self.tasks.insert(instance, tokio::spawn(task));
     }
 
     /// Watches an armed process that was found.

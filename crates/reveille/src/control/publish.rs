@@ -74,6 +74,16 @@ impl Publisher {
         }
     }
 
+    /// The service is ready: who waits is let in before anything else is decided about it.
+    pub fn open_gate(&mut self, id: InstanceId, service: &DomainName) {
+        self.set_gate(id, service, Gate::Open);
+    }
+
+    /// The name servers' zones that the view answers from.
+    pub fn zones(&self) -> reveille_core::answer::Zones {
+        self.view.load().zones().clone()
+    }
+
     /// The relay closed the gate by itself, in the last look before sleep.
     pub fn gate_closed(&mut self, id: InstanceId) {
         if let Some((_, gate)) = self.gates.get_mut(&id) {

@@ -227,11 +227,14 @@ impl Control {
                 self.keep_wakes(record);
             }
             Report::Ready => {
+                self.publisher.open_gate(instance, &service);
                 let record = self.wakes.ready(&service, at, now);
                 self.announce_ready(&service);
                 self.keep_wakes(record);
             }
             Report::Captured { version } => {
+                // Who came too late to turn it back asks anew.
+                self.relay.cut(&service);
                 let paused_ms = version.paused_us / 1_000;
                 tracing::info!(%service, version = version.number, paused_ms, "asleep");
             }

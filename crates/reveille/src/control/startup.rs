@@ -98,12 +98,12 @@ impl Services {
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
     /// A service cannot have its address.
-    #[error("service {service}: {source}")]
+    #[error("service {service}: {reason}")]
     Address {
         /// The service.
         service: DomainName,
         /// Why.
-        source: AddressError,
+        reason: AddressError,
     },
     /// The state database does not take the rows.
     #[error(transparent)]
@@ -154,7 +154,7 @@ pub async fn merge(
         let asked = ServiceSpec { address: fixed.or(spec.address), ..spec.clone() };
         let address = services
             .give_address(&asked)
-            .map_err(|source| StartupError::Address { service: spec.name.clone(), source })?;
+            .map_err(|reason| StartupError::Address { service: spec.name.clone(), reason })?;
         let created_at = stored.remove(&spec.name).map_or(now, |row| row.created_at);
         let name = spec.name.clone();
         let instance = instances

@@ -12,6 +12,12 @@ impl Control {
     /// Nothing is woken any more; what is awake is told to sleep or to end.
     pub(super) fn begin_stop(&mut self) {
         self.stopping = true;
+        self.fleet.start_nothing_more();
+        self.order_sleep();
+    }
+
+    /// Tells whatever is awake, or on its way up, to sleep or to end; again after a capture that was abandoned.
+    fn order_sleep(&mut self) {
         let how = match self.on_stop.0 {
             OnStop::Hibernate => SleepAsked::Force,
             OnStop::Terminate => SleepAsked::Terminate,
@@ -20,13 +26,12 @@ impl Control {
         let now = self.clock.now();
         let names: Vec<_> = self.fleet.services().map(|service| service.spec.name.clone()).collect();
         for service in names {
-            let asleep = self.fleet.primary(&service).is_none_or(|row| self.is_settled(row.id));
-            if asleep {
+            let Some(row) = self.fleet.primary(&service) else { continue };
+            if self.is_settled(row.id) || self.cannot_sleep(row.id) || row.sleep_asked.is_some() {
                 continue;
             }
-            // A start that is under way is not waited for: nobody is answered by it any more.
-            let starting = self.fleet.primary(&service).is_some_and(|row| row.phase == Phase::Booting);
-            let how = if starting { SleepAsked::Terminate } else { how };
+            // A boot that is under way is not waited for: nobody is answered by it any more, and nothing is lost.
+            let how = if row.phase == Phase::Booting { SleepAsked::Terminate } else { how };
             if let Err(error) = self.fleet.apply(Event::SleepAsked { service: service.clone(), how }, now) {
                 tracing::warn!(%service, %error, "cannot be put to sleep");
             }
@@ -42,6 +47,7 @@ impl Control {
                     Ok(Some(message)) => self.take(message).await,
                     Ok(None) | Err(_) => break,
                 }
+                self.order_sleep();
                 self.turn();
             }
             self.end_what_is_left().await;
@@ -72,7 +78,8 @@ impl Control {
         self.fleet.instances().all(|row| self.is_settled(row.id) || self.cannot_sleep(row.id))
     }
 
-    /// Armed processes hold nothing; whatever else is left after the deadline has had its time.
+    /// Armed processes hold nothing and are ended. A guest that did not settle in time may hold what is nowhere
+    /// else: it runs on, unless all are to be ended.
     async fn end_what_is_left(&mut self) {
         let left: Vec<InstanceId> = self
             .fleet
@@ -81,12 +88,9 @@ impl Control {
             .map(|row| row.id)
             .collect();
         for id in left {
-            if self.cannot_sleep(id) {
-                tracing::warn!(instance = %id, "cannot sleep; it runs on, and the next daemon takes it over");
+            if !self.is_settled(id) && self.on_stop.0 != OnStop::Terminate {
+                tracing::warn!(instance = %id, "does not sleep; it runs on, and the next daemon takes it over");
                 continue;
-            }
-            if !self.is_settled(id) {
-                tracing::warn!(instance = %id, "did not settle in time; ending it");
             }
             if let Err(error) = self.executor.tools().driver.kill(id, false).await {
                 tracing::error!(instance = %id, %error, "cannot be ended");
