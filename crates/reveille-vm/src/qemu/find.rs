@@ -110,11 +110,11 @@ async fn state_of(
     })
 }
 
-/// Whether a process that waits for a version has been told how to load it: it is told again, for the daemon that
-/// started it may have ended in between.
+/// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
+/// may have ended in between.
 async fn prepared(vm: &Vm) -> Result<bool, QmpError> {
     match vm.ignore_shared_memory().await {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(vm.meet_network().await.is_ok()),
         Err(QmpError::Refused { .. }) => Ok(false),
         Err(error) => Err(error),
     }

@@ -107,6 +107,7 @@ async fn armed(qemu: &Qemu, slot: &Arc<Slot>, launch: &Launch, kills: u64) -> Re
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
+    vm.meet_network().await?;
     vm.set_armed(true);
     Ok(vm)
 }

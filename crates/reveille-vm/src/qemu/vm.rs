@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use reveille_core::model::Cause;
@@ -48,6 +48,10 @@ pub struct Vm {
     armed: AtomicBool,
     /// A capture or a start is under way, so that standing still is no fault.
     busy: AtomicBool,
+    /// The network link that is open before anybody asked for it.
+    link: Mutex<Option<UnixStream>>,
+    /// QEMU has taken that link, whoever has it now.
+    met: AtomicBool,
 }
 
 /// Marks a [`Vm`] busy until dropped.
@@ -68,6 +72,8 @@ impl Vm {
             qmp: OnceLock::new(),
             armed: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            link: Mutex::default(),
+            met: AtomicBool::new(false),
         }
     }
 
@@ -335,6 +341,10 @@ impl Vm {
     /// # Errors
     /// Nobody listens within [`NETWORK_MS_MAX`].
     pub async fn network(&self) -> Result<UnixStream, Cause> {
+        let met = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stream) = met {
+            return Ok(stream);
+        }
         let fault = |error: io::Error| start_failed(format!("its network link cannot be reached: {error}"));
         let (_dir, path) = self.dir.short_path(NETWORK).map_err(fault)?;
         let connected = timeout(Duration::from_millis(NETWORK_MS_MAX), async {
@@ -348,6 +358,40 @@ impl Vm {
             }
         });
         connected.await.unwrap_or(Err(Cause::VmmHung { waited_ms: NETWORK_MS_MAX }))
+    }
+
+    /// Opens the network link, and waits until QEMU has taken it.
+    ///
+    /// QEMU (10.0, `net/stream.c`) prepares that socket beside its main loop. A guest that is let run before this is
+    /// done, with packets queued, crashes the process, and with it what the guest has in memory; a restored network
+    /// card always has some queued, for it announces itself.
+    pub async fn meet_network(&self) -> Result<(), Cause> {
+        if self.met.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut events = match self.qmp() {
+            Ok(qmp) => qmp.events(),
+            Err(error) => return Err(self.cause_of(error).await),
+        };
+        let stream = self.network().await?;
+        let taken = timeout(Duration::from_millis(CONNECT_MS_MAX), async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.name == "NETDEV_STREAM_CONNECTED" => return true,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return false,
+                }
+            }
+        });
+        match taken.await {
+            Ok(true) => {
+                *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+                self.met.store(true, Ordering::Release);
+                Ok(())
+            }
+            Ok(false) => Err(self.cause_of(QmpError::Closed).await),
+            Err(_) => Err(Cause::VmmHung { waited_ms: CONNECT_MS_MAX }),
+        }
     }
 }
 
