@@ -2,7 +2,8 @@
 
 use rustix::process::Signal;
 
-use crate::world::{HELLO, Vm, World, say, send, until};
+use crate::small::{say, send, until};
+use crate::world::{HELLO, Vm, World};
 
 #[test]
 fn a_service_sleeps_armed_and_the_loss_of_the_armed_process_costs_only_the_rung() {

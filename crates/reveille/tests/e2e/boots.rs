@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::chance::count;
-use crate::world::{HELLO, World, say};
+use crate::small::say;
+use crate::world::{HELLO, World};
 
 #[test]
 fn every_cold_boot_comes_up() {

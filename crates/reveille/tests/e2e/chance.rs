@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::world::say;
+use crate::small::say;
 
 /// A source of random numbers that several threads may draw from (SplitMix64).
 pub struct Chance(Mutex<u64>);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::chance::{Chance, count};
-use crate::world::{HELLO, World, say};
+use crate::small::say;
+use crate::world::{HELLO, World};
 
 /// A second service, which sleeps armed.
 const READY: &str = r#"

@@ -4,8 +4,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chance::{Chance, count};
+use crate::small::say;
 use crate::wire;
-use crate::world::{HELLO, World, say};
+use crate::world::{HELLO, World};
 
 /// Within this time of a round's beginning its clients come.
 const ROUND_MS: u64 = 500;

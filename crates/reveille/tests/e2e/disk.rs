@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::place::Place;
+use crate::small::{say, text, until, word};
 use crate::wire;
-use crate::world::{HELLO, World, say, text, until, word};
+use crate::world::{HELLO, World};
 
 /// The part of the test that runs where it may mount a file system.
 const INSIDE: &str = "disk::inside_a_mount_namespace";

@@ -9,8 +9,9 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::small::{from_environment, say, send, word, write_program};
 use crate::wire;
-use crate::world::{HELLO, World, from_environment, say, send, word, write_program};
+use crate::world::{HELLO, World};
 
 #[test]
 fn a_killed_and_a_hung_qemu_are_noticed_told_and_replaced() {

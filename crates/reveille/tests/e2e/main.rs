@@ -6,6 +6,7 @@
 
 mod chance;
 mod place;
+mod small;
 mod wire;
 mod world;
 

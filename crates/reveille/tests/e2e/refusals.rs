@@ -4,7 +4,8 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
-use crate::world::{Exit, HELLO, World, from_environment, text, write_program};
+use crate::small::{from_environment, text, write_program};
+use crate::world::{Exit, HELLO, World};
 
 /// A fault of every kind.
 const FAULTY: &str = r#"

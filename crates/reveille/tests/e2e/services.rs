@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
+use crate::small::word;
 use crate::wire;
-use crate::world::{HELLO, World, word};
+use crate::world::{HELLO, World};
 
 #[test]
 fn a_service_that_is_added_is_woken_by_its_first_packet_and_leaves_nothing_when_it_is_removed() {

@@ -4,8 +4,9 @@ use std::sync::Barrier;
 
 use serde_json::Value;
 
+use crate::small::say;
 use crate::wire;
-use crate::world::{HELLO, World, say};
+use crate::world::{HELLO, World};
 
 #[test]
 fn a_question_wakes_what_never_ran_and_after_its_sleep_it_is_the_same_guest() {

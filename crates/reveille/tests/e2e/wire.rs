@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 
-use crate::world::PATIENCE;
+use crate::small::PATIENCE;
 
 /// An HTTP answer.
 #[derive(Debug)]
