@@ -448,10 +448,13 @@ impl Drop for World {
             let _ = running.child.wait();
         }
         let began = Instant::now();
-        while !self.vms().is_empty() && began.elapsed() < PATIENCE {
-            for vm in self.vms() {
-                send(vm.pid, Signal::KILL);
+        loop {
+            // A daemon that is killed while it starts may leave more than its guests.
+            let strays = processes_of(&self.path("run"));
+            if strays.is_empty() || began.elapsed() > PATIENCE {
+                break;
             }
+            strays.into_iter().for_each(|pid| send(pid, Signal::KILL));
             std::thread::sleep(LOOK);
         }
         for path in self.token_files() {
@@ -462,6 +465,18 @@ impl Drop for World {
             assert!(!log.contains("panicked at"), "the daemon panicked: {log}");
         }
     }
+}
+
+/// All processes that have this world's directory in their environment, as every child of its daemons has.
+fn processes_of(run: &Path) -> Vec<i32> {
+    let mark = [b"XDG_RUNTIME_DIR=", run.as_os_str().as_encoded_bytes()].concat();
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark)
+    })
+    .collect()
 }
 
 fn vms_below(instances: &Path) -> Vec<Vm> {
