@@ -38,9 +38,6 @@ pub enum Clash {
         /// The delegated name.
         cut: DomainName,
     },
-    /// A wildcard as a service: any random name would wake it.
-    #[error("the service {0} is a wildcard; name the service and point a wildcard CNAME at it")]
-    Wildcard(DomainName),
     /// Something stands at the name under which a service's state is asked for. The state is answered.
     #[error("{name} is where the state of the service {service} is asked for; rename what stands there")]
     Vmstate {
@@ -59,9 +56,6 @@ pub fn clashes<'a>(zones: &Zones, services: impl IntoIterator<Item = &'a DomainN
     let mut found = Vec::new();
     for service in services {
         let name = QuestionName::from(service);
-        if name.first_label() == b"*" {
-            found.push(Clash::Wildcard(service.clone()));
-        }
         let Some(zone) = zones.of(&name) else {
             found.push(Clash::OutsideZones(service.clone()));
             continue;

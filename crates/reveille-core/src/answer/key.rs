@@ -129,6 +129,22 @@ impl QuestionName {
         &self.key[..usize::from(self.ends[labels.min(self.label_count())])]
     }
 
+    /// The ancestor with `labels` labels as it was written, in wire format; the name itself if it has not that many.
+    pub fn ancestor_wire(&self, labels: usize) -> &[u8] {
+        let length = self.ancestor_key(labels).len() + 1;
+        let wire = self.as_wire();
+        wire.get(wire.len().saturating_sub(length)..).unwrap_or_default()
+    }
+
+    /// `*` below the ancestor with `labels` labels; `None` if that would be too long.
+    pub fn wildcard_below(&self, labels: usize) -> Option<Self> {
+        let ancestor = self.ancestor_wire(labels);
+        let mut wire = [0; NAME_BYTES_MAX];
+        wire.get_mut(..2)?.copy_from_slice(b"\x01*");
+        wire.get_mut(2..2 + ancestor.len())?.copy_from_slice(ancestor);
+        Self::from_wire(wire.get(..2 + ancestor.len())?).ok()
+    }
+
     /// The leftmost label, lower case, without its length octet; empty for the root.
     pub fn first_label(&self) -> &[u8] {
         match self.label_count() {
@@ -168,6 +184,8 @@ mod tests {
         assert_eq!(name.ancestor_key(2), b"\x04test\x02vm");
         assert_eq!(name.ancestor_key(0), b"");
         assert_eq!(name.first_label(), b"hello");
+        assert_eq!(name.ancestor_wire(2), b"\x02VM\x04test\x00");
+        assert_eq!(name.ancestor_wire(0), b"\x00");
         assert_eq!(name.as_wire(), b"\x05Hello\x02VM\x04test\x00");
         let key = NameKey::from(&"hello.vm.test".parse::<DomainName>().unwrap());
         assert_eq!(key.as_ref(), name.key());

@@ -95,7 +95,7 @@ impl<'v> Lookup<'v> {
             }
             return None;
         }
-        if let Some(service) = view.service_at(name.key()) {
+        if let Some(service) = view.service_at(name.as_wire()) {
             self.at_service(service, zone.node_at(name.key()), owner);
             return None;
         }
@@ -118,16 +118,17 @@ impl<'v> Lookup<'v> {
         let zone = self.zone;
         let encloser =
             (zone.apex_labels()..name.label_count()).rev().find(|&labels| self.exists(name, labels));
-        let encloser = name.ancestor_key(encloser.unwrap_or(zone.apex_labels()));
-        let mut key = [0; 256];
-        let length = encloser.len() + 2;
-        key[..encloser.len()].copy_from_slice(encloser);
-        key[encloser.len()..length].copy_from_slice(b"\x01*");
-        let key = &key[..length];
-        if let Some(node) = zone.node_at(key) {
-            return self.at_node(node, owner);
-        }
-        if zone.has_node_at_or_below(key) {
+        let encloser = encloser.unwrap_or(zone.apex_labels());
+        let wildcard = name.wildcard_below(encloser);
+        let found = wildcard.as_ref().filter(|wildcard| self.view.has_name(wildcard.as_wire()));
+        if let Some(wildcard) = found {
+            if let Some(service) = self.view.service_at(wildcard.as_wire()) {
+                self.at_service(service, zone.node_at(wildcard.key()), owner);
+                return None;
+            }
+            if let Some(node) = zone.node_at(wildcard.key()) {
+                return self.at_node(node, owner);
+            }
             self.no_data();
         } else {
             self.reply.rcode = Rcode::NxDomain;
@@ -181,7 +182,7 @@ impl<'v> Lookup<'v> {
                 AnswerPolicy::Hold => Some(service.hold_ms_max),
             };
         }
-        self.reply.answer.push(Records { owner, rtype: self.qtype, ttl: service.ttl_s, data });
+        self.reply.answer.push(Records { owner, rtype: self.qtype, ttl: service.ttl_s_at(self.now), data });
     }
 
     /// The state of a service. Those who may not ask are told so: REFUSED is true and leaves nothing behind, while
@@ -205,22 +206,18 @@ impl<'v> Lookup<'v> {
 
     /// The service whose state the ancestor with `labels` labels stands for.
     fn vmstate_of(&self, name: &QuestionName, labels: usize) -> Option<&'v ServiceView> {
-        let parent = name.ancestor_key(labels.checked_sub(1)?);
-        let label = name.ancestor_key(labels).get(parent.len() + 1..)?;
+        let parent = labels.checked_sub(1)?;
+        let label = name.ancestor_key(labels).get(name.ancestor_key(parent).len() + 1..)?;
         if label != VMSTATE_LABEL {
             return None;
         }
-        self.view.service_at(parent)
+        self.view.service_at(name.ancestor_wire(parent))
     }
 
     /// Whether the ancestor with `labels` labels exists: it, or a name below it, has records, is a service, or is
     /// the apex of another zone here (which the zone above should delegate, but may not).
     fn exists(&self, name: &QuestionName, labels: usize) -> bool {
-        let key = name.ancestor_key(labels);
-        self.zone.has_node_at_or_below(key)
-            || self.view.has_service_at_or_below(key)
-            || self.view.zones().has_apex_at_or_below(key)
-            || self.vmstate_of(name, labels).is_some()
+        self.view.has_name(name.ancestor_wire(labels)) || self.vmstate_of(name, labels).is_some()
     }
 
     fn give(&mut self, owner: Owner<'v>, rtype: u16, set: &'v RecordSet) {
@@ -275,7 +272,7 @@ impl<'v> Lookup<'v> {
     fn add_addresses(&mut self, rtype: u16, set: &'v RecordSet) {
         for target in set.data.iter().filter_map(|data| rdata::target(rtype, data)) {
             let Ok(name) = QuestionName::from_wire(target) else { continue };
-            if self.view.service_at(name.key()).is_some() {
+            if self.view.service_at(name.as_wire()).is_some() {
                 continue;
             }
             let Some(node) = self.zone.node_at(name.key()) else { continue };

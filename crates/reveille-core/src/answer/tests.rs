@@ -86,6 +86,8 @@ fn service(text: &str) -> ServiceView {
         answer: AnswerPolicy::Immediate,
         hold_ms_max: 800,
         ttl_s: 5,
+        holds_until: None,
+        counter: 0,
         refused: None,
         version: Some(3),
         hibernated_at: Some(Timestamp::from_ms(0)),
@@ -460,14 +462,26 @@ fn a_faulty_zone_is_refused_with_every_fault() {
 }
 
 #[test]
+fn a_wildcard_service_stands_for_every_name_that_does_not_exist() {
+    let old = view();
+    let wild = service("*.apps.vm.test");
+    let view = old.with(2, [(wild.name.clone(), Some(Arc::new(wild)))]);
+    let wakes = "NOERROR aa; @ 5 A 127.64.0.1; wake *.apps.vm.test";
+    assert_eq!(ask_from(STRANGER, &view, "pr-7.apps.vm.test", A), wakes);
+    assert_eq!(ask_from(STRANGER, &view, "a.b.apps.vm.test", A), wakes);
+    assert!(ask_from(STRANGER, &view, "pr-7.apps.vm.test", TXT).starts_with("NOERROR aa; auth vm.test"));
+    assert!(ask_from(STRANGER, &view, "apps.vm.test", A).starts_with("NOERROR aa; auth vm.test"));
+    assert_eq!(ask_from(STRANGER, &old, "pr-7.apps.vm.test", A), NXDOMAIN);
+}
+
+#[test]
 fn clashes_are_found() {
     let view = view();
     let mut services: Vec<DomainName> = view.services().map(|service| service.name.clone()).collect();
     services.extend([name("far.example"), name("*.vm.test"), name("_vmstate.six.vm.test")]);
     let found = clashes(view.zones(), &services);
-    assert_eq!(found.len(), 5, "{found:?}");
+    assert_eq!(found.len(), 4, "{found:?}");
     assert!(found.contains(&Clash::OutsideZones(name("far.example"))));
-    assert!(found.contains(&Clash::Wildcard(name("*.vm.test"))));
     assert!(
         found.contains(&Clash::Delegated { service: name("lost.sub.vm.test"), cut: name("sub.vm.test") })
     );

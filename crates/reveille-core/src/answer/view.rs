@@ -1,13 +1,14 @@
 //! What questions are answered from: every zone and service at one generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::key::{NameKey, QuestionName};
 use super::network::Network;
 use super::rdata;
-use super::zone::Zone;
+use super::table::{Edit, Kinds, NameTable, Slot, ZoneShape, capped_ttl_s, seconds};
+use super::zone::{Node, Zone};
 use crate::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
 
 /// Why a service cannot be woken for now.
@@ -38,8 +39,12 @@ pub struct ServiceView {
     pub answer: AnswerPolicy,
     /// Longest time that a question is held, in milliseconds.
     pub hold_ms_max: u64,
-    /// TTL of its addresses, in seconds.
+    /// TTL of its addresses, in seconds, unless the state may change sooner.
     pub ttl_s: u32,
+    /// Before this time its state is not going to change by itself (Q5); `None` if no time is known.
+    pub holds_until: Option<Timestamp>,
+    /// Number of the counter of its questions; 0 is shared by all names that have none of their own.
+    pub counter: u32,
     /// Set while it cannot be woken.
     pub refused: Option<Refused>,
     /// Number of the version that can be restored.
@@ -56,19 +61,42 @@ pub struct ServiceView {
     pub storage: Option<String>,
 }
 
+impl ServiceView {
+    /// TTL of its addresses at `now`, in seconds.
+    pub fn ttl_s_at(&self, now: Timestamp) -> u32 {
+        capped_ttl_s(self.ttl_s, self.holds_until.map_or(u32::MAX, seconds), seconds(now))
+    }
+}
+
 /// The zones that are served. Cloning shares them.
 #[derive(Debug, Clone, Default)]
-pub struct Zones(Arc<BTreeMap<NameKey, Arc<Zone>>>);
+pub struct Zones {
+    list: Arc<[Arc<Zone>]>,
+    by_apex: Arc<BTreeMap<NameKey, u16>>,
+    /// Most labels of an apex.
+    depth: usize,
+}
+
+/// Stands for the zone of names that belong to none.
+const NO_ZONE: u16 = u16::MAX;
 
 impl Zones {
-    /// These zones; of two with the same apex the later one.
+    /// Most zones that can be served.
+    pub const COUNT_MAX: usize = NO_ZONE as usize;
+
+    /// These zones, up to [`Zones::COUNT_MAX`] of them; of two with the same apex the later one.
     pub fn new(zones: impl IntoIterator<Item = Arc<Zone>>) -> Self {
-        Self(Arc::new(zones.into_iter().map(|zone| (NameKey::from(zone.apex()), zone)).collect()))
+        let sorted: BTreeMap<NameKey, Arc<Zone>> =
+            zones.into_iter().map(|zone| (NameKey::from(zone.apex()), zone)).collect();
+        let depth = sorted.values().map(|zone| zone.apex_labels()).max().unwrap_or(0);
+        let by_apex = sorted.keys().cloned().zip(0..NO_ZONE).collect();
+        let list = sorted.into_values().take(Self::COUNT_MAX).collect();
+        Self { list, by_apex: Arc::new(by_apex), depth }
     }
 
     /// Every zone.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Zone>> {
-        self.0.values()
+        self.list.iter()
     }
 
     /// The zone with the longest apex at or above the name.
@@ -87,13 +115,36 @@ impl Zones {
         Some(zone)
     }
 
-    /// Whether a zone's apex has that key, or one below it.
-    pub(crate) fn has_apex_at_or_below(&self, key: &[u8]) -> bool {
-        at_or_below(&self.0, key)
+    /// The zone with that index, as slots name it.
+    pub fn at(&self, index: u16) -> Option<&Arc<Zone>> {
+        self.list.get(usize::from(index))
+    }
+
+    /// The index of the zone that a name belongs to.
+    fn index_of(&self, name: &QuestionName) -> u16 {
+        let index = self.of_any(name, name.label_count()).map(|(index, _)| index);
+        index.unwrap_or(NO_ZONE)
+    }
+
+    fn shapes(&self) -> Vec<ZoneShape> {
+        let shape = |zone: &Arc<Zone>| {
+            let apex = QuestionName::from(zone.apex());
+            let above = apex.label_count().checked_sub(1);
+            let outer = above.and_then(|labels| Some(self.of_any(&apex, labels)?.0));
+            ZoneShape { apex_labels: zone.apex_labels(), outer }
+        };
+        self.list.iter().map(shape).collect()
     }
 
     fn above(&self, name: &QuestionName, labels_max: usize) -> Option<&Zone> {
-        (0..=labels_max).rev().find_map(|labels| self.0.get(name.ancestor_key(labels))).map(|zone| &**zone)
+        self.of_any(name, labels_max).map(|(_, zone)| &**zone)
+    }
+
+    fn of_any(&self, name: &QuestionName, labels_max: usize) -> Option<(u16, &Arc<Zone>)> {
+        let index = (0..=labels_max.min(self.depth))
+            .rev()
+            .find_map(|labels| self.by_apex.get(name.ancestor_key(labels)).copied())?;
+        Some((index, self.at(index)?))
     }
 }
 
@@ -103,7 +154,7 @@ pub struct View {
     /// Rises with each published view.
     pub generation: u64,
     zones: Zones,
-    services: BTreeMap<NameKey, Arc<ServiceView>>,
+    names: NameTable,
     monitors: Arc<[Network]>,
 }
 
@@ -115,8 +166,31 @@ impl View {
         services: impl IntoIterator<Item = Arc<ServiceView>>,
         monitors: impl Into<Arc<[Network]>>,
     ) -> Self {
-        let services = services.into_iter().map(|service| (NameKey::from(&service.name), service)).collect();
-        Self { generation, zones, services, monitors: monitors.into() }
+        Self::seeded(0, generation, zones, services, monitors)
+    }
+
+    /// As [`View::new`], with a secret seed of the name table, so that nobody who may add names can choose them to
+    /// fall into one page. Views that are made from this one keep it.
+    pub fn seeded(
+        seed: u64,
+        generation: u64,
+        zones: Zones,
+        services: impl IntoIterator<Item = Arc<ServiceView>>,
+        monitors: impl Into<Arc<[Network]>>,
+    ) -> Self {
+        let services: Vec<Arc<ServiceView>> = services.into_iter().collect();
+        let mut edit = NameTable::new(seed).edit(zones.shapes());
+        edit.reserve(services.len() + zones.iter().map(|zone| zone.nodes().count()).sum::<usize>());
+        for (zone, index) in zones.iter().zip(0..NO_ZONE) {
+            edit.set_kinds(zone.apex().as_wire(), index, Kinds::APEX, Kinds::default());
+            add_static(&mut edit, zone, index, zone.nodes().map(Node::owner));
+        }
+        let mut view = Self { generation, zones, names: NameTable::default(), monitors: monitors.into() };
+        for service in services {
+            view.put_service(&mut edit, service);
+        }
+        view.names = edit.finish();
+        view
     }
 
     /// Who may ask for `_vmstate` unless something else is configured: this host.
@@ -132,14 +206,59 @@ impl View {
         changes: impl IntoIterator<Item = (DomainName, Option<Arc<ServiceView>>)>,
     ) -> Self {
         let mut next = Self { generation, ..self.clone() };
+        let mut edit = self.names.edit(self.zones.shapes());
         for (name, service) in changes {
-            let key = NameKey::from(&name);
             match service {
-                Some(service) => next.services.insert(key, service),
-                None => next.services.remove(&key),
-            };
+                Some(service) => next.put_service(&mut edit, service),
+                None => {
+                    let zone = self.zones.index_of(&QuestionName::from(&name));
+                    edit.set_service(name.as_wire(), zone, None);
+                }
+            }
         }
+        next.names = edit.finish();
         next
+    }
+
+    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs what the
+    /// zone has of static names, and everything if its delegations change.
+    #[must_use]
+    pub fn with_zone(&self, generation: u64, zone: Arc<Zone>) -> Self {
+        let key = NameKey::from(zone.apex());
+        let mut next = Self { generation, ..self.clone() };
+        let known = self.zones.by_apex.get(&key).and_then(|&index| Some((index, self.zones.at(index)?)));
+        let Some((index, old)) = known else { return next };
+        let mut list = self.zones.list.to_vec();
+        if let Some(place) = list.get_mut(usize::from(index)) {
+            *place = Arc::clone(&zone);
+        }
+        next.zones.list = list.into();
+        if old.cuts().ne(zone.cuts()) {
+            let services = self.services().cloned().collect::<Vec<_>>();
+            let (zones, monitors) = (next.zones, next.monitors);
+            return Self::seeded(self.names.seed(), generation, zones, services, monitors);
+        }
+        let owners = |zone: &Zone| zone.nodes().map(|node| node.owner().clone()).collect::<BTreeSet<_>>();
+        let (before, after) = (owners(old), owners(&zone));
+        let mut edit = self.names.edit(self.zones.shapes());
+        add_static(&mut edit, &zone, index, after.difference(&before));
+        for gone in before.difference(&after) {
+            let marks = Kinds::STATIC.with(Kinds::BELOW_CUT);
+            edit.set_kinds(gone.as_wire(), index, Kinds::default(), marks);
+        }
+        next.names = edit.finish();
+        next
+    }
+
+    fn put_service(&self, edit: &mut Edit, service: Arc<ServiceView>) {
+        let name = service.name.clone();
+        let question = QuestionName::from(&name);
+        let index = self.zones.index_of(&question);
+        let below_cut = self.zones.at(index).is_some_and(|zone| zone.cut(&question).is_some());
+        edit.set_service(name.as_wire(), index, Some(service));
+        if below_cut {
+            edit.set_kinds(name.as_wire(), index, Kinds::BELOW_CUT, Kinds::default());
+        }
     }
 
     /// The zones.
@@ -147,24 +266,29 @@ impl View {
         &self.zones
     }
 
-    /// Every service.
+    /// Every name that exists.
+    pub fn names(&self) -> &NameTable {
+        &self.names
+    }
+
+    /// Every service, in no useful order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceView>> {
-        self.services.values()
+        self.names.iter().filter_map(Slot::service)
     }
 
     /// The service of that name.
     pub fn service(&self, name: &DomainName) -> Option<&Arc<ServiceView>> {
-        self.services.get(NameKey::from(name).as_ref())
+        self.names.find(name.as_wire())?.service()
     }
 
-    /// The service with that key.
-    pub(crate) fn service_at(&self, key: &[u8]) -> Option<&ServiceView> {
-        self.services.get(key).map(|service| &**service)
+    /// The service with that name in wire format.
+    pub(crate) fn service_at(&self, wire: &[u8]) -> Option<&ServiceView> {
+        self.names.find(wire)?.service().map(|service| &**service)
     }
 
-    /// Whether a service has the name with that key, or one below it.
-    pub(crate) fn has_service_at_or_below(&self, key: &[u8]) -> bool {
-        at_or_below(&self.services, key)
+    /// Whether the name exists: something stands there or below.
+    pub(crate) fn has_name(&self, wire: &[u8]) -> bool {
+        self.names.find(wire).is_some()
     }
 
     /// Whether that address may ask for `_vmstate`.
@@ -173,9 +297,10 @@ impl View {
     }
 }
 
-/// Whether the map has the key itself or one that begins with it.
-pub(crate) fn at_or_below<T>(map: &BTreeMap<NameKey, T>, key: &[u8]) -> bool {
-    use std::ops::Bound::{Included, Unbounded};
-    let mut range = map.range::<[u8], _>((Included(key), Unbounded));
-    range.next().is_some_and(|(next, _)| next.as_ref().starts_with(key))
+fn add_static<'a>(edit: &mut Edit, zone: &Zone, index: u16, owners: impl Iterator<Item = &'a DomainName>) {
+    for owner in owners {
+        let below_cut = zone.cut(&QuestionName::from(owner)).is_some();
+        let kinds = if below_cut { Kinds::STATIC.with(Kinds::BELOW_CUT) } else { Kinds::STATIC };
+        edit.set_kinds(owner.as_wire(), index, kinds, Kinds::default());
+    }
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use super::key::{NameKey, QuestionName};
 use super::rdata::{self, CNAME, NS, SOA};
-use super::view::at_or_below;
 use crate::model::DomainName;
 
 /// Most bytes of data that one RRset may have: with its owner it still fits into one message over TCP.
@@ -240,8 +239,15 @@ impl Zone {
         self.nodes.get(key)
     }
 
-    pub(crate) fn has_node_at_or_below(&self, key: &[u8]) -> bool {
-        at_or_below(&self.nodes, key)
+    /// Every name below the apex that is delegated away.
+    pub(crate) fn cuts(&self) -> impl Iterator<Item = &DomainName> {
+        let below_apex = self.nodes.values().filter(|node| self.has_cuts && node.owner != self.apex);
+        below_apex.filter(|node| node.set(NS).is_some()).map(Node::owner)
+    }
+
+    /// Whether any name below the apex is delegated away.
+    pub fn has_cuts(&self) -> bool {
+        self.has_cuts
     }
 
     /// The topmost name at or above `name` and below the apex that is delegated away.

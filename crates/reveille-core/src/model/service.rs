@@ -313,8 +313,11 @@ impl ServiceSpec {
         if self.name.label_count() < 2 {
             faults.push(SpecFault::new("name", &self.name, "a name below a zone, such as hello.vm.test"));
         }
-        if self.name.labels().any(|label| matches!(label.first(), Some(b'_' | b'*'))) {
-            faults.push(SpecFault::new("name", &self.name, "labels that begin with a letter or a digit"));
+        // The first label may be `*`, which stands for every name below the rest that does not exist (RFC 4592).
+        let first = usize::from(self.name.labels().next() == Some(b"*"));
+        if self.name.labels().skip(first).any(|label| matches!(label.first(), Some(b'_' | b'*'))) {
+            let allowed = "labels that begin with a letter or a digit; the first one may be *";
+            faults.push(SpecFault::new("name", &self.name, allowed));
         }
         if self.image.is_empty() {
             faults.push(SpecFault::new(

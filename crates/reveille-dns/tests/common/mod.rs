@@ -35,6 +35,8 @@ pub fn service(text: &str, last_octet: u8) -> ServiceView {
         answer: AnswerPolicy::Immediate,
         hold_ms_max: 800,
         ttl_s: 5,
+        holds_until: None,
+        counter: 0,
         refused: None,
         version: Some(7),
         hibernated_at: Some(Timestamp::from_ms(1_799_999_000_000)),

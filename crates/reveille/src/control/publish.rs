@@ -115,6 +115,8 @@ fn seen(instance: &Instance, service: &Service, now: Timestamp) -> ServiceView {
         answer: policy.answer,
         hold_ms_max: policy.hold_ms_max,
         ttl_s: if stable { policy.ttl_awake_s } else { policy.ttl_asleep_s },
+        holds_until: None,
+        counter: 0,
         refused,
         version: instance.version.as_ref().map(|version| version.number),
         hibernated_at: instance.hibernated_at,
