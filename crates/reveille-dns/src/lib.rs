@@ -10,7 +10,9 @@
 //! or a hold, is passed on without waiting: no query waits for the slow loop.
 
 mod bind;
+mod fast;
 mod hold;
+pub mod observe;
 mod respond;
 mod server;
 mod tally;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use reveille_core::answer::{Asker, Ede, Rcode, Reply, ServiceView, View, answer, rdata};
+use reveille_core::answer::{Asker, Ede, Rcode, Reply, ServiceView, Slot, View, answer, rdata};
 use reveille_core::model::Timestamp;
 
 use crate::wire::{Query, Subnet, Unreadable, Written, write_error, write_reply};
@@ -14,6 +14,19 @@ pub enum Transport {
     Udp,
     /// Stream.
     Tcp,
+}
+
+impl Transport {
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::Udp => 0,
+            Self::Tcp => 1,
+        }
+    }
+
+    pub(crate) const fn from_number(number: u8) -> Self {
+        if number == 0 { Self::Udp } else { Self::Tcp }
+    }
 }
 
 /// A question asks for a service that does not run.
@@ -37,6 +50,8 @@ pub struct Outcome<'v> {
     /// The answer should wait up to this many milliseconds for the service to be ready. What was written is the
     /// answer for now, should holding not be possible.
     pub hold_ms_max: Option<u64>,
+    /// Number of the counter of the question's name; 0 if it has none of its own.
+    pub counter: u32,
 }
 
 /// Answers a packet from the view, writing the answer into `out` in place of what is there.
@@ -61,7 +76,8 @@ pub fn respond<'v>(
     let written = write_reply(&query, &reply, transport == Transport::Udp, out);
     let subnet = query.edns.and_then(|edns| edns.subnet);
     let wake = reply.wake.map(|service| WakeWish { service, qtype: query.question.qtype, subnet });
-    Outcome { written: Some(written), wake, hold_ms_max: reply.hold_ms_max }
+    let counter = view.names().find(query.question.name.as_wire()).map_or(0, Slot::counter);
+    Outcome { written: Some(written), wake, hold_ms_max: reply.hold_ms_max, counter }
 }
 
 /// What is refused whatever the name.

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::bind::{BindError, Sockets, open};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
+use crate::observe::{Consumer, NameCounts, ring};
 use crate::tally::{Counts, Tally};
 use crate::tcp;
 use crate::udp::Worker;
@@ -54,6 +55,8 @@ impl Default for DnsConfig {
 pub struct DnsServer {
     addresses: Vec<SocketAddr>,
     tallies: Vec<Arc<Tally>>,
+    counts: Vec<Arc<NameCounts>>,
+    rings: Vec<Consumer>,
     stop_threads: Arc<AtomicBool>,
     stop_tasks: watch::Sender<bool>,
     sockets: Vec<Arc<UdpSocket>>,
@@ -88,6 +91,8 @@ impl DnsServer {
         let mut server = Self {
             addresses: Vec::new(),
             tallies: vec![Arc::clone(&tally)],
+            counts: Vec::new(),
+            rings: Vec::new(),
             stop_threads: Arc::new(AtomicBool::new(false)),
             stop_tasks,
             sockets: Vec::new(),
@@ -123,6 +128,21 @@ impl DnsServer {
         sum
     }
 
+    /// Makes room for the counters below `count` in every thread, before a view names them.
+    pub fn reserve_counters(&self, count: usize) {
+        self.counts.iter().for_each(|counts| counts.reserve(count));
+    }
+
+    /// Adds to each number in `sums` how often the name with that counter was asked for, modulo 2³².
+    pub fn add_name_counts(&self, sums: &mut [u32]) {
+        self.counts.iter().for_each(|counts| counts.add_to(sums));
+    }
+
+    /// What was observed, one ring a thread; once.
+    pub fn take_rings(&mut self) -> Vec<Consumer> {
+        std::mem::take(&mut self.rings)
+    }
+
     /// Stops: held questions are answered as things stand, TCP clients get a moment to take what is theirs.
     pub async fn shutdown(mut self) {
         self.stop();
@@ -139,6 +159,8 @@ impl DnsServer {
     ) -> std::io::Result<()> {
         let tally = Arc::new(Tally::default());
         let socket = Arc::new(socket);
+        let counts = Arc::new(NameCounts::default());
+        let (producer, consumer) = ring();
         let worker = Worker {
             socket: Arc::clone(&socket),
             shared: Arc::clone(&hold.shared),
@@ -146,10 +168,14 @@ impl DnsServer {
             asker: WakeAsker::new(wakes, Arc::clone(&tally)),
             hold: HoldRoom { tally: Arc::clone(&tally), ..hold.clone() },
             tally: Arc::clone(&tally),
+            counts: Arc::clone(&counts),
+            ring: producer,
             stop: Arc::clone(&self.stop_threads),
         };
         let thread = worker.start(format!("dns-udp-{}", self.threads.len()))?;
         self.tallies.push(tally);
+        self.counts.push(counts);
+        self.rings.push(consumer);
         self.sockets.push(socket);
         self.threads.push(thread);
         Ok(())

@@ -136,6 +136,25 @@ impl Zones {
         self.list.iter().map(shape).collect()
     }
 
+    /// Marks the names of static records. Those in a zone of their own that is served too are never looked at.
+    fn add_static<'a>(
+        &self,
+        edit: &mut Edit,
+        zone: &Zone,
+        index: u16,
+        owners: impl Iterator<Item = &'a DomainName>,
+    ) {
+        for owner in owners {
+            let name = QuestionName::from(owner);
+            if self.index_of(&name) != index {
+                continue;
+            }
+            let below_cut = zone.cut(&name).is_some();
+            let kinds = if below_cut { Kinds::STATIC.with(Kinds::BELOW_CUT) } else { Kinds::STATIC };
+            edit.set_kinds(owner.as_wire(), index, kinds, Kinds::default());
+        }
+    }
+
     fn above(&self, name: &QuestionName, labels_max: usize) -> Option<&Zone> {
         self.of_any(name, labels_max).map(|(_, zone)| &**zone)
     }
@@ -181,9 +200,12 @@ impl View {
         let services: Vec<Arc<ServiceView>> = services.into_iter().collect();
         let mut edit = NameTable::new(seed).edit(zones.shapes());
         edit.reserve(services.len() + zones.iter().map(|zone| zone.nodes().count()).sum::<usize>());
+        // Apexes first, so that each is known by its own zone and not by a name in the zone around it.
         for (zone, index) in zones.iter().zip(0..NO_ZONE) {
             edit.set_kinds(zone.apex().as_wire(), index, Kinds::APEX, Kinds::default());
-            add_static(&mut edit, zone, index, zone.nodes().map(Node::owner));
+        }
+        for (zone, index) in zones.iter().zip(0..NO_ZONE) {
+            zones.add_static(&mut edit, zone, index, zone.nodes().map(Node::owner));
         }
         let mut view = Self { generation, zones, names: NameTable::default(), monitors: monitors.into() };
         for service in services {
@@ -241,8 +263,9 @@ impl View {
         let owners = |zone: &Zone| zone.nodes().map(|node| node.owner().clone()).collect::<BTreeSet<_>>();
         let (before, after) = (owners(old), owners(&zone));
         let mut edit = self.names.edit(self.zones.shapes());
-        add_static(&mut edit, &zone, index, after.difference(&before));
-        for gone in before.difference(&after) {
+        next.zones.add_static(&mut edit, &zone, index, after.difference(&before));
+        let own = |owner: &&DomainName| self.zones.index_of(&QuestionName::from(*owner)) == index;
+        for gone in before.difference(&after).filter(own) {
             let marks = Kinds::STATIC.with(Kinds::BELOW_CUT);
             edit.set_kinds(gone.as_wire(), index, Kinds::default(), marks);
         }
@@ -294,13 +317,5 @@ impl View {
     /// Whether that address may ask for `_vmstate`.
     pub fn is_monitor(&self, address: IpAddr) -> bool {
         self.monitors.iter().any(|network| network.contains(address))
-    }
-}
-
-fn add_static<'a>(edit: &mut Edit, zone: &Zone, index: u16, owners: impl Iterator<Item = &'a DomainName>) {
-    for owner in owners {
-        let below_cut = zone.cut(&QuestionName::from(owner)).is_some();
-        let kinds = if below_cut { Kinds::STATIC.with(Kinds::BELOW_CUT) } else { Kinds::STATIC };
-        edit.set_kinds(owner.as_wire(), index, kinds, Kinds::default());
     }
 }

@@ -3,5 +3,6 @@
 mod query;
 mod write;
 
+pub(crate) use query::OPTION_SUBNET;
 pub use query::{Edns, Header, Query, Subnet, Unreadable};
 pub use write::{UDP_PAYLOAD_MAX, Written, write_error, write_reply};

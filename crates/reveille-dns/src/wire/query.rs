@@ -11,7 +11,7 @@ const HEADER_BYTES: usize = 12;
 /// Most records beside the question; a question has an OPT, perhaps a SOA (IXFR) and a signature.
 const RECORDS_MAX: usize = 16;
 /// Option code of EDNS client subnet (RFC 7871 §6).
-const OPTION_SUBNET: u16 = 8;
+pub(crate) const OPTION_SUBNET: u16 = 8;
 
 /// What is kept of a header for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +118,16 @@ impl Subnet {
             return None;
         }
         Some(Self { family, prefix, address: padded })
+    }
+
+    /// Family, prefix length and the address's bits from the left.
+    pub(crate) fn parts(&self) -> (u8, u8, u128) {
+        (self.family, self.prefix, u128::from_be_bytes(self.address))
+    }
+
+    /// The subnet with these [`Subnet::parts`]; `None` for a family that there is not.
+    pub(crate) fn from_parts(family: u8, prefix: u8, address: u128) -> Option<Self> {
+        matches!(family, 1 | 2).then(|| Self { family, prefix, address: address.to_be_bytes() })
     }
 
     /// The data of the option in an answer that holds for everybody: scope 0 (RFC 7871 §7.2.1).
@@ -232,7 +242,7 @@ impl<'p> Cursor<'p> {
 }
 
 impl Edns {
-    fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
         let &[_, version, flags, _] = ttl else { return None };
         let mut subnet = None;
         let mut options = Cursor { packet: data, at: 0 };

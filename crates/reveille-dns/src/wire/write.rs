@@ -9,7 +9,7 @@ use domain::base::{MessageBuilder, Ttl};
 use domain::dep::octseq::OctetsBuilder;
 use reveille_core::answer::{Ede, Owner, Rcode, Records, Reply, Section, rdata};
 
-use super::query::{Edns, Header, Query};
+use super::query::{Edns, Header, OPTION_SUBNET, Query};
 
 /// Largest UDP answer, in bytes: goes through every network unfragmented (DNS flag day 2020).
 pub const UDP_PAYLOAD_MAX: u16 = 1232;
@@ -24,8 +24,6 @@ const EDE_TEXT_BYTES_MAX: usize = 160;
 const OPT_BYTES: usize = 11;
 /// Code and length of an option.
 const OPTION_BYTES: usize = 4;
-/// Option code of EDNS client subnet (RFC 7871 §6).
-const OPTION_SUBNET: u16 = 8;
 /// Type, class, TTL and length of a record.
 const RECORD_BYTES: usize = 10;
 

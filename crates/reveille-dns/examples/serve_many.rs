@@ -1,0 +1,77 @@
+//! Serves many services that nobody starts: `serve_many PORT SERVICES`.
+#![allow(clippy::unwrap_used, missing_docs)]
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use reveille_core::answer::{ServiceView, View, ZoneDefaults, Zones};
+use reveille_core::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use reveille_dns::{DnsConfig, DnsServer};
+use tokio::sync::{mpsc, watch};
+
+fn rss() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let port: u16 = args.next().unwrap().parse().unwrap();
+    let count: u32 = args.next().unwrap().parse().unwrap();
+    let apex: DomainName = "vm.test".parse().unwrap();
+    let zone = ZoneDefaults {
+        apex: apex.clone(),
+        name_servers: vec![(apex.prepend("ns1").unwrap(), vec![])],
+        hostmaster: apex.prepend("hostmaster").unwrap(),
+        serial: 1,
+        ttl: 3600,
+        negative_ttl: 30,
+    };
+    let before = rss();
+    let services = (0..count).map(|n| {
+        let phase = match n % 100 {
+            0..10 => Phase::Active,
+            10..15 => Phase::Restoring,
+            _ => Phase::Hibernated,
+        };
+        Arc::new(ServiceView {
+            name: format!("svc{n}.vm.test").parse().unwrap(),
+            address: Ipv4Addr::from_bits(0x7f40_0000 + n),
+            address6: None,
+            phase,
+            rung: Rung::Local,
+            state: VmState::Inactive,
+            answer: AnswerPolicy::Immediate,
+            hold_ms_max: 0,
+            ttl_s: 30,
+            holds_until: None,
+            counter: n + 1,
+            refused: None,
+            version: Some(1),
+            hibernated_at: None,
+            wake_ms_p50: None,
+            wake_ms_p95: None,
+            resources: Resources::default(),
+            storage: None,
+        })
+    });
+    let view = View::new(1, Zones::new([Arc::new(zone.zone().unwrap())]), services, View::default_monitors());
+    println!(
+        "{} B a service; table {} B",
+        (rss() - before) / u64::from(count),
+        view.names().heap_bytes() as u64 / u64::from(count)
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let (_generation, seen) = watch::channel(1);
+    let (wakes, _asks) = mpsc::channel(1);
+    let config = DnsConfig { listen: vec![SocketAddr::from(([127, 0, 0, 1], port))], udp_threads: 1 };
+    let clock = std::time::Instant::now();
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let now = Arc::new(move || Timestamp::from_ms(wall + clock.elapsed().as_millis() as u64));
+    let server = DnsServer::bind(&config, Arc::new(ArcSwap::from_pointee(view)), seen, wakes, now).unwrap();
+    server.reserve_counters(count as usize + 1);
+    println!("ready");
+    runtime.block_on(std::future::pending::<()>());
+}

@@ -1,0 +1,85 @@
+//! How often each name was asked for.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Counters of one chunk.
+const CHUNK_COUNTERS: usize = 1 << 16;
+/// Chunks at most.
+const CHUNKS_MAX: usize = 1 << 8;
+/// Counters at most.
+pub const COUNTERS_MAX: usize = CHUNK_COUNTERS * CHUNKS_MAX;
+
+/// Counts of one thread by number, exact modulo 2³². Read by others at any time; nothing is ever reset, a reader keeps
+/// what it has seen.
+#[derive(Debug)]
+pub struct NameCounts {
+    chunks: Box<[OnceLock<Box<[AtomicU32]>>]>,
+}
+
+impl Default for NameCounts {
+    fn default() -> Self {
+        Self { chunks: std::iter::repeat_with(OnceLock::new).take(CHUNKS_MAX).collect() }
+    }
+}
+
+impl NameCounts {
+    /// Makes room for the counters below `count`, so that counting never has to.
+    pub fn reserve(&self, count: usize) {
+        for chunk in self.chunks.iter().take(count.div_ceil(CHUNK_COUNTERS)) {
+            chunk.get_or_init(|| std::iter::repeat_with(AtomicU32::default).take(CHUNK_COUNTERS).collect());
+        }
+    }
+
+    /// Counts one query. Only one thread may do so; a counter without room is not counted.
+    pub(crate) fn bump(&self, counter: u32) {
+        if let Some(count) = self.count(counter) {
+            // Without the bus lock of a fetch_add: nobody else writes.
+            count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+    }
+
+    /// Brings the counter's line into the cache. The value means nothing.
+    pub(crate) fn touch(&self, counter: u32) -> u32 {
+        self.count(counter).map_or(0, |count| count.load(Relaxed))
+    }
+
+    /// Adds each counter to the number at its place in `sums`, modulo 2³².
+    pub fn add_to(&self, sums: &mut [u32]) {
+        for (chunk, sums) in self.chunks.iter().zip(sums.chunks_mut(CHUNK_COUNTERS)) {
+            let Some(chunk) = chunk.get() else { continue };
+            for (sum, count) in sums.iter_mut().zip(chunk) {
+                *sum = sum.wrapping_add(count.load(Relaxed));
+            }
+        }
+    }
+
+    fn count(&self, counter: u32) -> Option<&AtomicU32> {
+        let counter = usize::try_from(counter).ok()?;
+        self.chunks.get(counter / CHUNK_COUNTERS)?.get()?.get(counter % CHUNK_COUNTERS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_add_up_over_threads_and_chunks() {
+        let threads = [NameCounts::default(), NameCounts::default()];
+        let counters = [0, 1, 65_535, 65_536, 100_000];
+        for (thread, counts) in threads.iter().enumerate() {
+            counts.reserve(100_001);
+            for &counter in &counters {
+                (0..=thread).for_each(|_| counts.bump(counter));
+            }
+            // No room: not counted, and nothing else is.
+            counts.bump(200_000);
+            counts.bump(u32::MAX);
+        }
+        let mut sums = vec![0; 250_000];
+        threads.iter().for_each(|counts| counts.add_to(&mut sums));
+        assert_eq!(sums.iter().filter(|&&sum| sum != 0).count(), counters.len());
+        assert!(counters.iter().all(|&counter| sums[counter as usize] == 3));
+    }
+}

@@ -1,0 +1,55 @@
+//! Counting every query, and telling the slow loop of as many as it can take in (O1).
+//!
+//! ```text
+//!   thread ──► NameCounts   exact: one number a name, written by this thread alone ──► summed when somebody looks
+//!          └─► Ring         who asked what, when: bounded, what does not fit is dropped and counted ──► drained
+//! ```
+
+mod counts;
+mod ring;
+
+use std::net::IpAddr;
+
+use reveille_core::answer::Rcode;
+use reveille_core::model::Timestamp;
+
+pub use counts::{COUNTERS_MAX, NameCounts};
+pub(crate) use ring::Producer;
+pub use ring::{CELLS_MAX, Consumer, ring};
+
+use crate::respond::Transport;
+use crate::wire::Subnet;
+
+/// One query, as the slow loop sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// When its batch was read.
+    pub at: Timestamp,
+    /// Number of the name's counter; 0 if the name has none.
+    pub counter: u32,
+    /// The name in wire format, as it was asked, where the counter does not tell it; otherwise empty.
+    pub name: Vec<u8>,
+    /// Type.
+    pub qtype: u16,
+    /// Response code of the answer, 4 bits and more.
+    pub rcode: u16,
+    /// How it came.
+    pub transport: Transport,
+    /// Who asked: mostly a resolver. To be dropped after aggregation.
+    pub client: IpAddr,
+    /// On whose behalf, if it was said.
+    pub subnet: Option<Subnet>,
+}
+
+/// One query, as a thread that answers hands it over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sighting<'p> {
+    pub at: Timestamp,
+    pub counter: u32,
+    pub name: &'p [u8],
+    pub qtype: u16,
+    pub rcode: Rcode,
+    pub transport: Transport,
+    pub client: IpAddr,
+    pub subnet: Option<Subnet>,
+}
