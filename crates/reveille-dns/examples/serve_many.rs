@@ -1,12 +1,12 @@
 //! Serves many services that nobody starts: `serve_many PORT SERVICES`.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use reveille_core::answer::{ServiceView, View, ZoneDefaults, Zones};
-use reveille_core::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use reveille_core::model::{DomainName, Phase, Timestamp};
 use reveille_dns::{DnsConfig, DnsServer};
 use tokio::sync::{mpsc, watch};
 
@@ -35,26 +35,9 @@ fn main() {
             10..15 => Phase::Restoring,
             _ => Phase::Hibernated,
         };
-        Arc::new(ServiceView {
-            name: format!("svc{n}.vm.test").parse().unwrap(),
-            address: Ipv4Addr::from_bits(0x7f40_0000 + n),
-            address6: None,
-            phase,
-            rung: Rung::Local,
-            state: VmState::Inactive,
-            answer: AnswerPolicy::Immediate,
-            hold_ms_max: 0,
-            ttl_s: 30,
-            holds_until: None,
-            counter: n + 1,
-            refused: None,
-            version: Some(1),
-            hibernated_at: None,
-            wake_ms_p50: None,
-            wake_ms_p95: None,
-            resources: Resources::default(),
-            storage: None,
-        })
+        let name = format!("svc{n}.vm.test").parse().unwrap();
+        let address = Ipv4Addr::from_bits(0x7f40_0000 + n);
+        Arc::new(ServiceView { phase, counter: n + 1, ..ServiceView::asleep(name, address) })
     });
     let view = View::new(1, Zones::new([Arc::new(zone.zone().unwrap())]), services, View::default_monitors());
     println!(
@@ -71,7 +54,7 @@ fn main() {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
     let now = Arc::new(move || Timestamp::from_ms(wall + clock.elapsed().as_millis() as u64));
     let server = DnsServer::bind(&config, Arc::new(ArcSwap::from_pointee(view)), seen, wakes, now).unwrap();
-    server.reserve_counters(count as usize + 1);
+    drop(server.counters());
     println!("ready");
     runtime.block_on(std::future::pending::<()>());
 }

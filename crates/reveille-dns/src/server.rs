@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::bind::{BindError, Sockets, open};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
-use crate::observe::{Consumer, NameCounts, ring};
+use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::tally::{Counts, Tally};
 use crate::tcp;
 use crate::udp::Worker;
@@ -128,14 +128,9 @@ impl DnsServer {
         sum
     }
 
-    /// Makes room for the counters below `count` in every thread, before a view names them.
-    pub fn reserve_counters(&self, count: usize) {
-        self.counts.iter().for_each(|counts| counts.reserve(count));
-    }
-
-    /// Adds to each number in `sums` how often the name with that counter was asked for, modulo 2³².
-    pub fn add_name_counts(&self, sums: &mut [u32]) {
-        self.counts.iter().for_each(|counts| counts.add_to(sums));
+    /// How often each name was asked for. There is room for as many counters as the first view has names.
+    pub fn counters(&self) -> Counters {
+        Counters::of(self.counts.clone())
     }
 
     /// What was observed, one ring a thread; once.
@@ -160,6 +155,7 @@ impl DnsServer {
         let tally = Arc::new(Tally::default());
         let socket = Arc::new(socket);
         let counts = Arc::new(NameCounts::default());
+        counts.reserve(hold.shared.load().names().len() + 1);
         let (producer, consumer) = ring();
         let worker = Worker {
             socket: Arc::clone(&socket),

@@ -179,6 +179,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let dns_config = DnsConfig { listen: config.dns.listen.clone(), ..dns_threads(config.dns.udp_threads) };
     let now = Arc::new(move || clock.now());
     let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
+    publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
 
@@ -224,7 +225,10 @@ fn first_view(config: &Config) -> anyhow::Result<(Arc<ArcSwap<View>>, watch::Sen
     let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
     let monitors: Vec<AclNetwork> =
         config.dns.status_allow.iter().filter_map(|network| network.parse().ok()).collect();
-    Ok((Arc::new(ArcSwap::from_pointee(View::new(0, zones, [], monitors))), watch::channel(0).0))
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let view = View::seeded(u64::from_ne_bytes(seed), 0, zones, [], monitors);
+    Ok((Arc::new(ArcSwap::from_pointee(view)), watch::channel(0).0))
 }
 
 /// Begins what reconciling left to do with an instance.

@@ -77,8 +77,9 @@ pub fn clashes<'a>(zones: &Zones, services: impl IntoIterator<Item = &'a DomainN
 
 fn static_records<'a>(zone: &'a Zone, service: &'a DomainName) -> impl Iterator<Item = Clash> + 'a {
     let node = zone.node(service);
-    let clashing =
-        [A, AAAA, CNAME].into_iter().filter(move |&rtype| node.is_some_and(|node| node.set(rtype).is_some()));
+    let clashing = [A, AAAA, CNAME, rdata::VMSTATE]
+        .into_iter()
+        .filter(move |&rtype| node.is_some_and(|node| node.set(rtype).is_some()));
     clashing.map(move |rtype| Clash::StaticRecord {
         service: service.clone(),
         rtype: rdata::type_word(rtype),

@@ -160,6 +160,7 @@ impl<'v> Lookup<'v> {
             A => Some(Data::Address(service.address.octets())),
             AAAA => service.address6.map(|address| Data::Address6(address.octets())),
             ANY => return self.give_stand_in(owner),
+            rdata::VMSTATE => return self.at_vmstate(service, owner),
             CNAME => None,
             qtype => match beside.and_then(|node| node.set(qtype)) {
                 Some(set) => {
@@ -179,7 +180,7 @@ impl<'v> Lookup<'v> {
             self.reply.wake = Some(service);
             self.reply.hold_ms_max = match service.answer {
                 AnswerPolicy::Immediate => None,
-                AnswerPolicy::Hold => Some(service.hold_ms_max),
+                AnswerPolicy::Hold => Some(service.hold_ms_max.into()),
             };
         }
         self.reply.answer.push(Records { owner, rtype: self.qtype, ttl: service.ttl_s_at(self.now), data });
@@ -195,8 +196,8 @@ impl<'v> Lookup<'v> {
                 Ede::PROHIBITED,
                 "the state of services is told to the networks under `monitors` only",
             );
-        } else if self.qtype == TXT {
-            self.reply.answer.push(vmstate::records(service, owner, self.now));
+        } else if matches!(self.qtype, TXT | rdata::VMSTATE) {
+            self.reply.answer.push(vmstate::records(service, self.qtype, owner, self.now));
         } else if self.qtype == ANY {
             self.give_stand_in(owner);
         } else {

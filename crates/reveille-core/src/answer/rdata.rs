@@ -35,6 +35,9 @@ pub const AXFR: u16 = 252;
 /// Any type (RFC 8482).
 pub const ANY: u16 = 255;
 
+/// The state of a service, at its own name; a type for private use (RFC 6895 §3.1). Its data has the form of TXT.
+pub const VMSTATE: u16 = 65_280;
+
 /// Class Internet.
 pub const CLASS_IN: u16 = 1;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::rdata::{A, AAAA, ANY, AXFR, CNAME, DS, HINFO, IXFR, MX, NS, PTR, SOA, SRV, TXT};
 use super::*;
-use crate::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use crate::model::{AnswerPolicy, DomainName, InstanceId, Phase, Resources, Timestamp};
 
 const NOW: Timestamp = Timestamp::from_ms(1_000_000);
 const HTTPS: u16 = 65;
@@ -77,24 +77,13 @@ fn static_records() -> Vec<Record> {
 
 fn service(text: &str) -> ServiceView {
     ServiceView {
-        name: name(text),
-        address: Ipv4Addr::new(127, 64, 0, 1),
-        address6: None,
-        phase: Phase::Hibernated,
-        rung: Rung::Local,
-        state: VmState::Inactive,
-        answer: AnswerPolicy::Immediate,
         hold_ms_max: 800,
-        ttl_s: 5,
-        holds_until: None,
-        counter: 0,
-        refused: None,
         version: Some(3),
         hibernated_at: Some(Timestamp::from_ms(0)),
         wake_ms_p50: Some(186),
-        wake_ms_p95: None,
-        resources: Resources { cpus: 2, memory_mib: 128 },
-        storage: Some("s-1".to_owned()),
+        resources: Resources { cpus: 2, memory_mib: 128, bandwidth_mbit: Some(10) },
+        instance: InstanceId(17),
+        ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, 1))
     }
 }
 
@@ -106,7 +95,7 @@ fn view() -> View {
     six.address6 = Some(Ipv6Addr::LOCALHOST);
     let mut held = service("held.vm.test");
     held.answer = AnswerPolicy::Hold;
-    let refused = |until| Some(Refused { until, text: "no".to_owned() });
+    let refused = |until| Some(Box::new(Refused { until, text: "no".to_owned() }));
     let mut broken = service("broken.vm.test");
     broken.phase = Phase::Failed;
     broken.refused = refused(NOW.plus_ms(1));
@@ -353,8 +342,17 @@ fn the_state_is_told_to_monitors_alone_and_never_wakes() {
     let view = view();
     let state = ask_from(LOCAL, &view, "_vmstate.hello.vm.test", TXT);
     let strings = "state=inactive|phase=hibernated|rung=local|version=3|hibernated-at=1970-01-01T00:00:00Z|\
-                   wake-ms-p50=186|cpus=2|memory-mib=128|storage=s-1";
+                   wake-ms-p50=186|cpus=2|memory-mib=128|bandwidth-mbit=10|storage=local:i17.3";
     assert_eq!(state, format!("NOERROR aa; @ 0 TXT {strings}"));
+    let at_name = answer(
+        &view,
+        &Question { name: QuestionName::from(&name("hello.vm.test")), qtype: rdata::VMSTATE, qclass: 1 },
+        Asker { address: LOCAL },
+        NOW,
+    );
+    let told = at_name.answer.iter().next().unwrap();
+    assert_eq!((told.rtype, at_name.wake), (rdata::VMSTATE, None));
+    assert!(told.iter().next().unwrap().starts_with(b"\x0estate=inactive\x10phase=hibernated"));
     let broken = ask_from(LOCAL, &view, "_vmstate.broken.vm.test", TXT);
     assert!(broken.contains("refused=no") && broken.starts_with("NOERROR aa; @ 0 TXT"), "{broken}");
     for (asker, qname, qtype, expected) in [
@@ -363,6 +361,8 @@ fn the_state_is_told_to_monitors_alone_and_never_wakes() {
         (LOCAL, "x._vmstate.hello.vm.test", TXT, NXDOMAIN),
         (LOCAL, "_vmstate.www.vm.test", TXT, NXDOMAIN),
         (LOCAL, "_vmstate.under.vm.test", TXT, NXDOMAIN),
+        (STRANGER, "hello.vm.test", rdata::VMSTATE, "REFUSED; ede 18"),
+        (LOCAL, "www.vm.test", rdata::VMSTATE, NODATA),
         (STRANGER, "_vmstate.hello.vm.test", TXT, "REFUSED; ede 18"),
         (STRANGER, "_vmstate.hello.vm.test", A, "REFUSED; ede 18"),
         (STRANGER, "_vmstate.www.vm.test", TXT, NXDOMAIN),

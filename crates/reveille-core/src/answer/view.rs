@@ -9,7 +9,7 @@ use super::network::Network;
 use super::rdata;
 use super::table::{Edit, Kinds, NameTable, Slot, ZoneShape, capped_ttl_s, seconds};
 use super::zone::{Node, Zone};
-use crate::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use crate::model::{AnswerPolicy, DomainName, InstanceId, Phase, Resources, Rung, Timestamp, VmState};
 
 /// Why a service cannot be woken for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct ServiceView {
     /// What a question is answered with while it sleeps.
     pub answer: AnswerPolicy,
     /// Longest time that a question is held, in milliseconds.
-    pub hold_ms_max: u64,
+    pub hold_ms_max: u32,
     /// TTL of its addresses, in seconds, unless the state may change sooner.
     pub ttl_s: u32,
     /// Before this time its state is not going to change by itself (Q5); `None` if no time is known.
@@ -46,7 +46,7 @@ pub struct ServiceView {
     /// Number of the counter of its questions; 0 is shared by all names that have none of their own.
     pub counter: u32,
     /// Set while it cannot be woken.
-    pub refused: Option<Refused>,
+    pub refused: Option<Box<Refused>>,
     /// Number of the version that can be restored.
     pub version: Option<u64>,
     /// When it last hibernated.
@@ -57,11 +57,35 @@ pub struct ServiceView {
     pub wake_ms_p95: Option<u32>,
     /// What an instance is given.
     pub resources: Resources,
-    /// Opaque reference to where its versions lie.
-    pub storage: Option<String>,
+    /// Its primary, by which its versions are kept.
+    pub instance: InstanceId,
 }
 
 impl ServiceView {
+    /// A service that sleeps and of which nothing else is known.
+    pub fn asleep(name: DomainName, address: Ipv4Addr) -> Self {
+        Self {
+            name,
+            address,
+            address6: None,
+            phase: Phase::Hibernated,
+            rung: Rung::Local,
+            state: VmState::Inactive,
+            answer: AnswerPolicy::Immediate,
+            hold_ms_max: 0,
+            ttl_s: 5,
+            holds_until: None,
+            counter: 0,
+            refused: None,
+            version: None,
+            hibernated_at: None,
+            wake_ms_p50: None,
+            wake_ms_p95: None,
+            resources: Resources::default(),
+            instance: InstanceId(0),
+        }
+    }
+
     /// TTL of its addresses at `now`, in seconds.
     pub fn ttl_s_at(&self, now: Timestamp) -> u32 {
         capped_ttl_s(self.ttl_s, self.holds_until.map_or(u32::MAX, seconds), seconds(now))

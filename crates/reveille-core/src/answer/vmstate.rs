@@ -1,6 +1,5 @@
-//! The state of a service as TXT, for those who may ask (Q4).
+//! The state of a service, for those who may ask (Q4): as TXT below its name, and as a private type at its name.
 
-use super::rdata;
 use super::reply::{Data, Owner, Records};
 use super::view::ServiceView;
 use crate::model::Timestamp;
@@ -13,8 +12,13 @@ const TTL_S: u32 = 0;
 /// Longest character string (RFC 1035 §3.3).
 const STRING_BYTES_MAX: usize = 255;
 
-/// One TXT record with a `key=value` string for each thing that is known.
-pub(super) fn records<'v>(service: &ServiceView, owner: Owner<'v>, now: Timestamp) -> Records<'v> {
+/// One record with a `key=value` string for each thing that is known.
+pub(super) fn records<'v>(
+    service: &ServiceView,
+    rtype: u16,
+    owner: Owner<'v>,
+    now: Timestamp,
+) -> Records<'v> {
     let mut data = Vec::with_capacity(256);
     let mut say = |key: &str, value: &dyn std::fmt::Display| {
         let text = format!("{key}={value}");
@@ -39,14 +43,17 @@ pub(super) fn records<'v>(service: &ServiceView, owner: Owner<'v>, now: Timestam
     }
     say("cpus", &service.resources.cpus);
     say("memory-mib", &service.resources.memory_mib);
-    if let Some(storage) = &service.storage {
-        say("storage", storage);
+    if let Some(mbit) = service.resources.bandwidth_mbit {
+        say("bandwidth-mbit", &mbit);
+    }
+    if let Some(version) = service.version {
+        say("storage", &format_args!("local:{}.{version}", service.instance));
     }
     if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > now) {
         say("refused-until", &utc(refused.until));
         say("refused", &refused.text);
     }
-    Records { owner, rtype: rdata::TXT, ttl: TTL_S, data: Data::Made(data) }
+    Records { owner, rtype, ttl: TTL_S, data: Data::Made(data) }
 }
 
 /// `2026-11-22T01:02:03Z`, by the civil calendar (days since 1970 in eras of 400 years that begin in March).

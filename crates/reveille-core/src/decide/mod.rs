@@ -8,7 +8,7 @@ mod reason;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
+    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
 };
 
 pub use reason::Reason;
@@ -201,13 +201,7 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
     if instance.open_connections > 0 && !cut {
         return Choice::LookAt(now.plus_ms(policy.idle_ms));
     }
-    let awake_since = instance.running_since.unwrap_or(instance.phase_since);
-    let due = [
-        instance.last_activity.plus_ms(policy.idle_ms),
-        awake_since.plus_ms(policy.min_on_ms),
-        service.created_at.plus_ms(policy.grace_ms),
-    ];
-    let due = due.into_iter().max().unwrap_or_default();
+    let due = sleeps_at(instance, service);
     if now < due {
         return Choice::LookAt(due);
     }
@@ -220,9 +214,30 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
     let reason = Reason::Idle {
         idle_ms: now.ms_since(instance.last_activity),
         limit_ms: policy.idle_ms,
-        awake_ms: now.ms_since(awake_since),
+        awake_ms: now.ms_since(awake_since(instance)),
     };
     Choice::Do(Action::Drain { idle_ms: policy.idle_ms, force: cut }, reason)
+}
+
+/// When an awake instance goes to sleep if nothing more is seen of it and nobody asks for its sleep.
+pub fn sleeps_at(instance: &Instance, service: &Service) -> Timestamp {
+    let policy = &service.spec.policy;
+    let leased_until = match policy.dns_lease {
+        DnsLease::Always => instance.leased_until,
+        // The relay is the only activator so far, and covers every address.
+        DnsLease::Uncovered => Timestamp::default(),
+    };
+    let due = [
+        instance.last_activity.plus_ms(policy.idle_ms),
+        awake_since(instance).plus_ms(policy.min_on_ms),
+        service.created_at.plus_ms(policy.grace_ms),
+        leased_until,
+    ];
+    due.into_iter().max().unwrap_or_default()
+}
+
+fn awake_since(instance: &Instance) -> Timestamp {
+    instance.running_since.unwrap_or(instance.phase_since)
 }
 
 /// Asleep: woken on demand, otherwise brought to its resting rung.

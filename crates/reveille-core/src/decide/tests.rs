@@ -191,6 +191,24 @@ fn idle_is_drained_then_captured_and_restored_on_demand() {
 }
 
 #[test]
+fn an_answer_that_may_still_be_held_keeps_it_awake_where_that_is_asked_for() {
+    for (dns_lease, sleeps) in [(DnsLease::Uncovered, 13_000), (DnsLease::Always, 40_000)] {
+        let mut world = World::new(4);
+        let hello = world.add(1, "hello", 0, Policy { dns_lease, ..policy() });
+        world.wake(&hello, 0).unwrap();
+        world.plan(0);
+        world.report(1, Report::Running, 100);
+        world.report(1, Report::Ready, 3_000);
+        for until in [40_000, 20_000] {
+            let answered = Event::Answered { instance: InstanceId(1), until: at(until) };
+            world.fleet.apply(answered, at(3_000)).unwrap();
+        }
+        assert_eq!(world.plan(3_000), [format!("look at {sleeps}")]);
+        assert!(world.plan(sleeps)[0].starts_with("i1 drain"));
+    }
+}
+
+#[test]
 fn an_open_connection_keeps_it_awake_however_long() {
     let mut world = World::new(4);
     let hello = world.add(1, "hello", 0, policy());

@@ -94,6 +94,13 @@ pub enum Event {
         /// The last time a byte or datagram passed, if ever.
         last_packet: Option<Timestamp>,
     },
+    /// Questions for the service were answered since it was last looked at.
+    Answered {
+        /// The instance.
+        instance: InstanceId,
+        /// Until then a resolver may hold such an answer.
+        until: Timestamp,
+    },
     /// What the executor did.
     Reported {
         /// The instance.
@@ -321,6 +328,10 @@ impl Fleet {
                     Ok(())
                 })
             }
+            Event::Answered { instance, until } => self.change(instance, |instance, _| {
+                instance.leased_until = instance.leased_until.max(until);
+                Ok(())
+            }),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }

@@ -153,6 +153,9 @@ pub struct Instance {
     pub running_since: Option<Timestamp>,
     /// The last open connection or packet, as far as it was looked at.
     pub last_activity: Timestamp,
+    /// Until then a resolver may hold an answer for it, as far as it was looked at.
+    #[serde(default)]
+    pub leased_until: Timestamp,
     /// The version that can be restored. `None` from the moment its vCPUs run again: the running guest writes
     /// to the version's memory file, which is then no version any more.
     pub version: Option<SnapshotVersion>,
@@ -220,6 +223,7 @@ impl Instance {
             phase_since: now,
             running_since: None,
             last_activity: now,
+            leased_until: Timestamp::default(),
             version: None,
             version_number_last: 0,
             hibernated_at: None,

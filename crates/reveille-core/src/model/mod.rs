@@ -16,7 +16,7 @@ pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};
 pub use service::{
-    AnswerPolicy, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources, ServiceSpec, SpecFault,
+    AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources, ServiceSpec, SpecFault,
 };
 pub use time::Timestamp;
 pub use wake::{Stage, Trigger, WakeOutcome, WakeRecord};

@@ -92,6 +92,9 @@ pub struct Resources {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// Bandwidth that it needs, in Mbit/s: told with its state, not a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth_mbit: Option<u32>,
 }
 
 /// How readiness, and later health, is told (W3: the service's own port answers).
@@ -123,6 +126,17 @@ pub enum AnswerPolicy {
     Immediate,
     /// The answer waits until the service is ready, up to `hold_ms_max`, and is then as `immediate`.
     Hold,
+}
+
+/// Whether the TTL of the last answer keeps a service awake (Q5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum DnsLease {
+    /// Only where no activator holds the first packets of who still has the answer. The relay always does.
+    #[default]
+    Uncovered,
+    /// Always: while a resolver may hold an answer, the service does not sleep.
+    Always,
 }
 
 /// What a guest may reach by itself (W6).
@@ -176,6 +190,8 @@ pub struct Policy {
     pub ttl_awake_s: u32,
     /// TTL of answers while it sleeps or its state is about to change, in seconds.
     pub ttl_asleep_s: u32,
+    /// Whether the TTL of the last answer keeps the service awake.
+    pub dns_lease: DnsLease,
 }
 
 impl Default for Policy {
@@ -199,6 +215,7 @@ impl Default for Policy {
             heartbeat_ms: 1_000,
             ttl_awake_s: 60,
             ttl_asleep_s: 5,
+            dns_lease: DnsLease::Uncovered,
         }
     }
 }
@@ -241,7 +258,7 @@ pub struct ServiceSpec {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpus: 1, memory_mib: 128 }
+        Self { cpus: 1, memory_mib: 128, bandwidth_mbit: None }
     }
 }
 
@@ -326,7 +343,7 @@ impl ServiceSpec {
                 "the name of an image; `reveille image list` shows them",
             ));
         }
-        let Resources { cpus, memory_mib } = self.resources;
+        let Resources { cpus, memory_mib, bandwidth_mbit } = self.resources;
         if cpus == 0 || cpus > CPUS_MAX {
             faults.push(SpecFault::new("resources.cpus", cpus, format!("1 to {CPUS_MAX}")));
         }
@@ -336,6 +353,9 @@ impl ServiceSpec {
                 memory_mib,
                 format!("{MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}"),
             ));
+        }
+        if bandwidth_mbit == Some(0) {
+            faults.push(SpecFault::new("resources.bandwidth_mbit", 0, "1 or more, or leave it out"));
         }
         faults.extend(self.port_faults());
         faults

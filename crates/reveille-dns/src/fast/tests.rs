@@ -8,7 +8,7 @@ use hickory_proto::op::Message;
 use hickory_proto::rr::Record as HickoryRecord;
 use proptest::prelude::*;
 use reveille_core::answer::{Record, Refused, ServiceView, View, Zone, Zones};
-use reveille_core::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use reveille_core::model::{AnswerPolicy, DomainName, Phase, Timestamp};
 
 use super::*;
 use crate::respond::{Transport, respond};
@@ -55,27 +55,18 @@ fn any_service() -> impl Strategy<Value = ServiceView> {
     let refused = prop::option::weighted(0.2, -1_000i64..1_000);
     (any_name(1..4), phase, six, any::<bool>(), refused, 0..100u64).prop_map(
         |(name, phase, address6, hold, refused, holds_s)| ServiceView {
-            name,
-            address: Ipv4Addr::new(127, 64, 0, 9),
             address6,
             phase,
-            rung: Rung::Local,
-            state: VmState::Inactive,
             answer: if hold { AnswerPolicy::Hold } else { AnswerPolicy::Immediate },
             hold_ms_max: 800,
             ttl_s: 60,
             holds_until: (holds_s > 10).then(|| NOW.plus_ms(holds_s * 1_000)),
             counter: 5,
-            refused: refused.map(|ms| Refused {
-                until: NOW.plus_ms(ms.unsigned_abs() * u64::from(ms > 0)),
-                text: "no".to_owned(),
+            refused: refused.map(|ms| {
+                let until = NOW.plus_ms(ms.unsigned_abs() * u64::from(ms > 0));
+                Box::new(Refused { until, text: "no".to_owned() })
             }),
-            version: None,
-            hibernated_at: None,
-            wake_ms_p50: None,
-            wake_ms_p95: None,
-            resources: Resources::default(),
-            storage: None,
+            ..ServiceView::asleep(name, Ipv4Addr::new(127, 64, 0, 9))
         },
     )
 }
@@ -220,24 +211,9 @@ fn ordinary_questions_go_the_fast_way() {
     let apex = name("vm.test");
     let zone = Zone::new(apex.clone(), &apex_records(&apex, false)).unwrap();
     let service = |text: &str, phase| ServiceView {
-        name: name(text),
-        address: Ipv4Addr::new(127, 64, 0, 1),
-        address6: None,
         phase,
-        rung: Rung::Local,
-        state: VmState::Inactive,
-        answer: AnswerPolicy::Immediate,
-        hold_ms_max: 0,
-        ttl_s: 5,
-        holds_until: None,
         counter: 1,
-        refused: None,
-        version: None,
-        hibernated_at: None,
-        wake_ms_p50: None,
-        wake_ms_p95: None,
-        resources: Resources::default(),
-        storage: None,
+        ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, 1))
     };
     let services = [service("awake.vm.test", Phase::Active), service("asleep.vm.test", Phase::Hibernated)];
     let view = View::new(1, Zones::new([Arc::new(zone)]), services.map(Arc::new), []);

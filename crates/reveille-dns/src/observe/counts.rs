@@ -1,7 +1,7 @@
 //! How often each name was asked for.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 /// Counters of one chunk.
 const CHUNK_COUNTERS: usize = 1 << 16;
@@ -25,7 +25,7 @@ impl Default for NameCounts {
 
 impl NameCounts {
     /// Makes room for the counters below `count`, so that counting never has to.
-    pub fn reserve(&self, count: usize) {
+    pub(crate) fn reserve(&self, count: usize) {
         for chunk in self.chunks.iter().take(count.div_ceil(CHUNK_COUNTERS)) {
             chunk.get_or_init(|| std::iter::repeat_with(AtomicU32::default).take(CHUNK_COUNTERS).collect());
         }
@@ -39,13 +39,13 @@ impl NameCounts {
         }
     }
 
-    /// Brings the counter's line into the cache. The value means nothing.
-    pub(crate) fn touch(&self, counter: u32) -> u32 {
+    /// What was counted so far.
+    pub(crate) fn get(&self, counter: u32) -> u32 {
         self.count(counter).map_or(0, |count| count.load(Relaxed))
     }
 
     /// Adds each counter to the number at its place in `sums`, modulo 2³².
-    pub fn add_to(&self, sums: &mut [u32]) {
+    fn add_to(&self, sums: &mut [u32]) {
         for (chunk, sums) in self.chunks.iter().zip(sums.chunks_mut(CHUNK_COUNTERS)) {
             let Some(chunk) = chunk.get() else { continue };
             for (sum, count) in sums.iter_mut().zip(chunk) {
@@ -60,16 +60,43 @@ impl NameCounts {
     }
 }
 
+/// The counts of all threads of a server. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Counters(Arc<[Arc<NameCounts>]>);
+
+impl Counters {
+    pub(crate) fn of(threads: Vec<Arc<NameCounts>>) -> Self {
+        Self(threads.into())
+    }
+
+    /// Makes room for the counters below `count`, before a view names them.
+    pub fn reserve(&self, count: usize) {
+        self.0.iter().for_each(|counts| counts.reserve(count));
+    }
+
+    /// Queries counted under one number, modulo 2³².
+    pub fn sum(&self, counter: u32) -> u32 {
+        self.0.iter().fold(0, |sum, counts| sum.wrapping_add(counts.get(counter)))
+    }
+
+    /// Queries counted under each number below `count`, modulo 2³².
+    pub fn sums(&self, count: usize) -> Vec<u32> {
+        let mut sums = vec![0; count.min(COUNTERS_MAX)];
+        self.0.iter().for_each(|counts| counts.add_to(&mut sums));
+        sums
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn counts_add_up_over_threads_and_chunks() {
-        let threads = [NameCounts::default(), NameCounts::default()];
+        let all = Counters::of(vec![Arc::default(), Arc::default()]);
+        all.reserve(100_001);
         let counters = [0, 1, 65_535, 65_536, 100_000];
-        for (thread, counts) in threads.iter().enumerate() {
-            counts.reserve(100_001);
+        for (thread, counts) in all.0.iter().enumerate() {
             for &counter in &counters {
                 (0..=thread).for_each(|_| counts.bump(counter));
             }
@@ -77,9 +104,8 @@ mod tests {
             counts.bump(200_000);
             counts.bump(u32::MAX);
         }
-        let mut sums = vec![0; 250_000];
-        threads.iter().for_each(|counts| counts.add_to(&mut sums));
+        let sums = all.sums(250_000);
         assert_eq!(sums.iter().filter(|&&sum| sum != 0).count(), counters.len());
-        assert!(counters.iter().all(|&counter| sums[counter as usize] == 3));
+        assert!(counters.iter().all(|&counter| sums[counter as usize] == 3 && all.sum(counter) == 3));
     }
 }

@@ -13,7 +13,8 @@ use std::net::IpAddr;
 use reveille_core::answer::Rcode;
 use reveille_core::model::Timestamp;
 
-pub use counts::{COUNTERS_MAX, NameCounts};
+pub(crate) use counts::NameCounts;
+pub use counts::{COUNTERS_MAX, Counters};
 pub(crate) use ring::Producer;
 pub use ring::{CELLS_MAX, Consumer, ring};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use reveille_core::answer::{Network, Record, Refused, ServiceView, View, Zone, ZoneDefaults, Zones, rdata};
-use reveille_core::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use reveille_core::model::{AnswerPolicy, DomainName, Phase, Rung, Timestamp, VmState};
 use reveille_dns::{DnsConfig, DnsServer, WakeAsk};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -26,24 +26,12 @@ pub fn name(text: &str) -> DomainName {
 
 pub fn service(text: &str, last_octet: u8) -> ServiceView {
     ServiceView {
-        name: name(text),
-        address: Ipv4Addr::new(127, 64, 0, last_octet),
-        address6: None,
-        phase: Phase::Hibernated,
-        rung: Rung::Local,
-        state: VmState::Inactive,
-        answer: AnswerPolicy::Immediate,
         hold_ms_max: 800,
-        ttl_s: 5,
-        holds_until: None,
-        counter: 0,
-        refused: None,
         version: Some(7),
         hibernated_at: Some(Timestamp::from_ms(1_799_999_000_000)),
         wake_ms_p50: Some(186),
         wake_ms_p95: Some(240),
-        resources: Resources { cpus: 1, memory_mib: 128 },
-        storage: None,
+        ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet))
     }
 }
 
@@ -78,10 +66,10 @@ pub fn zone() -> Zone {
 
 pub fn refused(mut service: ServiceView) -> ServiceView {
     service.phase = Phase::Failed;
-    service.refused = Some(Refused {
+    service.refused = Some(Box::new(Refused {
         until: NOW.plus_ms(60_000),
         text: "broken.vm.test cannot be woken for another 60 s".to_owned(),
-    });
+    }));
     service
 }
 

@@ -192,7 +192,7 @@ pub async fn probe(program: &Program, guest: &ProbeGuest, scratch: &Path) -> io:
     let mut argv = program.argv();
     Guest {
         accel: Accel::Kvm,
-        resources: Resources { cpus: 1, memory_mib: PROBE_MEMORY_MIB },
+        resources: Resources { cpus: 1, memory_mib: PROBE_MEMORY_MIB, ..Resources::default() },
         kernel: &guest.kernel,
         initrd: &guest.initrd,
         memory: None,

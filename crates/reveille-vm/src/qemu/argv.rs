@@ -97,7 +97,7 @@ pub struct Guest<'a> {
 impl Guest<'_> {
     /// Adds machine, CPU, memory, kernel and console.
     pub fn add_to(&self, argv: &mut Argv) {
-        let Resources { cpus, memory_mib } = self.resources;
+        let Resources { cpus, memory_mib, .. } = self.resources;
         let mut machine = "microvm,acpi=on".to_owned();
         if let Some(path) = self.memory {
             // Shared, so that a hibernation need not write the memory out again.
@@ -223,7 +223,7 @@ mod tests {
             image: "abc".to_owned(),
             kernel: "/k".into(),
             initrd: "/i".into(),
-            resources: Resources { cpus: 2, memory_mib: 96 },
+            resources: Resources { cpus: 2, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
         }
     }

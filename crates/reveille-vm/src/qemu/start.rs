@@ -171,7 +171,7 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
     if manifest.version.image != launch.image {
         Some("it was taken from another image".to_owned())
     } else if had != needs.resources {
-        let Resources { cpus, memory_mib } = needs.resources;
+        let Resources { cpus, memory_mib, .. } = needs.resources;
         Some(format!(
             "it was taken with {} CPUs and {} MiB, the service has {cpus} and {memory_mib} MiB now",
             had.cpus, had.memory_mib

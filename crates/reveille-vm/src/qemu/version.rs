@@ -265,7 +265,7 @@ mod tests {
     fn published() -> (tempfile::TempDir, StateDir, Manifest) {
         let temp = tempfile::tempdir().unwrap();
         let state = StateDir::at(temp.path().to_owned());
-        let resources = Resources { cpus: 1, memory_mib: 1 };
+        let resources = Resources { cpus: 1, memory_mib: 1, ..Resources::default() };
         state.create_memory(resources).unwrap();
         fs::write(state.device(), b"registers").unwrap();
         let version = SnapshotVersion {

@@ -61,7 +61,10 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
     qemu.arm(&launch).await.unwrap();
     assert_eq!(qemu.find(&other_image).await, Found::Untouched { version: version.clone(), armed: false });
     qemu.disarm(launch.instance).await.unwrap();
-    let larger = Launch { resources: Resources { cpus: 1, memory_mib: 128 }, ..launch.clone() };
+    let larger = Launch {
+        resources: Resources { cpus: 1, memory_mib: 128, ..Resources::default() },
+        ..launch.clone()
+    };
     let refused = detail(qemu.restore(&larger, &|_| ()).await.unwrap_err());
     assert!(refused.contains("96 MiB") && refused.contains("128 MiB"), "{refused}");
 
@@ -100,7 +103,7 @@ async fn a_device_state_that_qemu_cannot_read_leaves_the_version() {
 async fn a_guest_larger_than_the_disk_is_refused_before_it_starts() {
     let world = World::new();
     let qemu = world.open().await;
-    let resources = Resources { cpus: 1, memory_mib: 1 << 20 };
+    let resources = Resources { cpus: 1, memory_mib: 1 << 20, ..Resources::default() };
     let launch = Launch { resources, ..world.launch() };
     let refused = detail(qemu.boot(&launch, &|_| ()).await.unwrap_err());
     assert!(refused.starts_with("start: the disk of `") && refused.ends_with("make room there"), "{refused}");

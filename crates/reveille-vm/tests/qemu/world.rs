@@ -79,7 +79,7 @@ impl World {
             image: "0123abcd".to_owned(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            resources: Resources { cpus: 1, memory_mib: 96 },
+            resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
         }
     }

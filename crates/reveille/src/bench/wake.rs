@@ -175,7 +175,11 @@ impl Bench {
             image: image.digest.clone(),
             kernel: image.kernel.clone(),
             initrd: image.initrd.clone(),
-            resources: reveille_core::model::Resources { cpus: 1, memory_mib: options.memory_mib },
+            resources: reveille_core::model::Resources {
+                cpus: 1,
+                memory_mib: options.memory_mib,
+                ..reveille_core::model::Resources::default()
+            },
             egress: reveille_core::model::Egress::None,
         };
         Ok(Self { daemon, qemu, launch, port: options.port, scratch: scratch.to_owned() })

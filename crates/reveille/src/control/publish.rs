@@ -1,13 +1,20 @@
 //! What the fleet's rows mean to the outside: the view that DNS answers from, and the relay's gates.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use reveille_core::answer::{Refused, ServiceView, View};
+use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
+use reveille_dns::observe::Counters;
 use reveille_net::Relay;
 use tokio::sync::watch;
+
+/// Replaced views that are kept until no reader can be in them, so that none of them has to take one apart.
+const RETIRED_VIEWS_MAX: usize = 8;
+/// A counter whose service is gone is given to another one only after this time, when who reads it has seen its end.
+const COUNTER_REST_MS: u64 = 60_000;
 
 /// Writes views and gates.
 pub struct Publisher {
@@ -17,12 +24,81 @@ pub struct Publisher {
     gates: BTreeMap<InstanceId, (DomainName, Gate)>,
     /// When gates that refuse are to be looked at again.
     reopen: BTreeSet<(Timestamp, InstanceId)>,
+    numbers: Numbers,
+    retired: VecDeque<Arc<View>>,
+}
+
+/// Which counter belongs to which instance.
+#[derive(Debug, Default)]
+struct Numbers {
+    given: BTreeMap<InstanceId, Given>,
+    /// Number of the newest counter; 0 is shared by names without one.
+    last: u32,
+    resting: VecDeque<(Timestamp, u32)>,
+    counters: Option<Counters>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    number: u32,
+    /// Questions that it had counted when it was last looked at.
+    questions: u32,
+}
+
+impl Numbers {
+    fn of(&mut self, id: InstanceId, now: Timestamp) -> u32 {
+        if let Some(given) = self.given.get(&id) {
+            return given.number;
+        }
+        let rested = self.resting.pop_front_if(|(since, _)| now.ms_since(*since) >= COUNTER_REST_MS);
+        let number = rested.map_or_else(
+            || {
+                self.last = self.last.saturating_add(1);
+                self.last
+            },
+            |(_, number)| number,
+        );
+        if let Some(counters) = &self.counters {
+            counters.reserve(usize::try_from(self.last).unwrap_or(usize::MAX).saturating_add(1));
+        }
+        let questions = self.counters.as_ref().map_or(0, |counters| counters.sum(number));
+        self.given.insert(id, Given { number, questions });
+        number
+    }
+
+    fn give_back(&mut self, id: InstanceId, now: Timestamp) {
+        if let Some(given) = self.given.remove(&id) {
+            self.resting.push_back((now, given.number));
+        }
+    }
 }
 
 impl Publisher {
     /// A publisher into `view`, announcing each generation.
     pub fn new(view: Arc<ArcSwap<View>>, generation: watch::Sender<u64>, relay: Relay) -> Self {
-        Self { view, generation, relay, gates: BTreeMap::new(), reopen: BTreeSet::new() }
+        Self {
+            view,
+            generation,
+            relay,
+            gates: BTreeMap::new(),
+            reopen: BTreeSet::new(),
+            numbers: Numbers::default(),
+            retired: VecDeque::new(),
+        }
+    }
+
+    /// From here on counters have their room before a view names them.
+    pub fn count_with(&mut self, counters: Counters) {
+        counters.reserve(usize::try_from(self.numbers.last).unwrap_or(usize::MAX).saturating_add(1));
+        self.numbers.counters = Some(counters);
+    }
+
+    /// Whether questions for the instance's service were counted since this was last asked.
+    pub fn was_asked_for(&mut self, id: InstanceId) -> bool {
+        let Numbers { given, counters: Some(counters), .. } = &mut self.numbers else { return false };
+        let Some(given) = given.get_mut(&id) else { return false };
+        let questions = counters.sum(given.number);
+        std::mem::replace(&mut given.questions, questions) != questions
     }
 
     /// Makes the `changed` instances visible: gates first, so that nobody is answered with an address whose gate
@@ -47,19 +123,33 @@ impl Publisher {
                     if let Some(refused_until) = refused_until(instance, now) {
                         self.reopen.insert((refused_until, id));
                     }
-                    services.push((instance.service.clone(), Some(Arc::new(seen(instance, service, now)))));
+                    let counter = self.numbers.of(id, now);
+                    let seen = seen(instance, service, counter, now);
+                    services.push((instance.service.clone(), Some(Arc::new(seen))));
                 }
                 None => {
+                    self.numbers.give_back(id, now);
                     if let Some((service, _)) = self.gates.remove(&id) {
                         services.push((service, None));
                     }
                 }
             }
         }
-        let before = self.view.load();
+        let before = self.view.load_full();
         let next = before.generation + 1;
         self.view.store(Arc::new(before.with(next, services)));
         self.generation.send_replace(next);
+        self.retire(before);
+    }
+
+    /// Drops views that nobody reads any more; here, and not where the last reader happens to be.
+    fn retire(&mut self, view: Arc<View>) {
+        self.retired.push_back(view);
+        while self.retired.len() > RETIRED_VIEWS_MAX
+            || self.retired.front().is_some_and(|oldest| Arc::strong_count(oldest) == 1)
+        {
+            self.retired.pop_front();
+        }
     }
 
     /// When something is to be published although nothing happened.
@@ -97,11 +187,15 @@ fn refused_until(instance: &Instance, now: Timestamp) -> Option<Timestamp> {
     (instance.phase == Phase::Failed && failure.gave_up && failure.retry_at > now).then_some(failure.retry_at)
 }
 
-fn seen(instance: &Instance, service: &Service, now: Timestamp) -> ServiceView {
+fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) -> ServiceView {
     let policy = &service.spec.policy;
+    // With a connection open, sleep is at least the idle time away; without, it may be nearer.
+    let sleeps_at = sleeps_at(instance, service);
+    let holds_until =
+        (instance.phase == Phase::Active && instance.open_connections == 0).then_some(sleeps_at);
     let refused = refused_until(instance, now).map(|until| {
         let text = "the service failed to start and is tried again later".to_owned();
-        Refused { until, text }
+        Box::new(Refused { until, text })
     });
     let stable = instance.phase == Phase::Active;
     let wakes = if instance.version.is_some() { &instance.restores } else { &instance.boots };
@@ -113,16 +207,16 @@ fn seen(instance: &Instance, service: &Service, now: Timestamp) -> ServiceView {
         rung: instance.rung,
         state: instance.state(),
         answer: policy.answer,
-        hold_ms_max: policy.hold_ms_max,
+        hold_ms_max: u32::try_from(policy.hold_ms_max).unwrap_or(u32::MAX),
         ttl_s: if stable { policy.ttl_awake_s } else { policy.ttl_asleep_s },
-        holds_until: None,
-        counter: 0,
+        holds_until,
+        counter,
         refused,
         version: instance.version.as_ref().map(|version| version.number),
         hibernated_at: instance.hibernated_at,
         wake_ms_p50: wakes.percentile_ms(50),
         wake_ms_p95: wakes.percentile_ms(95),
         resources: service.spec.resources,
-        storage: instance.version.as_ref().map(|version| format!("local:{}.{}", instance.id, version.number)),
+        instance: instance.id,
     }
 }

@@ -8,8 +8,8 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec, Stage,
-    Timestamp, Trigger, WakeRecord,
+    Applied, DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
+    Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::WakeAsk;
 use reveille_net::{Relay, RelayEvent, RelayEvents};
@@ -287,7 +287,21 @@ impl Control {
             .map(|instance| (instance.id, instance.service.clone()))
             .collect();
         for (id, service) in awake {
+            self.note_answers(id, &service);
             self.note_traffic(id, &service);
+        }
+    }
+
+    /// Whether questions were answered since the last look; when exactly is not known, so as late as can be.
+    fn note_answers(&mut self, id: InstanceId, service: &DomainName) {
+        let Some(policy) = self.fleet.service(service).map(|service| service.spec.policy) else { return };
+        if policy.dns_lease != DnsLease::Always || !self.publisher.was_asked_for(id) {
+            return;
+        }
+        let now = self.clock.now();
+        let until = now.plus_ms(u64::from(policy.ttl_awake_s) * 1_000);
+        if let Err(error) = self.fleet.apply(Event::Answered { instance: id, until }, now) {
+            tracing::debug!(instance = %id, %error, "answers for an instance that is gone");
         }
     }
 

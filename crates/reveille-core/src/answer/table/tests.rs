@@ -5,29 +5,11 @@ use proptest::prelude::*;
 
 use super::super::view::ServiceView;
 use super::*;
-use crate::model::{AnswerPolicy, DomainName, Phase, Resources, Rung, Timestamp, VmState};
+use crate::model::{DomainName, Timestamp};
 
 fn service(name: &DomainName, counter: u32) -> Arc<ServiceView> {
-    Arc::new(ServiceView {
-        name: name.clone(),
-        address: Ipv4Addr::from_bits(0x7f40_0000 + counter),
-        address6: None,
-        phase: Phase::Hibernated,
-        rung: Rung::Local,
-        state: VmState::Inactive,
-        answer: AnswerPolicy::Immediate,
-        hold_ms_max: 0,
-        ttl_s: 5,
-        holds_until: None,
-        counter,
-        refused: None,
-        version: None,
-        hibernated_at: None,
-        wake_ms_p50: None,
-        wake_ms_p95: None,
-        resources: Resources::default(),
-        storage: None,
-    })
+    let address = Ipv4Addr::from_bits(0x7f40_0000 + counter);
+    Arc::new(ServiceView { counter, ..ServiceView::asleep(name.clone(), address) })
 }
 
 fn name(text: &str) -> DomainName {
