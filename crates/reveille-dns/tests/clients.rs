@@ -92,7 +92,7 @@ fn the_state_is_told_to_this_host_only_by_default() {
     let text = world.dig(&["+short", "_vmstate.hello.vm.test", "TXT"]);
     assert_eq!(
         text.trim(),
-        r#""state=inactive" "phase=hibernated" "rung=local" "version=7" "hibernated-at=2027-01-15T07:43:20Z" "wake-ms-p50=186" "wake-ms-p95=240" "cpus=1" "memory-mib=128""#
+        r#""state=inactive" "phase=hibernated" "rung=local" "version=7" "hibernated-at=2027-01-15T07:43:20Z" "wake-ms-p50=186" "wake-ms-p95=240" "cpus=1" "memory-mib=128" "storage=local:i0.7""#
     );
     assert!(world.wakes.try_recv().is_err());
 
