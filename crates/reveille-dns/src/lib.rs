@@ -26,4 +26,5 @@ pub use bind::BindError;
 pub use respond::{Outcome, Transport, WakeWish, respond};
 pub use server::{Clock, DnsConfig, DnsServer};
 pub use tally::Counts;
+pub use udp::echo;
 pub use wake::WakeAsk;

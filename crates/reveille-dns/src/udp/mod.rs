@@ -5,6 +5,7 @@
 //! with one call. A view that was published before a query came is the one that it is answered from.
 
 mod batch;
+mod echo;
 
 use std::hint::black_box;
 use std::io;
@@ -27,6 +28,7 @@ use crate::server::Clock;
 use crate::tally::{BatchTally, Tally, bump};
 use crate::wake::WakeAsker;
 use batch::{BATCH_MAX, Batch};
+pub use echo::echo;
 
 /// How long a thread sleeps at most before it looks whether to stop, should the wake-up have been missed.
 pub(crate) const LOOK_MS: u64 = 1_000;

@@ -2,6 +2,7 @@
 //! absolute times differ from host to host.
 
 mod cold;
+mod dns;
 mod probe;
 mod wake;
 
@@ -14,6 +15,9 @@ use crate::cli::Output;
 pub enum Verb {
     /// Wakes from each rung against a cold boot of the same machine
     Wake(wake::Wake),
+    /// CPU of a DNS query, side by side with Knot DNS and a bare echo
+    #[command(args_conflicts_with_subcommands = true)]
+    Dns(dns::Dns),
 }
 
 impl Verb {
@@ -24,6 +28,7 @@ impl Verb {
     pub fn run(self, output: Output) -> anyhow::Result<()> {
         match self {
             Self::Wake(wake) => wake.run(output),
+            Self::Dns(dns) => dns.run(output),
         }
     }
 }
