@@ -6,12 +6,15 @@
 //!   tcp (tokio)   ─┘                      └─► hold (tokio)   the question waits for a view in which it is ready
 //! ```
 //!
+//! In front of it stands the gate, [`limit`]: who is answered, how often, and who may wake how much.
+//!
 //! [`respond`] reads one view, writes one answer and knows no socket. What it asks for beside the answer, a wake
 //! or a hold, is passed on without waiting: no query waits for the slow loop.
 
 mod bind;
 mod fast;
 mod hold;
+pub mod limit;
 pub mod observe;
 mod respond;
 mod server;
@@ -23,7 +26,7 @@ pub mod wire;
 pub mod zonefile;
 
 pub use bind::BindError;
-pub use respond::{Outcome, Transport, WakeWish, respond};
+pub use respond::{GatedOutcome, Outcome, Transport, WakeWish, respond, respond_at_gate};
 pub use server::{Clock, DnsConfig, DnsServer};
 pub use tally::Counts;
 pub use udp::echo;

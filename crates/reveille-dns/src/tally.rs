@@ -160,6 +160,7 @@ const fn index(rcode: Rcode) -> usize {
         Rcode::NotImp => 4,
         Rcode::Refused => 5,
         Rcode::BadVers => 6,
+        Rcode::BadCookie => 7,
     }
 }
 

@@ -35,6 +35,16 @@ impl Network {
     /// `::1`.
     pub const LOOPBACK6: Self = Self { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix: 128 };
 
+    /// Its lowest address.
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Bits that all its addresses share.
+    pub const fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Whether the address lies in the range. An IPv4 address that is written as IPv6 (`::ffff:192.0.2.7`)
     /// counts as the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {

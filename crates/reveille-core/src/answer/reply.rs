@@ -21,11 +21,13 @@ pub enum Rcode {
     Refused,
     /// 16: a version of EDNS that is not spoken here.
     BadVers,
+    /// 23: a server cookie is missing or not valid (RFC 7873 §8).
+    BadCookie,
 }
 
 impl Rcode {
     /// Every code that is sent.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoError,
         Self::FormErr,
         Self::ServFail,
@@ -33,6 +35,7 @@ impl Rcode {
         Self::NotImp,
         Self::Refused,
         Self::BadVers,
+        Self::BadCookie,
     ];
 
     /// The twelve-bit number.
@@ -45,6 +48,7 @@ impl Rcode {
             Self::NotImp => 4,
             Self::Refused => 5,
             Self::BadVers => 16,
+            Self::BadCookie => 23,
         }
     }
 
@@ -58,6 +62,7 @@ impl Rcode {
             Self::NotImp => "NOTIMP",
             Self::Refused => "REFUSED",
             Self::BadVers => "BADVERS",
+            Self::BadCookie => "BADCOOKIE",
         }
     }
 }

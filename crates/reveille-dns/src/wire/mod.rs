@@ -1,8 +1,10 @@
 //! Messages: questions are parsed in place, answers are built with the `domain` crate.
 
+mod cookie;
 mod query;
 mod write;
 
+pub use cookie::{COOKIE_BYTES, ClientCookie, Cookie, OPTION_COOKIE, ServerPart};
 pub(crate) use query::OPTION_SUBNET;
 pub use query::{Edns, Header, Query, Subnet, Unreadable};
-pub use write::{UDP_PAYLOAD_MAX, Written, write_error, write_reply};
+pub use write::{UDP_PAYLOAD_MAX, Written, write_error, write_reply, write_truncated};

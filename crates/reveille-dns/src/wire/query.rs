@@ -2,9 +2,11 @@
 //! would be wrong to send.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use reveille_core::answer::{Question, QuestionName, Rcode, rdata};
+use reveille_core::answer::{Network, Question, QuestionName, Rcode, rdata};
+
+use super::cookie::{Cookie, OPTION_COOKIE};
 
 /// Length of the header (RFC 1035 §4.1.1).
 const HEADER_BYTES: usize = 12;
@@ -46,6 +48,8 @@ pub struct Edns {
     pub dnssec_ok: bool,
     /// Client subnet.
     pub subnet: Option<Subnet>,
+    /// Cookies of client and server, not judged yet.
+    pub cookie: Option<Cookie>,
 }
 
 /// The network on whose behalf a resolver asks (RFC 7871 §6).
@@ -130,6 +134,17 @@ impl Subnet {
         matches!(family, 1 | 2).then(|| Self { family, prefix, address: address.to_be_bytes() })
     }
 
+    /// The network's lowest address.
+    pub fn address(&self) -> IpAddr {
+        let [a, b, c, d, ..] = self.address;
+        if self.family == 1 { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(self.address).into() }
+    }
+
+    /// Whether all of it lies in that network.
+    pub fn is_inside(&self, network: &Network) -> bool {
+        self.prefix >= network.prefix() && network.contains(self.address())
+    }
+
     /// The data of the option in an answer that holds for everybody: scope 0 (RFC 7871 §7.2.1).
     pub fn answer_data(&self) -> impl Iterator<Item = u8> + '_ {
         let address = self.address.iter().copied().take(usize::from(self.prefix).div_ceil(8));
@@ -140,12 +155,7 @@ impl Subnet {
 impl fmt::Display for Subnet {
     /// `192.0.2.0/24`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.family == 1 {
-            let [a, b, c, d, ..] = self.address;
-            write!(f, "{}/{}", Ipv4Addr::new(a, b, c, d), self.prefix)
-        } else {
-            write!(f, "{}/{}", Ipv6Addr::from(self.address), self.prefix)
-        }
+        write!(f, "{}/{}", self.address(), self.prefix)
     }
 }
 
@@ -244,7 +254,7 @@ impl<'p> Cursor<'p> {
 impl Edns {
     pub(crate) fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
         let &[_, version, flags, _] = ttl else { return None };
-        let mut subnet = None;
+        let (mut subnet, mut cookie) = (None, None);
         let mut options = Cursor { packet: data, at: 0 };
         while options.at < data.len() {
             let code = options.number()?;
@@ -253,7 +263,11 @@ impl Edns {
             if code == OPTION_SUBNET {
                 subnet = Some(Subnet::parse(option)?);
             }
+            // Of several only the first counts (RFC 7873 §5.2).
+            if code == OPTION_COOKIE && cookie.is_none() {
+                cookie = Some(Cookie::parse(option)?);
+            }
         }
-        Some(Self { version, payload_bytes: class, dnssec_ok: flags & 0x80 != 0, subnet })
+        Some(Self { version, payload_bytes: class, dnssec_ok: flags & 0x80 != 0, subnet, cookie })
     }
 }

@@ -9,6 +9,7 @@ use domain::base::{MessageBuilder, Ttl};
 use domain::dep::octseq::OctetsBuilder;
 use reveille_core::answer::{Ede, Owner, Rcode, Records, Reply, Section, rdata};
 
+use super::cookie::{COOKIE_BYTES, OPTION_COOKIE};
 use super::query::{Edns, Header, OPTION_SUBNET, Query};
 
 /// Largest UDP answer, in bytes: goes through every network unfragmented (DNS flag day 2020).
@@ -17,9 +18,12 @@ pub const UDP_PAYLOAD_MAX: u16 = 1232;
 const UDP_PAYLOAD_MIN: u16 = 512;
 /// Largest message over TCP.
 const TCP_MESSAGE_MAX: u16 = u16::MAX;
-/// Longest extra text of an extended error; with it, the longest name and a client subnet, any error still fits
-/// into the smallest UDP answer.
+/// Longest extra text of an extended error; with it, the longest name, a client subnet and cookies, any error still
+/// fits into the smallest UDP answer.
 const EDE_TEXT_BYTES_MAX: usize = 160;
+/// Place of the byte with TC in a message, and its bit (RFC 1035 §4.1.1).
+const FLAGS_AT: usize = 2;
+const FLAG_TC: u8 = 0x02;
 /// OPT without options.
 const OPT_BYTES: usize = 11;
 /// Code and length of an option.
@@ -39,13 +43,35 @@ pub struct Written {
 type Target<'o> = StaticCompressor<&'o mut Vec<u8>>;
 
 /// Writes the answer to a readable question into `out`, replacing what is there. `over_udp` bounds the size by
-/// what both sides take (RFC 6891 §6.2.5).
-pub fn write_reply(query: &Query, reply: &Reply<'_>, over_udp: bool, out: &mut Vec<u8>) -> Written {
-    let written = try_write(query, reply, size_limit(query.edns.as_ref(), over_udp), out);
+/// what both sides take (RFC 6891 §6.2.5). `cookie` is the data of the COOKIE option; it goes out only to who sent
+/// an OPT.
+pub fn write_reply(
+    query: &Query,
+    reply: &Reply<'_>,
+    cookie: Option<[u8; COOKIE_BYTES]>,
+    over_udp: bool,
+    out: &mut Vec<u8>,
+) -> Written {
+    let written = try_write(query, reply, cookie, size_limit(query.edns.as_ref(), over_udp), out);
     written.unwrap_or_else(|_| {
         // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
         write_error(query.header, Rcode::ServFail, out)
     })
+}
+
+/// Writes the answer without its records and with TC: the asker shall come again over TCP.
+pub fn write_truncated(
+    query: &Query,
+    reply: &Reply<'_>,
+    cookie: Option<[u8; COOKIE_BYTES]>,
+    out: &mut Vec<u8>,
+) -> Written {
+    let bare = Reply { rcode: reply.rcode, authoritative: reply.authoritative, ..Reply::empty() };
+    let written = write_reply(query, &bare, cookie, true, out);
+    if let Some(flags) = out.get_mut(FLAGS_AT) {
+        *flags |= FLAG_TC;
+    }
+    Written { truncated: true, ..written }
 }
 
 /// Writes a header with an error and nothing else into `out`, replacing what is there.
@@ -71,6 +97,7 @@ fn size_limit(edns: Option<&Edns>, over_udp: bool) -> usize {
 fn try_write(
     query: &Query,
     reply: &Reply<'_>,
+    cookie: Option<[u8; COOKIE_BYTES]>,
     limit: usize,
     out: &mut Vec<u8>,
 ) -> Result<Written, PushError> {
@@ -78,7 +105,8 @@ fn try_write(
     // A `Vec` takes everything, so this cannot fail.
     let mut message =
         MessageBuilder::from_target(StaticCompressor::new(out)).map_err(|_| PushError::ShortBuf)?;
-    let opt = query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode });
+    let opt =
+        query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, cookie });
     let records_limit = limit - opt.as_ref().map_or(0, Opt::bytes_max);
     message.set_push_limit(records_limit);
     let header = message.header_mut();
@@ -231,6 +259,7 @@ struct Opt<'a> {
     edns: &'a Edns,
     ede: Option<&'a Ede<'a>>,
     rcode: Rcode,
+    cookie: Option<[u8; COOKIE_BYTES]>,
 }
 
 impl Opt<'_> {
@@ -238,7 +267,8 @@ impl Opt<'_> {
     fn bytes_max(&self) -> usize {
         let subnet = self.edns.subnet.map_or(0, |subnet| OPTION_BYTES + subnet.answer_data().count());
         let ede = self.ede.map_or(0, |ede| OPTION_BYTES + 2 + ede_text(ede).len());
-        OPT_BYTES + subnet + ede
+        let cookie = self.cookie.map_or(0, |cookie| OPTION_BYTES + cookie.len());
+        OPT_BYTES + subnet + ede + cookie
     }
 
     fn write(&self, section: &mut AdditionalBuilder<Target<'_>>) -> Result<(), PushError> {
@@ -252,6 +282,10 @@ impl Opt<'_> {
                 opt.push_raw_option(OPTION_SUBNET.into(), length, |target| {
                     subnet.answer_data().try_for_each(|byte| target.append_slice(&[byte]))
                 })?;
+            }
+            if let Some(cookie) = &self.cookie {
+                let length = u16::try_from(cookie.len()).unwrap_or(u16::MAX);
+                opt.push_raw_option(OPTION_COOKIE.into(), length, |target| target.append_slice(cookie))?;
             }
             if let Some(ede) = self.ede {
                 let text = ede_text(ede);
