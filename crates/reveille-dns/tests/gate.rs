@@ -12,11 +12,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::{NOW, WAIT_MAX, name, service, zone};
+use proptest::prelude::*;
 use reveille_core::answer::{View, Zones};
 use reveille_dns::limit::{
     Action, CookieStatus, Counter, Gate, GateConfig, GateCounts, Kind, RateVerdict, Rule, Source, Writers,
 };
-use reveille_dns::{Transport, respond_at_gate};
+use reveille_dns::wire::{Query, Unreadable};
+use reveille_dns::{Transport, respond, respond_at_gate};
 
 /// How often the threads of a server look whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
@@ -237,6 +239,46 @@ fn who_is_to_be_refused_is_refused_and_who_is_to_be_dropped_hears_nothing() {
     let text = server.ask("dig", &["-b", "127.9.2.1", "+time=1", "+opcode=notify", "hello.vm.test", "A"]);
     assert!(text.contains("no servers could be reached"), "{text}");
     assert_eq!(server.counts().of(Counter::Rule(Action::Drop)), 2);
+}
+
+proptest! {
+    #[test]
+    fn who_meets_no_rule_and_no_limit_is_answered_as_without_a_gate(
+        label in "[a-z]{1,5}|hello|none|_vmstate.hello|www|big|\\*",
+        qtype in prop_oneof![Just(1u16), Just(16), Just(28), Just(255), any::<u16>()],
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        subnet: bool,
+        transport in prop_oneof![Just(Transport::Udp), Just(Transport::Tcp)],
+    ) {
+        let mut packet = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(subnet)];
+        for label in label.split('.').chain(["vm", "test"]) {
+            packet.push(u8::try_from(label.len()).unwrap());
+            packet.extend(label.bytes());
+        }
+        packet.extend([&[0][..], &qtype.to_be_bytes(), &[0, 1]].concat());
+        if subnet {
+            packet.extend([0, 0, 41, 4, 208, 0, 0, 128, 0, 0, 11, 0, 8, 0, 7, 0, 1, 24, 0, 192, 0, 2]);
+        }
+        for (place, byte) in changes {
+            *place.get_mut(&mut packet) = byte;
+        }
+        // A cookie that came about by chance is answered by the gate alone.
+        prop_assume!(Query::parse(&packet).ok().and_then(|query| query.edns?.cookie).is_none());
+        let gate = Gate::new(&GateConfig::default(), &[name("vm.test")], NOW).unwrap();
+        let tally = gate.tally(Writers::One);
+        let services = [service("hello.vm.test", 1)].map(Arc::new);
+        let view = View::new(1, Zones::new([Arc::new(zone())]), services, View::default_monitors());
+        let peer = SocketAddr::from(([192, 0, 2, 1], 4242));
+        let (mut plain, mut gated) = (Vec::new(), Vec::new());
+        let expected = respond(&view, &packet, peer, transport, NOW, &mut plain);
+        let judge = gate.judge(NOW, &tally);
+        let found = respond_at_gate(&judge, &view, &packet, peer, transport, NOW, &mut gated);
+        prop_assert_eq!(&plain, &gated);
+        prop_assert_eq!(expected.written, found.outcome.written);
+        prop_assert_eq!(expected.wake.is_some(), found.outcome.wake.is_some());
+        prop_assert_eq!(expected.counter, found.outcome.counter);
+        prop_assert_eq!(found.client.is_some(), Query::parse(&packet) .err() != Some(Unreadable::Silence));
+    }
 }
 
 /// A process that does not outlive the test.

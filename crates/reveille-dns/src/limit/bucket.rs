@@ -22,10 +22,12 @@
 //! comes eighth is counted in the set's shared bucket, at the rate of one. Nobody can push somebody else out of a
 //! bucket, so nobody can have their own or another's forgotten; the price is that those who came late share. Who
 //! finds a place later begins there with what is charged to the shared bucket, so that changing over gives nothing
-//! away. To be
-//! busy a bucket must have been charged within its interval times what it was charged, so a flood from random
-//! sources has `rate × interval` of them; the sets of a table with the default size stand a few hundred thousand.
-//! Which keys meet in a set is decided by a keyed hash with a random secret, so it cannot be arranged for.
+//! away.
+//!
+//! A bucket is busy for one interval after each charge, so a flood of questions from random sources keeps `rate ×
+//! interval` of them busy: a million a second on a limit of 200 a second, 5,000. With 16,384 sets (the default of rate
+//! limits) 50,000 busy buckets crowd about one set in a hundred. Which keys meet in a set is decided by a keyed hash
+//! with a random secret, so it cannot be arranged for.
 //!
 //! **Tags.** Two keys in one set with the same tag share a bucket: 2⁻¹⁶ for each pair that meets in a set. They
 //! share one rate then; none gets more.
@@ -142,9 +144,12 @@ pub struct Bucket(AtomicU64);
 impl Bucket {
     /// Whether one more would pass. Charges nothing; another thread may be quicker.
     pub fn would_pass(&self, limit: &Limit, now: Micros) -> bool {
-        matches!(limit.step(self.0.load(Relaxed), now.0), Step::Pass(_))
+        match limit.step(self.0.load(Relaxed), now.0) {
+            Step::Pass(_) => true,
+            Step::Full => false,
             // Set right when it is taken from.
-            || self.0.load(Relaxed) > now.0.saturating_add(limit.ahead_us)
+            Step::Impossible => true,
+        }
     }
 
     /// Takes a token if there is one.
