@@ -13,9 +13,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::respond::{Transport, respond};
+use crate::respond::{Origin, Outcome, Setting, Transport, respond};
 use crate::server::Clock;
 use crate::tally::{Tally, bump};
+use crate::wire::COOKIE_BYTES;
 
 /// Most questions that are held at a time; beyond it they are answered at once.
 pub(crate) const HELD_QUERIES_MAX: usize = 4_096;
@@ -39,20 +40,24 @@ pub(crate) struct Held {
     packet: Vec<u8>,
     peer: SocketAddr,
     transport: Transport,
+    cookie: Option<[u8; COOKIE_BYTES]>,
     until: Instant,
     _place: OwnedSemaphorePermit,
 }
 
 impl HoldRoom {
-    /// A place for a question; `None` if all are taken.
-    pub fn take(&self, packet: &[u8], peer: SocketAddr, transport: Transport, ms_max: u64) -> Option<Held> {
+    /// A place for a question that should wait, given what came of it so far; `None` if it should not, or all places
+    /// are taken.
+    pub fn take(&self, packet: &[u8], from: &Origin, outcome: &Outcome<'_>) -> Option<Held> {
+        let ms_max = outcome.hold_ms_max?;
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             bump(&self.tally.holds_refused);
             return None;
         };
         bump(&self.tally.held);
         let until = Instant::now() + Duration::from_millis(ms_max);
-        Some(Held { packet: packet.to_vec(), peer, transport, until, _place: place })
+        let Origin { peer, transport, .. } = *from;
+        Some(Held { packet: packet.to_vec(), peer, transport, cookie: outcome.cookie, until, _place: place })
     }
 
     /// Waits with the question and gives the answer.
@@ -65,7 +70,10 @@ impl HoldRoom {
             let wants_to_wait = {
                 let view = self.shared.load();
                 let now = (self.clock)();
-                let outcome = respond(&view, &held.packet, held.peer, held.transport, now, &mut out);
+                // It was judged when it came.
+                let from = Origin { cookie: held.cookie, ..Origin::new(held.peer, held.transport) };
+                let at = Setting { view: &view, now, judge: None };
+                let outcome = respond(&at, &held.packet, &from, &mut out);
                 outcome.hold_ms_max.is_some()
             };
             if over || !wants_to_wait {

@@ -26,7 +26,7 @@ pub mod wire;
 pub mod zonefile;
 
 pub use bind::BindError;
-pub use respond::{GatedOutcome, Outcome, Transport, WakeWish, respond, respond_at_gate};
+pub use respond::{Origin, Outcome, Setting, Transport, WakeWish, respond};
 pub use server::{Clock, DnsConfig, DnsServer};
 pub use tally::Counts;
 pub use udp::echo;

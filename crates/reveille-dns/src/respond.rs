@@ -6,7 +6,10 @@ use reveille_core::answer::{Asker, Ede, Rcode, Reply, ServiceView, Slot, View, a
 use reveille_core::model::Timestamp;
 
 use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict};
-use crate::wire::{Query, Subnet, Unreadable, Written, write_error, write_reply, write_truncated};
+use crate::wire::{
+    COOKIE_BYTES, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
+    write_truncated,
+};
 
 /// How a packet came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,126 +44,137 @@ pub struct WakeWish<'v> {
     pub subnet: Option<Subnet>,
 }
 
+/// What packets are answered from: one view at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'v, 'g> {
+    /// Every zone and service.
+    pub view: &'v View,
+    /// The time.
+    pub now: Timestamp,
+    /// Who is let in, and how often; none: everybody, always.
+    pub judge: Option<&'g Judge<'g>>,
+}
+
+/// Where a packet came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Its sender.
+    pub peer: SocketAddr,
+    /// How it came.
+    pub transport: Transport,
+    /// The gate's judgement of its arrival, if it has been asked for already.
+    pub client: Option<Client>,
+    /// Data of the COOKIE option of the answer where no gate is asked.
+    pub cookie: Option<[u8; COOKIE_BYTES]>,
+}
+
+impl Origin {
+    /// A packet that is yet to be judged.
+    pub const fn new(peer: SocketAddr, transport: Transport) -> Self {
+        Self { peer, transport, client: None, cookie: None }
+    }
+}
+
 /// What came of a packet.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outcome<'v> {
     /// The answer that was written; `None` is silence.
     pub written: Option<Written>,
-    /// A wake that the question asks for.
+    /// A wake that the question asks for. It is not judged yet: where it would be a new one, [`Judge::wake`] decides
+    /// whether it is passed on and the question held.
     pub wake: Option<WakeWish<'v>>,
     /// The answer should wait up to this many milliseconds for the service to be ready. What was written is the
     /// answer for now, should holding not be possible.
     pub hold_ms_max: Option<u64>,
     /// Number of the counter of the question's name; 0 if it has none of its own.
     pub counter: u32,
+    /// Who asks, if there is a gate and the packet is one to be answered by anybody.
+    pub client: Option<Client>,
+    /// The number of the question's zone.
+    pub zone: Option<u16>,
+    /// The question's type; 0 if it could not be read.
+    pub qtype: u16,
+    /// Data of the COOKIE option that the answer has, or would have.
+    pub cookie: Option<[u8; COOKIE_BYTES]>,
 }
 
-/// Answers a packet from the view, writing the answer into `out` in place of what is there.
-pub fn respond<'v>(
-    view: &'v View,
-    packet: &[u8],
-    peer: SocketAddr,
-    transport: Transport,
-    now: Timestamp,
-    out: &mut Vec<u8>,
-) -> Outcome<'v> {
+/// Answers a packet if and as the gate lets it, writing the answer into `out` in place of what is there.
+pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     out.clear();
     let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Unreadable::Silence) => return Outcome::default(),
-        Err(Unreadable::Error { header, rcode }) => {
-            return Outcome { written: Some(write_error(header, rcode, out)), ..Outcome::default() };
-        }
-    };
-    let asker = Asker { address: peer.ip() };
-    let reply = refusal(&query).unwrap_or_else(|| answer(view, &query.question, asker, now));
-    let written = write_reply(&query, &reply, None, transport == Transport::Udp, out);
-    outcome(view, &query, &reply, written)
-}
-
-/// What came of a packet that passed the gate.
-#[derive(Debug, Clone, Copy)]
-pub struct GatedOutcome<'v> {
-    /// As without a gate. A wake in it is not judged yet: where it would be a new one, ask [`Judge::wake`] before it
-    /// is passed on, and neither pass it on nor hold the question if that refuses.
-    pub outcome: Outcome<'v>,
-    /// Who asks. None if the packet is not to be answered by anybody.
-    pub client: Option<Client>,
-    /// The number of the question's zone.
-    pub zone: Option<u16>,
-}
-
-/// Answers a packet from the view as [`respond`] does, if and as the gate lets it.
-pub fn respond_at_gate<'v>(
-    judge: &Judge<'_>,
-    view: &'v View,
-    packet: &[u8],
-    peer: SocketAddr,
-    transport: Transport,
-    now: Timestamp,
-    out: &mut Vec<u8>,
-) -> GatedOutcome<'v> {
-    out.clear();
-    let mut gated = GatedOutcome { outcome: Outcome::default(), client: None, zone: None };
-    let unread = Arrival { peer: peer.ip(), transport, cookie: None, subnet: None, qtype: 0, zone: None };
-    let query = match Query::parse(packet) {
-        Ok(query) => query,
-        Err(Unreadable::Silence) => return gated,
-        Err(Unreadable::Error { header, rcode }) => {
-            let client = judge.arrive(&unread);
-            gated.client = Some(client);
-            if client.entry != Entry::Drop && judge.rate(&client, Kind::Error) != RateVerdict::Drop {
-                gated.outcome.written = Some(write_error(header, rcode, out));
-            }
-            return gated;
-        }
+        Err(Unreadable::Error { header, rcode }) => return unreadable(at, header, rcode, from, out),
     };
     let question = &query.question;
-    let zone = view.zones().for_question(&question.name, question.qtype);
-    gated.zone = zone.and_then(|zone| judge.zone_number(question.name.ancestor_key(zone.apex_labels())));
     let edns = query.edns.as_ref();
-    let cookie = edns.and_then(|edns| edns.cookie.as_ref());
-    let subnet = edns.and_then(|edns| edns.subnet.as_ref());
-    let client = judge.arrive(&Arrival { cookie, subnet, qtype: question.qtype, zone: gated.zone, ..unread });
-    gated.client = Some(client);
-    let (reply, kind) = match client.entry {
-        Entry::Drop => return gated,
-        Entry::Refuse => (Reply::error(Rcode::Refused, Ede::PROHIBITED, "not for this network"), Kind::Error),
-        Entry::BadCookie => {
-            (Reply { rcode: Rcode::BadCookie, authoritative: false, ..Reply::empty() }, Kind::Error)
-        }
-        Entry::Truncate => (Reply { authoritative: false, ..Reply::empty() }, Kind::Error),
+    let (cookie, subnet) =
+        (edns.and_then(|edns| edns.cookie.as_ref()), edns.and_then(|edns| edns.subnet.as_ref()));
+    let zone = at.view.zones().number_for_question(&question.name, question.qtype);
+    let arrival = Arrival {
+        peer: from.peer.ip(),
+        transport: from.transport,
+        cookie,
+        subnet,
+        qtype: question.qtype,
+        zone,
+    };
+    let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
+    let known = Outcome { client, zone, qtype: question.qtype, ..Outcome::default() };
+    let entry = client.map_or(Entry::Enter, |client| client.entry);
+    let reply = match entry {
+        Entry::Drop => return known,
+        Entry::Refuse => Reply::error(Rcode::Refused, Ede::PROHIBITED, "not for this network"),
+        Entry::BadCookie => Reply { rcode: Rcode::BadCookie, authoritative: false, ..Reply::empty() },
+        Entry::Truncate => Reply { authoritative: false, ..Reply::empty() },
         Entry::Enter => {
-            let asker = Asker { address: peer.ip() };
-            let reply = refusal(&query).unwrap_or_else(|| answer(view, question, asker, now));
-            let kind = Kind::of(&reply);
-            (reply, kind)
+            let asker = Asker { address: from.peer.ip() };
+            refusal(&query).unwrap_or_else(|| answer(at.view, question, asker, at.now))
         }
     };
-    let verdict = judge.rate(&client, kind);
-    let cookie = judge.cookie_for(&client, cookie);
-    let truncated = match (client.entry, verdict) {
-        (_, RateVerdict::Drop) => return gated,
+    let kind = if entry == Entry::Enter { Kind::of(&reply) } else { Kind::Error };
+    let (verdict, cookie) = match at.judge.zip(client) {
+        Some((judge, client)) => (judge.rate(&client, kind), judge.cookie_for(&client, cookie)),
+        None => (RateVerdict::Pass, from.cookie),
+    };
+    let known = Outcome { cookie, ..known };
+    let truncated = match (entry, verdict) {
+        (_, RateVerdict::Drop) => return known,
         (Entry::Truncate, RateVerdict::Pass | RateVerdict::Slip) => true,
         // An error says all it can as it is.
         (_, RateVerdict::Slip) => kind != Kind::Error,
         (_, RateVerdict::Pass) => false,
     };
-    gated.outcome = if truncated {
+    let envelope = Envelope { over_udp: from.transport == Transport::Udp, cookie };
+    let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
+    if truncated {
         // Whoever comes again over TCP wakes then.
-        Outcome { written: Some(write_truncated(&query, &reply, cookie, out)), ..Outcome::default() }
-    } else {
-        let written = write_reply(&query, &reply, cookie, transport == Transport::Udp, out);
-        outcome(view, &query, &reply, written)
-    };
-    gated
+        return Outcome { written: Some(write_truncated(&query, &reply, &envelope, out)), counter, ..known };
+    }
+    let written = Some(write_reply(&query, &reply, &envelope, out));
+    let wake = reply.wake.map(|service| WakeWish { service, qtype: question.qtype, subnet: subnet.copied() });
+    Outcome { written, wake, hold_ms_max: reply.hold_ms_max, counter, ..known }
 }
 
-fn outcome<'v>(view: &View, query: &Query, reply: &Reply<'v>, written: Written) -> Outcome<'v> {
-    let subnet = query.edns.and_then(|edns| edns.subnet);
-    let wake = reply.wake.map(|service| WakeWish { service, qtype: query.question.qtype, subnet });
-    let counter = view.names().find(query.question.name.as_wire()).map_or(0, Slot::counter);
-    Outcome { written: Some(written), wake, hold_ms_max: reply.hold_ms_max, counter }
+/// Answers a packet that cannot be read, or is no question, with an error.
+fn unreadable<'v>(
+    at: &Setting<'v, '_>,
+    header: Header,
+    rcode: Rcode,
+    from: &Origin,
+    out: &mut Vec<u8>,
+) -> Outcome<'v> {
+    let Origin { peer, transport, .. } = *from;
+    let arrival = Arrival { peer: peer.ip(), transport, cookie: None, subnet: None, qtype: 0, zone: None };
+    let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
+    let drops = match at.judge.zip(client) {
+        Some((judge, client)) => {
+            client.entry == Entry::Drop || judge.rate(&client, Kind::Error) == RateVerdict::Drop
+        }
+        None => false,
+    };
+    let written = (!drops).then(|| write_error(header, rcode, out));
+    Outcome { written, client, ..Outcome::default() }
 }
 
 /// What is refused whatever the name.

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::bind::{BindError, Sockets, open};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
+use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::tally::{Counts, Tally};
 use crate::tcp;
@@ -32,12 +33,14 @@ const SHUTDOWN_MS_MAX: u64 = 2_000;
 const UDP_THREADS_MAX: usize = 64;
 
 /// Where and how the server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct DnsConfig {
     /// Addresses, each for UDP and TCP. No wildcards; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
     /// Threads, and sockets, for each address over UDP.
     pub udp_threads: usize,
+    /// Who is let in and how often; none: everybody, always.
+    pub gate: Option<Arc<Gate>>,
 }
 
 impl Default for DnsConfig {
@@ -46,6 +49,7 @@ impl Default for DnsConfig {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
             udp_threads: cores.min(UDP_THREADS_MAX),
+            gate: None,
         }
     }
 }
@@ -57,6 +61,7 @@ pub struct DnsServer {
     tallies: Vec<Arc<Tally>>,
     counts: Vec<Arc<NameCounts>>,
     rings: Vec<Consumer>,
+    gate: Option<Arc<Gate>>,
     stop_threads: Arc<AtomicBool>,
     stop_tasks: watch::Sender<bool>,
     sockets: Vec<Arc<UdpSocket>>,
@@ -93,6 +98,7 @@ impl DnsServer {
             tallies: vec![Arc::clone(&tally)],
             counts: Vec::new(),
             rings: Vec::new(),
+            gate: config.gate.clone(),
             stop_threads: Arc::new(AtomicBool::new(false)),
             stop_tasks,
             sockets: Vec::new(),
@@ -166,6 +172,7 @@ impl DnsServer {
             tally: Arc::clone(&tally),
             counts: Arc::clone(&counts),
             ring: producer,
+            gate: self.gate.clone(),
             stop: Arc::clone(&self.stop_threads),
         };
         let thread = worker.start(format!("dns-udp-{}", self.threads.len()))?;

@@ -73,23 +73,24 @@ pub(crate) struct BatchTally {
 }
 
 impl BatchTally {
-    /// Counts a packet that was answered, not truncated.
-    pub fn answered(&mut self, rcode: Rcode) {
+    /// Counts a packet that was answered.
+    pub fn answered(&mut self, rcode: Rcode, truncated: bool) {
         self.queries += 1;
         self.rcodes[index(rcode)] += 1;
+        self.truncated += u64::from(truncated);
+    }
+
+    /// Counts a packet that is not answered.
+    pub fn dropped(&mut self) {
+        self.queries += 1;
+        self.silent += 1;
     }
 
     /// Counts a packet and what came of it.
     pub fn query(&mut self, outcome: &Outcome<'_>) {
         match outcome.written {
-            None => {
-                self.queries += 1;
-                self.silent += 1;
-            }
-            Some(written) => {
-                self.answered(written.rcode);
-                self.truncated += u64::from(written.truncated);
-            }
+            None => self.dropped(),
+            Some(written) => self.answered(written.rcode, written.truncated),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::hold::{Held, HoldRoom, stopped};
-use crate::respond::{Transport, respond};
+use crate::respond::{Origin, Setting, Transport, respond};
 use crate::tally::{Tally, bump};
 use crate::wake::{WakeAsk, WakeAsker};
 
@@ -194,13 +194,15 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Option<Held> {
         let hold = &self.shared.hold;
         let view = hold.shared.load();
-        let outcome = respond(&view, packet, self.peer, Transport::Tcp, (hold.clock)(), out);
+        let now = (hold.clock)();
+        let from = Origin::new(self.peer, Transport::Tcp);
+        let outcome = respond(&Setting { view: &view, now, judge: None }, packet, &from, out);
         self.shared.tally.query(&outcome);
         if let Some(wish) = outcome.wake {
             let mut asker = self.shared.asker.lock().unwrap_or_else(PoisonError::into_inner);
-            asker.ask(wish, view.generation, self.peer.ip());
+            asker.ask(wish, self.peer.ip(), now, || true);
         }
-        hold.take(packet, self.peer, Transport::Tcp, outcome.hold_ms_max?)
+        hold.take(packet, &from, &outcome)
     }
 
     async fn send(&mut self, message: &[u8]) -> Result<(), End> {

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use reveille_core::model::DomainName;
+use reveille_core::model::{DomainName, Timestamp};
 use tokio::sync::mpsc::Sender;
 
 use crate::respond::WakeWish;
 use crate::tally::{Tally, bump};
 
-/// Most asks that one thread sends for one service while one view holds. What the first one sets off publishes a
-/// new view; more asks only matter to the count of who waited.
-const ASKS_PER_VIEW_MAX: u32 = 64;
+/// Most asks that one thread sends for one service while it remembers it. What the first one sets off changes the
+/// service's state; more asks only matter to the count of who waited.
+const ASKS_MAX: u32 = 64;
 /// Services that a thread remembers having asked for; a power of two. Two services in one slot are asked for more
 /// often than they need, never less.
-const SLOTS: usize = 256;
+const SLOTS: usize = 1_024;
+/// How long a thread remembers. Within it a service is charged to a wake budget once.
+const MEMORY_MS: u64 = 1_000;
 
 /// A question wants a service that does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +37,10 @@ pub struct WakeAsk {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Slot {
-    /// Address of the service's entry in the view and the view's generation: together they name one service at
-    /// one moment, without hashing or copying its name.
+    /// Address of the service's entry in the view: for the short time of the memory it names a service in one state,
+    /// without hashing or copying its name.
     service: usize,
-    generation: u64,
+    since: Timestamp,
     asks: u32,
 }
 
@@ -54,17 +56,28 @@ impl WakeAsker {
         Self { sender, tally, slots: vec![Slot::default(); SLOTS].into_boxed_slice() }
     }
 
-    /// Passes the wish on unless it has been often enough.
-    pub fn ask(&mut self, wish: WakeWish<'_>, generation: u64, client: IpAddr) {
+    /// Passes the wish on unless it has been often enough; `allowed` judges it if it is a new one. Tells whether the
+    /// service is, or will be, woken for the asker.
+    pub fn ask(
+        &mut self,
+        wish: WakeWish<'_>,
+        client: IpAddr,
+        now: Timestamp,
+        allowed: impl FnOnce() -> bool,
+    ) -> bool {
         let service = std::ptr::from_ref(wish.service).addr();
         // Allocations are aligned, so the lowest bits say nothing.
         let slot = &mut self.slots[(service >> 4) % SLOTS];
-        if (slot.service, slot.generation) != (service, generation) {
-            *slot = Slot { service, generation, asks: 0 };
+        let remembered = slot.service == service && now.ms_since(slot.since) < MEMORY_MS;
+        if !remembered {
+            if !allowed() {
+                return false;
+            }
+            *slot = Slot { service, since: now, asks: 0 };
         }
-        if slot.asks >= ASKS_PER_VIEW_MAX {
+        if slot.asks >= ASKS_MAX {
             bump(&self.tally.wakes_coalesced);
-            return;
+            return true;
         }
         let ask = WakeAsk {
             service: wish.service.name.clone(),
@@ -81,5 +94,6 @@ impl WakeAsker {
             // Dropped: the address is answered all the same, and the client's first packet wakes the service.
             Err(_) => bump(&self.tally.wakes_dropped),
         }
+        true
     }
 }

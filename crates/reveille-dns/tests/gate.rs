@@ -18,7 +18,7 @@ use reveille_dns::limit::{
     Action, CookieStatus, Counter, Gate, GateConfig, GateCounts, Kind, RateVerdict, Rule, Source, Writers,
 };
 use reveille_dns::wire::{Query, Unreadable};
-use reveille_dns::{Transport, respond, respond_at_gate};
+use reveille_dns::{Origin, Setting, Transport, respond};
 
 /// How often the threads of a server look whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
@@ -83,11 +83,12 @@ fn serve_udp(socket: &UdpSocket, gate: &Gate, view: &View, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut packet) else { continue };
         let judge = gate.judge(NOW, &tally);
-        let gated = respond_at_gate(&judge, view, &packet[..length], peer, Transport::Udp, NOW, &mut out);
-        if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.outcome.wake) {
+        let at = Setting { view, now: NOW, judge: Some(&judge) };
+        let gated = respond(&at, &packet[..length], &Origin::new(peer, Transport::Udp), &mut out);
+        if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.wake) {
             judge.wake(&client, zone);
         }
-        if gated.outcome.written.is_some() {
+        if gated.written.is_some() {
             socket.send_to(&out, peer).unwrap();
         }
     }
@@ -108,8 +109,9 @@ fn serve_tcp(listener: &TcpListener, gate: &Gate, view: &View, stop: &AtomicBool
             let mut packet = vec![0; u16::from_be_bytes(length).into()];
             stream.read_exact(&mut packet).unwrap();
             let judge = gate.judge(NOW, &tally);
-            let gated = respond_at_gate(&judge, view, &packet, peer, Transport::Tcp, NOW, &mut out);
-            if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.outcome.wake) {
+            let at = Setting { view, now: NOW, judge: Some(&judge) };
+            let gated = respond(&at, &packet, &Origin::new(peer, Transport::Tcp), &mut out);
+            if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.wake) {
                 judge.wake(&client, zone);
             }
             let length = u16::try_from(out.len()).unwrap().to_be_bytes();
@@ -270,13 +272,15 @@ proptest! {
         let view = View::new(1, Zones::new([Arc::new(zone())]), services, View::default_monitors());
         let peer = SocketAddr::from(([192, 0, 2, 1], 4242));
         let (mut plain, mut gated) = (Vec::new(), Vec::new());
-        let expected = respond(&view, &packet, peer, transport, NOW, &mut plain);
+        let from = Origin::new(peer, transport);
+        let at = Setting { view: &view, now: NOW, judge: None };
+        let expected = respond(&at, &packet, &from, &mut plain);
         let judge = gate.judge(NOW, &tally);
-        let found = respond_at_gate(&judge, &view, &packet, peer, transport, NOW, &mut gated);
+        let found = respond(&Setting { judge: Some(&judge), ..at }, &packet, &from, &mut gated);
         prop_assert_eq!(&plain, &gated);
-        prop_assert_eq!(expected.written, found.outcome.written);
-        prop_assert_eq!(expected.wake.is_some(), found.outcome.wake.is_some());
-        prop_assert_eq!(expected.counter, found.outcome.counter);
+        prop_assert_eq!(expected.written, found.written);
+        prop_assert_eq!(expected.wake.is_some(), found.wake.is_some());
+        prop_assert_eq!(expected.counter, found.counter);
         prop_assert_eq!(found.client.is_some(), Query::parse(&packet) .err() != Some(Unreadable::Silence));
     }
 }

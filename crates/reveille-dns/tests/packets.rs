@@ -12,7 +12,7 @@ use hickory_proto::rr::{Name, RecordType};
 use proptest::prelude::*;
 use reveille_core::answer::{Rcode, View, Zones};
 use reveille_dns::wire::{Query, UDP_PAYLOAD_MAX, Unreadable};
-use reveille_dns::{Outcome, Transport, respond};
+use reveille_dns::{Origin, Outcome, Setting, Transport, respond};
 
 /// Names the directory of a corpus of packets, one to a file, for the test that is ignored otherwise.
 const CORPUS_VARIABLE: &str = "REVEILLE_DNS_CORPUS";
@@ -28,7 +28,8 @@ fn peer() -> SocketAddr {
 
 fn ask(view: &View, packet: &[u8], transport: Transport) -> (Option<Rcode>, Vec<u8>) {
     let mut out = Vec::new();
-    let Outcome { written, .. } = respond(view, packet, peer(), transport, NOW, &mut out);
+    let at = Setting { view, now: NOW, judge: None };
+    let Outcome { written, .. } = respond(&at, packet, &Origin::new(peer(), transport), &mut out);
     assert_eq!(written.is_none(), out.is_empty());
     (written.map(|written| written.rcode), out)
 }
@@ -171,7 +172,8 @@ fn an_answer_repeats_what_it_must() {
     let subnet = option(8, &[0, 1, 24, 0, 192, 0, 2]);
     let packet = question("HeLLo.Vm.TEST", 1, &opt(4096, 0, 0x80, &subnet));
     let mut out = Vec::new();
-    let outcome = respond(&view, &packet, peer(), Transport::Udp, NOW, &mut out);
+    let at = Setting { view: &view, now: NOW, judge: None };
+    let outcome = respond(&at, &packet, &Origin::new(peer(), Transport::Udp), &mut out);
     let wake = outcome.wake.unwrap();
     assert_eq!(wake.subnet.unwrap().to_string(), "192.0.2.0/24");
     assert_eq!((wake.service.name.clone(), wake.qtype), (name("hello.vm.test"), 1));

@@ -14,6 +14,7 @@ use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
 use reveille_core::answer::{Network as AclNetwork, View, Zone, ZoneDefaults, Zones, clashes};
 use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
+use reveille_dns::limit::Gate;
 use reveille_dns::{DnsConfig, DnsServer, zonefile};
 use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
 use reveille_store::Store;
@@ -28,6 +29,8 @@ use crate::config::{Accelerator, Anonymous, Config, Network};
 use crate::control::executor::{Executor, Order};
 use crate::control::{Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, startup};
 
+/// How often it is looked whether the secret of DNS cookies is too old.
+const GATE_LOOK_EVERY: Duration = Duration::from_secs(300);
 /// Questions for sleeping services that may wait for the control loop; more are dropped and counted, and the
 /// asker's first packet wakes the service instead.
 const ASKS_MAX: usize = 4_096;
@@ -170,13 +173,22 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         }
     }
     let (view, generation) = first_view(config)?;
+    let gate = {
+        let view = view.load();
+        Arc::new(Gate::new(&config.gate, view.zones().iter().map(|zone| zone.apex()), clock.now())?)
+    };
     let generations = generation.subscribe();
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone());
     let everything: BTreeSet<InstanceId> = found.fleet.instances().map(|instance| instance.id).collect();
     publisher.publish(&found.fleet, everything, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
-    let dns_config = DnsConfig { listen: config.dns.listen.clone(), ..dns_threads(config.dns.udp_threads) };
+    let dns_config = DnsConfig {
+        listen: config.dns.listen.clone(),
+        gate: Some(Arc::clone(&gate)),
+        ..dns_threads(config.dns.udp_threads)
+    };
+    tokio::spawn(tend(gate, clock));
     let now = Arc::new(move || clock.now());
     let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     publisher.count_with(dns.counters());
@@ -218,6 +230,17 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         reveille_api::serve(listener, Arc::new(remote), access, stop).await;
     });
     Ok(Daemon { services, dns, inbox, control, stop_api, api, _token: token })
+}
+
+/// Replaces the secret of cookies when it is time, for as long as the daemon runs.
+async fn tend(gate: Arc<Gate>, clock: Clock) {
+    let mut look = tokio::time::interval(GATE_LOOK_EVERY);
+    loop {
+        look.tick().await;
+        if let Err(error) = gate.tend(clock.now()) {
+            tracing::warn!(%error, "the secret of DNS cookies stays as it is");
+        }
+    }
 }
 
 /// The zones without a service yet, and the way to announce each later view.

@@ -139,6 +139,12 @@ impl Zones {
         Some(zone)
     }
 
+    /// The number of [`Zones::for_question`]'s zone, as slots name it.
+    pub fn number_for_question(&self, name: &QuestionName, qtype: u16) -> Option<u16> {
+        let zone = self.for_question(name, qtype)?;
+        self.by_apex.get(name.ancestor_key(zone.apex_labels())).copied()
+    }
+
     /// The zone with that index, as slots name it.
     pub fn at(&self, index: u16) -> Option<&Arc<Zone>> {
         self.list.get(usize::from(index))

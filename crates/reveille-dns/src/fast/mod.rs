@@ -13,7 +13,8 @@ mod tests;
 
 use reveille_core::answer::{Kinds, Rcode, Slot, View, rdata};
 
-use crate::wire::Edns;
+use crate::limit::Kind;
+use crate::wire::{COOKIE_BYTES, Edns};
 use write::Writer;
 
 /// Length of the header (RFC 1035 §4.1.1).
@@ -32,17 +33,28 @@ pub(crate) struct Head {
     edns: Option<Edns>,
 }
 
-/// What was written.
+/// What an ordinary question is to be answered with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Written<'v> {
-    /// Bytes of the answer.
-    pub length: usize,
-    /// Its response code.
+pub(crate) struct Found<'v> {
+    /// Response code.
     pub rcode: Rcode,
+    /// Kind of the answer, for the rate limit.
+    pub kind: Kind,
     /// The name's slot, if it exists.
     pub slot: Option<&'v Slot>,
+    /// The number of its zone.
+    pub zone: u16,
     /// The question is to wake the service in the slot.
     pub wakes: bool,
+    what: What<'v>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What<'v> {
+    Address(&'v Slot),
+    Address6(&'v Slot),
+    /// The SOA of the zone.
+    Denial,
 }
 
 impl Head {
@@ -91,51 +103,84 @@ impl Head {
     }
 }
 
-/// Answers the question in `packet` into `out`, given the slot of its name; `None` leaves it to the general way.
-pub(crate) fn answer<'v>(
+/// What the question in `packet` is to be answered with, given the slot of its name; `None` leaves it to the general
+/// way.
+pub(crate) fn look<'v>(
     view: &'v View,
     packet: &[u8],
     head: &Head,
     slot: Option<&'v Slot>,
-    now_s: u32,
-    out: &mut [u8],
-) -> Option<Written<'v>> {
-    let question = packet.get(..head.end)?;
-    let mut writer = Writer::new(out.get_mut(..ANSWER_BYTES_MAX)?, question)?;
+) -> Option<Found<'v>> {
     let Some(slot) = slot else {
-        let encloser = encloser(view, head, packet)?;
-        deny(view, head, encloser, Rcode::NxDomain, &mut writer)?;
-        let length = writer.finish(Rcode::NxDomain, head.edns.as_ref())?;
-        return Some(Written { length, rcode: Rcode::NxDomain, slot: None, wakes: false });
+        let zone = encloser(view, head, packet)?.zone();
+        let (rcode, kind) = (Rcode::NxDomain, Kind::NxDomain);
+        return Some(Found { rcode, kind, slot: None, zone, wakes: false, what: What::Denial });
     };
     let kinds = slot.kinds();
     if !kinds.any_of(Kinds::SERVICE) || kinds.any_of(Kinds::BELOW_CUT) {
         return None;
     }
-    // Looking at the service beyond its slot costs a wait for memory: only for an IPv6 address.
-    let six = head.qtype == rdata::AAAA && kinds.any_of(Kinds::ADDRESS6);
-    let mut wakes = false;
-    match head.qtype {
-        rdata::A | rdata::AAAA if six || head.qtype == rdata::A => {
-            // Refused and held questions need more than the slot.
-            wakes = kinds.any_of(Kinds::ASLEEP);
-            if wakes && kinds.any_of(Kinds::REFUSED.with(Kinds::HELD)) {
-                return None;
-            }
-            let ttl_s = slot.ttl_s(now_s);
-            if six {
-                let address = slot.service()?.address6?;
-                writer.address(rdata::AAAA, ttl_s, &address.octets())?;
-            } else {
-                writer.address(rdata::A, ttl_s, &slot.address())?;
-            }
-        }
+    let what = match head.qtype {
+        rdata::A => What::Address(slot),
+        rdata::AAAA if kinds.any_of(Kinds::ADDRESS6) => What::Address6(slot),
+        rdata::AAAA => What::Denial,
         // What stands beside the service is in the zone.
-        _ if kinds.any_of(Kinds::STATIC.with(Kinds::APEX)) && head.qtype != rdata::AAAA => return None,
-        _ => deny(view, head, slot, Rcode::NoError, &mut writer)?,
+        _ if kinds.any_of(Kinds::STATIC.with(Kinds::APEX)) => return None,
+        _ => What::Denial,
+    };
+    let (kind, wakes) = match what {
+        What::Address(_) | What::Address6(_) => (Kind::Positive, kinds.any_of(Kinds::ASLEEP)),
+        What::Denial => (Kind::NoData, false),
+    };
+    // Refused and held questions need more than the slot.
+    let plain = !wakes || !kinds.any_of(Kinds::REFUSED.with(Kinds::HELD));
+    let rcode = Rcode::NoError;
+    plain.then_some(Found { rcode, kind, slot: Some(slot), zone: slot.zone(), wakes, what })
+}
+
+/// Writes the answer into `out` and gives its length; `None` leaves the question to the general way. `cookie` is the
+/// data of the COOKIE option.
+pub(crate) fn write(
+    view: &View,
+    packet: &[u8],
+    head: &Head,
+    found: &Found<'_>,
+    now_s: u32,
+    cookie: Option<[u8; COOKIE_BYTES]>,
+    out: &mut [u8],
+) -> Option<usize> {
+    let mut writer = Writer::new(out.get_mut(..ANSWER_BYTES_MAX)?, packet.get(..head.end)?)?;
+    match found.what {
+        What::Address(slot) => writer.address(rdata::A, slot.ttl_s(now_s), &slot.address())?,
+        What::Address6(slot) => {
+            // Not in the slot: this waits for memory.
+            let address = slot.service()?.address6?;
+            writer.address(rdata::AAAA, slot.ttl_s(now_s), &address.octets())?;
+        }
+        What::Denial => {
+            let zone = view.zones().at(found.zone)?;
+            let apex = zone.apex().as_wire();
+            let soa = zone.soa().data.first()?;
+            // The apex is the end of the question's name.
+            let apex_at = (head.end - 4).checked_sub(apex.len())?;
+            writer.soa(apex, apex_at, zone.negative_ttl(), soa)?;
+        }
     }
-    let length = writer.finish(Rcode::NoError, head.edns.as_ref())?;
-    Some(Written { length, rcode: Rcode::NoError, slot: Some(slot), wakes })
+    writer.finish(found.rcode, head.edns.as_ref(), cookie)
+}
+
+/// Writes the answer without its records and with TC, so that the asker comes again over TCP.
+pub(crate) fn write_truncated(
+    packet: &[u8],
+    head: &Head,
+    found: &Found<'_>,
+    cookie: Option<[u8; COOKIE_BYTES]>,
+    out: &mut [u8],
+) -> Option<usize> {
+    let writer = Writer::new(out, packet.get(..head.end)?)?;
+    let length = writer.finish(found.rcode, head.edns.as_ref(), cookie)?;
+    *out.get_mut(2)? |= 2;
+    Some(length)
 }
 
 /// The closest encloser of a name that is not in the table, if nothing there can stand for the name.
@@ -161,16 +206,6 @@ fn encloser<'v>(view: &'v View, head: &Head, packet: &[u8]) -> Option<&'v Slot> 
     // Between the apex and the encloser there may be a delegation; below the apex itself there is nothing between.
     let has_cuts = view.zones().at(slot.zone())?.has_cuts();
     (!has_cuts || kinds.any_of(Kinds::APEX)).then_some(slot)
-}
-
-/// Writes the SOA of a negative answer for the zone of a slot.
-fn deny(view: &View, head: &Head, slot: &Slot, rcode: Rcode, writer: &mut Writer<'_>) -> Option<()> {
-    debug_assert!(matches!(rcode, Rcode::NoError | Rcode::NxDomain));
-    let zone = view.zones().at(slot.zone())?;
-    let apex = zone.apex().as_wire();
-    let soa = zone.soa().data.first()?;
-    // The apex is the end of the question's name.
-    writer.soa(apex, (head.end - 4).checked_sub(apex.len())?, zone.negative_ttl(), soa)
 }
 
 /// Types that stand in zones and mean nothing special to a server. All others are left to the general way.

@@ -11,7 +11,7 @@ use reveille_core::answer::{Record, Refused, ServiceView, View, Zone, Zones};
 use reveille_core::model::{AnswerPolicy, DomainName, Phase, Timestamp};
 
 use super::*;
-use crate::respond::{Transport, respond};
+use crate::respond::{Origin, Setting, Transport, respond};
 
 const NOW: Timestamp = Timestamp::from_ms(1_795_000_000_500);
 
@@ -193,13 +193,18 @@ proptest! {
             let slot = view.names().place(head.hash()).find(head.name(&packet));
             let mut fast = [0; 600];
             let now_s = u32::try_from(NOW.as_ms() / 1_000).unwrap();
-            let Some(written) = answer(&view, &packet, &head, slot, now_s, &mut fast) else { continue };
+            let Some(found) = look(&view, &packet, &head, slot) else { continue };
+            let cookie = asked.upper.then_some([7; COOKIE_BYTES]);
+            let Some(length) = write(&view, &packet, &head, &found, now_s, cookie, &mut fast) else { continue };
             let mut general = Vec::new();
-            let outcome = respond(&view, &packet, (peer, 1).into(), Transport::Udp, NOW, &mut general);
-            prop_assert_eq!(said(&fast[..written.length]), said(&general), "{:?}", asked);
-            prop_assert_eq!(written.rcode, outcome.written.unwrap().rcode);
-            prop_assert_eq!(written.wakes, outcome.wake.is_some());
-            prop_assert_eq!(written.slot.map_or(0, Slot::counter), outcome.counter);
+            let at = Setting { view: &view, now: NOW, judge: None };
+            let from = Origin { cookie, ..Origin::new((peer, 1).into(), Transport::Udp) };
+            let outcome = respond(&at, &packet, &from, &mut general);
+            prop_assert_eq!(said(&fast[..length]), said(&general), "{:?}", asked);
+            prop_assert_eq!(found.rcode, outcome.written.unwrap().rcode);
+            prop_assert_eq!(found.wakes, outcome.wake.is_some());
+            prop_assert_eq!(Some(found.zone), outcome.zone);
+            prop_assert_eq!(found.slot.map_or(0, Slot::counter), outcome.counter);
             prop_assert_eq!(outcome.hold_ms_max, None);
         }
     }
@@ -233,11 +238,13 @@ fn ordinary_questions_go_the_fast_way() {
         for edns in [None, Some((1_232, true, vec![0, 12, 0, 1, 0]))] {
             let packet = Asked { name: name(qname), qtype, flags: [1, 0], edns, upper: true }.packet();
             let head = Head::read(&packet, &view);
-            let written = head.and_then(|head| {
+            let found = head.and_then(|head| {
                 let slot = view.names().place(head.hash()).find(head.name(&packet));
-                answer(&view, &packet, &head, slot, 0, &mut [0; 600])
+                let found = look(&view, &packet, &head, slot)?;
+                write(&view, &packet, &head, &found, 0, None, &mut [0; 600])?;
+                Some(found)
             });
-            assert_eq!(written.map(|written| (written.rcode, written.wakes)), expected, "{qname} {qtype}");
+            assert_eq!(found.map(|found| (found.rcode, found.wakes)), expected, "{qname} {qtype}");
         }
     }
 }

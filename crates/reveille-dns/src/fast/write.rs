@@ -4,7 +4,7 @@
 use reveille_core::answer::{Rcode, rdata};
 
 use super::HEADER_BYTES;
-use crate::wire::{Edns, OPTION_SUBNET, UDP_PAYLOAD_MAX};
+use crate::wire::{COOKIE_BYTES, Edns, OPTION_COOKIE, OPTION_SUBNET, UDP_PAYLOAD_MAX};
 
 /// A compression pointer to the question's name (RFC 1035 §4.1.4).
 const TO_QUESTION: [u8; 2] = [0xc0, 12];
@@ -59,9 +59,14 @@ impl<'o> Writer<'o> {
     }
 
     /// Writes the OPT if the question had one, and the header; gives the length.
-    pub fn finish(mut self, rcode: Rcode, edns: Option<&Edns>) -> Option<usize> {
+    pub fn finish(
+        mut self,
+        rcode: Rcode,
+        edns: Option<&Edns>,
+        cookie: Option<[u8; COOKIE_BYTES]>,
+    ) -> Option<usize> {
         if let Some(edns) = edns {
-            self.opt(edns)?;
+            self.opt(edns, cookie)?;
         }
         let header = self.out.first_chunk_mut::<HEADER_BYTES>()?;
         let recursion_desired = header[2] & 1;
@@ -74,19 +79,28 @@ impl<'o> Writer<'o> {
         Some(self.at)
     }
 
-    fn opt(&mut self, edns: &Edns) -> Option<()> {
+    fn opt(&mut self, edns: &Edns, cookie: Option<[u8; COOKIE_BYTES]>) -> Option<()> {
         let [high, low] = UDP_PAYLOAD_MAX.to_be_bytes();
         let dnssec_ok = if edns.dnssec_ok { 0x80 } else { 0 };
         self.put(&[0, 0, 41, high, low, 0, 0, dnssec_ok, 0, 0, 0])?;
-        let Some(subnet) = &edns.subnet else { return Some(()) };
-        let length_at = self.at - 2;
-        self.put(&OPTION_SUBNET.to_be_bytes())?;
-        let length = u16::try_from(subnet.answer_data().count()).ok()?;
-        self.put(&length.to_be_bytes())?;
-        for byte in subnet.answer_data() {
-            self.put(&[byte])?;
+        if edns.subnet.is_none() && cookie.is_none() {
+            return Some(());
         }
-        self.out.get_mut(length_at..length_at + 2)?.copy_from_slice(&(4 + length).to_be_bytes());
+        let options_at = self.at;
+        if let Some(subnet) = &edns.subnet {
+            self.put(&OPTION_SUBNET.to_be_bytes())?;
+            self.put(&u16::try_from(subnet.answer_data().count()).ok()?.to_be_bytes())?;
+            for byte in subnet.answer_data() {
+                self.put(&[byte])?;
+            }
+        }
+        if let Some(cookie) = cookie {
+            self.put(&OPTION_COOKIE.to_be_bytes())?;
+            self.put(&u16::try_from(cookie.len()).ok()?.to_be_bytes())?;
+            self.put(&cookie)?;
+        }
+        let length = u16::try_from(self.at - options_at).ok()?.to_be_bytes();
+        self.out.get_mut(options_at - 2..options_at)?.copy_from_slice(&length);
         Some(())
     }
 

@@ -17,13 +17,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Place, Slot, View};
-use reveille_core::model::Timestamp;
+use reveille_core::answer::{Kinds, Place, Slot, View, rdata};
 
 use crate::fast::{self, Head};
 use crate::hold::HoldRoom;
+use crate::limit::{Arrival, Client, Entry, Gate, RateVerdict, Writers};
 use crate::observe::{NameCounts, Producer, Sighting};
-use crate::respond::{Transport, WakeWish, respond};
+use crate::respond::{Origin, Setting, Transport, WakeWish, respond};
 use crate::server::Clock;
 use crate::tally::{BatchTally, Tally, bump};
 use crate::wake::WakeAsker;
@@ -45,15 +45,26 @@ pub(crate) struct Worker {
     pub tally: Arc<Tally>,
     pub counts: Arc<NameCounts>,
     pub ring: Producer,
+    pub gate: Option<Arc<Gate>>,
     pub stop: Arc<AtomicBool>,
 }
 
 /// What a batch is answered from.
 #[derive(Clone, Copy)]
-struct Moment<'v> {
-    view: &'v View,
-    now: Timestamp,
+struct Moment<'v, 'g> {
+    setting: Setting<'v, 'g>,
+    /// Seconds since 1970.
     now_s: u32,
+}
+
+/// What became of a question on the fast way.
+enum Fast {
+    /// Its answer has that length.
+    Written(usize),
+    /// It is not answered.
+    Silence,
+    /// It is left to the general way, judged or not.
+    General(Option<Client>),
 }
 
 impl Worker {
@@ -65,6 +76,10 @@ impl Worker {
     fn run(mut self) {
         let mut batch = Batch::new();
         let mut out = Vec::with_capacity(usize::from(crate::wire::UDP_PAYLOAD_MAX));
+        let gate = self.gate.take().map(|gate| {
+            let tally = gate.tally(Writers::One);
+            (gate, tally)
+        });
         while !self.stop.load(Acquire) {
             let got = match batch.receive(&self.socket) {
                 Ok(got) => got,
@@ -77,8 +92,10 @@ impl Worker {
             {
                 let view = self.shared.load();
                 let now = (self.clock)();
+                let gate = gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+                let setting = Setting { view: &view, now, judge: gate.as_ref() };
                 let now_s = u32::try_from(now.as_ms() / 1_000).unwrap_or(u32::MAX);
-                self.answer(&mut batch, got, Moment { view: &view, now, now_s }, &mut tally, &mut out);
+                self.answer(&mut batch, got, Moment { setting, now_s }, &mut tally, &mut out);
             }
             // Counted before it is sent: who has an answer finds it counted.
             self.tally.add(&tally);
@@ -96,18 +113,19 @@ impl Worker {
         &mut self,
         batch: &mut Batch,
         got: usize,
-        at: Moment<'_>,
+        at: Moment<'_, '_>,
         tally: &mut BatchTally,
         out: &mut Vec<u8>,
     ) {
+        let view = at.setting.view;
         let mut heads = [None; BATCH_MAX];
         let mut places: [Option<Place<'_>>; BATCH_MAX] = [None; BATCH_MAX];
         let mut slots: [Option<&Slot>; BATCH_MAX] = [None; BATCH_MAX];
         for (index, head) in heads.iter_mut().enumerate().take(got) {
-            *head = Head::read(batch.packet(index), at.view);
+            *head = Head::read(batch.packet(index), view);
         }
         for (head, place) in heads.iter().zip(&mut places) {
-            *place = head.as_ref().map(|head| at.view.names().place(head.hash()));
+            *place = head.as_ref().map(|head| view.names().place(head.hash()));
         }
         // Loads that nothing waits for: the processor has them all under way at a time.
         black_box(places.iter().flatten().fold(0, |sum, place| sum ^ place.touch()));
@@ -120,75 +138,144 @@ impl Worker {
         black_box(slots.iter().flatten().fold(0, |sum, slot| sum ^ self.counts.get(slot.counter())));
         for (index, (head, slot)) in heads.iter().zip(slots).enumerate().take(got) {
             let Some(peer) = batch.peer(index) else { continue };
-            let length = match head {
+            let fast = match head {
                 Some(head) => self.answer_fast(batch, index, peer, (head, slot), at, tally),
-                None => None,
+                None => Fast::General(None),
             };
-            let length = length.or_else(|| self.answer_generally(batch, index, peer, at, tally, out));
+            let length = match fast {
+                Fast::Written(length) => Some(length),
+                Fast::Silence => None,
+                Fast::General(client) => {
+                    let from = Origin { client, ..Origin::new(peer, Transport::Udp) };
+                    self.answer_generally(batch, index, &from, at, tally, out)
+                }
+            };
             if let Some(length) = length {
                 batch.answer(index, length);
             }
         }
     }
 
-    /// Writes the answer into its place in the batch; `None` leaves the question to the general way.
+    /// Answers an ordinary question into its place in the batch.
     fn answer_fast(
         &mut self,
         batch: &mut Batch,
         index: usize,
         peer: SocketAddr,
         (head, slot): (&Head, Option<&Slot>),
-        at: Moment<'_>,
+        at: Moment<'_, '_>,
         tally: &mut BatchTally,
-    ) -> Option<usize> {
-        let (packet, out) = batch.query(index)?;
-        let written = fast::answer(at.view, packet, head, slot, at.now_s, out)?;
-        tally.answered(written.rcode);
-        let subnet = head.edns().and_then(|edns| edns.subnet);
-        let counter = written.slot.map_or(0, Slot::counter);
+    ) -> Fast {
+        let Some((packet, out)) = batch.query(index) else { return Fast::Silence };
+        let Some(found) = fast::look(at.setting.view, packet, head, slot) else { return Fast::General(None) };
+        let edns = head.edns();
+        let (subnet, cookie) =
+            (edns.and_then(|edns| edns.subnet), edns.and_then(|edns| edns.cookie.as_ref()));
+        let arrival = Arrival {
+            peer: peer.ip(),
+            transport: Transport::Udp,
+            cookie,
+            subnet: subnet.as_ref(),
+            qtype: head.qtype(),
+            zone: Some(found.zone),
+        };
+        let (client, verdict, cookie) = match at.setting.judge {
+            None => (None, RateVerdict::Pass, None),
+            Some(judge) => {
+                let client = judge.arrive(&arrival);
+                if client.entry != Entry::Enter {
+                    return Fast::General(Some(client));
+                }
+                (Some(client), judge.rate(&client, found.kind), judge.cookie_for(&client, cookie))
+            }
+        };
+        let counter = found.slot.map_or(0, Slot::counter);
         self.counts.bump(counter);
         self.ring.push(&Sighting {
-            at: at.now,
+            at: at.setting.now,
             counter,
             name: head.name(packet),
             qtype: head.qtype(),
-            rcode: written.rcode,
+            rcode: found.rcode,
             transport: Transport::Udp,
             client: peer.ip(),
             subnet,
         });
-        if let Some(service) = written.slot.and_then(Slot::service).filter(|_| written.wakes) {
+        let length = match verdict {
+            RateVerdict::Drop => {
+                tally.dropped();
+                return Fast::Silence;
+            }
+            RateVerdict::Slip => fast::write_truncated(packet, head, &found, cookie, out),
+            RateVerdict::Pass => fast::write(at.setting.view, packet, head, &found, at.now_s, cookie, out),
+        };
+        // What does not fit here is small enough for a stream.
+        let length = length.or_else(|| fast::write_truncated(packet, head, &found, cookie, out));
+        tally.answered(found.rcode, verdict == RateVerdict::Slip);
+        if let Some(slot) = found.slot.filter(|_| found.wakes && verdict == RateVerdict::Pass)
+            && let Some(service) = slot.service()
+        {
             let wish = WakeWish { service, qtype: head.qtype(), subnet };
-            self.asker.ask(wish, at.view.generation, peer.ip());
+            let new = !slot.kinds().any_of(Kinds::STARTING);
+            self.wake(wish, peer, client.as_ref(), found.zone, new, at);
         }
-        Some(written.length)
+        length.map_or(Fast::Silence, Fast::Written)
     }
 
+    /// Answers any packet into its place in the batch; `None` is silence, or an answer that comes later.
     fn answer_generally(
         &mut self,
         batch: &mut Batch,
         index: usize,
-        peer: SocketAddr,
-        at: Moment<'_>,
+        from: &Origin,
+        at: Moment<'_, '_>,
         tally: &mut BatchTally,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let (packet, place) = batch.query(index)?;
-        let outcome = respond(at.view, packet, peer, Transport::Udp, at.now, out);
+        let outcome = respond(&at.setting, packet, from, out);
         tally.query(&outcome);
         self.counts.bump(outcome.counter);
-        if let Some(wish) = outcome.wake {
-            self.asker.ask(wish, at.view.generation, peer.ip());
+        if let Some(written) = outcome.written {
+            self.ring.push(&Sighting {
+                at: at.setting.now,
+                counter: outcome.counter,
+                name: question_name(packet),
+                qtype: outcome.qtype,
+                rcode: written.rcode,
+                transport: from.transport,
+                client: from.peer.ip(),
+                subnet: outcome.wake.and_then(|wish| wish.subnet),
+            });
         }
-        if let Some(ms_max) = outcome.hold_ms_max
-            && let Some(held) = self.hold.take(packet, peer, Transport::Udp, ms_max)
-        {
-            self.hold.answer_later(held, Arc::clone(&self.socket));
-            return None;
+        if let Some(wish) = outcome.wake {
+            let new = !wish.service.phase.is_starting();
+            let zone = outcome.zone.unwrap_or(u16::MAX);
+            let wakes = self.wake(wish, from.peer, outcome.client.as_ref(), zone, new, at);
+            if wakes && let Some(held) = self.hold.take(packet, from, &outcome) {
+                self.hold.answer_later(held, Arc::clone(&self.socket));
+                return None;
+            }
         }
         outcome.written?;
         place.get_mut(..out.len())?.copy_from_slice(out);
         Some(out.len())
+    }
+
+    /// Passes a wish on if the gate lets it; tells whether the service is, or will be, woken.
+    fn wake(
+        &mut self,
+        wish: WakeWish<'_>,
+        peer: SocketAddr,
+        client: Option<&Client>,
+        zone: u16,
+        new: bool,
+        at: Moment<'_, '_>,
+    ) -> bool {
+        self.asker.ask(wish, peer.ip(), at.setting.now, || match at.setting.judge.zip(client) {
+            Some((judge, client)) => !new || judge.wake(client, zone).passes(),
+            None => true,
+        })
     }
 
     fn rest_after(&self, error: &io::Error) {
@@ -201,4 +288,10 @@ impl Worker {
             thread::sleep(Duration::from_millis(ERROR_PAUSE_MS));
         }
     }
+}
+
+/// The name of the question in a packet that could be read, in wire format.
+fn question_name(packet: &[u8]) -> &[u8] {
+    let question = packet.get(12..).unwrap_or_default();
+    rdata::name_length(question).and_then(|length| question.get(..length)).unwrap_or_default()
 }

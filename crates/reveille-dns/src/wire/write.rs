@@ -42,17 +42,19 @@ pub struct Written {
 
 type Target<'o> = StaticCompressor<&'o mut Vec<u8>>;
 
-/// Writes the answer to a readable question into `out`, replacing what is there. `over_udp` bounds the size by
-/// what both sides take (RFC 6891 §6.2.5). `cookie` is the data of the COOKIE option; it goes out only to who sent
-/// an OPT.
-pub fn write_reply(
-    query: &Query,
-    reply: &Reply<'_>,
-    cookie: Option<[u8; COOKIE_BYTES]>,
-    over_udp: bool,
-    out: &mut Vec<u8>,
-) -> Written {
-    let written = try_write(query, reply, cookie, size_limit(query.edns.as_ref(), over_udp), out);
+/// What goes around the answer itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Envelope {
+    /// The size is bounded by what both sides take over UDP (RFC 6891 §6.2.5).
+    pub over_udp: bool,
+    /// Data of the COOKIE option; it goes out only to who sent an OPT.
+    pub cookie: Option<[u8; COOKIE_BYTES]>,
+}
+
+/// Writes the answer to a readable question into `out`, replacing what is there.
+pub fn write_reply(query: &Query, reply: &Reply<'_>, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
+    let limit = size_limit(query.edns.as_ref(), envelope.over_udp);
+    let written = try_write(query, reply, envelope.cookie, limit, out);
     written.unwrap_or_else(|_| {
         // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
         write_error(query.header, Rcode::ServFail, out)
@@ -60,14 +62,9 @@ pub fn write_reply(
 }
 
 /// Writes the answer without its records and with TC: the asker shall come again over TCP.
-pub fn write_truncated(
-    query: &Query,
-    reply: &Reply<'_>,
-    cookie: Option<[u8; COOKIE_BYTES]>,
-    out: &mut Vec<u8>,
-) -> Written {
+pub fn write_truncated(query: &Query, reply: &Reply<'_>, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
     let bare = Reply { rcode: reply.rcode, authoritative: reply.authoritative, ..Reply::empty() };
-    let written = write_reply(query, &bare, cookie, true, out);
+    let written = write_reply(query, &bare, &Envelope { over_udp: true, ..*envelope }, out);
     if let Some(flags) = out.get_mut(FLAGS_AT) {
         *flags |= FLAG_TC;
     }

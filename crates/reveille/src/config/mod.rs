@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
+use reveille_dns::limit::GateConfig;
 use serde::{Deserialize, Serialize};
 
 pub use faults::ConfigError;
@@ -23,6 +24,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// The DNS server.
     pub dns: Dns,
+    /// Who is answered, how often, and who may wake how much.
+    pub gate: GateConfig,
     /// The HTTP API.
     pub api: Api,
     /// The activator.
@@ -195,6 +198,8 @@ impl Config {
         let file = path.canonicalize().map_err(unreadable)?;
         let base = file.parent().unwrap_or(Path::new("/"));
         config.daemon.state_dir = below(base, &config.daemon.state_dir);
+        let secrets = &mut config.gate.cookies.secret_file;
+        *secrets = secrets.take().map(|file| below(base, &file));
         for zone in &mut config.zone {
             zone.file = zone.file.take().map(|file| below(base, &file));
         }
@@ -239,6 +244,7 @@ impl Config {
             faults.push(SpecFault::new("daemon.stop_ms_max", self.daemon.stop_ms_max, "1000 to 600000"));
         }
         faults.extend(self.network_faults());
+        faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(prefixed("policy", self.policy.faults()));
         faults.extend(self.zone_and_service_faults());
         faults

@@ -25,6 +25,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
         match key.as_str() {
             "daemon" => config.daemon = section(&key, value, f),
             "dns" => config.dns = section(&key, value, f),
+            "gate" => config.gate = section(&key, value, f),
             "api" => config.api = section(&key, value, f),
             "relay" => config.relay = section(&key, value, f),
             "host" => config.host = section(&key, value, f),
@@ -32,7 +33,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "policy" => config.policy = section(&key, value, f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, api, relay, host, qemu, policy, [[zone]] or [[service]]";
+                let known = "daemon, dns, gate, api, relay, host, qemu, policy, [[zone]] or [[service]]";
                 f.push(SpecFault::new(&key, quoted(&value), known));
             }
         }

@@ -33,9 +33,18 @@ impl Kinds {
     /// The service has an IPv6 address.
     pub const ADDRESS6: Self = Self(1 << 8);
 
+    /// The service is on its way up: asking for it begins nothing.
+    pub const STARTING: Self = Self(1 << 9);
+
     /// What only services are.
-    const OF_SERVICES: Self =
-        Self(Self::SERVICE.0 | Self::ASLEEP.0 | Self::HELD.0 | Self::REFUSED.0 | Self::ADDRESS6.0);
+    const OF_SERVICES: Self = Self(
+        Self::SERVICE.0
+            | Self::ASLEEP.0
+            | Self::HELD.0
+            | Self::REFUSED.0
+            | Self::ADDRESS6.0
+            | Self::STARTING.0,
+    );
 
     /// Both.
     #[must_use]
@@ -216,6 +225,9 @@ fn kinds_of(service: &ServiceView) -> Kinds {
     }
     if service.phase != Phase::Active {
         kinds = kinds.with(Kinds::ASLEEP);
+        if service.phase.is_starting() {
+            kinds = kinds.with(Kinds::STARTING);
+        }
         if service.answer == AnswerPolicy::Hold {
             kinds = kinds.with(Kinds::HELD);
         }

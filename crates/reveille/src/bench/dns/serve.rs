@@ -10,7 +10,8 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use clap::Args;
 use reveille_core::answer::{ServiceView, View, ZoneDefaults, Zones};
-use reveille_core::model::{DomainName, Phase, VmState};
+use reveille_core::model::{DomainName, Phase, Timestamp, VmState};
+use reveille_dns::limit::{Gate, GateConfig, WakeMode};
 use reveille_dns::{DnsConfig, DnsServer};
 use tokio::sync::{mpsc, watch};
 
@@ -23,6 +24,8 @@ pub const CHANGE_EVERY_MS: u64 = 100;
 const CHANGED_SERVICES: u32 = 100;
 /// Between two looks into the rings of what was observed.
 const DRAIN_EVERY: Duration = Duration::from_millis(50);
+/// More answers a second than any processor gives.
+const ANSWERS_PER_S: u32 = 10_000_000;
 /// Most observations that are taken out of a ring at a time.
 const DRAINED_MAX: usize = 4_096;
 
@@ -62,7 +65,11 @@ impl Serve {
         let (generation, generations) = watch::channel(1);
         let (wakes, mut asks) = mpsc::channel(1);
         let clock = Clock::start();
-        let config = DnsConfig { listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))], udp_threads: 1 };
+        let config = DnsConfig {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+            udp_threads: 1,
+            gate: Some(Arc::new(gate(clock.now())?)),
+        };
         let now = Arc::new(move || clock.now());
         let mut server = DnsServer::bind(&config, Arc::clone(&shared), generations, wakes, now)?;
         let address = server.addresses().first().copied().context("no address")?;
@@ -137,6 +144,22 @@ pub fn question(id: u16, n: u32) -> Vec<u8> {
     packet.extend(label.as_bytes());
     packet.extend(b"\x02vm\x04test\x00\x00\x01\x00\x01");
     packet
+}
+
+/// Everything that the gate does is done, and nobody reaches a limit: all clients here have one address. Wakes are
+/// judged against budgets that are soon spent; those that pass are not carried out.
+fn gate(now: Timestamp) -> anyhow::Result<Gate> {
+    let mut config = GateConfig::default();
+    config.rate.exempt.clear();
+    for (per_s, burst) in [
+        (&mut config.rate.positive_per_s, &mut config.rate.positive_burst),
+        (&mut config.rate.nodata_per_s, &mut config.rate.nodata_burst),
+        (&mut config.rate.nxdomain_per_s, &mut config.rate.nxdomain_burst),
+    ] {
+        (*per_s, *burst) = (ANSWERS_PER_S, ANSWERS_PER_S);
+    }
+    config.wake.mode = WakeMode::DryRun;
+    Ok(Gate::new(&config, [&"vm.test".parse::<DomainName>()?], now)?)
 }
 
 fn zone() -> anyhow::Result<reveille_core::answer::Zone> {
