@@ -160,23 +160,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
 
     let open_files = raise_open_files().context("cannot raise the limit of open files")?;
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
-    for (spec, address) in &services {
-        let declared = config.service.iter().any(|service| service.name == spec.name);
-        match relay.bind(binding(spec, *address)).await {
-            Ok(()) => {}
-            Err(error) if declared => return Err(error.into()),
-            // Nobody who could mend it is at the keyboard, and the others are not to suffer from it.
-            Err(error) => {
-                let remedy = "remove the service, or free the port and start again";
-                tracing::error!(service = %spec.name, %error, remedy, "cannot be reached");
-            }
-        }
-    }
+    bind_services(config, &relay, &services).await?;
     let (view, generation) = first_view(config)?;
-    let gate = {
-        let view = view.load();
-        Arc::new(Gate::new(&config.gate, view.zones().iter().map(|zone| zone.apex()), clock.now())?)
-    };
     let generations = generation.subscribe();
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone());
     let everything: BTreeSet<InstanceId> = found.fleet.instances().map(|instance| instance.id).collect();
@@ -185,10 +170,9 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let dns_config = DnsConfig {
         listen: config.dns.listen.clone(),
-        gate: Some(Arc::clone(&gate)),
+        gate: Some(gate(config, &view.load(), clock)?),
         ..dns_threads(config.dns.udp_threads)
     };
-    tokio::spawn(tend(gate, clock));
     let now = Arc::new(move || clock.now());
     let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     publisher.count_with(dns.counters());
@@ -230,6 +214,34 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         reveille_api::serve(listener, Arc::new(remote), access, stop).await;
     });
     Ok(Daemon { services, dns, inbox, control, stop_api, api, _token: token })
+}
+
+async fn bind_services(
+    config: &Config,
+    relay: &Relay,
+    services: &[(ServiceSpec, Ipv4Addr)],
+) -> anyhow::Result<()> {
+    for (spec, address) in services {
+        let declared = config.service.iter().any(|service| service.name == spec.name);
+        match relay.bind(binding(spec, *address)).await {
+            Ok(()) => {}
+            Err(error) if declared => return Err(error.into()),
+            // Nobody who could mend it is at the keyboard, and the others are not to suffer from it.
+            Err(error) => {
+                let remedy = "remove the service, or free the port and start again";
+                tracing::error!(service = %spec.name, %error, remedy, "cannot be reached");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The gate for the zones of the view.
+fn gate(config: &Config, view: &View, clock: Clock) -> anyhow::Result<Arc<Gate>> {
+    let apexes = view.zones().iter().map(|zone| zone.apex());
+    let gate = Arc::new(Gate::new(&config.gate, apexes, clock.now())?);
+    tokio::spawn(tend(Arc::clone(&gate), clock));
+    Ok(gate)
 }
 
 /// Replaces the secret of cookies when it is time, for as long as the daemon runs.
