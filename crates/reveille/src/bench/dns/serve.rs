@@ -24,8 +24,8 @@ pub const CHANGE_EVERY_MS: u64 = 100;
 const CHANGED_SERVICES: u32 = 100;
 /// Between two looks into the rings of what was observed.
 const DRAIN_EVERY: Duration = Duration::from_millis(50);
-/// More answers a second than any processor gives.
-const ANSWERS_PER_S: u32 = 10_000_000;
+/// More answers a second than one processor gives.
+const ANSWERS_PER_S: u32 = 1_000_000;
 /// Most observations that are taken out of a ring at a time.
 const DRAINED_MAX: usize = 4_096;
 
