@@ -20,6 +20,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::cli::Output;
+use latency::Beside;
 use load::{Load, Protocol, Server};
 
 /// Services of the table that shows what a larger one costs.
@@ -82,6 +83,11 @@ struct Report {
     rebuild_p99_ratio: f64,
     p99_us: f64,
     rebuild_p99_us: f64,
+    /// Latency of one client while a flood of random names from ever new addresses goes on at half the saturated rate,
+    /// over that with as many harmless questions.
+    flood_p99_ratio: f64,
+    harmless_p99_us: f64,
+    flood_p99_us: f64,
     lost: u64,
 }
 
@@ -145,7 +151,12 @@ impl Dns {
         let rate = figures.own.rate() * LATENCY_SHARE;
         let changed = serve::start(self.services, serve::CHANGE_EVERY_MS)?;
         let (mut steady, mut rebuilt) = (Vec::new(), Vec::new());
+        let (mut harmless, mut flooded) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
+            let beside =
+                |what| latency::p99_us_beside(own.server.address, self.services, (what, rate), self.seconds);
+            harmless.push(beside(Beside::Harmless)?);
+            flooded.push(beside(Beside::Flood)?);
             steady.push(latency::p99_us(own.server.address, self.services, rate, self.seconds)?);
             rebuilt.push(latency::p99_us(changed.server.address, self.services, rate, self.seconds)?);
         }
@@ -153,6 +164,7 @@ impl Dns {
             bar.finish_and_clear();
         }
         let (p99_us, rebuild_p99_us) = (median(&mut steady), median(&mut rebuilt));
+        let (harmless_p99_us, flood_p99_us) = (median(&mut harmless), median(&mut flooded));
         let cost = figures.own.cost();
         let knot_cost = knot.is_some().then(|| figures.knot.cost());
         Ok(Report {
@@ -173,6 +185,9 @@ impl Dns {
             rebuild_p99_ratio: rebuild_p99_us / p99_us,
             p99_us,
             rebuild_p99_us,
+            flood_p99_ratio: flood_p99_us / harmless_p99_us,
+            harmless_p99_us,
+            flood_p99_us,
             lost: figures.own.0.iter().chain(&figures.many.0).map(|sample| sample.lost).sum(),
         })
     }
@@ -236,13 +251,17 @@ fn text(report: &Report) -> String {
     let bytes = report.million_bytes_per_service.unwrap_or(report.bytes_per_service);
     lines += &format!(
         "\nsaturated at {:.0} queries a second; {bytes} bytes resident a service; {} lost\n\
-         p99 at half of that: {:.0} µs; with the view changed every {} ms: {:.0} µs, ratio {:.2}\n",
+         p99 at half of that: {:.0} µs; with the view changed every {} ms: {:.0} µs, ratio {:.2}\n\
+         p99 of one client beside as many harmless questions: {:.0} µs; beside a flood: {:.0} µs, ratio {:.2}\n",
         report.queries_per_second,
         report.lost,
         report.p99_us,
         serve::CHANGE_EVERY_MS,
         report.rebuild_p99_us,
-        report.rebuild_p99_ratio
+        report.rebuild_p99_ratio,
+        report.harmless_p99_us,
+        report.flood_p99_us,
+        report.flood_p99_ratio
     );
     lines
 }

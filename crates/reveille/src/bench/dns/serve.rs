@@ -137,8 +137,12 @@ pub fn address(n: u32) -> Ipv4Addr {
 
 /// A question for the address of a service.
 pub fn question(id: u16, n: u32) -> Vec<u8> {
+    question_for(id, &format!("svc{n}"))
+}
+
+/// A question for the address of a name in the zone.
+pub fn question_for(id: u16, label: &str) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
-    let label = format!("svc{n}");
     let mut packet = vec![high, low, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     packet.push(u8::try_from(label.len()).unwrap_or(63));
     packet.extend(label.as_bytes());
