@@ -174,7 +174,7 @@ impl Background {
                 break;
             }
             let place = usize::try_from(self.sent % u64::from(SOURCES))?;
-            if self.sent % SOURCE_DATAGRAMS == 0 {
+            if self.sent.is_multiple_of(SOURCE_DATAGRAMS) {
                 let source = self.source()?;
                 if let Some(oldest) = self.sources.get_mut(place) {
                     *oldest = source;

@@ -79,6 +79,14 @@ struct Report {
     million_ratio: Option<f64>,
     bytes_per_service: u64,
     million_bytes_per_service: Option<u64>,
+    #[serde(flatten)]
+    latencies: Latencies,
+    lost: u64,
+}
+
+/// Latencies at half the saturated rate, 99th percentiles.
+#[derive(Debug, Serialize)]
+struct Latencies {
     /// Latency at half the saturated rate, with the view changed every 100 ms over without.
     rebuild_p99_ratio: f64,
     p99_us: f64,
@@ -88,7 +96,6 @@ struct Report {
     flood_p99_ratio: f64,
     harmless_p99_us: f64,
     flood_p99_us: f64,
-    lost: u64,
 }
 
 impl Dns {
@@ -122,7 +129,7 @@ impl Dns {
         let many = if self.quick { None } else { Some(serve::start(MANY_SERVICES, 0)?) };
         let many_load = Load::write(scratch, "queries-many", MANY_SERVICES, self.seconds)?;
 
-        let steps = self.rounds * (4 + usize::from(knot.is_some()) + usize::from(many.is_some()));
+        let steps = self.rounds * (7 + usize::from(knot.is_some()) + usize::from(many.is_some()));
         let bar = output.draws_progress().then(|| ProgressBar::new(steps as u64));
         let mut figures = Figures::default();
         for _ in 0..self.rounds {
@@ -148,23 +155,11 @@ impl Dns {
         let million_bytes_per_service = many.as_ref().map(|many| many.bytes_per_service);
         drop(many);
         drop(floor);
-        let rate = figures.own.rate() * LATENCY_SHARE;
-        let changed = serve::start(self.services, serve::CHANGE_EVERY_MS)?;
-        let (mut steady, mut rebuilt) = (Vec::new(), Vec::new());
-        let (mut harmless, mut flooded) = (Vec::new(), Vec::new());
-        for _ in 0..self.rounds {
-            let beside =
-                |what| latency::p99_us_beside(own.server.address, self.services, (what, rate), self.seconds);
-            harmless.push(beside(Beside::Harmless)?);
-            flooded.push(beside(Beside::Flood)?);
-            steady.push(latency::p99_us(own.server.address, self.services, rate, self.seconds)?);
-            rebuilt.push(latency::p99_us(changed.server.address, self.services, rate, self.seconds)?);
-        }
+        let latencies =
+            self.latencies(own.server.address, figures.own.rate() * LATENCY_SHARE, bar.as_ref())?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        let (p99_us, rebuild_p99_us) = (median(&mut steady), median(&mut rebuilt));
-        let (harmless_p99_us, flood_p99_us) = (median(&mut harmless), median(&mut flooded));
         let cost = figures.own.cost();
         let knot_cost = knot.is_some().then(|| figures.knot.cost());
         Ok(Report {
@@ -182,13 +177,36 @@ impl Dns {
             million_ratio: (!figures.many.0.is_empty()).then(|| figures.many.cost() / cost),
             bytes_per_service: own.bytes_per_service,
             million_bytes_per_service,
+            latencies,
+            lost: figures.own.0.iter().chain(&figures.many.0).map(|sample| sample.lost).sum(),
+        })
+    }
+
+    /// Latency at that rate: alone, while the view is changed, and beside other questions.
+    fn latencies(&self, own: SocketAddr, rate: f64, bar: Option<&ProgressBar>) -> anyhow::Result<Latencies> {
+        let changed = serve::start(self.services, serve::CHANGE_EVERY_MS)?;
+        let (mut steady, mut rebuilt) = (Vec::new(), Vec::new());
+        let (mut harmless, mut flooded) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            let alone = |server| latency::p99_us(server, self.services, rate, self.seconds);
+            let beside = |what| latency::p99_us_beside(own, self.services, (what, rate), self.seconds);
+            harmless.push(beside(Beside::Harmless)?);
+            flooded.push(beside(Beside::Flood)?);
+            steady.push(alone(own)?);
+            rebuilt.push(alone(changed.server.address)?);
+            if let Some(bar) = bar {
+                bar.inc(4);
+            }
+        }
+        let (p99_us, rebuild_p99_us) = (median(&mut steady), median(&mut rebuilt));
+        let (harmless_p99_us, flood_p99_us) = (median(&mut harmless), median(&mut flooded));
+        Ok(Latencies {
             rebuild_p99_ratio: rebuild_p99_us / p99_us,
             p99_us,
             rebuild_p99_us,
             flood_p99_ratio: flood_p99_us / harmless_p99_us,
             harmless_p99_us,
             flood_p99_us,
-            lost: figures.own.0.iter().chain(&figures.many.0).map(|sample| sample.lost).sum(),
         })
     }
 }
@@ -248,6 +266,7 @@ fn text(report: &Report) -> String {
     line("bare echo", Some(report.floor_us_cpu_per_query), "Reveille over it", Some(report.ratio_to_floor));
     line("Reveille, a million services", None, "over the figure above", report.million_ratio);
     line("Reveille over TCP", Some(report.tcp_us_cpu_per_query), "over Knot DNS", report.tcp_ratio_to_knot);
+    let latencies = &report.latencies;
     let bytes = report.million_bytes_per_service.unwrap_or(report.bytes_per_service);
     lines += &format!(
         "\nsaturated at {:.0} queries a second; {bytes} bytes resident a service; {} lost\n\
@@ -255,13 +274,13 @@ fn text(report: &Report) -> String {
          p99 of one client beside as many harmless questions: {:.0} µs; beside a flood: {:.0} µs, ratio {:.2}\n",
         report.queries_per_second,
         report.lost,
-        report.p99_us,
+        latencies.p99_us,
         serve::CHANGE_EVERY_MS,
-        report.rebuild_p99_us,
-        report.rebuild_p99_ratio,
-        report.harmless_p99_us,
-        report.flood_p99_us,
-        report.flood_p99_ratio
+        latencies.rebuild_p99_us,
+        latencies.rebuild_p99_ratio,
+        latencies.harmless_p99_us,
+        latencies.flood_p99_us,
+        latencies.flood_p99_ratio
     );
     lines
 }
