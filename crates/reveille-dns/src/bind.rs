@@ -65,6 +65,9 @@ pub enum BindError {
     /// No thread could be started.
     #[error("cannot start a thread for DNS queries; is the limit of processes reached? ({0})")]
     NoThread(#[source] io::Error),
+    /// No socket from which secondaries are told of new serials.
+    #[error("cannot open a socket to tell secondaries of new serials: {0}")]
+    NoNotifier(#[source] io::Error),
     /// Called outside a tokio runtime.
     #[error("the DNS server must be started inside a tokio runtime")]
     NoRuntime,

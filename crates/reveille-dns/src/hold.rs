@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::respond::{Origin, Outcome, Setting, Transport, respond};
 use crate::server::Clock;
 use crate::tally::{Tally, bump};
+use crate::tsig::Keyring;
 use crate::wire::COOKIE_BYTES;
 
 /// Most questions that are held at a time; beyond it they are answered at once.
@@ -26,6 +27,7 @@ pub(crate) const HELD_QUERIES_MAX: usize = 4_096;
 pub(crate) struct HoldRoom {
     pub runtime: Handle,
     pub shared: Arc<ArcSwap<View>>,
+    pub keys: Keyring,
     /// Changed after each new view is in place.
     pub generation: watch::Receiver<u64>,
     /// Becomes true when the server stops; held questions are answered then.
@@ -72,7 +74,7 @@ impl HoldRoom {
                 let now = (self.clock)();
                 // It was judged when it came.
                 let from = Origin { cookie: held.cookie, ..Origin::new(held.peer, held.transport) };
-                let at = Setting { view: &view, now, judge: None };
+                let at = Setting { view: &view, now, judge: None, keys: Some(&self.keys) };
                 let outcome = respond(&at, &held.packet, &from, &mut out);
                 outcome.hold_ms_max.is_some()
             };

@@ -1,11 +1,14 @@
 //! From a packet to an answer, without a socket.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 use reveille_core::answer::{Asker, Ede, Rcode, Reply, ServiceView, Slot, View, answer, rdata};
 use reveille_core::model::Timestamp;
 
 use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict};
+use crate::transfer::{Transfer, judge as judge_transfer};
+use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
     COOKIE_BYTES, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
     write_truncated,
@@ -53,6 +56,8 @@ pub struct Setting<'v, 'g> {
     pub now: Timestamp,
     /// Who is let in, and how often; none: everybody, always.
     pub judge: Option<&'g Judge<'g>>,
+    /// Who may prove to ask; none: nobody.
+    pub keys: Option<&'g Keyring>,
 }
 
 /// Where a packet came from.
@@ -76,7 +81,7 @@ impl Origin {
 }
 
 /// What came of a packet.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome<'v> {
     /// The answer that was written; `None` is silence.
     pub written: Option<Written>,
@@ -96,9 +101,15 @@ pub struct Outcome<'v> {
     pub qtype: u16,
     /// Data of the COOKIE option that the answer has, or would have.
     pub cookie: Option<[u8; COOKIE_BYTES]>,
+    /// The packet was signed, but not with a key that is known here, or not by its owner.
+    pub signature_refused: bool,
+    /// The question asks for a transfer that may begin: its messages take the place of what was written, which is to
+    /// be sent should that not be possible.
+    pub(crate) transfer: Option<Box<Transfer>>,
 }
 
-/// Answers a packet if and as the gate lets it, writing the answer into `out` in place of what is there.
+/// Answers a packet if and as the gate lets it, writing the answer into `out` in place of what is there. One that is
+/// signed with a known key is answered signed (RFC 8945).
 pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     out.clear();
     let query = match Query::parse(packet) {
@@ -122,15 +133,12 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
     let known = Outcome { client, zone, qtype: question.qtype, ..Outcome::default() };
     let entry = client.map_or(Entry::Enter, |client| client.entry);
-    let reply = match entry {
+    let Considered { reply, transfer, signing } = match entry {
         Entry::Drop => return known,
-        Entry::Refuse => Reply::error(Rcode::Refused, Ede::PROHIBITED, "not for this network"),
-        Entry::BadCookie => Reply { rcode: Rcode::BadCookie, authoritative: false, ..Reply::empty() },
-        Entry::Truncate => Reply { authoritative: false, ..Reply::empty() },
-        Entry::Enter => {
-            let asker = Asker { address: from.peer.ip() };
-            refusal(&query).unwrap_or_else(|| answer(at.view, question, asker, at.now))
-        }
+        Entry::Refuse => Reply::error(Rcode::Refused, Ede::PROHIBITED, "not for this network").into(),
+        Entry::BadCookie => Reply { rcode: Rcode::BadCookie, authoritative: false, ..Reply::empty() }.into(),
+        Entry::Truncate => Reply { authoritative: false, ..Reply::empty() }.into(),
+        Entry::Enter => consider(at, packet, &query, from),
     };
     let kind = if entry == Entry::Enter { Kind::of(&reply) } else { Kind::Error };
     let (verdict, cookie) = match at.judge.zip(client) {
@@ -145,15 +153,89 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
         (_, RateVerdict::Slip) => kind != Kind::Error,
         (_, RateVerdict::Pass) => false,
     };
-    let envelope = Envelope { over_udp: from.transport == Transport::Udp, cookie };
+    let over_udp = from.transport == Transport::Udp;
+    let envelope = Envelope { over_udp, cookie, signature_bytes: signing.bytes_max(&query) };
     let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
     if truncated {
         // Whoever comes again over TCP wakes then.
-        return Outcome { written: Some(write_truncated(&query, &reply, &envelope, out)), counter, ..known };
+        let written = Some(write_truncated(&query, &reply, &envelope, out));
+        return Outcome { written, counter, signature_refused: signing.sign(&query, out), ..known };
     }
     let written = Some(write_reply(&query, &reply, &envelope, out));
+    let signature_refused = signing.sign(&query, out);
     let wake = reply.wake.map(|service| WakeWish { service, qtype: question.qtype, subnet: subnet.copied() });
-    Outcome { written, wake, hold_ms_max: reply.hold_ms_max, counter, ..known }
+    Outcome { written, wake, hold_ms_max: reply.hold_ms_max, counter, signature_refused, transfer, ..known }
+}
+
+/// What a question that is let in is answered with, and how that is signed.
+struct Considered<'v> {
+    reply: Reply<'v>,
+    transfer: Option<Box<Transfer>>,
+    signing: Signing,
+}
+
+impl<'v> From<Reply<'v>> for Considered<'v> {
+    fn from(reply: Reply<'v>) -> Self {
+        Self { reply, transfer: None, signing: Signing::Plain }
+    }
+}
+
+fn consider<'v>(at: &Setting<'v, '_>, packet: &[u8], query: &Query, from: &Origin) -> Considered<'v> {
+    static NO_KEYS: LazyLock<Keyring> = LazyLock::new(Keyring::default);
+    let keys = at.keys.unwrap_or(&NO_KEYS);
+    let exchange = match query.signature.as_deref().map(|signature| keys.verify(packet, signature)) {
+        None => None,
+        Some(Ok(exchange)) => Some(exchange),
+        Some(Err(rejection)) => {
+            let why = |error: TsigError| Ede { code: Ede::PROHIBITED, text: error.sentence().into() };
+            let (rcode, ede) = (rejection.rcode(), rejection.error().map(why));
+            let reply = Reply { rcode, authoritative: false, ede, ..Reply::empty() };
+            return Considered { signing: Signing::Refusal(rejection), ..reply.into() };
+        }
+    };
+    let asker = Asker { address: from.peer.ip(), key: exchange.as_ref().map(Exchange::key_name) };
+    let (reply, mut transfer) = refusal(query)
+        .map(|reply| (reply, None))
+        .or_else(|| judge_transfer(at.view, query, asker, from.transport))
+        .unwrap_or_else(|| (answer(at.view, &query.question, asker, at.now), None));
+    if let Some(transfer) = &mut transfer {
+        transfer.exchange.clone_from(&exchange);
+    }
+    Considered { reply, transfer, signing: exchange.map_or(Signing::Plain, Signing::With) }
+}
+
+/// How an answer is signed.
+enum Signing {
+    /// Not at all: the question is not either, or was not looked at.
+    Plain,
+    /// With the key of the question.
+    With(Exchange),
+    /// With the reason why the question's signature is not taken.
+    Refusal(Rejection),
+}
+
+impl Signing {
+    /// Bytes that it adds to the answer at most.
+    fn bytes_max(&self, query: &Query) -> usize {
+        match (self, &query.signature) {
+            (Self::With(exchange), _) => exchange.room(),
+            (Self::Refusal(rejection), Some(signature)) => rejection.room(signature),
+            (Self::Plain, _) | (Self::Refusal(_), None) => 0,
+        }
+    }
+
+    /// Signs the answer; tells whether the question's signature is not taken.
+    fn sign(self, query: &Query, out: &mut Vec<u8>) -> bool {
+        match (self, &query.signature) {
+            (Self::With(mut exchange), _) => exchange.sign(out),
+            (Self::Refusal(rejection), Some(signature)) => {
+                rejection.sign(signature, out);
+                return true;
+            }
+            (Self::Plain, _) | (Self::Refusal(_), None) => {}
+        }
+        false
+    }
 }
 
 /// Answers a packet that cannot be read, or is no question, with an error.

@@ -21,6 +21,8 @@ use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::tally::{Counts, Tally};
 use crate::tcp;
+use crate::transfer::{ZoneNotify, start_notifying};
+use crate::tsig::Keyring;
 use crate::udp::Worker;
 use crate::wake::{WakeAsk, WakeAsker};
 
@@ -41,6 +43,10 @@ pub struct DnsConfig {
     pub udp_threads: usize,
     /// Who is let in and how often; none: everybody, always.
     pub gate: Option<Arc<Gate>>,
+    /// Keys with which questions may be signed.
+    pub keys: Keyring,
+    /// Who is told of new serials.
+    pub notify: Vec<ZoneNotify>,
 }
 
 impl Default for DnsConfig {
@@ -50,6 +56,8 @@ impl Default for DnsConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 5300))],
             udp_threads: cores.min(UDP_THREADS_MAX),
             gate: None,
+            keys: Keyring::default(),
+            notify: Vec::new(),
         }
     }
 }
@@ -106,7 +114,8 @@ impl DnsServer {
             listeners: JoinSet::new(),
         };
         let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
-        let hold = HoldRoom { runtime, shared, generation, stop, clock, places, tally };
+        let keys = config.keys.clone();
+        let hold = HoldRoom { runtime, shared, keys, generation, stop, clock, places, tally };
         let connections = Arc::new(tcp::Shared::new(hold.clone(), wakes.clone()));
         for Sockets { address, tcp, udp } in opened? {
             let listener =
@@ -116,6 +125,11 @@ impl DnsServer {
             for socket in udp {
                 server.start_worker(socket, &hold, wakes.clone()).map_err(BindError::NoThread)?;
             }
+        }
+        let notifiers =
+            start_notifying(&config.notify, &server.addresses, &hold).map_err(BindError::NoNotifier)?;
+        for notifier in notifiers {
+            server.listeners.spawn(notifier.run());
         }
         Ok(server)
     }

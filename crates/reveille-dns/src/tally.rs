@@ -14,12 +14,20 @@ pub(crate) struct Tally {
     silent: AtomicU64,
     rcodes: [AtomicU64; Rcode::ALL.len()],
     truncated: AtomicU64,
+    signatures_refused: AtomicU64,
     pub wakes_asked: AtomicU64,
     pub wakes_coalesced: AtomicU64,
     pub wakes_dropped: AtomicU64,
     pub held: AtomicU64,
     pub holds_refused: AtomicU64,
     pub socket_errors: AtomicU64,
+    pub transfers_whole: AtomicU64,
+    pub transfers_of_differences: AtomicU64,
+    pub transfers_broken: AtomicU64,
+    pub transfers_refused: AtomicU64,
+    pub notifies_sent: AtomicU64,
+    pub notifies_acknowledged: AtomicU64,
+    pub notifies_refused: AtomicU64,
     pub connections: AtomicU64,
     pub connections_refused: AtomicU64,
     pub connections_timed_out: AtomicU64,
@@ -36,6 +44,8 @@ pub struct Counts {
     pub rcodes: [u64; Rcode::ALL.len()],
     /// Answers with TC.
     pub truncated: u64,
+    /// Packets whose signature was not taken.
+    pub signatures_refused: u64,
     /// Wakes that were asked for.
     pub wakes_asked: u64,
     /// Questions for a service that was asked for often enough already in the same view.
@@ -48,6 +58,20 @@ pub struct Counts {
     pub holds_refused: u64,
     /// Errors of sockets: packets that could not be received or sent.
     pub socket_errors: u64,
+    /// Zones that were transferred in full.
+    pub transfers_whole: u64,
+    /// Zones of which the differences were transferred.
+    pub transfers_of_differences: u64,
+    /// Zone transfers that broke off: the client left, or was too slow.
+    pub transfers_broken: u64,
+    /// Zone transfers that had to wait too long for a place.
+    pub transfers_refused: u64,
+    /// NOTIFY messages that were sent.
+    pub notifies_sent: u64,
+    /// Those that a secondary acknowledged.
+    pub notifies_acknowledged: u64,
+    /// Answers to them that were refusals, or proved nothing.
+    pub notifies_refused: u64,
     /// TCP connections that were taken.
     pub connections: u64,
     /// TCP connections that were closed at once because there were too many.
@@ -70,6 +94,7 @@ pub(crate) struct BatchTally {
     silent: u64,
     rcodes: [u64; Rcode::ALL.len()],
     truncated: u64,
+    signatures_refused: u64,
 }
 
 impl BatchTally {
@@ -88,6 +113,7 @@ impl BatchTally {
 
     /// Counts a packet and what came of it.
     pub fn query(&mut self, outcome: &Outcome<'_>) {
+        self.signatures_refused += u64::from(outcome.signature_refused);
         match outcome.written {
             None => self.dropped(),
             Some(written) => self.answered(written.rcode, written.truncated),
@@ -110,12 +136,18 @@ impl Tally {
             add(own, more);
         }
         add(&self.truncated, batch.truncated);
+        add(&self.signatures_refused, batch.signatures_refused);
     }
 
     /// Counts a packet and what came of it.
     pub fn query(&self, outcome: &Outcome<'_>) {
         bump(&self.queries);
+        if outcome.signature_refused {
+            bump(&self.signatures_refused);
+        }
         match outcome.written {
+            // What was written is not sent.
+            Some(_) if outcome.transfer.is_some() => bump(&self.rcodes[index(Rcode::NoError)]),
             None => bump(&self.silent),
             Some(written) => {
                 bump(&self.rcodes[index(written.rcode)]);
@@ -135,12 +167,20 @@ impl Tally {
             add(total, own);
         }
         add(&mut sum.truncated, &self.truncated);
+        add(&mut sum.signatures_refused, &self.signatures_refused);
         add(&mut sum.wakes_asked, &self.wakes_asked);
         add(&mut sum.wakes_coalesced, &self.wakes_coalesced);
         add(&mut sum.wakes_dropped, &self.wakes_dropped);
         add(&mut sum.held, &self.held);
         add(&mut sum.holds_refused, &self.holds_refused);
         add(&mut sum.socket_errors, &self.socket_errors);
+        add(&mut sum.transfers_whole, &self.transfers_whole);
+        add(&mut sum.transfers_of_differences, &self.transfers_of_differences);
+        add(&mut sum.transfers_broken, &self.transfers_broken);
+        add(&mut sum.transfers_refused, &self.transfers_refused);
+        add(&mut sum.notifies_sent, &self.notifies_sent);
+        add(&mut sum.notifies_acknowledged, &self.notifies_acknowledged);
+        add(&mut sum.notifies_refused, &self.notifies_refused);
         add(&mut sum.connections, &self.connections);
         add(&mut sum.connections_refused, &self.connections_refused);
         add(&mut sum.connections_timed_out, &self.connections_timed_out);
@@ -160,8 +200,9 @@ const fn index(rcode: Rcode) -> usize {
         Rcode::NxDomain => 3,
         Rcode::NotImp => 4,
         Rcode::Refused => 5,
-        Rcode::BadVers => 6,
-        Rcode::BadCookie => 7,
+        Rcode::NotAuth => 6,
+        Rcode::BadVers => 7,
+        Rcode::BadCookie => 8,
     }
 }
 

@@ -10,18 +10,23 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::Guard;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use reveille_core::answer::View;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::Sender;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc::{self, Sender};
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::hold::{Held, HoldRoom, stopped};
 use crate::respond::{Origin, Setting, Transport, respond};
 use crate::tally::{Tally, bump};
+use crate::transfer::{
+    self, MESSAGE_MS_MAX, MESSAGES_WAITING_MAX, TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer, Way,
+};
 use crate::wake::{WakeAsk, WakeAsker};
 
 /// Most connections at a time.
@@ -47,6 +52,8 @@ pub(crate) struct Shared {
     asker: Mutex<WakeAsker>,
     places: Arc<Semaphore>,
     clients: Clients,
+    /// Places of transfers.
+    transfers: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -54,7 +61,8 @@ impl Shared {
         let tally = Arc::clone(&hold.tally);
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let asker = Mutex::new(WakeAsker::new(wakes, Arc::clone(&tally)));
-        Self { hold, tally, asker, places, clients: Clients::default() }
+        let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        Self { hold, tally, asker, places, clients: Clients::default(), transfers }
     }
 }
 
@@ -131,6 +139,16 @@ struct Connection<'s, S> {
     unread: Vec<u8>,
 }
 
+/// What comes of a message.
+enum Next {
+    /// The answer is there.
+    Send,
+    /// The answer waits.
+    Hold(Held),
+    /// Many messages, made from this view.
+    Transfer(Arc<View>, Box<Transfer>),
+}
+
 /// Why a connection ends.
 enum End {
     /// The client closed it, or it broke.
@@ -170,8 +188,9 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
                 && let Some(packet) = next_message(&mut self.unread)
             {
                 match self.answer(&packet, &mut out) {
-                    Some(waiting) => held.push(self.shared.hold.clone().wait(waiting)),
-                    None => self.send(&out).await?,
+                    Next::Send => self.send(&out).await?,
+                    Next::Hold(waiting) => held.push(self.shared.hold.clone().wait(waiting)),
+                    Next::Transfer(view, transfer) => self.transfer(view, *transfer, &out).await?,
                 }
                 question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
             }
@@ -190,29 +209,75 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         Ok(())
     }
 
-    /// Answers a message into `out`, which stays empty for silence; or gives the place in which it is held.
-    fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Option<Held> {
+    /// Answers a message into `out`, which stays empty for silence.
+    fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Next {
         let hold = &self.shared.hold;
         let view = hold.shared.load();
         let now = (hold.clock)();
         let from = Origin::new(self.peer, Transport::Tcp);
-        let outcome = respond(&Setting { view: &view, now, judge: None }, packet, &from, out);
+        let at = Setting { view: &view, now, judge: None, keys: Some(&hold.keys) };
+        let outcome = respond(&at, packet, &from, out);
         self.shared.tally.query(&outcome);
         if let Some(wish) = outcome.wake {
             let mut asker = self.shared.asker.lock().unwrap_or_else(PoisonError::into_inner);
             asker.ask(wish, self.peer.ip(), now, || true);
         }
-        hold.take(packet, &from, &outcome)
+        let held = hold.take(packet, &from, &outcome);
+        match (held, outcome.transfer) {
+            (Some(held), _) => Next::Hold(held),
+            (None, Some(transfer)) => Next::Transfer(Guard::into_inner(view), transfer),
+            (None, None) => Next::Send,
+        }
+    }
+
+    /// Sends the messages of a transfer as fast as the client takes them; or `instead`, if too many others are under
+    /// way. What else the client asked for waits behind it.
+    async fn transfer(&mut self, view: Arc<View>, transfer: Transfer, instead: &[u8]) -> Result<(), End> {
+        let tally = &self.shared.tally;
+        let place = Arc::clone(&self.shared.transfers).acquire_owned();
+        let Ok(Ok(place)) = timeout(Duration::from_millis(TRANSFER_WAIT_MS_MAX), place).await else {
+            bump(&tally.transfers_refused);
+            return self.send(instead).await;
+        };
+        let (sender, mut messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        // Walking through a zone takes longer than a task of the runtime may; and it waits for the client.
+        let writing = spawn_blocking(move || {
+            let _place = place;
+            transfer::write(&view, transfer, |message| sender.blocking_send(message).is_ok())
+        });
+        let mut sent = Ok(());
+        while let Some(message) = messages.recv().await {
+            sent = self.send_within(&message, MESSAGE_MS_MAX).await;
+            if sent.is_err() {
+                break;
+            }
+        }
+        drop(messages);
+        let tally = &self.shared.tally;
+        match (writing.await, &sent) {
+            (Ok(Ok(Way::Whole)), Ok(())) => bump(&tally.transfers_whole),
+            (Ok(Ok(Way::Differences)), Ok(())) => bump(&tally.transfers_of_differences),
+            (Ok(_) | Err(_), Ok(()) | Err(_)) => {
+                bump(&tally.transfers_broken);
+                // Half a zone ends with the connection, not with an answer that looks like its end.
+                return sent.and(Err(End::Closed));
+            }
+        }
+        Ok(())
     }
 
     async fn send(&mut self, message: &[u8]) -> Result<(), End> {
+        self.send_within(message, WRITE_MS_MAX).await
+    }
+
+    async fn send_within(&mut self, message: &[u8], ms_max: u64) -> Result<(), End> {
         let Ok(length) = u16::try_from(message.len()) else { return Err(End::Closed) };
         if length == 0 {
             return Ok(());
         }
         // One write, so that length and message leave in one segment (RFC 7766 §8).
         let framed = [&length.to_be_bytes()[..], message].concat();
-        match timeout(Duration::from_millis(WRITE_MS_MAX), self.stream.write_all(&framed)).await {
+        match timeout(Duration::from_millis(ms_max), self.stream.write_all(&framed)).await {
             Ok(written) => Ok(written?),
             Err(_) => Err(End::TimedOut),
         }
@@ -233,14 +298,14 @@ mod tests {
     use std::sync::Arc;
 
     use arc_swap::ArcSwap;
-    use reveille_core::answer::View;
     use reveille_core::model::Timestamp;
     use tokio::io::DuplexStream;
     use tokio::runtime::Handle;
-    use tokio::sync::{mpsc, watch};
+    use tokio::sync::watch;
 
     use super::*;
     use crate::tally::Counts;
+    use crate::tsig::Keyring;
 
     /// `. NS`, which a server without zones refuses in 17 bytes.
     const QUESTION: &[u8] = &[0, 17, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
@@ -259,6 +324,7 @@ mod tests {
         let hold = HoldRoom {
             runtime: Handle::current(),
             shared: Arc::new(ArcSwap::from_pointee(View::default())),
+            keys: Keyring::default(),
             generation: seen,
             stop: stopped,
             clock: Arc::new(|| Timestamp::from_ms(0)),

@@ -62,7 +62,7 @@ fn an_ordinary_query_allocates_nothing() {
     let services = [active(service("awake.vm.test", 1)), service("asleep.vm.test", 2)].map(Arc::new);
     let view = View::new(1, Zones::new([Arc::new(zone())]), services, []);
     let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
-    let world = World::serving(view, &DnsConfig { listen, udp_threads: 1, gate: None });
+    let world = World::serving(view, &DnsConfig { listen, udp_threads: 1, ..DnsConfig::default() });
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(WAIT_MAX)).unwrap();
     socket.connect(world.address()).unwrap();

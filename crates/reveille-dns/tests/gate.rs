@@ -83,7 +83,7 @@ fn serve_udp(socket: &UdpSocket, gate: &Gate, view: &View, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut packet) else { continue };
         let judge = gate.judge(NOW, &tally);
-        let at = Setting { view, now: NOW, judge: Some(&judge) };
+        let at = Setting { view, now: NOW, judge: Some(&judge), keys: None };
         let gated = respond(&at, &packet[..length], &Origin::new(peer, Transport::Udp), &mut out);
         if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.wake) {
             judge.wake(&client, zone);
@@ -109,7 +109,7 @@ fn serve_tcp(listener: &TcpListener, gate: &Gate, view: &View, stop: &AtomicBool
             let mut packet = vec![0; u16::from_be_bytes(length).into()];
             stream.read_exact(&mut packet).unwrap();
             let judge = gate.judge(NOW, &tally);
-            let at = Setting { view, now: NOW, judge: Some(&judge) };
+            let at = Setting { view, now: NOW, judge: Some(&judge), keys: None };
             let gated = respond(&at, &packet, &Origin::new(peer, Transport::Tcp), &mut out);
             if let (Some(client), Some(zone), Some(_)) = (gated.client, gated.zone, gated.wake) {
                 judge.wake(&client, zone);
@@ -273,7 +273,7 @@ proptest! {
         let peer = SocketAddr::from(([192, 0, 2, 1], 4242));
         let (mut plain, mut gated) = (Vec::new(), Vec::new());
         let from = Origin::new(peer, transport);
-        let at = Setting { view: &view, now: NOW, judge: None };
+        let at = Setting { view: &view, now: NOW, judge: None, keys: None };
         let expected = respond(&at, &packet, &from, &mut plain);
         let judge = gate.judge(NOW, &tally);
         let found = respond(&Setting { judge: Some(&judge), ..at }, &packet, &from, &mut gated);

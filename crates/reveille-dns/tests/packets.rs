@@ -28,7 +28,7 @@ fn peer() -> SocketAddr {
 
 fn ask(view: &View, packet: &[u8], transport: Transport) -> (Option<Rcode>, Vec<u8>) {
     let mut out = Vec::new();
-    let at = Setting { view, now: NOW, judge: None };
+    let at = Setting { view, now: NOW, judge: None, keys: None };
     let Outcome { written, .. } = respond(&at, packet, &Origin::new(peer(), transport), &mut out);
     assert_eq!(written.is_none(), out.is_empty());
     (written.map(|written| written.rcode), out)
@@ -172,7 +172,7 @@ fn an_answer_repeats_what_it_must() {
     let subnet = option(8, &[0, 1, 24, 0, 192, 0, 2]);
     let packet = question("HeLLo.Vm.TEST", 1, &opt(4096, 0, 0x80, &subnet));
     let mut out = Vec::new();
-    let at = Setting { view: &view, now: NOW, judge: None };
+    let at = Setting { view: &view, now: NOW, judge: None, keys: None };
     let outcome = respond(&at, &packet, &Origin::new(peer(), Transport::Udp), &mut out);
     let wake = outcome.wake.unwrap();
     assert_eq!(wake.subnet.unwrap().to_string(), "192.0.2.0/24");

@@ -96,8 +96,11 @@ fn a_full_channel_of_wakes_delays_no_answer() {
     let services = (0..2_000u16).map(|n| Arc::new(service(&format!("s{n}.vm.test"), 1)));
     let zones = reveille_core::answer::Zones::new([Arc::new(common::zone())]);
     let view = View::new(1, zones, services, View::default_monitors());
-    let config =
-        DnsConfig { listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))], udp_threads: 1, gate: None };
+    let config = DnsConfig {
+        listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))],
+        udp_threads: 1,
+        ..DnsConfig::default()
+    };
     let world = World::serving(view, &config);
     let socket = udp(&world);
     let mut answer = [0; 512];
@@ -252,7 +255,7 @@ fn a_client_that_opens_too_many_connections_is_turned_away_alone() {
 fn bind(listen: &[SocketAddr]) -> Result<DnsServer, BindError> {
     let (_, seen) = watch::channel(1);
     let (wakes, _) = mpsc::channel(1);
-    let config = DnsConfig { listen: listen.to_vec(), udp_threads: 1, gate: None };
+    let config = DnsConfig { listen: listen.to_vec(), udp_threads: 1, ..DnsConfig::default() };
     DnsServer::bind(
         &config,
         Arc::new(ArcSwap::from_pointee(View::default())),
@@ -293,7 +296,8 @@ fn an_address_that_cannot_be_had_is_explained() {
 fn ipv6_is_served_where_the_host_has_it() {
     let Ok(probe) = UdpSocket::bind("[::1]:0") else { return };
     drop(probe);
-    let config = DnsConfig { listen: vec!["[::1]:0".parse().unwrap()], udp_threads: 1, gate: None };
+    let config =
+        DnsConfig { listen: vec!["[::1]:0".parse().unwrap()], udp_threads: 1, ..DnsConfig::default() };
     let zones = reveille_core::answer::Zones::new([Arc::new(common::zone())]);
     let view = View::new(1, zones, [Arc::new(service("hello.vm.test", 1))], View::default_monitors());
     let world = World::serving(view, &config);

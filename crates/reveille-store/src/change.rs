@@ -26,6 +26,14 @@ pub enum Change {
     PutToken(Box<StoredToken>),
     /// The token is worth nothing any more.
     DropToken(TokenHash),
+    /// The zone may be published with serials up to this one, and the next start begins above it. In the order of
+    /// RFC 1982 a ceiling only rises; one that does not is written all the same, for a zone that was renumbered.
+    PutSerialCeiling {
+        /// The zone.
+        apex: DomainName,
+        /// The highest serial.
+        ceiling: u32,
+    },
 }
 
 /// A service as the database keeps it.
@@ -105,6 +113,7 @@ pub(crate) enum Encoded {
     AddDecision(String, Vec<u8>),
     PutToken([u8; 32], Vec<u8>),
     DropToken([u8; 32]),
+    PutSerialCeiling(String, u32),
 }
 
 impl Change {
@@ -135,6 +144,7 @@ impl Change {
                 Encoded::PutToken(token.hash.0, serde_json::to_vec(&row)?)
             }
             Self::DropToken(hash) => Encoded::DropToken(hash.0),
+            Self::PutSerialCeiling { apex, ceiling } => Encoded::PutSerialCeiling(apex.to_string(), *ceiling),
         })
     }
 }

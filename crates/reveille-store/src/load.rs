@@ -1,15 +1,16 @@
 //! Reading all current state at start.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use redb::{ReadableDatabase, ReadableTable};
-use reveille_core::model::Instance;
+use reveille_core::model::{DomainName, Instance};
 use serde::de::DeserializeOwned;
 
 use crate::change::{StoredService, StoredToken};
 use crate::open::Shared;
 use crate::read::decode_token;
-use crate::schema::{INSTANCES, META, NEXT_INSTANCE_KEY, SERVICES, TOKENS};
+use crate::schema::{INSTANCES, META, NEXT_INSTANCE_KEY, SERIAL_CEILINGS, SERVICES, TOKENS};
 
 /// The current state, as the last commit has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Loaded {
     pub instances: Vec<Instance>,
     /// All tokens.
     pub tokens: Vec<StoredToken>,
+    /// The highest serial that each zone may have been published with.
+    pub serial_ceilings: BTreeMap<DomainName, u32>,
 }
 
 /// Why the state could not be read.
@@ -75,6 +78,14 @@ pub(crate) fn load(shared: &Shared) -> Result<(Loaded, u64), LoadError> {
         let (hash, value) = row.map_err(|error| storage(error.into()))?;
         let token = decode_token(*hash.value(), value.value());
         loaded.tokens.push(token.map_err(row_fault("tokens", "a token".to_owned()))?);
+    }
+    let ceilings = transaction.open_table(SERIAL_CEILINGS).map_err(|error| storage(error.into()))?;
+    for row in ceilings.iter().map_err(|error| storage(error.into()))? {
+        let (apex, ceiling) = row.map_err(|error| storage(error.into()))?;
+        // Only names are written there. One that is none belongs to no zone.
+        if let Ok(apex) = apex.value().parse() {
+            loaded.serial_ceilings.insert(apex, ceiling.value());
+        }
     }
     let meta = transaction.open_table(META).map_err(|error| storage(error.into()))?;
     let next =

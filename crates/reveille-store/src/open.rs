@@ -11,7 +11,8 @@ use redb::{Database, ReadableDatabase};
 
 use crate::load::LoadError;
 use crate::schema::{
-    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SCHEMA_KEY, SCHEMA_VERSION, SERVICES, TOKENS, WAKES,
+    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SCHEMA_KEY, SCHEMA_VERSION, SERIAL_CEILINGS, SERVICES,
+    TOKENS, WAKES,
 };
 
 /// The database's file in the state directory.
@@ -100,6 +101,7 @@ impl Shared {
         }
         let database = open_file(&path)?;
         check_schema(&database, &path)?;
+        add_tables(&database).map_err(|error| open_failed(&path, error))?;
         Ok(Self { path, database: RwLock::new(Some(database)), _lock: lock })
     }
 
@@ -185,6 +187,20 @@ fn lay_out(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(WAKES)?;
     transaction.open_table(DECISIONS)?;
     transaction.open_table(TOKENS)?;
+    transaction.open_table(SERIAL_CEILINGS)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// The tables that a database of an older Reveille does not have yet.
+fn add_tables(database: &Database) -> Result<(), redb::Error> {
+    match database.begin_read()?.open_table(SERIAL_CEILINGS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Ok(_) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let transaction = database.begin_write()?;
+    transaction.open_table(SERIAL_CEILINGS)?;
     transaction.commit()?;
     Ok(())
 }

@@ -19,6 +19,9 @@ pub const DECISIONS: History = TableDefinition::new("decisions");
 /// BLAKE3 of the token → [`crate::StoredToken`].
 pub const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens");
 
+/// Apex → the highest serial that the zone may have been published with ([`crate::Change::PutSerialCeiling`]).
+pub const SERIAL_CEILINGS: TableDefinition<&str, u32> = TableDefinition::new("serial_ceilings");
+
 /// A table with a bounded row of entries per service.
 pub type History = TableDefinition<'static, (&'static str, u64), &'static [u8]>;
 

@@ -16,7 +16,9 @@ use tokio::sync::oneshot;
 use crate::change::{Change, Encoded};
 use crate::load::decode;
 use crate::open::Shared;
-use crate::schema::{DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SERVICES, TOKENS, WAKES};
+use crate::schema::{
+    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SERIAL_CEILINGS, SERVICES, TOKENS, WAKES,
+};
 use crate::{DECISIONS_MAX, GROUP_MAX, QUEUE_MAX, WAKES_MAX};
 
 /// How far back [`Change::AddWake`] looks for the record that it goes on with. A service wakes one instance at a
@@ -252,6 +254,9 @@ fn apply(transaction: &WriteTransaction, change: &Encoded) -> Result<(), redb::E
         }
         Encoded::DropToken(hash) => {
             transaction.open_table(TOKENS)?.remove(hash)?;
+        }
+        Encoded::PutSerialCeiling(apex, ceiling) => {
+            transaction.open_table(SERIAL_CEILINGS)?.insert(apex.as_str(), ceiling)?;
         }
     }
     Ok(())

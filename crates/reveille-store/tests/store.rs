@@ -367,3 +367,30 @@ fn a_directory_that_cannot_be_used_is_named() {
     let sentence = Store::open(&file.join("state")).err().unwrap().to_string();
     assert!(sentence.contains("cannot be used") && sentence.contains("file"), "{sentence}");
 }
+
+#[test]
+fn serial_ceilings_are_known_again_also_to_a_database_that_had_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |apex: &str, ceiling| vec![Change::PutSerialCeiling { apex: name(apex), ceiling }];
+    let (store, loaded) = Store::open(dir.path()).unwrap();
+    assert!(loaded.serial_ceilings.is_empty());
+    let file = store.path();
+    drop(store);
+    // As an older Reveille left it.
+    let database = redb::Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let table: redb::TableDefinition<'_, &str, u32> = redb::TableDefinition::new("serial_ceilings");
+    assert!(transaction.delete_table(table).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+
+    let (store, loaded) = Store::open(dir.path()).unwrap();
+    assert!(loaded.serial_ceilings.is_empty());
+    store.write(put("vm.test", 1_001)).wait().unwrap();
+    store.write(put("other.test", u32::MAX)).wait().unwrap();
+    store.write(put("vm.test", 2_001)).wait().unwrap();
+    drop(store);
+    let (_, loaded) = Store::open(dir.path()).unwrap();
+    let expected = [(name("other.test"), u32::MAX), (name("vm.test"), 2_001)];
+    assert_eq!(loaded.serial_ceilings.into_iter().collect::<Vec<_>>(), expected);
+}

@@ -1,6 +1,6 @@
 //! `reveille serve`: puts the parts together, runs them, and takes them apart again.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use arc_swap::ArcSwap;
 use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
-use reveille_core::answer::{Network as AclNetwork, View, Zone, ZoneDefaults, Zones, clashes};
+use reveille_core::answer::{View, Zone, ZoneDefaults, Zones, clashes};
 use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
 use reveille_dns::limit::Gate;
+use reveille_dns::tsig::{self, Keyring};
 use reveille_dns::{DnsConfig, DnsServer, zonefile};
 use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
 use reveille_store::Store;
@@ -25,9 +26,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Accelerator, Anonymous, Config, Network};
+use crate::config::{self, Accelerator, Anonymous, Config, Network};
 use crate::control::executor::{Executor, Order};
-use crate::control::{Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, startup};
+use crate::control::{Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, Serials, startup};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
 const GATE_LOOK_EVERY: Duration = Duration::from_secs(300);
@@ -47,9 +48,9 @@ const NEGATIVE_TTL_S: u32 = 30;
 /// What cannot be set up, and what to do about it.
 pub fn serve(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let faults = zone_faults(&config);
+    let faults = file_faults(&config);
     if !faults.is_empty() {
-        bail!("the zones have faults:\n  {}", faults.join("\n  "));
+        bail!("the files that the config names have faults:\n  {}", faults.join("\n  "));
     }
     log_to_stderr();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -129,13 +130,16 @@ struct Host {
     found: startup::Found,
     book: startup::Services,
     services: Vec<(ServiceSpec, Ipv4Addr)>,
+    /// The highest serial that each zone may have been published with before.
+    ceilings: BTreeMap<DomainName, u32>,
 }
 
 async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
     let state_dir = &config.daemon.state_dir;
     make_private(state_dir)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
-    let (store, loaded) = Store::open(&state_dir.join("state"))?;
+    let (store, mut loaded) = Store::open(&state_dir.join("state"))?;
+    let ceilings = std::mem::take(&mut loaded.serial_ceilings);
     let store = Arc::new(store);
     let images = Arc::new(ImageStore::open(state_dir.join("images"))?);
     let driver: Arc<dyn Driver> = Arc::new(Qemu::open(qemu_config(config, &images)).await?);
@@ -151,26 +155,27 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
         }
     }
     let found = startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, clock.now()).await;
-    Ok(Host { store, images, driver, found, book: rows.services, services })
+    Ok(Host { store, images, driver, found, book: rows.services, services, ceilings })
 }
 
 async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
-    let Host { store, images, driver, found, book, services } = take_stock(config, clock).await?;
+    let Host { store, images, driver, found, book, services, ceilings } = take_stock(config, clock).await?;
 
     let open_files = raise_open_files().context("cannot raise the limit of open files")?;
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
-    let (view, generation) = first_view(config)?;
-    let generations = generation.subscribe();
-    let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone());
-    let everything: BTreeSet<InstanceId> = found.fleet.instances().map(|instance| instance.id).collect();
-    publisher.publish(&found.fleet, everything, clock.now());
+    let (view, serials) = first_view(config, Arc::clone(&store), &ceilings).await?;
+    let (generation, generations) = watch::channel(0);
+    let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone(), serials);
+    publisher.begin(&found.fleet, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let dns_config = DnsConfig {
         listen: config.dns.listen.clone(),
         gate: Some(gate(config, &view.load(), clock)?),
+        keys: keyring(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?,
+        notify: config::notify(config),
         ..dns_threads(config.dns.udp_threads)
     };
     let now = Arc::new(move || clock.now());
@@ -255,15 +260,20 @@ async fn tend(gate: Arc<Gate>, clock: Clock) {
     }
 }
 
-/// The zones without a service yet, and the way to announce each later view.
-fn first_view(config: &Config) -> anyhow::Result<(Arc<ArcSwap<View>>, watch::Sender<u64>)> {
+/// The zones without a service yet, at serials that nobody has seen.
+async fn first_view(
+    config: &Config,
+    store: Arc<Store>,
+    ceilings: &BTreeMap<DomainName, u32>,
+) -> anyhow::Result<(Arc<ArcSwap<View>>, Serials)> {
     let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
-    let monitors: Vec<AclNetwork> =
-        config.dns.status_allow.iter().filter_map(|network| network.parse().ok()).collect();
+    let (serials, zones) =
+        Serials::begin(store, ceilings, zones).await.context("no serials for the zones")?;
+    let zones = Zones::new(zones.into_iter().map(Arc::new));
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-    let view = View::seeded(u64::from_ne_bytes(seed), 0, zones, [], monitors);
-    Ok((Arc::new(ArcSwap::from_pointee(view)), watch::channel(0).0))
+    let view = View::seeded(u64::from_ne_bytes(seed), 0, zones, [], config::status_acl(config));
+    Ok((Arc::new(ArcSwap::from_pointee(view)), serials))
 }
 
 /// Begins what reconciling left to do with an instance.
@@ -352,18 +362,18 @@ fn about(config: &Config, driver: &dyn Driver, clock: Clock) -> HostSummary {
 
 // --- Zones -------------------------------------------------------------------------------------------------------
 
-fn zones(config: &Config) -> Result<Zones, Vec<String>> {
+fn zones(config: &Config) -> Result<Vec<Zone>, Vec<String>> {
     let (mut zones, mut faults) = (Vec::new(), Vec::new());
     for zone in &config.zone {
         match read_zone(zone, config) {
-            Ok(zone) => zones.push(Arc::new(zone)),
+            Ok(read) => zones.push(read.with_transfer(config::transfer_acl(&zone.transfer))),
             Err(more) => faults.extend(more),
         }
     }
-    if faults.is_empty() { Ok(Zones::new(zones)) } else { Err(faults) }
+    if faults.is_empty() { Ok(zones) } else { Err(faults) }
 }
 
-fn read_zone(zone: &crate::config::Zone, config: &Config) -> Result<Zone, Vec<String>> {
+fn read_zone(zone: &config::Zone, config: &Config) -> Result<Zone, Vec<String>> {
     if let Some(file) = &zone.file {
         return zonefile::load(file, &zone.name)
             .map_err(|faults| faults.iter().map(ToString::to_string).collect());
@@ -382,15 +392,32 @@ fn read_zone(zone: &crate::config::Zone, config: &Config) -> Result<Zone, Vec<St
     defaults.zone().map_err(|faults| faults.iter().map(|fault| fault.kind.to_string()).collect())
 }
 
-/// Every fault of the zones that `config` names, and every name that both a zone file and a service claim.
-pub fn zone_faults(config: &Config) -> Vec<String> {
-    match zones(config) {
-        Err(faults) => faults,
-        Ok(zones) => {
-            let names: Vec<DomainName> = config.service.iter().map(|service| service.name.clone()).collect();
-            clashes(&zones, &names).iter().map(ToString::to_string).collect()
+/// Every key of the config, or every fault of their files.
+fn keyring(config: &Config) -> Result<Keyring, Vec<String>> {
+    let (mut keys, mut faults) = (Vec::new(), Vec::new());
+    for key in &config.key {
+        let algorithm = key.algorithm.as_ref().and_then(|word| word.parse().ok());
+        match tsig::load(&key.name, algorithm, &key.file) {
+            Ok(key) => keys.push(key),
+            Err(error) => faults.push(error.to_string()),
         }
     }
+    if faults.is_empty() { Ok(Keyring::new(keys)) } else { Err(faults) }
+}
+
+/// Every fault of the zone and key files that `config` names, and every name that both a zone file and a service
+/// claim.
+pub fn file_faults(config: &Config) -> Vec<String> {
+    let mut faults = keyring(config).err().unwrap_or_default();
+    match zones(config) {
+        Err(more) => faults.extend(more),
+        Ok(zones) => {
+            let names: Vec<DomainName> = config.service.iter().map(|service| service.name.clone()).collect();
+            let zones = Zones::new(zones.into_iter().map(Arc::new));
+            faults.extend(clashes(&zones, &names).iter().map(ToString::to_string));
+        }
+    }
+    faults
 }
 
 // --- What is printed ---------------------------------------------------------------------------------------------
@@ -414,7 +441,7 @@ fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String 
         text += &format!("    curl http://{address}:{}/\n", port.number);
     }
     let program = std::env::args().next().unwrap_or_else(|| "reveille".to_owned());
-    let api = if config.api == crate::config::Api::default() {
+    let api = if config.api == config::Api::default() {
         String::new()
     } else {
         format!(" --api http://{}", config.api.listen)

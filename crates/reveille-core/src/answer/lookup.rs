@@ -5,8 +5,7 @@
 //! ANY and everything else is asked by monitors and the curious. A question that reaches a service through a
 //! CNAME wakes it, one that leaves the zone does not: the resolver comes back with the target's name.
 
-use std::net::IpAddr;
-
+use super::acl::Asker;
 use super::key::QuestionName;
 use super::rdata::{self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, NS, SOA, TXT};
 use super::reply::{Data, Ede, Owner, Rcode, Records, Reply};
@@ -35,15 +34,8 @@ pub struct Question {
     pub qclass: u16,
 }
 
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
-    /// The address that the question came from.
-    pub address: IpAddr,
-}
-
 /// Answers a question from the view. Pure; nothing is woken or held here, only asked for in the reply.
-pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker, now: Timestamp) -> Reply<'v> {
+pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker<'_>, now: Timestamp) -> Reply<'v> {
     if question.qclass != CLASS_IN {
         return Reply::error(Rcode::Refused, Ede::NOT_SUPPORTED, "only class IN is served");
     }
@@ -70,16 +62,16 @@ pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker, now: Timest
 }
 
 /// One question on its way through one zone.
-struct Lookup<'v> {
+struct Lookup<'v, 'k> {
     view: &'v View,
     zone: &'v Zone,
-    asker: Asker,
+    asker: Asker<'k>,
     now: Timestamp,
     qtype: u16,
     reply: Reply<'v>,
 }
 
-impl<'v> Lookup<'v> {
+impl<'v> Lookup<'v, '_> {
     /// Adds what the zone has for one name of the chain; the target if that is an alias to be followed.
     fn resolve(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
         let (view, zone) = (self.view, self.zone);
@@ -190,11 +182,11 @@ impl<'v> Lookup<'v> {
     /// NXDOMAIN would be a statement about the zone that is false for others, and a shared resolver would keep it
     /// for them too. That the service exists is no secret: its addresses are answered to anybody.
     fn at_vmstate(&mut self, service: &'v ServiceView, owner: Owner<'v>) {
-        if !self.view.is_monitor(self.asker.address) {
+        if !self.view.is_monitor(self.asker) {
             self.reply = Reply::error(
                 Rcode::Refused,
                 Ede::PROHIBITED,
-                "the state of services is told to the networks under `monitors` only",
+                "the state of services is told to the networks and keys under `dns.status_allow` only",
             );
         } else if matches!(self.qtype, TXT | rdata::VMSTATE) {
             self.reply.answer.push(vmstate::records(service, self.qtype, owner, self.now));

@@ -10,7 +10,9 @@
 //! over them. It borrows everything that it can from the view and decides nothing about sockets: the query room
 //! writes the [`Reply`] into a message, passes on its wish to wake, and keeps the question while it is to be held.
 
+mod acl;
 mod clash;
+mod content;
 mod key;
 mod lookup;
 mod network;
@@ -24,12 +26,16 @@ mod zone;
 #[cfg(test)]
 mod tests;
 
+pub use acl::{Acl, AclEntry, Asker};
 pub use clash::{Clash, clashes};
+pub use content::{Condensed, Difference, HISTORY_BYTES_MAX, HISTORY_DIFFERENCES_MAX, History, ZoneEdit};
 pub use key::{NameKey, QuestionName};
-pub use lookup::{Asker, CNAME_CHAIN_MAX, Question, answer};
+pub use lookup::{CNAME_CHAIN_MAX, Question, answer};
 pub use network::{Network, NetworkError};
 pub use reply::{Data, Ede, Owner, Rcode, Records, Reply, Section};
 pub use table::{Kinds, NameTable, Place, Slot};
 pub use view::{Refused, ServiceView, View, Zones};
 pub use vmstate::VMSTATE_LABEL;
-pub use zone::{Node, Record, RecordSet, Zone, ZoneDefaults, ZoneFault, ZoneFaultKind};
+pub use zone::{
+    Node, Record, RecordSet, Zone, ZoneDefaults, ZoneFault, ZoneFaultKind, is_newer_serial, serial_after,
+};

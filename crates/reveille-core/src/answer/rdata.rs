@@ -99,6 +99,14 @@ pub fn soa_numbers(data: &[u8]) -> Option<(u32, u32)> {
     Some((word(0), word(16)))
 }
 
+/// Puts another serial into the data of a SOA record that is well-formed.
+pub fn set_soa_serial(data: &mut [u8], serial: u32) {
+    // The five numbers are at the end, the serial is the first of them.
+    if let Some(place) = data.len().checked_sub(20).and_then(|at| data.get_mut(at..at + 4)) {
+        place.copy_from_slice(&serial.to_be_bytes());
+    }
+}
+
 /// The data of a SOA record.
 pub fn soa(primary: &DomainName, hostmaster: &DomainName, numbers: [u32; 5]) -> Vec<u8> {
     let mut data = [primary.as_wire(), hostmaster.as_wire()].concat();

@@ -19,6 +19,8 @@ pub enum Rcode {
     NotImp,
     /// 5: not for this asker, or not here.
     Refused,
+    /// 9: not the authority for this zone, or not an acceptable signature (RFC 2136 §2.2, RFC 8945 §5.2).
+    NotAuth,
     /// 16: a version of EDNS that is not spoken here.
     BadVers,
     /// 23: a server cookie is missing or not valid (RFC 7873 §8).
@@ -27,13 +29,14 @@ pub enum Rcode {
 
 impl Rcode {
     /// Every code that is sent.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoError,
         Self::FormErr,
         Self::ServFail,
         Self::NxDomain,
         Self::NotImp,
         Self::Refused,
+        Self::NotAuth,
         Self::BadVers,
         Self::BadCookie,
     ];
@@ -47,6 +50,7 @@ impl Rcode {
             Self::NxDomain => 3,
             Self::NotImp => 4,
             Self::Refused => 5,
+            Self::NotAuth => 9,
             Self::BadVers => 16,
             Self::BadCookie => 23,
         }
@@ -61,6 +65,7 @@ impl Rcode {
             Self::NxDomain => "NXDOMAIN",
             Self::NotImp => "NOTIMP",
             Self::Refused => "REFUSED",
+            Self::NotAuth => "NOTAUTH",
             Self::BadVers => "BADVERS",
             Self::BadCookie => "BADCOOKIE",
         }
@@ -77,6 +82,8 @@ pub struct Ede<'v> {
 }
 
 impl Ede<'_> {
+    /// Other: only the text says what it is.
+    pub const OTHER: u16 = 0;
     /// Not Ready.
     pub const NOT_READY: u16 = 14;
     /// Prohibited.

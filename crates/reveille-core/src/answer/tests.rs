@@ -171,7 +171,7 @@ fn shown(reply: &Reply<'_>) -> String {
 
 fn ask_from(asker: IpAddr, view: &View, qname: &str, qtype: u16) -> String {
     let question = Question { name: QuestionName::from(&name(qname)), qtype, qclass: rdata::CLASS_IN };
-    shown(&answer(view, &question, Asker { address: asker }, NOW))
+    shown(&answer(view, &question, Asker { address: asker, key: None }, NOW))
 }
 
 fn check(table: &[(&str, u16, &str)]) {
@@ -347,7 +347,7 @@ fn the_state_is_told_to_monitors_alone_and_never_wakes() {
     let at_name = answer(
         &view,
         &Question { name: QuestionName::from(&name("hello.vm.test")), qtype: rdata::VMSTATE, qclass: 1 },
-        Asker { address: LOCAL },
+        Asker { address: LOCAL, key: None },
         NOW,
     );
     let told = at_name.answer.iter().next().unwrap();
@@ -382,7 +382,7 @@ fn what_is_not_served_is_refused() {
     ]);
     let view = view();
     let question = Question { name: QuestionName::from(&name("version.bind")), qtype: TXT, qclass: 3 };
-    assert_eq!(shown(&answer(&view, &question, Asker { address: LOCAL }, NOW)), "REFUSED; ede 21");
+    assert_eq!(shown(&answer(&view, &question, Asker { address: LOCAL, key: None }, NOW)), "REFUSED; ede 21");
 }
 
 /// RFC 8020: below a name that does not exist nothing exists; and what exists never gets NXDOMAIN for any type.

@@ -1,9 +1,10 @@
 //! What questions are answered from: every zone and service at one generation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::acl::{Acl, Asker};
 use super::key::{NameKey, QuestionName};
 use super::network::Network;
 use super::rdata;
@@ -41,6 +42,8 @@ pub struct ServiceView {
     pub hold_ms_max: u32,
     /// TTL of its addresses, in seconds, unless the state may change sooner.
     pub ttl_s: u32,
+    /// TTL of its addresses as secondaries have them, in seconds. Constant: it does not follow the state.
+    pub ttl_published_s: u32,
     /// Before this time its state is not going to change by itself (Q5); `None` if no time is known.
     pub holds_until: Option<Timestamp>,
     /// Number of the counter of its questions; 0 is shared by all names that have none of their own.
@@ -74,6 +77,7 @@ impl ServiceView {
             answer: AnswerPolicy::Immediate,
             hold_ms_max: 0,
             ttl_s: 5,
+            ttl_published_s: 5,
             holds_until: None,
             counter: 0,
             refused: None,
@@ -151,9 +155,33 @@ impl Zones {
     }
 
     /// The index of the zone that a name belongs to.
+    pub fn find_of(&self, name: &DomainName) -> Option<u16> {
+        let name = QuestionName::from(name);
+        self.of_any(&name, name.label_count()).map(|(index, _)| index)
+    }
+
+    /// The index of the zone with exactly that apex.
+    pub fn find(&self, apex: &DomainName) -> Option<u16> {
+        self.by_apex.get(&NameKey::from(apex)).copied()
+    }
+
+    /// Whether these are the very same zones, none of them changed.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.list, &other.list)
+    }
+
     fn index_of(&self, name: &QuestionName) -> u16 {
         let index = self.of_any(name, name.label_count()).map(|(index, _)| index);
         index.unwrap_or(NO_ZONE)
+    }
+
+    /// With one zone in place of another of the same name.
+    fn replace(&mut self, index: u16, zone: Arc<Zone>) {
+        let mut list = self.list.to_vec();
+        if let Some(place) = list.get_mut(usize::from(index)) {
+            *place = zone;
+        }
+        self.list = list.into();
     }
 
     fn shapes(&self) -> Vec<ZoneShape> {
@@ -204,7 +232,7 @@ pub struct View {
     pub generation: u64,
     zones: Zones,
     names: NameTable,
-    monitors: Arc<[Network]>,
+    monitors: Acl,
 }
 
 impl View {
@@ -213,7 +241,7 @@ impl View {
         generation: u64,
         zones: Zones,
         services: impl IntoIterator<Item = Arc<ServiceView>>,
-        monitors: impl Into<Arc<[Network]>>,
+        monitors: impl Into<Acl>,
     ) -> Self {
         Self::seeded(0, generation, zones, services, monitors)
     }
@@ -225,7 +253,7 @@ impl View {
         generation: u64,
         zones: Zones,
         services: impl IntoIterator<Item = Arc<ServiceView>>,
-        monitors: impl Into<Arc<[Network]>>,
+        monitors: impl Into<Acl>,
     ) -> Self {
         let services: Vec<Arc<ServiceView>> = services.into_iter().collect();
         let mut edit = NameTable::new(seed).edit(zones.shapes());
@@ -280,11 +308,7 @@ impl View {
         let mut next = Self { generation, ..self.clone() };
         let known = self.zones.by_apex.get(&key).and_then(|&index| Some((index, self.zones.at(index)?)));
         let Some((index, old)) = known else { return next };
-        let mut list = self.zones.list.to_vec();
-        if let Some(place) = list.get_mut(usize::from(index)) {
-            *place = Arc::clone(&zone);
-        }
-        next.zones.list = list.into();
+        next.zones.replace(index, Arc::clone(&zone));
         if old.cuts().ne(zone.cuts()) {
             let services = self.services().cloned().collect::<Vec<_>>();
             let (zones, monitors) = (next.zones, next.monitors);
@@ -301,6 +325,11 @@ impl View {
         }
         next.names = edit.finish();
         next
+    }
+
+    /// Puts a zone in place of another that has the same name and the same static names.
+    pub(super) fn replace_zone(&mut self, index: u16, zone: Arc<Zone>) {
+        self.zones.replace(index, zone);
     }
 
     fn put_service(&self, edit: &mut Edit, service: Arc<ServiceView>) {
@@ -344,8 +373,8 @@ impl View {
         self.names.find(wire).is_some()
     }
 
-    /// Whether that address may ask for `_vmstate`.
-    pub fn is_monitor(&self, address: IpAddr) -> bool {
-        self.monitors.iter().any(|network| network.contains(address))
+    /// Whether that asker may ask for `_vmstate`.
+    pub fn is_monitor(&self, asker: Asker<'_>) -> bool {
+        self.monitors.allows(asker)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use super::acl::Acl;
+use super::content::{Difference, History};
 use super::key::{NameKey, QuestionName};
 use super::rdata::{self, CNAME, NS, SOA};
 use crate::model::DomainName;
@@ -13,7 +16,7 @@ const SET_BYTES_MAX: usize = 48 * 1024;
 const RECORD_BYTES: usize = 12;
 
 /// One record, class IN, as it was configured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Record {
     /// Whose.
     pub owner: DomainName,
@@ -66,9 +69,16 @@ pub struct Zone {
     serial: u32,
     negative_ttl: u32,
     soa: RecordSet,
-    nodes: BTreeMap<NameKey, Node>,
+    /// The apex, with the SOA of now.
+    apex_node: Node,
+    /// Shared between the serials of a zone; here the SOA may be an older one.
+    nodes: Arc<BTreeMap<NameKey, Node>>,
     /// Whether any name below the apex has name servers of its own.
     has_cuts: bool,
+    /// Who may transfer it.
+    transfer: Acl,
+    /// What the last serials changed.
+    history: History,
 }
 
 /// One thing that is wrong with the records of a zone.
@@ -175,29 +185,83 @@ impl Zone {
         }
         // One fault for an RRset that is too large, not one for each record beyond.
         faults.dedup_by(|later, earlier| later.kind == earlier.kind);
-        let apex_node = nodes.get(&NameKey::from(&apex));
-        let soa = apex_node.and_then(|node| node.set(SOA)).cloned();
+        let apex_node = nodes.get(&NameKey::from(&apex)).cloned();
+        let soa = apex_node.as_ref().and_then(|node| node.set(SOA)).cloned();
         if soa.is_none() {
             faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoSoa(apex.clone()) });
         }
-        if apex_node.is_none_or(|node| node.set(NS).is_none()) {
+        if apex_node.as_ref().is_none_or(|node| node.set(NS).is_none()) {
             faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoNs(apex.clone()) });
         }
         faults.extend(missing_glue(&apex, &nodes));
         let has_cuts = nodes.values().any(|node| node.owner != apex && node.set(NS).is_some());
         let numbers = soa.as_ref().and_then(|soa| rdata::soa_numbers(soa.data.first()?));
-        match (soa, numbers) {
-            (Some(soa), Some((serial, minimum))) if faults.is_empty() => Ok(Self {
+        match (soa.zip(apex_node), numbers) {
+            (Some((soa, apex_node)), Some((serial, minimum))) if faults.is_empty() => Ok(Self {
                 apex_labels: apex.label_count(),
                 apex,
                 serial,
                 negative_ttl: soa.ttl.min(minimum),
                 soa,
-                nodes,
+                apex_node,
+                nodes: Arc::new(nodes),
                 has_cuts,
+                transfer: Acl::default(),
+                history: History::default(),
             }),
             (Some(_) | None, Some(_) | None) => Err(faults),
         }
+    }
+
+    /// The zone with those who may transfer it; nobody otherwise.
+    #[must_use]
+    pub fn with_transfer(self, transfer: Acl) -> Self {
+        Self { transfer, ..self }
+    }
+
+    /// The zone with that serial, and without a history.
+    #[must_use]
+    pub fn with_serial(mut self, serial: u32) -> Self {
+        self.set_serial(serial);
+        self.history = History::default();
+        self
+    }
+
+    /// These static records with the serial and the history of the zone in whose place they come.
+    pub(super) fn continuing(&self, before: &Self) -> Self {
+        let mut next = Self { history: before.history.clone(), ..self.clone() };
+        next.set_serial(before.serial);
+        next
+    }
+
+    /// The zone at its next serial (RFC 1982 §3.1), to which that difference led. Nothing is copied but the apex
+    /// and the list of what is kept of the history; without anybody who may transfer the zone there is none.
+    pub(super) fn advanced(&self, removed: Vec<Record>, added: Vec<Record>) -> Self {
+        let mut next = self.clone();
+        next.set_serial(serial_after(self.serial));
+        if !self.transfer.is_nobody() {
+            let (from, to) = ((self.serial, self.soa.clone()), (next.serial, next.soa.clone()));
+            next.history = self.history.with(Difference { from, to, removed, added });
+        }
+        next
+    }
+
+    fn set_serial(&mut self, serial: u32) {
+        self.serial = serial;
+        for data in &mut self.soa.data {
+            rdata::set_soa_serial(data, serial);
+        }
+        self.apex_node.sets.insert(SOA, self.soa.clone());
+    }
+
+    /// What the last serials changed.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Who may transfer it.
+    pub fn transfer(&self) -> &Acl {
+        &self.transfer
     }
 
     /// The zone's name.
@@ -227,7 +291,8 @@ impl Zone {
 
     /// Every name with records.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values()
+        // The apex's key is a prefix of all others, so the apex is the first.
+        std::iter::once(&self.apex_node).chain(self.nodes.values().skip(1))
     }
 
     /// The records of that name.
@@ -236,7 +301,8 @@ impl Zone {
     }
 
     pub(crate) fn node_at(&self, key: &[u8]) -> Option<&Node> {
-        self.nodes.get(key)
+        let node = self.nodes.get(key)?;
+        Some(if node.owner == self.apex { &self.apex_node } else { node })
     }
 
     /// Every name below the apex that is delegated away.
@@ -335,6 +401,17 @@ fn missing_glue(apex: &DomainName, nodes: &BTreeMap<NameKey, Node>) -> Vec<ZoneF
         }
     }
     faults
+}
+
+/// The serial that follows: one more, and never 0, which some take for "none".
+pub fn serial_after(serial: u32) -> u32 {
+    serial.wrapping_add(1).max(1)
+}
+
+/// Whether a serial is newer than another (RFC 1982 §3.2). Of two that are half the circle apart neither is.
+pub fn is_newer_serial(serial: u32, than: u32) -> bool {
+    let ahead = serial.wrapping_sub(than);
+    ahead != 0 && ahead < 1 << 31
 }
 
 /// What a zone without a file has at its apex.

@@ -60,6 +60,7 @@ fn any_service() -> impl Strategy<Value = ServiceView> {
             answer: if hold { AnswerPolicy::Hold } else { AnswerPolicy::Immediate },
             hold_ms_max: 800,
             ttl_s: 60,
+            ttl_published_s: 5,
             holds_until: (holds_s > 10).then(|| NOW.plus_ms(holds_s * 1_000)),
             counter: 5,
             refused: refused.map(|ms| {
@@ -197,7 +198,7 @@ proptest! {
             let cookie = asked.upper.then_some([7; COOKIE_BYTES]);
             let Some(length) = write(&view, &packet, &head, &found, now_s, cookie, &mut fast) else { continue };
             let mut general = Vec::new();
-            let at = Setting { view: &view, now: NOW, judge: None };
+            let at = Setting { view: &view, now: NOW, judge: None, keys: None };
             let from = Origin { cookie, ..Origin::new((peer, 1).into(), Transport::Udp) };
             let outcome = respond(&at, &packet, &from, &mut general);
             prop_assert_eq!(said(&fast[..length]), said(&general), "{:?}", asked);

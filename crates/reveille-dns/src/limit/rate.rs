@@ -39,6 +39,7 @@ impl Kind {
             | Rcode::ServFail
             | Rcode::NotImp
             | Rcode::Refused
+            | Rcode::NotAuth
             | Rcode::BadVers
             | Rcode::BadCookie => Self::Error,
         }

@@ -1,10 +1,12 @@
 //! Messages: questions are parsed in place, answers are built with the `domain` crate.
 
 mod cookie;
+mod pack;
 mod query;
 mod write;
 
 pub use cookie::{COOKIE_BYTES, ClientCookie, Cookie, OPTION_COOKIE, ServerPart};
+pub(crate) use pack::Packer;
 pub(crate) use query::OPTION_SUBNET;
 pub use query::{Edns, Header, Query, Subnet, Unreadable};
 pub use write::{Envelope, UDP_PAYLOAD_MAX, Written, write_error, write_reply, write_truncated};

@@ -8,6 +8,8 @@ use reveille_core::answer::{Network, Question, QuestionName, Rcode, rdata};
 
 use super::cookie::{Cookie, OPTION_COOKIE};
 
+use crate::tsig::{self, Signature};
+
 /// Length of the header (RFC 1035 §4.1.1).
 const HEADER_BYTES: usize = 12;
 /// Most records beside the question; a question has an OPT, perhaps a SOA (IXFR) and a signature.
@@ -35,6 +37,10 @@ pub struct Query {
     pub question: Question,
     /// OPT, if there is one.
     pub edns: Option<Edns>,
+    /// The transaction signature, not verified yet; boxed because nearly no question has one.
+    pub signature: Option<Box<Signature>>,
+    /// Serial of a SOA in the authority section: what whoever asks for IXFR has (RFC 1995 §3).
+    pub soa_serial: Option<u32>,
 }
 
 /// What an OPT record says (RFC 6891).
@@ -95,11 +101,11 @@ impl Query {
             return Err(malformed);
         }
         let question = cursor.question().ok_or(malformed)?;
-        let edns = cursor.records(&counts).ok_or(malformed)?;
+        let Trailer { edns, signature, soa_serial } = cursor.records(&counts).ok_or(malformed)?;
         if cursor.at != packet.len() {
             return Err(malformed);
         }
-        Ok(Self { header, question, edns })
+        Ok(Self { header, question, edns, signature, soa_serial })
     }
 }
 
@@ -168,6 +174,14 @@ struct Counts {
     other: usize,
 }
 
+/// What is kept of the records beside the question.
+#[derive(Default)]
+struct Trailer {
+    edns: Option<Edns>,
+    signature: Option<Box<Signature>>,
+    soa_serial: Option<u32>,
+}
+
 /// A place in a packet. Every step checks the length; `None` is malformed.
 struct Cursor<'p> {
     packet: &'p [u8],
@@ -206,11 +220,16 @@ impl<'p> Cursor<'p> {
         Some(Question { name, qtype: self.number()?, qclass: self.number()? })
     }
 
-    /// Steps over the records of all sections; gives the OPT, of which there may be one (RFC 6891 §6.1.1).
-    fn records(&mut self, counts: &Counts) -> Option<Option<Edns>> {
-        let mut edns = None;
+    /// Steps over the records of all sections; gives the OPT, of which there may be one (RFC 6891 §6.1.1), and the
+    /// signature, which must be the last record of all (RFC 8945 §5.1).
+    fn records(&mut self, counts: &Counts) -> Option<Trailer> {
+        let mut trailer = Trailer::default();
         for (section, &count) in counts.sections.iter().enumerate() {
             for _ in 0..count {
+                if trailer.signature.is_some() {
+                    return None;
+                }
+                let start = self.at;
                 let is_root = self.skip_name()?;
                 let rtype = self.number()?;
                 let class = self.number()?;
@@ -218,14 +237,31 @@ impl<'p> Cursor<'p> {
                 let length = self.number()?;
                 let data = self.take(length.into())?;
                 if rtype == rdata::OPT {
-                    if section != 2 || !is_root || edns.is_some() {
+                    if section != 2 || !is_root || trailer.edns.is_some() {
                         return None;
                     }
-                    edns = Some(Edns::parse(class, ttl, data)?);
+                    trailer.edns = Some(Edns::parse(class, ttl, data)?);
+                } else if rtype == tsig::TSIG {
+                    let data = self.at - data.len()..self.at;
+                    let read =
+                        (section == 2).then(|| Signature::parse(self.packet, start, class, ttl, data))?;
+                    trailer.signature = Some(Box::new(read?));
+                } else if rtype == rdata::SOA && section == 1 {
+                    trailer.soa_serial = self.soa_serial(data.len());
                 }
             }
         }
-        Some(edns)
+        Some(trailer)
+    }
+
+    /// The serial in the SOA data of that length that ends here.
+    fn soa_serial(&self, length: usize) -> Option<u32> {
+        let mut data = Cursor { packet: self.packet.get(..self.at)?, at: self.at.checked_sub(length)? };
+        data.skip_name()?;
+        data.skip_name()?;
+        let numbers: &[u8; 20] = data.take(20)?.try_into().ok()?;
+        let [a, b, c, d, ..] = *numbers;
+        (data.at == self.at).then_some(u32::from_be_bytes([a, b, c, d]))
     }
 
     /// Steps over a name, which may end in a pointer to an earlier place; tells whether it is the root.

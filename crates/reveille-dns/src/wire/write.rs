@@ -49,12 +49,17 @@ pub struct Envelope {
     pub over_udp: bool,
     /// Data of the COOKIE option; it goes out only to who sent an OPT.
     pub cookie: Option<[u8; COOKIE_BYTES]>,
+    /// Bytes of the limit that are left for a signature.
+    pub signature_bytes: usize,
 }
 
 /// Writes the answer to a readable question into `out`, replacing what is there.
 pub fn write_reply(query: &Query, reply: &Reply<'_>, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
-    let limit = size_limit(query.edns.as_ref(), envelope.over_udp);
-    let written = try_write(query, reply, envelope.cookie, limit, out);
+    let limit = size_limit(query.edns.as_ref(), envelope.over_udp).saturating_sub(envelope.signature_bytes);
+    let written = try_write(query, reply, envelope.cookie, limit, out).or_else(|_| {
+        // Beside the longest name and a signature there may be no room for the extended error.
+        try_write(query, &Reply { ede: None, ..reply.clone() }, envelope.cookie, limit, out)
+    });
     written.unwrap_or_else(|_| {
         // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
         write_error(query.header, Rcode::ServFail, out)
@@ -104,7 +109,8 @@ fn try_write(
         MessageBuilder::from_target(StaticCompressor::new(out)).map_err(|_| PushError::ShortBuf)?;
     let opt =
         query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, cookie });
-    let records_limit = limit - opt.as_ref().map_or(0, Opt::bytes_max);
+    let opt_bytes = opt.as_ref().map_or(0, Opt::bytes_max);
+    let records_limit = limit.checked_sub(opt_bytes).ok_or(PushError::ShortBuf)?;
     message.set_push_limit(records_limit);
     let header = message.header_mut();
     header.set_id(query.header.id);
@@ -211,26 +217,25 @@ impl RecordData for WireData<'_> {
     }
 }
 
-impl WireData<'_> {
-    /// Bytes before the names, and how many names; `None` if the data is to be copied as it is.
-    fn compressible(&self) -> Option<(usize, usize)> {
-        match self.rtype {
-            rdata::NS | rdata::CNAME | rdata::PTR | rdata::SOA | rdata::MX => rdata::names_at(self.rtype),
-            _ => None,
-        }
+/// Where names that may be compressed stand in the data of a type: bytes before them, and how many; `None` if the
+/// data is to be copied as it is.
+pub(super) const fn compressible(rtype: u16) -> Option<(usize, usize)> {
+    match rtype {
+        rdata::NS | rdata::CNAME | rdata::PTR | rdata::SOA | rdata::MX => rdata::names_at(rtype),
+        _ => None,
     }
 }
 
 impl ComposeRecordData for WireData<'_> {
     fn rdlen(&self, compress: bool) -> Option<u16> {
-        if compress && self.compressible().is_some() {
+        if compress && compressible(self.rtype).is_some() {
             return None;
         }
         u16::try_from(self.data.len()).ok()
     }
 
     fn compose_rdata<T: Composer + ?Sized>(&self, target: &mut T) -> Result<(), T::AppendError> {
-        let Some((before, names)) = self.compressible() else { return target.append_slice(self.data) };
+        let Some((before, names)) = compressible(self.rtype) else { return target.append_slice(self.data) };
         let (numbers, mut rest) = self.data.split_at_checked(before).unwrap_or((self.data, &[]));
         target.append_slice(numbers)?;
         for _ in 0..names {

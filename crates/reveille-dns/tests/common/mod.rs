@@ -103,7 +103,11 @@ impl World {
         let view = View::new(1, Zones::new([Arc::new(zone())]), services.map(Arc::new), monitors);
         Self::serving(
             view,
-            &DnsConfig { listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))], udp_threads: 2, gate: None },
+            &DnsConfig {
+                listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))],
+                udp_threads: 2,
+                ..DnsConfig::default()
+            },
         )
     }
 

@@ -379,7 +379,14 @@ fn bench_config(
     // A pool of its own, so that it runs beside another daemon of this host.
     let third = std::process::id() % 256;
     bench.relay.pool = format!("127.127.{third}.0/24");
-    bench.zone = vec![Zone { name: "bench.test".parse()?, file: None, ns: None, ns_address: None }];
+    bench.zone = vec![Zone {
+        name: "bench.test".parse()?,
+        file: None,
+        ns: None,
+        ns_address: None,
+        transfer: Vec::new(),
+        notify: Vec::new(),
+    }];
     for (label, rest) in [("local", Rung::Local), ("armed", Rung::Armed)] {
         let spec = serde_json::json!({
             "name": format!("{label}.bench.test"),

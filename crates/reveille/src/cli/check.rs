@@ -1,4 +1,4 @@
-//! `reveille check`: every fault of a config file, and of the zone files that it names.
+//! `reveille check`: every fault of a config file, and of the zone and key files that it names.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     if faults.is_empty() {
-        faults = serve::zone_faults(&config);
+        faults = serve::file_faults(&config);
     }
     let report = Report {
         file: path.display().to_string(),

@@ -2,6 +2,7 @@
 
 mod faults;
 mod overlay;
+mod secondaries;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use reveille_dns::limit::GateConfig;
 use serde::{Deserialize, Serialize};
 
 pub use faults::ConfigError;
+pub use secondaries::{notify, status_acl, transfer_acl};
 
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -36,6 +38,8 @@ pub struct Config {
     pub qemu: Qemu,
     /// What services have unless they say otherwise.
     pub policy: Policy,
+    /// TSIG keys that zones and `dns.status_keys` refer to.
+    pub key: Vec<Key>,
     /// The zones that are served.
     pub zone: Vec<Zone>,
     /// The services that are declared here; others are added through the API.
@@ -76,6 +80,8 @@ pub struct Dns {
     pub udp_threads: usize,
     /// Networks that may ask for `_vmstate`.
     pub status_allow: Vec<String>,
+    /// TSIG keys with which `_vmstate` may be asked for from anywhere.
+    pub status_keys: Vec<DomainName>,
 }
 
 /// `[api]`
@@ -130,6 +136,42 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// `[[key]]`: a secret that is shared with another host (TSIG, RFC 8945).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Its name, the same on both sides.
+    pub name: DomainName,
+    /// How messages are signed; default what the file says, or `hmac-sha256`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<String>,
+    /// The file with the secret: base64, or as `tsig-keygen` writes it. Readable by its owner alone.
+    pub file: PathBuf,
+}
+
+/// One entry of `zone.transfer`: who may transfer the zone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferTo {
+    /// From these networks; from anywhere if none is given, but a key then has to be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// And, if given, signed with this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<DomainName>,
+}
+
+/// One entry of `zone.notify`: a secondary that is told of each new serial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notify {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The key that it is told with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<DomainName>,
+}
+
 /// `[[zone]]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -145,6 +187,12 @@ pub struct Zone {
     /// Its address; default the first address of `dns.listen`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_address: Option<IpAddr>,
+    /// Who may transfer it; nobody by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfer: Vec<TransferTo>,
+    /// Who is told of each new serial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<Notify>,
 }
 
 impl Default for Daemon {
@@ -159,6 +207,7 @@ impl Default for Dns {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5300))],
             udp_threads: 0,
             status_allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
+            status_keys: Vec::new(),
         }
     }
 }
@@ -203,6 +252,9 @@ impl Config {
         for zone in &mut config.zone {
             zone.file = zone.file.take().map(|file| below(base, &file));
         }
+        for key in &mut config.key {
+            key.file = below(base, &key.file);
+        }
         Ok(config)
     }
 
@@ -245,6 +297,7 @@ impl Config {
         }
         faults.extend(self.network_faults());
         faults.extend(prefixed("gate", self.gate.faults()));
+        faults.extend(secondaries::faults(self));
         faults.extend(prefixed("policy", self.policy.faults()));
         faults.extend(self.zone_and_service_faults());
         faults

@@ -31,9 +31,11 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "host" => config.host = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
+            "key" => config.key = entries(&key, value, &key_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, gate, api, relay, host, qemu, policy, [[zone]] or [[service]]";
+                let known =
+                    "daemon, dns, gate, api, relay, host, qemu, policy, [[key]], [[zone]] or [[service]]";
                 f.push(SpecFault::new(&key, quoted(&value), known));
             }
         }
@@ -113,6 +115,18 @@ struct Base {
 fn zone_base() -> Base {
     let table = Table::from_iter([("name".to_owned(), Value::from("zone.invalid"))]);
     Base { table, policy: Table::new(), required: &[("name", "the zone's name, such as \"vm.test\"")] }
+}
+
+fn key_base() -> Base {
+    let table = Table::from_iter([
+        ("name".to_owned(), Value::from("key.invalid")),
+        ("file".to_owned(), Value::from("key")),
+    ]);
+    let required = &[
+        ("name", "the key's name, such as \"secondary.vm.test\""),
+        ("file", "the file with the secret, made such as by `tsig-keygen NAME >FILE`"),
+    ];
+    Base { table, policy: Table::new(), required }
 }
 
 fn service_base(policy: &Policy) -> Base {

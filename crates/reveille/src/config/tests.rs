@@ -16,7 +16,7 @@ fn the_file_of_defaults_says_what_the_code_does() {
 
 #[test]
 fn the_examples_in_it_are_valid_and_name_every_key() {
-    let start = DEFAULTS.find("# [[zone]]").unwrap();
+    let start = DEFAULTS.find("# [[key]]").unwrap();
     let examples: String = DEFAULTS[start..]
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
@@ -28,7 +28,11 @@ fn the_examples_in_it_are_valid_and_name_every_key() {
     for key in service.keys() {
         assert!(examples.contains(&format!("\n{key} = ")), "{key} has no example");
     }
-    assert_eq!((config.zone.len(), config.service.len()), (1, 1));
+    let zone = toml::Table::try_from(&config.zone[0]).unwrap();
+    for key in zone.keys() {
+        assert!(examples.contains(&format!("\n{key} = ")), "{key} has no example");
+    }
+    assert_eq!((config.key.len(), config.zone.len(), config.service.len()), (1, 1, 1));
 }
 
 #[test]
@@ -82,6 +86,41 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");
     assert_eq!(message.matches("policy.idle_ms").count(), 1, "told where it stands: {message}");
+}
+
+#[test]
+fn keys_and_who_may_have_a_zone_are_checked_together() {
+    let text = r#"
+        [dns]
+        status_keys = ["monitor.test"]
+        [[key]]
+        name = "xfr.test"
+        algorithm = "hmac-md5"
+        file = "xfr.key"
+        [[key]]
+        name = "xfr.test"
+        file = "xfr.key"
+        [[key]]
+        name = "fileless.test"
+        [[zone]]
+        name = "vm.test"
+        transfer = [{ networks = ["192.0.2.1/24"] }, { key = "xfer.test" }, {}]
+        notify = [{ address = "127.0.0.1:0" }, { address = "127.0.0.1:53", key = "no.test" }]
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "key \"xfr.test\".algorithm = hmac-md5\n      allowed: hmac-sha256, hmac-sha384, hmac-sha512",
+        "key \"xfr.test\".name = xfr.test\n      allowed: each key once",
+        "key \"fileless.test\".file = (absent)",
+        "dns.status_keys = monitor.test\n      allowed: the name of a [[key]]: xfr.test",
+        "zone \"vm.test\".transfer.key = xfer.test\n      allowed: the name of a [[key]]: xfr.test",
+        "zone \"vm.test\".transfer.networks = 192.0.2.1/24",
+        "zone \"vm.test\".transfer = {}",
+        "zone \"vm.test\".notify.key = no.test",
+        "zone \"vm.test\".notify.address = 127.0.0.1:0",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
 }
 
 #[test]

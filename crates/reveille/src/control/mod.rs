@@ -16,6 +16,7 @@ pub mod executor;
 mod publish;
 pub mod ready;
 mod run;
+mod serials;
 pub mod startup;
 mod stop;
 mod wakes;
@@ -28,6 +29,7 @@ use reveille_core::model::{InstanceId, Report, Stage};
 pub use commands::{Command, Remote};
 pub use publish::Publisher;
 pub use run::{Control, Inputs, Parts};
+pub use serials::Serials;
 pub use stop::stop;
 
 /// Reports and commands that may wait for the control loop. Whoever sends more waits.

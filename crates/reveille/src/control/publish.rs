@@ -11,10 +11,17 @@ use reveille_dns::observe::Counters;
 use reveille_net::Relay;
 use tokio::sync::watch;
 
+use super::serials::Serials;
+
 /// Replaced views that are kept until no reader can be in them, so that none of them has to take one apart.
 const RETIRED_VIEWS_MAX: usize = 8;
 /// A counter whose service is gone is given to another one only after this time, when who reads it has seen its end.
 const COUNTER_REST_MS: u64 = 60_000;
+/// Pause before a change that waits for a serial is looked at again, in milliseconds.
+const SERIAL_PAUSE_MS: u64 = 50;
+
+/// An instance, its service, and what is to be seen of that; `None`: nothing any more.
+type Look = (InstanceId, DomainName, Option<Arc<ServiceView>>);
 
 /// Writes views and gates.
 pub struct Publisher {
@@ -26,6 +33,10 @@ pub struct Publisher {
     reopen: BTreeSet<(Timestamp, InstanceId)>,
     numbers: Numbers,
     retired: VecDeque<Arc<View>>,
+    serials: Serials,
+    /// Instances that wait for a serial with which their zone may be published, and when to look again.
+    without_serial: BTreeMap<InstanceId, DomainName>,
+    look_again: Option<Timestamp>,
 }
 
 /// Which counter belongs to which instance.
@@ -75,7 +86,12 @@ impl Numbers {
 
 impl Publisher {
     /// A publisher into `view`, announcing each generation.
-    pub fn new(view: Arc<ArcSwap<View>>, generation: watch::Sender<u64>, relay: Relay) -> Self {
+    pub fn new(
+        view: Arc<ArcSwap<View>>,
+        generation: watch::Sender<u64>,
+        relay: Relay,
+        serials: Serials,
+    ) -> Self {
         Self {
             view,
             generation,
@@ -84,6 +100,9 @@ impl Publisher {
             reopen: BTreeSet::new(),
             numbers: Numbers::default(),
             retired: VecDeque::new(),
+            serials,
+            without_serial: BTreeMap::new(),
+            look_again: None,
         }
     }
 
@@ -101,6 +120,18 @@ impl Publisher {
         std::mem::replace(&mut given.questions, questions) != questions
     }
 
+    /// Makes every instance visible for the first time: nobody has seen another content of the zones yet, so their
+    /// serials stay.
+    pub fn begin(&mut self, fleet: &Fleet, now: Timestamp) {
+        let everything = fleet.instances().map(|instance| instance.id).collect();
+        let services = self.look(fleet, everything, &BTreeMap::new(), now);
+        let before = self.view.load();
+        let next = before.generation + 1;
+        let services = services.into_iter().map(|(_, name, seen)| (name, seen));
+        self.view.store(Arc::new(before.with(next, services)));
+        self.generation.send_replace(next);
+    }
+
     /// Makes the `changed` instances visible: gates first, so that nobody is answered with an address whose gate
     /// does not know yet.
     pub fn publish(&mut self, fleet: &Fleet, mut changed: BTreeSet<InstanceId>, now: Timestamp) {
@@ -110,11 +141,38 @@ impl Publisher {
             self.reopen.remove(&(due, id));
             changed.insert(id);
         }
+        let waiting = std::mem::take(&mut self.without_serial);
+        changed.extend(waiting.keys());
         if changed.is_empty() {
             return;
         }
-        let mut services = Vec::with_capacity(changed.len());
-        for id in changed {
+        let before = self.view.load_full();
+        let mut services = self.look(fleet, changed, &waiting, now);
+        services.retain(|(id, name, seen)| {
+            let publishable = self.has_serial_for(&before, name, seen.as_deref());
+            if !publishable {
+                self.without_serial.insert(*id, name.clone());
+            }
+            publishable
+        });
+        self.look_again = (!self.without_serial.is_empty()).then(|| now.plus_ms(SERIAL_PAUSE_MS));
+        let next = before.generation + 1;
+        let services = services.into_iter().map(|(_, name, seen)| (name, seen));
+        self.view.store(Arc::new(before.advanced(next, services, [])));
+        self.generation.send_replace(next);
+        self.retire(before);
+    }
+
+    /// What is to be seen of the services of these instances by now. Their gates are set.
+    fn look(
+        &mut self,
+        fleet: &Fleet,
+        instances: BTreeSet<InstanceId>,
+        waiting: &BTreeMap<InstanceId, DomainName>,
+        now: Timestamp,
+    ) -> Vec<Look> {
+        let mut looks = Vec::with_capacity(instances.len());
+        for id in instances {
             let known =
                 fleet.instance(id).and_then(|instance| Some((instance, fleet.service(&instance.service)?)));
             match known {
@@ -125,21 +183,19 @@ impl Publisher {
                     }
                     let counter = self.numbers.of(id, now);
                     let seen = seen(instance, service, counter, now);
-                    services.push((instance.service.clone(), Some(Arc::new(seen))));
+                    looks.push((id, instance.service.clone(), Some(Arc::new(seen))));
                 }
                 None => {
                     self.numbers.give_back(id, now);
-                    if let Some((service, _)) = self.gates.remove(&id) {
-                        services.push((service, None));
-                    }
+                    let gone = self.gates.remove(&id).map(|(service, _)| service);
+                    let gone = gone.or_else(|| waiting.get(&id).cloned());
+                    // A new service may have the name by now.
+                    let gone = gone.filter(|service| fleet.service(service).is_none());
+                    looks.extend(gone.map(|service| (id, service, None)));
                 }
             }
         }
-        let before = self.view.load_full();
-        let next = before.generation + 1;
-        self.view.store(Arc::new(before.with(next, services)));
-        self.generation.send_replace(next);
-        self.retire(before);
+        looks
     }
 
     /// Drops views that nobody reads any more; here, and not where the last reader happens to be.
@@ -152,9 +208,21 @@ impl Publisher {
         }
     }
 
+    /// Whether the service may become visible: without a new serial if others see no difference, or with one.
+    fn has_serial_for(&self, view: &View, name: &DomainName, after: Option<&ServiceView>) -> bool {
+        let same = match (view.service(name), after) {
+            (Some(before), Some(after)) => before.is_same_content(after),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        let zone = view.zones().find_of(name).and_then(|index| view.zones().at(index));
+        same || zone.is_none_or(|zone| self.serials.may_advance(zone))
+    }
+
     /// When something is to be published although nothing happened.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.reopen.first().map(|(due, _)| *due)
+        let reopen = self.reopen.first().map(|(due, _)| *due);
+        [reopen, self.look_again].into_iter().flatten().min()
     }
 
     fn set_gate(&mut self, id: InstanceId, service: &DomainName, gate: Gate) {
@@ -209,6 +277,7 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
         answer: policy.answer,
         hold_ms_max: u32::try_from(policy.hold_ms_max).unwrap_or(u32::MAX),
         ttl_s: if stable { policy.ttl_awake_s } else { policy.ttl_asleep_s },
+        ttl_published_s: policy.ttl_asleep_s,
         holds_until,
         counter,
         refused,

@@ -69,6 +69,7 @@ impl Serve {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
             udp_threads: 1,
             gate: Some(Arc::new(gate(clock.now())?)),
+            ..DnsConfig::default()
         };
         let now = Arc::new(move || clock.now());
         let mut server = DnsServer::bind(&config, Arc::clone(&shared), generations, wakes, now)?;
