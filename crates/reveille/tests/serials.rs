@@ -27,6 +27,8 @@ impl Running {
             .args(["--pdeathsig", "KILL"])
             .args(command)
             .env("XDG_RUNTIME_DIR", dir)
+            // Where servers are, which is not in everybody's path.
+            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
             .env("REVEILLE_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,10 +1,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use domain::base::{Message, MessageBuilder, Name, ParsedRecord, Rtype, Serial};
 use domain::rdata::tsig::Time48;
 use domain::rdata::{AllRecordData, Soa};
 use domain::tsig as other;
+use proptest::prelude::*;
 use reveille_core::answer::{
     Acl, AclEntry, Network, Rcode, Record, ServiceView, View, Zone, ZoneDefaults, Zones, rdata,
 };
@@ -272,4 +273,66 @@ fn a_client_that_leaves_ends_the_writing() {
     assert!(written.is_err() && taken == 3);
     // What was written in case that it cannot begin.
     assert_eq!(out[3] & 0xf, 2);
+}
+
+/// A question for a transfer, damaged before it is signed, after it, or not at all.
+fn any_packet() -> impl Strategy<Value = Vec<u8>> {
+    let damage = || prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    let cut = prop::option::weighted(0.2, any::<prop::sample::Index>());
+    let qtype = prop::sample::select(vec![Rtype::AXFR, Rtype::IXFR]);
+    let serial = prop::option::of(0..5u32);
+    (qtype, serial, damage(), damage(), any::<bool>(), cut).prop_map(
+        |(qtype, serial, before, after, signed, cut)| {
+            let harm = |packet: &mut Vec<u8>, damage: &[(prop::sample::Index, u8)]| {
+                for (place, byte) in damage {
+                    let place = place.index(packet.len());
+                    packet[place] = *byte;
+                }
+            };
+            let mut packet = question("vm.test", qtype, serial).finish();
+            harm(&mut packet, &before);
+            let keys = keys();
+            if signed {
+                keys.sign_request(keys.key(&name("xfr.key.test")).unwrap(), &mut packet);
+            }
+            harm(&mut packet, &after);
+            packet.truncate(cut.map_or(packet.len(), |cut| cut.index(packet.len())));
+            packet
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn damaged_questions_for_a_zone_do_no_harm(packet in any_packet(), over_tcp: bool, at_home: bool) {
+        static VIEW: LazyLock<View> = LazyLock::new(|| changed(&changed(&view(40), [7, 8], 1_000), [7], 2_000));
+        let peer = SocketAddr::from((if at_home { HOME.peer } else { AWAY.peer }, 4242));
+        let transport = if over_tcp { Transport::Tcp } else { Transport::Udp };
+        let (mut out, keys) = (Vec::new(), keys());
+        let at = Setting { view: &VIEW, now: Timestamp::from_ms(0), judge: None, keys: Some(&keys) };
+        let outcome = respond(&at, &packet, &Origin::new(peer, transport), &mut out);
+        prop_assert_eq!(outcome.written.is_some(), !out.is_empty());
+        let mut messages = vec![out];
+        if let Some(transfer) = outcome.transfer {
+            prop_assert!(over_tcp && (at_home || transfer.exchange.is_some()), "only to whom the zone is allowed");
+            messages.clear();
+            let written = write(&VIEW, *transfer, |message| {
+                messages.push(message);
+                true
+            });
+            prop_assert!(written.is_ok());
+        }
+        for message in messages.iter().filter(|message| !message.is_empty()) {
+            prop_assert!(hickory_proto::op::Message::from_vec(message).is_ok());
+        }
+    }
+
+    #[test]
+    fn noise_is_no_answer_to_us(packet in any_packet()) {
+        let keys = keys();
+        let mut request = question("vm.test", Rtype::SOA, None).finish();
+        let mut exchange = keys.sign_request(keys.key(&name("xfr.key.test")).unwrap(), &mut request);
+        prop_assert!(exchange.check_answer(&packet).is_err());
+    }
 }

@@ -122,6 +122,8 @@ impl Secondary {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", program])
             .args(arguments)
+            // Where servers are, which is not in everybody's path.
+            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
