@@ -172,6 +172,7 @@ fn bind_nsd_and_knot_follow_a_thousand_changes_and_agree() {
         };
         publish(&world, vec![change]);
         changes += u32::from(serial(&world) != before);
+        // Slowly enough that the secondaries follow in many steps.
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(serial(&world), 1 + CHANGES);
