@@ -18,6 +18,7 @@ pub mod limit;
 pub mod observe;
 mod respond;
 mod server;
+pub mod sign;
 mod tally;
 mod tcp;
 mod transfer;

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
-use reveille_core::answer::{Asker, Ede, Rcode, Reply, ServiceView, Slot, View, answer, rdata};
+use reveille_core::answer::{
+    Asked, Asker, Ede, Rcode, Reply, ServiceView, Slot, View, Zone, answer, rdata,
+};
 use reveille_core::model::Timestamp;
 
-use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict};
+use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};
 use crate::transfer::{Transfer, judge as judge_transfer};
 use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
@@ -155,8 +157,9 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     };
     let over_udp = from.transport == Transport::Udp;
     let envelope = Envelope { over_udp, cookie, signature_bytes: signing.bytes_max(&query) };
+    let reply = if truncated { reply } else { with_dnssec(reply, &query, from.transport, client, at.now) };
     let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
-    if truncated {
+    if truncated || reply.truncate {
         // Whoever comes again over TCP wakes then.
         let written = Some(write_truncated(&query, &reply, &envelope, out));
         return Outcome { written, counter, signature_refused: signing.sign(&query, out), ..known };
@@ -236,6 +239,27 @@ impl Signing {
         }
         false
     }
+}
+
+/// The reply as the zone's signer makes it, if it has one.
+fn with_dnssec<'v>(
+    reply: Reply<'v>,
+    query: &Query,
+    transport: Transport,
+    client: Option<Client>,
+    now: Timestamp,
+) -> Reply<'v> {
+    let Some(signer) = reply.zone.and_then(Zone::signer) else { return reply };
+    let over_udp = transport == Transport::Udp;
+    let asked = Asked {
+        question: &query.question,
+        dnssec_ok: query.edns.is_some_and(|edns| edns.dnssec_ok),
+        compact_ok: query.edns.is_some_and(|edns| edns.compact_ok),
+        may_truncate: over_udp,
+        proven: !over_udp || client.is_some_and(|client| client.source == Source::Proven),
+        now,
+    };
+    signer.sign(reply, &asked)
 }
 
 /// Answers a packet that cannot be read, or is no question, with an error.

@@ -7,8 +7,9 @@
 
 use super::acl::Asker;
 use super::key::QuestionName;
-use super::rdata::{self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, NS, SOA, TXT};
+use super::rdata::{self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, NS, NSEC, RRSIG, SOA, TXT};
 use super::reply::{Data, Ede, Owner, Rcode, Records, Reply};
+use super::signing::{Denial, Standing};
 use super::view::{ServiceView, View};
 use super::vmstate::{self, VMSTATE_LABEL};
 use super::zone::{Node, RecordSet, Zone};
@@ -45,7 +46,8 @@ pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker<'_>, now: Ti
     if matches!(question.qtype, AXFR | IXFR) {
         return Reply::error(Rcode::Refused, Ede::PROHIBITED, "zone transfers are not offered");
     }
-    let mut lookup = Lookup { view, zone, asker, now, qtype: question.qtype, reply: Reply::empty() };
+    let reply = Reply { zone: Some(zone), ..Reply::empty() };
+    let mut lookup = Lookup { view, zone, asker, now, qtype: question.qtype, reply };
     let Some(mut target) = lookup.resolve(&question.name, Owner::Question) else { return lookup.reply };
     for _ in 1..CNAME_CHAIN_MAX {
         // A malformed target cannot be in a checked zone.
@@ -83,7 +85,7 @@ impl<'v> Lookup<'v, '_> {
             // The parent's side of the cut is authoritative for DS alone (RFC 4035 §3.1.4.1).
             match cut.set(DS) {
                 Some(set) => self.give(owner, DS, set),
-                None => self.no_data(),
+                None => self.no_data(owner, Standing::Cut(Some(cut))),
             }
             return None;
         }
@@ -99,7 +101,9 @@ impl<'v> Lookup<'v, '_> {
             return self.at_node(node, owner);
         }
         if self.exists(name, name.label_count()) {
-            self.no_data();
+            let empty = Standing::Name { node: None, service: None };
+            let is_apex = self.is_apex_of_other(name);
+            self.no_data(owner, if is_apex { Standing::Cut(None) } else { empty });
             return None;
         }
         self.at_wildcard(name, owner)
@@ -108,6 +112,7 @@ impl<'v> Lookup<'v, '_> {
     /// A name that does not exist: a wildcard below its closest encloser may stand for it (RFC 4592).
     fn at_wildcard(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
         let zone = self.zone;
+        self.reply.of_endless_names = true;
         let encloser =
             (zone.apex_labels()..name.label_count()).rev().find(|&labels| self.exists(name, labels));
         let encloser = encloser.unwrap_or(zone.apex_labels());
@@ -121,16 +126,18 @@ impl<'v> Lookup<'v, '_> {
             if let Some(node) = zone.node_at(wildcard.key()) {
                 return self.at_node(node, owner);
             }
-            self.no_data();
+            self.no_data(owner, Standing::Name { node: None, service: None });
         } else {
             self.reply.rcode = Rcode::NxDomain;
-            self.add_soa();
+            self.no_data(owner, Standing::Nothing);
         }
         None
     }
 
     fn at_node(&mut self, node: &'v Node, owner: Owner<'v>) -> Option<&'v [u8]> {
-        if let Some(alias) = node.set(CNAME) {
+        // In a signed zone these two stand beside an alias (RFC 4035 §2.5).
+        let beside_alias = self.zone.signer().is_some() && matches!(self.qtype, NSEC | RRSIG);
+        if let Some(alias) = node.set(CNAME).filter(|_| !beside_alias) {
             self.give(owner, CNAME, alias);
             let follow = self.qtype != CNAME && self.qtype != ANY;
             return alias.data.first().filter(|_| follow).map(|data| &**data);
@@ -141,7 +148,7 @@ impl<'v> Lookup<'v, '_> {
                 self.add_addresses_of_targets(set);
             }
             None if self.qtype == ANY => self.give_stand_in(owner),
-            None => self.no_data(),
+            None => self.no_data(owner, Standing::Name { node: Some(node), service: None }),
         }
         None
     }
@@ -162,7 +169,9 @@ impl<'v> Lookup<'v, '_> {
                 None => None,
             },
         };
-        let Some(data) = address else { return self.no_data() };
+        let Some(data) = address else {
+            return self.no_data(owner, Standing::Name { node: beside, service: Some(service) });
+        };
         if service.phase != Phase::Active {
             if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > self.now) {
                 // Not NXDOMAIN: that would be cached for a name that exists. SERVFAIL is kept for seconds.
@@ -193,7 +202,7 @@ impl<'v> Lookup<'v, '_> {
         } else if self.qtype == ANY {
             self.give_stand_in(owner);
         } else {
-            self.no_data();
+            self.no_data(owner, Standing::VmState);
         }
     }
 
@@ -213,6 +222,13 @@ impl<'v> Lookup<'v, '_> {
         self.view.has_name(name.ancestor_wire(labels)) || self.vmstate_of(name, labels).is_some()
     }
 
+    /// Whether another zone that is served here begins at the name. Only its DS is asked of the zone above.
+    fn is_apex_of_other(&self, name: &QuestionName) -> bool {
+        let other = self.view.zones().of(name);
+        other
+            .is_some_and(|other| !std::ptr::eq(other, self.zone) && other.apex_labels() == name.label_count())
+    }
+
     fn give(&mut self, owner: Owner<'v>, rtype: u16, set: &'v RecordSet) {
         self.reply.answer.push(Records { owner, rtype, ttl: set.ttl, data: Data::Zone(&set.data) });
     }
@@ -223,7 +239,8 @@ impl<'v> Lookup<'v, '_> {
         self.reply.answer.push(Records { owner, rtype: HINFO, ttl: ANY_TTL_S, data });
     }
 
-    fn no_data(&mut self) {
+    fn no_data(&mut self, owner: Owner<'v>, standing: Standing<'v>) {
+        self.reply.denial = Some(Denial { owner, standing });
         self.add_soa();
     }
 
@@ -242,8 +259,9 @@ impl<'v> Lookup<'v, '_> {
         // With aliases in front the answer itself is authoritative still (AA speaks of the first owner, RFC 1035 §4.1.1).
         self.reply.authoritative = !self.reply.answer.is_empty();
         self.reply.glue = true;
+        let owner = Owner::Name(cut.owner().as_wire());
+        self.reply.denial = Some(Denial { owner, standing: Standing::Cut(Some(cut)) });
         if let Some(set) = cut.set(NS) {
-            let owner = Owner::Name(cut.owner().as_wire());
             self.reply.authority.push(Records {
                 owner,
                 rtype: NS,

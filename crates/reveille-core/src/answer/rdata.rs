@@ -28,6 +28,18 @@ pub const DNAME: u16 = 39;
 pub const OPT: u16 = 41;
 /// Delegation signer (RFC 4034).
 pub const DS: u16 = 43;
+/// Signature (RFC 4034).
+pub const RRSIG: u16 = 46;
+/// Denial (RFC 4034).
+pub const NSEC: u16 = 47;
+/// Public key of a zone (RFC 4034).
+pub const DNSKEY: u16 = 48;
+/// Delegation signer as the child wishes it (RFC 7344).
+pub const CDS: u16 = 59;
+/// Public key as the child wishes it delegated (RFC 7344).
+pub const CDNSKEY: u16 = 60;
+/// Mark of a name that does not exist, in denials only (RFC 9824).
+pub const NXNAME: u16 = 128;
 /// Incremental transfer (RFC 1995).
 pub const IXFR: u16 = 251;
 /// Full transfer (RFC 5936).
@@ -131,9 +143,12 @@ pub fn type_word(rtype: u16) -> String {
         SRV => "SRV".into(),
         DNAME => "DNAME".into(),
         DS => "DS".into(),
-        46 => "RRSIG".into(),
-        47 => "NSEC".into(),
-        48 => "DNSKEY".into(),
+        RRSIG => "RRSIG".into(),
+        NSEC => "NSEC".into(),
+        DNSKEY => "DNSKEY".into(),
+        CDS => "CDS".into(),
+        CDNSKEY => "CDNSKEY".into(),
+        NXNAME => "NXNAME".into(),
         50 => "NSEC3".into(),
         51 => "NSEC3PARAM".into(),
         _ => format!("TYPE{rtype}"),

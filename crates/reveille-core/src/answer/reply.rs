@@ -1,8 +1,11 @@
 //! The answer to a question, before it is written into a message.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use super::signing::Denial;
 use super::view::ServiceView;
+use super::zone::Zone;
 
 /// Response code (RFC 1035 §4.1.1, RFC 6891 §6.1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +119,8 @@ pub enum Data<'v> {
     Address6([u8; 16]),
     /// Made for this answer: one record.
     Made(Vec<u8>),
+    /// Shared with other answers, one slice for each record, uncompressed.
+    Shared(Arc<[Box<[u8]>]>),
 }
 
 /// One RRset of a reply, class IN.
@@ -141,6 +146,7 @@ impl Records<'_> {
                 Data::Address(address) => (next == 0).then_some(&address[..]),
                 Data::Address6(address) => (next == 0).then_some(&address[..]),
                 Data::Made(data) => (next == 0).then_some(&data[..]),
+                Data::Shared(set) => set.get(next).map(|data| &**data),
             };
             next += 1;
             data
@@ -193,6 +199,17 @@ pub struct Reply<'v> {
     pub glue: bool,
     /// Extended error.
     pub ede: Option<Ede<'v>>,
+    /// Nothing is written of the records; the asker is to come back over a stream (TC).
+    pub truncate: bool,
+    /// CO is repeated: the denial may be compact and the code NXDOMAIN all the same (RFC 9824 §5).
+    pub compact: bool,
+    /// The zone that it is from; `None` for errors.
+    pub zone: Option<&'v Zone>,
+    /// Where it ends without the records that were asked for.
+    pub denial: Option<Denial<'v>>,
+    /// A name on the way is in no zone and stands in no list of services: it does not exist, or a wildcard stands
+    /// for it. There are endless such names.
+    pub of_endless_names: bool,
     /// The question asks for this service, which does not run: somebody should wake it.
     pub wake: Option<&'v ServiceView>,
     /// The answer should wait up to this many milliseconds for the service in `wake` (policy `hold`).
@@ -210,6 +227,11 @@ impl<'v> Reply<'v> {
             additional: Section::default(),
             glue: false,
             ede: None,
+            truncate: false,
+            compact: false,
+            zone: None,
+            denial: None,
+            of_endless_names: false,
             wake: None,
             hold_ms_max: None,
         }

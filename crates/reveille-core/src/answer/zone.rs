@@ -8,6 +8,7 @@ use super::acl::Acl;
 use super::content::{Difference, History};
 use super::key::{NameKey, QuestionName};
 use super::rdata::{self, CNAME, NS, SOA};
+use super::signing::Signer;
 use crate::model::DomainName;
 
 /// Most bytes of data that one RRset may have: with its owner it still fits into one message over TCP.
@@ -79,6 +80,7 @@ pub struct Zone {
     transfer: Acl,
     /// What the last serials changed.
     history: History,
+    signer: Option<Signer>,
 }
 
 /// One thing that is wrong with the records of a zone.
@@ -208,9 +210,23 @@ impl Zone {
                 has_cuts,
                 transfer: Acl::default(),
                 history: History::default(),
+                signer: None,
             }),
             (Some(_) | None, Some(_) | None) => Err(faults),
         }
+    }
+
+    /// This zone, signed by `signer`, or unsigned. A zone that takes this one's place must have its signer too:
+    /// validators take nothing unsigned from a zone that its parent says is signed.
+    #[must_use]
+    pub fn with_signer(mut self, signer: Option<Signer>) -> Self {
+        self.signer = signer;
+        self
+    }
+
+    /// Who signs its answers; `None` if nobody does.
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
     }
 
     /// The zone with those who may transfer it; nobody otherwise.
@@ -227,9 +243,11 @@ impl Zone {
         self
     }
 
-    /// These static records with the serial and the history of the zone in whose place they come.
+    /// These static records with the serial and the history of the zone in whose place they come. What was signed
+    /// stays so: its parent may say that it is.
     pub(super) fn continuing(&self, before: &Self) -> Self {
-        let mut next = Self { history: before.history.clone(), ..self.clone() };
+        let signer = self.signer.as_ref().or(before.signer.as_ref()).cloned();
+        let mut next = Self { history: before.history.clone(), signer, ..self.clone() };
         next.set_serial(before.serial);
         next
     }
@@ -371,7 +389,11 @@ fn record_fault(apex: &DomainName, record: &Record) -> Option<ZoneFaultKind> {
     }
     match record.rtype {
         rdata::DNAME => return unserved("write a CNAME for each name instead"),
-        46 | 47 | 48 | 50 | 51 => return unserved("the zone is served unsigned; remove its DNSSEC records"),
+        rdata::RRSIG | rdata::NSEC | rdata::DNSKEY | 50 | 51 | rdata::CDS | rdata::CDNSKEY => {
+            return unserved(
+                "signatures and keys are made here; write the zone unsigned, without its DNSSEC records",
+            );
+        }
         0 | rdata::OPT | 128..=255 => return unserved("it is a type of questions, not of data"),
         _ => {}
     }

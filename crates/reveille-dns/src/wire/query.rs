@@ -52,6 +52,8 @@ pub struct Edns {
     pub payload_bytes: u16,
     /// DO, which an answer repeats (RFC 3225 §3).
     pub dnssec_ok: bool,
+    /// CO: the asker takes a compact denial together with NXDOMAIN (RFC 9824 §5).
+    pub compact_ok: bool,
     /// Client subnet.
     pub subnet: Option<Subnet>,
     /// Cookies of client and server, not judged yet.
@@ -304,6 +306,7 @@ impl Edns {
                 cookie = Some(Cookie::parse(option)?);
             }
         }
-        Some(Self { version, payload_bytes: class, dnssec_ok: flags & 0x80 != 0, subnet, cookie })
+        let (dnssec_ok, compact_ok) = (flags & 0x80 != 0, flags & 0x40 != 0);
+        Some(Self { version, payload_bytes: class, dnssec_ok, compact_ok, subnet, cookie })
     }
 }

@@ -26,6 +26,10 @@ const FLAGS_AT: usize = 2;
 const FLAG_TC: u8 = 0x02;
 /// OPT without options.
 const OPT_BYTES: usize = 11;
+/// Where in it the flags begin: after root, type, class, the rest of the code, version.
+const OPT_FLAGS_AT: usize = 7;
+/// CO (RFC 9824 §5.1).
+const FLAG_COMPACT_OK: u8 = 0x40;
 /// Code and length of an option.
 const OPTION_BYTES: usize = 4;
 /// Type, class, TTL and length of a record.
@@ -134,8 +138,14 @@ fn try_write(
     let message = section.as_builder_mut();
     message.header_mut().set_tc(truncated);
     message.set_push_limit(limit);
+    let opt_at = section.as_slice().len();
     if let Some(opt) = opt {
         opt.write(&mut section)?;
+        // The builder does not know the flag.
+        let flags = section.finish().into_target().get_mut(opt_at + OPT_FLAGS_AT);
+        if let Some(flags) = flags.filter(|_| reply.compact) {
+            *flags |= FLAG_COMPACT_OK;
+        }
     }
     Ok(Written { rcode: reply.rcode, truncated })
 }
