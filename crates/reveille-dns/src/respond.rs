@@ -3,9 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
-use reveille_core::answer::{
-    Asked, Asker, Ede, Rcode, Reply, ServiceView, Slot, View, Zone, answer, rdata,
-};
+use reveille_core::answer::{Asked, Asker, Ede, Rcode, Reply, ServiceView, Slot, View, Zone, answer, rdata};
 use reveille_core::model::Timestamp;
 
 use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};

@@ -14,14 +14,18 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts at the wall time of now.
     pub fn start() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let started_wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
-        Self { started: Instant::now(), started_wall_ms }
+        Self { started: Instant::now(), started_wall_ms: Self::wall().as_ms() }
     }
 
     /// The time now.
     pub fn now(&self) -> Timestamp {
         self.at(Instant::now())
+    }
+
+    /// The time by the host's clock, which jumps when it is set. Only those outside go by it.
+    pub fn wall() -> Timestamp {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_ms(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The time of a monotonic reading.

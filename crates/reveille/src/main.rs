@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 mod config;
 mod control;
+mod keys;
 mod serve;
 
 use std::process::ExitCode;

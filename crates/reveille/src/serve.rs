@@ -104,6 +104,7 @@ struct Daemon {
     control: tokio::task::JoinHandle<()>,
     stop_api: watch::Sender<bool>,
     api: tokio::task::JoinHandle<()>,
+    keys: tokio::task::JoinHandle<()>,
     /// Removed with the daemon.
     _token: TokenFile,
 }
@@ -113,6 +114,8 @@ impl Daemon {
         // First no new clients by name or by API, then the instances; the relay holds who comes in between.
         self.dns.shutdown().await;
         self.stop_api.send_replace(true);
+        // A step that is being written is durable or as if it had not been begun.
+        self.keys.abort();
         let (message, done) = crate::control::stop();
         if self.inbox.send(message).await.is_ok() {
             let _ = done.await;
@@ -165,7 +168,9 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let open_files = raise_open_files().context("cannot raise the limit of open files")?;
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
-    let (view, serials) = first_view(config, Arc::clone(&store), &ceilings).await?;
+    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let (signing, zones) = crate::keys::open(config, &zones, clock.now())?;
+    let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone(), serials);
     publisher.begin(&found.fleet, clock.now());
@@ -218,7 +223,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         };
         reveille_api::serve(listener, Arc::new(remote), access, stop).await;
     });
-    Ok(Daemon { services, dns, inbox, control, stop_api, api, _token: token })
+    let keys = crate::keys::keep(signing, clock);
+    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _token: token })
 }
 
 async fn bind_services(
@@ -263,10 +269,10 @@ async fn tend(gate: Arc<Gate>, clock: Clock) {
 /// The zones without a service yet, at serials that nobody has seen.
 async fn first_view(
     config: &Config,
+    zones: Zones,
     store: Arc<Store>,
     ceilings: &BTreeMap<DomainName, u32>,
 ) -> anyhow::Result<(Arc<ArcSwap<View>>, Serials)> {
-    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
     let (serials, zones) =
         Serials::begin(store, ceilings, zones).await.context("no serials for the zones")?;
     let zones = Zones::new(zones.into_iter().map(Arc::new));

@@ -120,3 +120,120 @@ impl Standing<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::super::rdata::{MX, NSEC, SOA, SRV};
+    use super::super::{Asker, QuestionName, Record, View, Zone, ZoneDefaults, Zones, answer, rdata};
+    use super::*;
+    use crate::model::DomainName;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl SignReplies for Nobody {
+        fn sign<'v>(&self, reply: Reply<'v>, _: &Asked<'_>) -> Reply<'v> {
+            reply
+        }
+    }
+
+    fn name(text: &str) -> DomainName {
+        let label = |label: &str| [&[u8::try_from(label.len()).unwrap()], label.as_bytes()].concat();
+        let wire: Vec<u8> = text.split('.').chain([""]).flat_map(label).collect();
+        DomainName::from_wire(&wire).unwrap()
+    }
+
+    fn zone(apex: &str, records: &[(&str, u16, &[u8])]) -> Zone {
+        let defaults = ZoneDefaults {
+            apex: name(apex),
+            name_servers: vec![(name("ns.elsewhere.test"), vec![])],
+            hostmaster: name("hostmaster.test"),
+            serial: 1,
+            ttl: 60,
+            negative_ttl: 60,
+        };
+        let mut all = defaults.records();
+        all.extend(records.iter().map(|&(owner, rtype, data)| Record {
+            owner: name(owner),
+            rtype,
+            ttl: 60,
+            data: data.to_vec(),
+        }));
+        Zone::new(name(apex), &all).unwrap().with_signer(Some(Signer::new(Arc::new(Nobody))))
+    }
+
+    /// What a reply leaves to be proven: code, name, types that are there, and whether names like it are endless.
+    fn left(view: &View, qname: &str, qtype: u16) -> String {
+        let question = Question { name: QuestionName::from(&name(qname)), qtype, qclass: rdata::CLASS_IN };
+        let asker = Asker { address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let reply = answer(view, &question, asker, Timestamp::from_ms(0));
+        let mut text = reply.rcode.word().to_owned();
+        if reply.of_endless_names {
+            text += " endless";
+        }
+        let Some(denial) = reply.denial else { return text };
+        let owner = match denial.owner {
+            Owner::Question => "@".to_owned(),
+            Owner::Name(wire) => DomainName::from_wire(wire).unwrap().to_string(),
+        };
+        let kind = match denial.standing {
+            Standing::Nothing => "nothing",
+            Standing::Name { .. } => "name",
+            Standing::Cut(_) => "cut",
+            Standing::VmState => "state",
+        };
+        let types: Vec<String> = denial.standing.types().into_iter().map(rdata::type_word).collect();
+        format!("{text} {kind} {owner} [{}]", types.join(" "))
+    }
+
+    #[test]
+    fn a_reply_says_where_it_ends_and_what_is_there() {
+        let alias = |target: &str| name(target).as_wire().to_vec();
+        let zone = zone(
+            "vm.test",
+            &[
+                ("www.vm.test", A, &[192, 0, 2, 1]),
+                ("www.vm.test", MX, &[&[0, 1][..], name("www.vm.test").as_wire()].concat()),
+                ("deep.empty.vm.test", TXT, b"\x01x"),
+                ("alias.vm.test", CNAME, &alias("www.vm.test")),
+                ("gone.vm.test", CNAME, &alias("none.vm.test")),
+                ("cut.vm.test", CNAME, &alias("x.plain.vm.test")),
+                ("*.wild.vm.test", TXT, b"\x01x"),
+                ("*.walias.vm.test", CNAME, &alias("www.vm.test")),
+                ("below.*.went.vm.test", TXT, b"\x01x"),
+                ("plain.vm.test", NS, &alias("ns.elsewhere.test")),
+                ("far.vm.test", NS, &alias("ns.elsewhere.test")),
+                ("far.vm.test", DS, &[0, 1, 13, 2, 0xab]),
+            ],
+        );
+        let child = self::zone("child.vm.test", &[]);
+        let view = View::new(1, Zones::new([zone, child].map(Arc::new)), [], View::default_monitors());
+        for (qname, qtype, expected) in [
+            ("www.vm.test", A, "NOERROR"),
+            ("www.vm.test", AAAA, "NOERROR name @ [A MX]"),
+            ("vm.test", TXT, "NOERROR name @ [NS SOA]"),
+            ("none.vm.test", A, "NXDOMAIN endless nothing @ []"),
+            ("empty.vm.test", A, "NOERROR name @ []"),
+            ("alias.vm.test", SRV, "NOERROR name www.vm.test [A MX]"),
+            // Beside an alias, not behind it.
+            ("alias.vm.test", NSEC, "NOERROR name @ [CNAME]"),
+            ("gone.vm.test", A, "NXDOMAIN endless nothing none.vm.test []"),
+            ("x.wild.vm.test", TXT, "NOERROR endless"),
+            ("x.wild.vm.test", A, "NOERROR endless name @ [TXT]"),
+            ("x.walias.vm.test", A, "NOERROR endless"),
+            ("x.went.vm.test", A, "NOERROR endless name @ []"),
+            ("x.plain.vm.test", A, "NOERROR cut plain.vm.test [NS]"),
+            ("cut.vm.test", A, "NOERROR cut plain.vm.test [NS]"),
+            ("plain.vm.test", DS, "NOERROR cut @ [NS]"),
+            ("x.far.vm.test", A, "NOERROR cut far.vm.test [NS DS]"),
+            ("far.vm.test", DS, "NOERROR"),
+            ("child.vm.test", DS, "NOERROR cut @ [NS]"),
+            ("child.vm.test", SOA, "NOERROR"),
+            ("www.elsewhere.test", A, "REFUSED"),
+        ] {
+            assert_eq!(left(&view, qname, qtype), expected, "{qname} {}", rdata::type_word(qtype));
+        }
+    }
+}

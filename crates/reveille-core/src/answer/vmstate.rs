@@ -33,7 +33,7 @@ pub(super) fn records<'v>(
         say("version", &version);
     }
     if let Some(at) = service.hibernated_at {
-        say("hibernated-at", &utc(at));
+        say("hibernated-at", &at.utc());
     }
     if let Some(ms) = service.wake_ms_p50 {
         say("wake-ms-p50", &ms);
@@ -50,43 +50,8 @@ pub(super) fn records<'v>(
         say("storage", &format_args!("local:{}.{version}", service.instance));
     }
     if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > now) {
-        say("refused-until", &utc(refused.until));
+        say("refused-until", &refused.until.utc());
         say("refused", &refused.text);
     }
     Records { owner, rtype, ttl: TTL_S, data: Data::Made(data) }
-}
-
-/// `2026-11-22T01:02:03Z`, by the civil calendar (days since 1970 in eras of 400 years that begin in March).
-fn utc(at: Timestamp) -> String {
-    let seconds = at.as_ms() / 1_000;
-    let days = seconds / 86_400 + 719_468;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + days / 146_097 * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_in_utc() {
-        let cases = [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_709_251_200, "2024-03-01T00:00:00Z"),
-            (1_798_761_599, "2026-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ];
-        for (seconds, text) in cases {
-            assert_eq!(utc(Timestamp::from_ms(seconds * 1_000 + 999)), text);
-        }
-    }
 }

@@ -82,6 +82,12 @@ impl SigningKey {
         &self.dnskey
     }
 
+    /// Its DNSKEY record.
+    pub fn public(&self) -> Option<Dnskey<&[u8]>> {
+        let (&[_, _, protocol, algorithm], public) = self.dnskey.split_first_chunk()?;
+        Dnskey::new(FLAGS, protocol, algorithm.into(), public).ok()
+    }
+
     /// Data of its DS record, and of CDS (RFC 4034 §5.1).
     pub fn ds(&self, apex: &DomainName) -> Vec<u8> {
         let mut digest = Context::new(&SHA256);

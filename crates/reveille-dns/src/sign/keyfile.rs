@@ -12,8 +12,7 @@ use domain::base::name::Name;
 use domain::base::{Record, Ttl};
 use domain::crypto::sign::SecretKeyBytes;
 use domain::dnssec::common::{display_as_bind, parse_from_bind};
-use domain::rdata::Dnskey;
-use reveille_core::model::DomainName;
+use reveille_core::model::{DomainName, Timestamp};
 
 use super::key::{KeyFault, SigningKey};
 
@@ -82,12 +81,17 @@ fn with_ending(base: &Path, ending: &str) -> PathBuf {
 }
 
 /// Makes a new key and writes its files, the private one last: if that is there, all is there.
-pub(super) fn create(dir: &Path, zone: &DomainName) -> Result<SigningKey, KeyFileError> {
+pub(super) fn create(dir: &Path, zone: &DomainName, now: Timestamp) -> Result<SigningKey, KeyFileError> {
     let fault = |source| KeyFileError::Fault { path: dir.to_owned(), source };
     let (key, secret) = SigningKey::generate().map_err(fault)?;
-    let public = display_as_bind(&record(zone, &key).ok_or(fault(KeyFault::NotMade))?).to_string();
-    // The version that has times beside the key, all of which may be left out.
+    let owner = Name::from_octets(zone.as_wire()).map_err(|_| fault(KeyFault::BadPublic))?;
+    let public = Record::new(owner, Class::IN, Ttl::ZERO, key.public().ok_or(fault(KeyFault::BadPublic))?);
+    let public = display_as_bind(&public).to_string();
+    // The version with times, by which tools decide whether a key is in use. What is done with the key here is
+    // decided by the ledger alone.
+    let time: String = now.utc().chars().filter(char::is_ascii_digit).collect();
     let private = secret.display_as_bind().to_string().replacen("v1.2", "v1.3", 1);
+    let private = format!("{private}Created: {time}\nPublish: {time}\nActivate: {time}\n");
     let base = base(dir, zone, key.tag());
     for (ending, text) in [("key", &public), ("private", &private)] {
         let path = with_ending(&base, ending);
@@ -153,14 +157,6 @@ fn read(path: &Path) -> Result<String, KeyFileError> {
         Ok(text)
     };
     read().map_err(|source| KeyFileError::Io { path: path.to_owned(), source })
-}
-
-fn record(zone: &DomainName, key: &SigningKey) -> Option<Record<Name<Vec<u8>>, Dnskey<Vec<u8>>>> {
-    let owner = Name::from_octets(zone.as_wire().to_vec()).ok()?;
-    let (&[high, low, protocol, algorithm], public) = key.dnskey().split_first_chunk()?;
-    let flags = u16::from_be_bytes([high, low]);
-    let dnskey = Dnskey::new(flags, protocol, algorithm.into(), public.to_vec()).ok()?;
-    Some(Record::new(owner, Class::IN, Ttl::from_secs(0), dnskey))
 }
 
 // --- Files that survive ------------------------------------------------------------------------------------------

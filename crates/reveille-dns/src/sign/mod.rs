@@ -27,9 +27,6 @@ mod room;
 mod signer;
 mod store;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -106,12 +103,13 @@ impl Signing {
         if errors.is_empty() { Ok(signing) } else { Err(errors) }
     }
 
-    /// Whether a zone that is not to be signed may be served so.
+    /// The zone is served unsigned from now on; to be called before it is. Should it be signed again, its key
+    /// begins anew.
     ///
     /// # Errors
-    /// If its parent may have a DS for it.
-    pub fn may_be_unsigned(state_dir: &Path, zone: &DomainName) -> Result<(), KeyError> {
-        KeyStore::new(state_dir).may_be_unsigned(zone)
+    /// If its parent may have a DS for it, or its keys are lost.
+    pub fn leave_unsigned(state_dir: &Path, zone: &DomainName) -> Result<(), KeyError> {
+        KeyStore::new(state_dir).leave_unsigned(zone)
     }
 
     /// The keys of a zone as they lie below the state directory, without changing anything.

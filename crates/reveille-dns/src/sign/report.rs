@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use domain::utils::base64;
 use reveille_core::model::{DomainName, Timestamp};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::rollover::{KeyPolicy, KeyState, RolloverError};
 use super::store::ZoneKeys;
@@ -20,6 +20,7 @@ pub struct ZoneKeyReport {
     /// The DS records that the parent should have, and no others, as lines of a zone file; empty while it is too early.
     pub ds: Vec<String>,
     /// When to look again; `None`: time alone changes nothing.
+    #[serde(serialize_with = "utc_if_any")]
     pub next_look: Option<Timestamp>,
     /// What the operator should do, or wait for; one sentence.
     pub advice: String,
@@ -33,8 +34,10 @@ pub struct KeyReport {
     /// Where it is in its life.
     pub state: KeyState,
     /// Since when.
+    #[serde(serialize_with = "utc")]
     pub since: Timestamp,
     /// Its DS was seen at the parent.
+    #[serde(serialize_with = "utc_if_any")]
     pub ds_seen: Option<Timestamp>,
     /// Its DNSKEY record as a line of a zone file; `None` once it was removed.
     pub dnskey: Option<String>,
@@ -118,4 +121,12 @@ fn dnskey_text(zone: &DomainName, data: &[u8]) -> String {
 fn dotted(zone: &DomainName) -> String {
     let text = zone.to_string();
     if text == "." { text } else { text + "." }
+}
+
+fn utc<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.utc())
+}
+
+fn utc_if_any<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(Timestamp::utc).serialize(serializer)
 }

@@ -22,10 +22,15 @@ use super::canonical::{RrSet, rrsig_head};
 use super::denial::nsec;
 use super::key::SigningKey;
 use super::room::{Found, SigningRoom, Wanted};
+use crate::wire::UDP_PAYLOAD_MAX;
 
 /// Largest TTL that a service's addresses may have: what they are signed with, as their TTL goes with the state and
 /// the signature should not (RFC 4034 §3.1.4 lets a record have any TTL below).
 const SERVICE_TTL_S_MAX: u32 = 86_400;
+
+/// Data of an answer that does not fit into any datagram, however well its names are compressed: it is not signed in
+/// vain.
+const DATAGRAM_DATA_BYTES_MAX: usize = 4 * UDP_PAYLOAD_MAX as usize;
 
 /// What a zone is signed with.
 #[derive(Debug)]
@@ -192,9 +197,14 @@ impl Signing<'_> {
         if !reply.glue {
             reply.additional = Section::default();
         }
+        let bytes = |records: &Records<'_>| records.iter().map(<[u8]>::len).sum::<usize>();
+        if self.asked.may_truncate && reply.answer.iter().map(bytes).sum::<usize>() > DATAGRAM_DATA_BYTES_MAX
+        {
+            return truncated(&reply);
+        }
         let mut signatures = match self.signatures(&reply) {
             Ok(signatures) => signatures.into_iter(),
-            Err(Unsigned::OverBudget) => return self.over_budget(reply),
+            Err(Unsigned::OverBudget) => return self.over_budget(&reply),
             Err(Unsigned::Failed) => {
                 self.room.counts.failed.fetch_add(1, Relaxed);
                 return Reply::error(Rcode::ServFail, Ede::NOT_READY, "the answer could not be signed");
@@ -221,12 +231,11 @@ impl Signing<'_> {
     }
 
     /// Too many signatures are being made. Who may be forged comes back over a stream; nothing is woken for it.
-    fn over_budget<'v>(&self, reply: Reply<'v>) -> Reply<'v> {
+    fn over_budget<'v>(&self, reply: &Reply<'_>) -> Reply<'v> {
         let counts = &self.room.counts;
         if self.asked.may_truncate {
             counts.truncated.fetch_add(1, Relaxed);
-            let Reply { rcode, authoritative, compact, .. } = reply;
-            return Reply { rcode, authoritative, compact, truncate: true, ..Reply::empty() };
+            return truncated(reply);
         }
         counts.refused.fetch_add(1, Relaxed);
         Reply::error(Rcode::ServFail, Ede::NOT_READY, "too many signatures are being made; ask again")
@@ -245,7 +254,7 @@ impl Signing<'_> {
             // What nobody may keep is different the next time.
             let fleeting = records.ttl == 0 && matches!(records.data, Data::Made(_));
             let keys = self.keys.signing(records.rtype);
-            wanted.extend(keys.iter().map(|key| Wanted { set, key: &**key, fleeting }));
+            wanted.extend(keys.iter().map(|key| Wanted { set, key, fleeting }));
         }
         self.signatures_of(&wanted, reply.of_endless_names)
     }
@@ -302,6 +311,12 @@ impl Signing<'_> {
         // Length octets are below b'A'.
         wire.to_ascii_lowercase()
     }
+}
+
+/// Nothing but that there is more to be had over a stream.
+fn truncated<'v>(reply: &Reply<'_>) -> Reply<'v> {
+    let Reply { rcode, authoritative, compact, .. } = *reply;
+    Reply { rcode, authoritative, compact, truncate: true, ..Reply::empty() }
 }
 
 /// Whether the reply leads to the name servers of another zone, or proves that there is no DS for it.

@@ -82,14 +82,16 @@ pub enum KeyError {
     /// The zone is to be served unsigned, but its parent may say that it is signed.
     #[error(
         "the zone {zone} has `dnssec = \"off\"`, but its parent may have a DS for it, with which nobody takes its \
-         unsigned answers: remove the DS at the parent, wait until caches have forgotten it, then move {} away",
-        dir.display()
+         unsigned answers: remove the DS at the parent, wait until caches have forgotten it, then take the zone out \
+         of {} and move {} away", list.display(), dir.display()
     )]
     Delegated {
         /// The zone.
         zone: DomainName,
         /// The directory with its keys.
         dir: PathBuf,
+        /// The list of signed zones.
+        list: PathBuf,
     },
     /// The rollover does not go on.
     #[error(transparent)]
@@ -171,15 +173,27 @@ impl KeyStore {
         Ok(Some(ZoneKeys { zone: zone.clone(), dir, ledger, keys }))
     }
 
-    /// Whether the zone may be served unsigned.
+    /// The zone is served unsigned from now on. A ledger that nobody outside has acted on is forgotten: should the
+    /// zone be signed again, caches hold unsigned answers then, and its key begins anew.
     ///
     /// # Errors
     /// If its parent may have a DS of a key that was made here.
-    pub fn may_be_unsigned(&self, zone: &DomainName) -> Result<(), KeyError> {
-        let dir = self.zone_dir(zone);
+    pub fn leave_unsigned(&self, zone: &DomainName) -> Result<(), KeyError> {
+        let (dir, list) = (self.zone_dir(zone), self.list_path());
+        let lines = self.list()?;
+        let listed = lines.iter().any(|line| *line == zone.to_string());
         match read_ledger(&dir, zone)? {
-            Some(ledger) if ledger.may_be_delegated() => Err(KeyError::Delegated { zone: zone.clone(), dir }),
-            Some(_) | None => Ok(()),
+            None if listed => Err(KeyError::Lost { zone: zone.clone(), state: state_path(&dir), list }),
+            None => Ok(()),
+            Some(ledger) if ledger.may_be_delegated() => {
+                Err(KeyError::Delegated { zone: zone.clone(), dir, list })
+            }
+            Some(_) => {
+                // In this order: what is in the list must have a ledger.
+                self.write_list(lines.into_iter().filter(|line| *line != zone.to_string()).collect())?;
+                let path = state_path(&dir);
+                fs::remove_file(&path).map_err(|source| KeyError::Io { path, source })
+            }
         }
     }
 
@@ -201,7 +215,7 @@ impl KeyStore {
         })?;
         let key = match only {
             Some(key) => key,
-            None => keyfile::create(&dir, zone)?,
+            None => keyfile::create(&dir, zone, now)?,
         };
         let ledger = Ledger::first(key.tag(), unsigned_ttl_s, policy, now);
         let keys = BTreeMap::from([(key.tag(), Arc::new(key))]);
@@ -222,9 +236,13 @@ impl KeyStore {
     fn add_to_list(&self, zone: &DomainName) -> Result<(), KeyError> {
         let mut lines = self.list()?;
         lines.push(zone.to_string());
+        self.write_list(lines)
+    }
+
+    fn write_list(&self, mut lines: Vec<String>) -> Result<(), KeyError> {
         lines.sort();
         let path = self.list_path();
-        let text = lines.join("\n") + "\n";
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         keyfile::replace(&path, text.as_bytes()).map_err(|source| KeyError::Io { path, source })
     }
 }
@@ -260,7 +278,7 @@ impl ZoneKeys {
         self.ledger.may_begin()?;
         let mut tries = 1;
         let (key, next, change) = loop {
-            let made = keyfile::create(&self.dir, &self.zone).map_err(KeyError::from).and_then(|key| {
+            let made = keyfile::create(&self.dir, &self.zone, now).map_err(KeyError::from).and_then(|key| {
                 let mut next = self.ledger.clone();
                 let change = next.begin(key.tag(), now)?;
                 Ok((key, next, change))

@@ -11,14 +11,15 @@ use crate::common::{WAIT_MAX, name};
 use crate::signed::{Records, SignedWorld, child_records, now, parent_records};
 use crate::unbound::{Client, Said, Unbound};
 
-/// As long as things stay in caches here.
+/// How long the child's data and the parent's, its DS sets among them, stay in caches here.
 const TTL_S: u32 = 2;
+const PARENT_TTL_S: u32 = 4;
 /// A rollover in some seconds. The parent is in the same server: it needs no time.
 const HASTY: KeyPolicy = KeyPolicy {
-    ttl_s_max: TTL_S,
+    ttl_s_max: PARENT_TTL_S,
     dnskey_ttl_s: 1,
     propagation_s: 1,
-    ds_ttl_s: TTL_S,
+    ds_ttl_s: PARENT_TTL_S,
     parent_propagation_s: 1,
     key_life_s: 0,
 };
@@ -27,7 +28,7 @@ const STUBS: [&str; 4] = ["vm.test", "app.vm.test", "plain.vm.test", "bare.vm.te
 /// `vm.test` signed, below it `app` signed and delegated, `plain` unsigned and delegated, `bare` unsigned and served
 /// without a delegation.
 fn world() -> (SignedWorld, Records) {
-    let mut parent = parent_records(TTL_S, 1);
+    let mut parent = parent_records(PARENT_TTL_S, 1);
     let signed = vec![parent.zone("vm.test"), child_records("app.vm.test", TTL_S, 1).zone("app.vm.test")];
     let others = ["plain.vm.test", "bare.vm.test"].map(|apex| child_records(apex, TTL_S, 1).zone(apex));
     let world = SignedWorld::new(HASTY, &SigningLimits::default(), signed, others.into());
@@ -42,7 +43,7 @@ fn world() -> (SignedWorld, Records) {
 fn a_validating_resolver_finds_everything_secure_but_what_is_delegated_without_a_ds() {
     let (world, _) = world();
     let unbound = Unbound::start(&world, &STUBS, "");
-    let mut client = Client::of(&unbound);
+    let mut client = Client::of(&unbound, WAIT_MAX);
     let signed = |answers| Said { rcode: 0, secure: true, answers };
     let plain = |answers| Said { rcode: 0, secure: false, answers };
     // With their signatures.
@@ -114,7 +115,7 @@ fn a_validating_resolver_finds_everything_secure_but_what_is_delegated_without_a
 fn a_zone_with_a_key_that_its_parent_does_not_know_is_bogus() {
     let (world, _) = world();
     let unbound = Unbound::start(&world, &STUBS, "");
-    let mut client = Client::of(&unbound);
+    let mut client = Client::of(&unbound, WAIT_MAX);
     assert!(client.ask("web.app.vm.test", A).secure);
     // What the rollover must never look like.
     let elsewhere = tempfile::TempDir::new().unwrap();
@@ -166,7 +167,7 @@ fn keys_are_rolled_without_one_servfail() {
             world.step_until("the old key has left", |world| state(world, old) == Some(KeyState::Removed));
             // Until no cache has anything from before.
             let asked_before = asked.load(Relaxed);
-            let rest = Instant::now() + Duration::from_secs(u64::from(TTL_S) + 1);
+            let rest = Instant::now() + Duration::from_secs(u64::from(PARENT_TTL_S) + 1);
             while Instant::now() < rest || asked.load(Relaxed) < asked_before + 50 {
                 assert!(
                     asking.iter().all(|asking| !asking.is_finished()),
@@ -189,7 +190,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 fn ask_without_end(unbound: &Unbound, half: u64, over: &AtomicBool, asked: &AtomicU64) {
-    let mut client = Client::of(unbound);
+    let mut client = Client::of(unbound, WAIT_MAX);
     let mut number = 0u64;
     while !over.load(Relaxed) {
         number += 1;

@@ -59,6 +59,7 @@ pub fn parent_records(ttl: u32, negative_ttl: u32) -> Records {
     // Aliases, also in upper case, out of the zone, to nothing, and across a delegation.
     records.add("www.vm.test", rdata::CNAME, b"\x05HELLO\x02VM\x04test\x00");
     records.add("chain.vm.test", rdata::CNAME, &wire("www.vm.test"));
+    records.add("long.vm.test", rdata::CNAME, &wire("chain.vm.test"));
     records.add("out.vm.test", rdata::CNAME, &wire("www.elsewhere.test"));
     records.add("gone.vm.test", rdata::CNAME, &wire("nothing.vm.test"));
     records.add("over.vm.test", rdata::CNAME, &wire("web.app.vm.test"));
@@ -80,6 +81,11 @@ pub fn parent_records(ttl: u32, negative_ttl: u32) -> Records {
     records.add("plain.vm.test", rdata::NS, &wire("ns.plain.vm.test"));
     records.add("ns.plain.vm.test", rdata::A, &[127, 0, 0, 1]);
     records.add("app.vm.test", rdata::NS, &wire("ns1.vm.test"));
+    records.add("lone.vm.test", rdata::NS, &wire("ns.lone.vm.test"));
+    records.add("ns.lone.vm.test", rdata::A, &[127, 0, 0, 1]);
+    // Delegated to somebody elsewhere who signs.
+    records.add("far.vm.test", rdata::NS, &wire("ns.elsewhere.test"));
+    records.add("far.vm.test", rdata::DS, &[&[0x30, 0x39, 13, 2][..], &[0xab; 32]].concat());
     records
 }
 
@@ -121,7 +127,7 @@ pub fn ds_data(line: &str) -> Vec<u8> {
 
 /// A server of `vm.test`, its child `app.vm.test`, and whatever a test makes of them.
 pub struct SignedWorld {
-    pub runtime: Runtime,
+    _runtime: Runtime,
     pub server: DnsServer,
     pub shared: Arc<ArcSwap<View>>,
     pub generation: watch::Sender<u64>,
@@ -144,10 +150,11 @@ impl SignedWorld {
         let server = {
             let _inside = runtime.enter();
             let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
+            #[allow(clippy::needless_update, reason = "whatever else there may be to set")]
             let config = DnsConfig { listen, udp_threads: 2, ..DnsConfig::default() };
             DnsServer::bind(&config, Arc::clone(&shared), seen, sender, Arc::new(now)).unwrap()
         };
-        Self { runtime, server, shared, generation, wakes, signing, dir }
+        Self { _runtime: runtime, server, shared, generation, wakes, signing, dir }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -229,6 +236,10 @@ impl SignedWorld {
         let output = output
             .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs what the tests need"));
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    pub fn dig(&self, arguments: &[&str]) -> String {
+        self.run("dig", &[&["+time=10", "+tries=1"], arguments].concat())
     }
 
     pub fn kdig(&self, arguments: &[&str]) -> String {

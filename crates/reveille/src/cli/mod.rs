@@ -7,6 +7,7 @@ mod output;
 mod remote;
 mod service;
 mod why;
+mod zone;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +50,9 @@ enum Verb {
     /// Images: what virtual machines boot
     #[command(subcommand)]
     Image(image::Verb),
+    /// Zones: the keys that sign them
+    #[command(subcommand)]
+    Zone(zone::Verb),
     /// Wake a service and wait until it answers
     Wake(service::Wake),
     /// Put a service to sleep without waiting for its idle time
@@ -99,6 +103,7 @@ pub fn run() -> ExitCode {
         Verb::Doctor(doctor) => doctor.run(output),
         Verb::Service(verb) => verb.run(output),
         Verb::Image(verb) => verb.run(output),
+        Verb::Zone(verb) => verb.run(output),
         Verb::Wake(wake) => wake.run(output),
         Verb::Hibernate(hibernate) => hibernate.run(output),
         Verb::Terminate(terminate) => terminate.run(output),

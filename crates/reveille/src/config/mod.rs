@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
 use reveille_dns::limit::GateConfig;
+use reveille_dns::sign::KeyPolicy;
 use serde::{Deserialize, Serialize};
 
 pub use faults::ConfigError;
@@ -36,6 +37,8 @@ pub struct Config {
     pub host: HostLimits,
     /// The QEMU driver.
     pub qemu: Qemu,
+    /// How long caches keep what the keys of signed zones have to wait for.
+    pub dnssec: KeyPolicy,
     /// What services have unless they say otherwise.
     pub policy: Policy,
     /// TSIG keys that zones and `dns.status_keys` refer to.
@@ -193,6 +196,20 @@ pub struct Zone {
     /// Who is told of each new serial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    /// Whether its answers are signed.
+    #[serde(default)]
+    pub dnssec: Dnssec,
+}
+
+/// Whether a zone's answers are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Dnssec {
+    /// They are not.
+    #[default]
+    Off,
+    /// They are, with keys that are made at the first start.
+    On,
 }
 
 impl Default for Daemon {
@@ -299,6 +316,10 @@ impl Config {
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
         faults.extend(prefixed("policy", self.policy.faults()));
+        let keys = self.dnssec.faults().into_iter();
+        faults.extend(
+            keys.map(|(key, value, allowed)| SpecFault::new(&format!("dnssec.{key}"), value, allowed)),
+        );
         faults.extend(self.zone_and_service_faults());
         faults
     }

@@ -29,13 +29,13 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "api" => config.api = section(&key, value, f),
             "relay" => config.relay = section(&key, value, f),
             "host" => config.host = section(&key, value, f),
+            "dnssec" => config.dnssec = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
             "key" => config.key = entries(&key, value, &key_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known =
-                    "daemon, dns, gate, api, relay, host, qemu, policy, [[key]], [[zone]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, api, relay, host, qemu, policy, [[key]], [[zone]] or [[service]]";
                 f.push(SpecFault::new(&key, quoted(&value), known));
             }
         }

@@ -290,7 +290,8 @@ fn no_validator_ever_finds_the_zone_bogus() {
 /// Each of the times is waited for because it must be: who is told less sooner or later breaks the zone.
 #[test]
 fn every_wait_is_needed() {
-    let shortened: [(&str, fn(&mut KeyPolicy)); 5] = [
+    type Shorten = fn(&mut KeyPolicy);
+    let shortened: [(&str, Shorten); 5] = [
         ("ttl_s_max", |policy| policy.ttl_s_max = 0),
         ("dnskey_ttl_s", |policy| policy.dnskey_ttl_s = 0),
         ("propagation_s", |policy| policy.propagation_s = 0),
