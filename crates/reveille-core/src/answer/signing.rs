@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::lookup::Question;
-use super::rdata::{A, AAAA, CNAME, DS, NS, TXT};
+use super::rdata::{A, AAAA, CNAME, DS, NS, TXT, VMSTATE};
 use super::reply::{Owner, Reply};
 use super::view::ServiceView;
 use super::zone::Node;
@@ -104,7 +104,7 @@ impl Standing<'_> {
     pub fn types(&self) -> Vec<u16> {
         match *self {
             Self::Nothing => Vec::new(),
-            Self::VmState => vec![TXT],
+            Self::VmState => vec![TXT, VMSTATE],
             // Of what stands at a cut, only these are the parent's to speak of (RFC 4035 §2.3).
             Self::Cut(node) => {
                 let ds = node.filter(|node| node.set(DS).is_some()).map(|_| DS);
@@ -113,9 +113,10 @@ impl Standing<'_> {
             Self::Name { node, service } => {
                 let beside = node.into_iter().flat_map(Node::sets).map(|(rtype, _)| rtype);
                 let Some(service) = service else { return beside.collect() };
-                // The service answers for its addresses, whatever else the zone says of them.
-                let addresses = [A].into_iter().chain(service.address6.map(|_| AAAA));
-                addresses.chain(beside.filter(|rtype| !matches!(*rtype, A | AAAA | CNAME))).collect()
+                // The service answers for its addresses and its state, whatever else the zone says of them. That some
+                // may not ask for the state does not make it less there.
+                let own = [A, VMSTATE].into_iter().chain(service.address6.map(|_| AAAA));
+                own.chain(beside.filter(|rtype| !matches!(*rtype, A | AAAA | CNAME | VMSTATE))).collect()
             }
         }
     }
@@ -197,6 +198,8 @@ mod tests {
                 ("www.vm.test", A, &[192, 0, 2, 1]),
                 ("www.vm.test", MX, &[&[0, 1][..], name("www.vm.test").as_wire()].concat()),
                 ("deep.empty.vm.test", TXT, b"\x01x"),
+                ("svc.vm.test", MX, &[&[0, 1][..], name("www.vm.test").as_wire()].concat()),
+                ("svc.vm.test", AAAA, &[0; 16]),
                 ("alias.vm.test", CNAME, &alias("www.vm.test")),
                 ("gone.vm.test", CNAME, &alias("none.vm.test")),
                 ("cut.vm.test", CNAME, &alias("x.plain.vm.test")),
@@ -209,11 +212,16 @@ mod tests {
             ],
         );
         let child = self::zone("child.vm.test", &[]);
-        let view = View::new(1, Zones::new([zone, child].map(Arc::new)), [], View::default_monitors());
+        let service = Arc::new(ServiceView::asleep(name("svc.vm.test"), Ipv4Addr::new(127, 64, 0, 1)));
+        let zones = Zones::new([zone, child].map(Arc::new));
+        let view = View::new(1, zones, [service], View::default_monitors());
         for (qname, qtype, expected) in [
             ("www.vm.test", A, "NOERROR"),
             ("www.vm.test", AAAA, "NOERROR name @ [A MX]"),
             ("vm.test", TXT, "NOERROR name @ [NS SOA]"),
+            ("svc.vm.test", A, "NOERROR"),
+            ("svc.vm.test", AAAA, "NOERROR name @ [A TYPE65280 MX]"),
+            ("_vmstate.svc.vm.test", A, "NOERROR state @ [TXT TYPE65280]"),
             ("none.vm.test", A, "NXDOMAIN endless nothing @ []"),
             ("empty.vm.test", A, "NOERROR name @ []"),
             ("alias.vm.test", SRV, "NOERROR name www.vm.test [A MX]"),

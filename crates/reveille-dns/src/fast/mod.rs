@@ -113,11 +113,17 @@ pub(crate) fn look<'v>(
 ) -> Option<Found<'v>> {
     let Some(slot) = slot else {
         let zone = encloser(view, head, packet)?.zone();
+        if is_to_be_signed(view, head, zone) {
+            return None;
+        }
         let (rcode, kind) = (Rcode::NxDomain, Kind::NxDomain);
         return Some(Found { rcode, kind, slot: None, zone, wakes: false, what: What::Denial });
     };
     let kinds = slot.kinds();
-    if !kinds.any_of(Kinds::SERVICE) || kinds.any_of(Kinds::BELOW_CUT) {
+    if !kinds.any_of(Kinds::SERVICE)
+        || kinds.any_of(Kinds::BELOW_CUT)
+        || is_to_be_signed(view, head, slot.zone())
+    {
         return None;
     }
     let what = match head.qtype {
@@ -206,6 +212,13 @@ fn encloser<'v>(view: &'v View, head: &Head, packet: &[u8]) -> Option<&'v Slot> 
     // Between the apex and the encloser there may be a delegation; below the apex itself there is nothing between.
     let has_cuts = view.zones().at(slot.zone())?.has_cuts();
     (!has_cuts || kinds.any_of(Kinds::APEX)).then_some(slot)
+}
+
+/// Whether the asker wants signatures and the zone has them. Without DO a signed zone's ordinary answers are those of
+/// an unsigned one.
+fn is_to_be_signed(view: &View, head: &Head, zone: u16) -> bool {
+    head.edns.is_some_and(|edns| edns.dnssec_ok)
+        && view.zones().at(zone).is_some_and(|zone| zone.signer().is_some())
 }
 
 /// Types that stand in zones and mean nothing special to a server. All others are left to the general way.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hickory_proto::op::Message;
 use hickory_proto::rr::Record as HickoryRecord;
 use proptest::prelude::*;
-use reveille_core::answer::{Record, Refused, ServiceView, View, Zone, Zones};
+use reveille_core::answer::{Record, Refused, Reply, ServiceView, SignReplies, Signer, View, Zone, Zones};
 use reveille_core::model::{AnswerPolicy, DomainName, Phase, Timestamp};
 
 use super::*;
@@ -37,6 +37,16 @@ fn apex_records(apex: &DomainName, far: bool) -> Vec<Record> {
         record(apex, rdata::SOA, rdata::soa(&primary, &mailbox, [7, 3_600, 600, 604_800, 30])),
         record(apex, rdata::NS, primary.as_wire().to_vec()),
     ]
+}
+
+/// Leaves what is asked without DO as it is, and makes all else such as the fast way would never.
+#[derive(Debug)]
+struct Marks;
+
+impl SignReplies for Marks {
+    fn sign<'v>(&self, reply: Reply<'v>, asked: &reveille_core::answer::Asked<'_>) -> Reply<'v> {
+        if asked.dnssec_ok { Reply { rcode: Rcode::NotImp, ..Reply::empty() } } else { reply }
+    }
 }
 
 fn any_name(labels: std::ops::Range<usize>) -> impl Strategy<Value = DomainName> {
@@ -72,22 +82,29 @@ fn any_service() -> impl Strategy<Value = ServiceView> {
     )
 }
 
-/// Zones with static names, a child zone, perhaps delegations and wildcards; services between them.
+/// Zones with static names, a child zone, perhaps delegations and wildcards, perhaps signed; services between them.
 fn any_view() -> impl Strategy<Value = View> {
     let texts = prop::collection::vec(any_name(1..4), 0..6);
     let cuts = prop::collection::vec(any_name(1..3), 0..2);
     let services = prop::collection::vec(any_service(), 0..6);
-    (texts, cuts, services, any::<bool>()).prop_filter_map("no zone", |(texts, cuts, services, far)| {
-        let apex = name("vm.test");
-        let mut records = apex_records(&apex, far);
-        records.extend(texts.iter().map(|owner| record(owner, rdata::TXT, b"\x01t".to_vec())));
-        records.extend(cuts.iter().map(|cut| record(cut, rdata::NS, name("ns.example").as_wire().to_vec())));
-        let child = name("zone.a.vm.test");
-        let zones =
-            [Zone::new(apex, &records).ok()?, Zone::new(child.clone(), &apex_records(&child, far)).ok()?];
-        let zones = Zones::new(zones.map(Arc::new));
-        Some(View::new(1, zones, services.into_iter().map(Arc::new), View::default_monitors()))
-    })
+    let signed = any::<[bool; 2]>();
+    (texts, cuts, services, any::<bool>(), signed).prop_filter_map(
+        "no zone",
+        |(texts, cuts, services, far, signed)| {
+            let apex = name("vm.test");
+            let mut records = apex_records(&apex, far);
+            records.extend(texts.iter().map(|owner| record(owner, rdata::TXT, b"\x01t".to_vec())));
+            records
+                .extend(cuts.iter().map(|cut| record(cut, rdata::NS, name("ns.example").as_wire().to_vec())));
+            let child = name("zone.a.vm.test");
+            let zones =
+                [Zone::new(apex, &records).ok()?, Zone::new(child.clone(), &apex_records(&child, far)).ok()?];
+            let signer = |signed: bool| signed.then(|| Signer::new(Arc::new(Marks)));
+            let zones = zones.into_iter().zip(signed).map(|(zone, signed)| zone.with_signer(signer(signed)));
+            let zones = Zones::new(zones.map(Arc::new));
+            Some(View::new(1, zones, services.into_iter().map(Arc::new), View::default_monitors()))
+        },
+    )
 }
 
 #[derive(Debug, Clone)]
@@ -222,7 +239,9 @@ fn ordinary_questions_go_the_fast_way() {
         ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, 1))
     };
     let services = [service("awake.vm.test", Phase::Active), service("asleep.vm.test", Phase::Hibernated)];
+    let signed = zone.clone().with_signer(Some(Signer::new(Arc::new(Marks))));
     let view = View::new(1, Zones::new([Arc::new(zone)]), services.map(Arc::new), []);
+    let signed = view.with_zone(2, Arc::new(signed));
     let cases = [
         ("awake.vm.test", rdata::A, Some((Rcode::NoError, false))),
         ("asleep.vm.test", rdata::A, Some((Rcode::NoError, true))),
@@ -236,15 +255,23 @@ fn ordinary_questions_go_the_fast_way() {
         ("awake.vm.test", rdata::ANY, None),
     ];
     for (qname, qtype, expected) in cases {
-        for edns in [None, Some((1_232, true, vec![0, 12, 0, 1, 0]))] {
+        let options = vec![0, 12, 0, 1, 0];
+        for (view, edns, is_taken) in [
+            (&view, None, true),
+            (&view, Some((1_232, true, options.clone())), true),
+            (&signed, None, true),
+            (&signed, Some((1_232, false, options.clone())), true),
+            (&signed, Some((1_232, true, options)), false),
+        ] {
             let packet = Asked { name: name(qname), qtype, flags: [1, 0], edns, upper: true }.packet();
-            let head = Head::read(&packet, &view);
+            let head = Head::read(&packet, view);
             let found = head.and_then(|head| {
                 let slot = view.names().place(head.hash()).find(head.name(&packet));
-                let found = look(&view, &packet, &head, slot)?;
-                write(&view, &packet, &head, &found, 0, None, &mut [0; 600])?;
+                let found = look(view, &packet, &head, slot)?;
+                write(view, &packet, &head, &found, 0, None, &mut [0; 600])?;
                 Some(found)
             });
+            let expected = expected.filter(|_| is_taken);
             assert_eq!(found.map(|found| (found.rcode, found.wakes)), expected, "{qname} {qtype}");
         }
     }

@@ -150,10 +150,14 @@ impl Signing {
                     continue;
                 }
             };
+            let mut changed = !step.changes.is_empty();
             look.changes.extend(step.changes.into_iter().map(|change| (zone.clone(), change)));
             if step.wants_key {
                 match keys.begin_rollover(now) {
-                    Ok(change) => look.changes.push((zone.clone(), change)),
+                    Ok(change) => {
+                        look.changes.push((zone.clone(), change));
+                        changed = true;
+                    }
                     Err(error) => look.errors.push((zone.clone(), error)),
                 }
             }
@@ -161,7 +165,9 @@ impl Signing {
                 (Some(next), Some(other)) => Some(next.min(other)),
                 (next, other) => next.or(other),
             };
-            signed.use_keys(&keys, &self.policy);
+            if changed {
+                signed.use_keys(&keys, &self.policy);
+            }
         }
         look
     }

@@ -85,7 +85,6 @@ impl SignReplies for ZoneSigner {
         let keys = self.keys.load();
         let signing = Signing { room: &self.room, apex: &self.apex, keys: &keys, zone, asked };
         signing.add_key_sets(&mut reply);
-        signing.cap_ttls(&mut reply);
         let qtype = asked.question.qtype;
         if !asked.dnssec_ok {
             // These two are given to whoever asks for them by name (RFC 4035 §3.1), where there is a name.
@@ -94,6 +93,7 @@ impl SignReplies for ZoneSigner {
                 return reply;
             }
         }
+        signing.cap_ttls(&mut reply);
         signing.prove(&mut reply);
         if asked.dnssec_ok || qtype == RRSIG { signing.sign(reply) } else { reply }
     }

@@ -1,12 +1,18 @@
 //! What delv, kdig and dig see of a signed zone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use reveille_core::answer::Rcode;
+use hickory_proto::op::Message;
+use hickory_proto::rr::RData;
+use proptest::prelude::*;
+use reveille_core::answer::{Rcode, rdata};
 use reveille_dns::sign::{KeyPolicy, SignCounts, SignatureRates, SigningLimits};
 
+use reveille_dns::{Origin, Setting, Transport, respond};
+
 use crate::common::{active, service};
-use crate::signed::{SignedWorld, child_records, parent_records};
+use crate::signed::{SignedWorld, child_records, now, parent_records};
 
 fn world_with(limits: &SigningLimits) -> SignedWorld {
     let signed = vec![
@@ -45,10 +51,10 @@ fn delv_finds_every_answer_good() {
         ("vm.test", "DNSKEY", GOOD, "257 3 13"),
         ("vm.test", "SOA", GOOD, "3600 600 604800 30"),
         ("mail.vm.test", "MX", GOOD, "10 NS1.vm.test."),
-        ("odd.vm.test", "TYPE65280", GOOD, "\\# 11"),
+        ("odd.vm.test", "TYPE65281", GOOD, "\\# 11"),
         ("big.vm.test", "TXT", GOOD, "RRSIG\tTXT"),
         ("hello.vm.test", "ANY", GOOD, "HINFO"),
-        ("hello.vm.test", "NSEC", GOOD, "NSEC\t\\000.hello.vm.test. A TXT RRSIG NSEC"),
+        ("hello.vm.test", "NSEC", GOOD, "NSEC\t\\000.hello.vm.test. A TXT RRSIG NSEC TYPE65280"),
         ("none.vm.test", "NSEC", GOOD, "NSEC\t\\000.none.vm.test. RRSIG NSEC TYPE128"),
         // As if the name existed: five labels are signed.
         ("a.b.wild.vm.test", "A", GOOD, "RRSIG\tA 13 5 300"),
@@ -59,9 +65,9 @@ fn delv_finds_every_answer_good() {
         ("out.vm.test", "CNAME", GOOD, "www.elsewhere.test."),
         ("gone.vm.test", "A", GOOD, "nothing.vm.test. NSEC \\000.nothing.vm.test. RRSIG NSEC TYPE128"),
         ("far.vm.test", "DS", GOOD, "12345 13 2"),
-        ("hello.vm.test", "AAAA", DENIED, "NSEC \\000.hello.vm.test. A TXT RRSIG NSEC"),
-        ("six.vm.test", "TXT", DENIED, "NSEC \\000.six.vm.test. A AAAA RRSIG NSEC"),
-        ("odd.vm.test", "A", DENIED, "NSEC \\000.odd.vm.test. RRSIG NSEC TYPE65280"),
+        ("hello.vm.test", "AAAA", DENIED, "NSEC \\000.hello.vm.test. A TXT RRSIG NSEC TYPE65280"),
+        ("six.vm.test", "TXT", DENIED, "NSEC \\000.six.vm.test. A AAAA RRSIG NSEC TYPE65280"),
+        ("odd.vm.test", "A", DENIED, "NSEC \\000.odd.vm.test. RRSIG NSEC TYPE65281"),
         ("vm.test", "A", DENIED, "NSEC \\000.vm.test. NS SOA RRSIG NSEC DNSKEY"),
         ("none.vm.test", "A", DENIED, "NSEC \\000.none.vm.test. RRSIG NSEC TYPE128"),
         ("x.hello.vm.test", "A", DENIED, "NSEC \\000.x.hello.vm.test. RRSIG NSEC TYPE128"),
@@ -70,7 +76,13 @@ fn delv_finds_every_answer_good() {
         ("x.exact.wild.vm.test", "A", DENIED, "RRSIG NSEC TYPE128"),
         ("plain.vm.test", "DS", DENIED, "NSEC \\000.plain.vm.test. NS RRSIG NSEC"),
         ("_vmstate.hello.vm.test", "TXT", GOOD, "state=inactive"),
-        ("_vmstate.hello.vm.test", "A", DENIED, "NSEC \\000._vmstate.hello.vm.test. TXT RRSIG NSEC"),
+        ("hello.vm.test", "TYPE65280", GOOD, "RRSIG\tTYPE65280 13 3 0"),
+        (
+            "_vmstate.hello.vm.test",
+            "A",
+            DENIED,
+            "NSEC \\000._vmstate.hello.vm.test. TXT RRSIG NSEC TYPE65280",
+        ),
     ] {
         let text = world.delv(&[qname, qtype]);
         let found = text.lines().any(|line| line == verdict) && text.contains(shown);
@@ -122,7 +134,11 @@ fn who_does_not_ask_for_dnssec_sees_the_zone_as_it_was() {
         ("hello.vm.test", "A", "hello.vm.test. 5 IN A 127.64.0.1"),
         ("x.wild.vm.test", "A", "x.wild.vm.test. 300 IN A 192.0.2.7"),
         // These are asked for by name.
-        ("hello.vm.test", "NSEC", "hello.vm.test. 30 IN NSEC \\000.hello.vm.test. A TXT RRSIG NSEC"),
+        (
+            "hello.vm.test",
+            "NSEC",
+            "hello.vm.test. 30 IN NSEC \\000.hello.vm.test. A TXT RRSIG NSEC TYPE65280",
+        ),
         ("www.vm.test", "NSEC", "www.vm.test. 30 IN NSEC \\000.www.vm.test. CNAME RRSIG NSEC"),
         ("hello.vm.test", "RRSIG", "hello.vm.test. 30 IN RRSIG NSEC"),
     ] {
@@ -242,4 +258,82 @@ fn a_flood_of_random_names_costs_few_signatures_and_nobody_else_notices() {
     assert!(text.contains("status: SERVFAIL"), "{text}");
     assert_eq!(world.server.counts().of(Rcode::ServFail), 1);
     assert_eq!(world.signing.counts().refused, 1);
+}
+
+/// Every RRset, by owner, type and section, and what the signatures beside it cover.
+fn sets_and_signatures(message: &Message) -> (BTreeSet<(String, u16, bool)>, BTreeSet<(String, u16, bool)>) {
+    let answers = message.answers().iter().map(|record| (record, true));
+    let authority = message.name_servers().iter().map(|record| (record, false));
+    let (mut sets, mut signatures) = (BTreeSet::new(), BTreeSet::new());
+    for (record, is_answer) in answers.chain(authority) {
+        let owner = record.name().to_lowercase().to_string();
+        match (u16::from(record.record_type()), record.data()) {
+            (rdata::RRSIG, RData::Unknown { rdata, .. }) => {
+                let covered = rdata.anything().first_chunk::<2>().unwrap();
+                signatures.insert((owner, u16::from_be_bytes(*covered), is_answer));
+            }
+            (rtype, _) => {
+                sets.insert((owner, rtype, is_answer));
+            }
+        }
+    }
+    (sets, signatures)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever is asked of a signed zone: the answer can be read, and with DO each set that is the zone's own has its
+    /// signature, and nothing else has.
+    #[test]
+    fn everything_is_signed_or_nothing(
+        labels in prop::collection::vec(
+            prop::sample::select(vec!["hello", "www", "chain", "wild", "*", "empty", "deep", "plain", "lone", "far",
+                "app", "over", "gone", "none", "_vmstate", "six", "walias", "slow", "big", "mail"]), 0..4),
+        qtypes in prop::collection::vec(prop_oneof![0..70u16, prop::sample::select(vec![99, 128, 255, 257, 65_280])], 24),
+        edns_flags in prop::sample::select(vec![0u8, 0x40, 0x80, 0xc0]),
+        over_udp in any::<bool>(),
+    ) {
+        thread_local! {
+            static WORLD: SignedWorld = world();
+        }
+        WORLD.with(|world| {
+            let view = world.shared.load();
+            let qname = labels.iter().map(|label| format!("{label}.")).collect::<String>() + "vm.test";
+            for qtype in qtypes {
+                let mut packet = vec![1, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+                for label in qname.split('.') {
+                    packet.push(u8::try_from(label.len()).unwrap());
+                    packet.extend(label.bytes());
+                }
+                packet.push(0);
+                packet.extend(qtype.to_be_bytes());
+                packet.extend([0, 1, 0, 0, 41, 4, 208, 0, 0, edns_flags, 0, 0, 0]);
+                let transport = if over_udp { Transport::Udp } else { Transport::Tcp };
+                let at = Setting { view: &view, now: now(), judge: None };
+                let from = Origin::new(([127, 0, 0, 1], 9).into(), transport);
+                let mut out = Vec::new();
+                let written = respond(&at, &packet, &from, &mut out).written.unwrap();
+                let message = Message::from_vec(&out).unwrap();
+                let (mut sets, signatures) = sets_and_signatures(&message);
+                let refers = !message.authoritative() && written.rcode == Rcode::NoError;
+                sets.retain(|(owner, rtype, is_answer)| *is_answer || *rtype != rdata::NS || owner == "vm.test.");
+                if written.truncated {
+                    prop_assert!(over_udp && sets.is_empty() && signatures.is_empty());
+                } else if qtype == rdata::RRSIG && !refers {
+                    prop_assert!(sets.len() <= 1, "{:?}", sets);
+                } else if edns_flags & 0x80 == 0 {
+                    prop_assert!(signatures.is_empty(), "{qname} {qtype}");
+                } else if signatures.is_empty() {
+                    // An error, or a zone that is not signed.
+                    let other = qname.ends_with("plain.vm.test");
+                    prop_assert!(other || (sets.is_empty() && written.rcode != Rcode::NxDomain), "{qname} {qtype}");
+                } else {
+                    prop_assert_eq!(sets, signatures, "{} {}", qname, qtype);
+                    prop_assert!(written.rcode != Rcode::NxDomain || edns_flags == 0xc0, "{qname} {qtype}");
+                }
+            }
+            Ok(())
+        })?;
+    }
 }

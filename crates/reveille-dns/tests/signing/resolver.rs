@@ -56,7 +56,8 @@ fn a_validating_resolver_finds_everything_secure_but_what_is_delegated_without_a
         ("app.vm.test", DNSKEY, signed(2)),
         ("app.vm.test", DS, signed(2)),
         ("mail.vm.test", MX, signed(2)),
-        ("odd.vm.test", 65_280, signed(2)),
+        ("odd.vm.test", 65_281, signed(2)),
+        ("hello.vm.test", 65_280, signed(2)),
         // Wildcards.
         ("a.wild.vm.test", A, signed(2)),
         ("c.b.wild.vm.test", TXT, signed(2)),

@@ -72,7 +72,7 @@ pub fn parent_records(ttl: u32, negative_ttl: u32) -> Records {
     // An empty non-terminal.
     records.add("deep.empty.vm.test", rdata::TXT, b"\x04deep");
     records.add("mail.vm.test", rdata::MX, b"\x00\x0a\x03NS1\x02vm\x04test\x00");
-    records.add("odd.vm.test", 65_280, b"private use");
+    records.add("odd.vm.test", 65_281, b"private use");
     records.add("hello.vm.test", rdata::TXT, b"\x05hello");
     for number in 0..60u8 {
         records.add("big.vm.test", rdata::TXT, &[&[40u8][..], &[b'a' + number % 26; 39], &[number]].concat());
@@ -180,12 +180,8 @@ impl SignedWorld {
     /// Serves this zone in place of the one of that name.
     pub fn publish_as_it_is(&self, zone: Zone) {
         let old = self.shared.load();
-        let zone = Arc::new(zone);
-        let others = old.zones().iter().filter(|other| other.apex() != zone.apex()).cloned();
-        let zones = Zones::new(others.chain([Arc::clone(&zone)]));
         let generation = old.generation + 1;
-        let services: Vec<Arc<ServiceView>> = old.services().cloned().collect();
-        let next = View::new(generation, zones, services, View::default_monitors());
+        let next = old.with_zone(generation, Arc::new(zone));
         self.shared.store(Arc::new(next));
         self.generation.send_replace(generation);
     }
