@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use reveille_core::answer::{Zone, Zones};
+use reveille_core::answer::Zone;
 use reveille_core::model::Timestamp;
 use reveille_dns::sign::{Signing, SigningLimits};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -22,14 +22,13 @@ const LOOK_MS_MIN: u64 = 200;
 ///
 /// # Errors
 /// Everything that keeps a zone from being served as the config says.
-pub fn open(config: &Config, zones: &Zones, now: Timestamp) -> anyhow::Result<(Arc<Signing>, Zones)> {
+pub fn open(config: &Config, zones: Vec<Zone>, now: Timestamp) -> anyhow::Result<(Arc<Signing>, Vec<Zone>)> {
     let state_dir = &config.daemon.state_dir;
     let wants = |apex: &_| config.zone.iter().any(|zone| zone.name == *apex && zone.dnssec == Dnssec::On);
-    let (signed, others): (Vec<&Arc<Zone>>, _) = zones.iter().partition(|zone| wants(zone.apex()));
+    let (signed, others): (Vec<&Zone>, Vec<&Zone>) = zones.iter().partition(|zone| wants(zone.apex()));
     let unsigned = others.iter().filter_map(|zone| Signing::leave_unsigned(state_dir, zone.apex()).err());
     let mut faults: Vec<String> = unsigned.map(|error| error.to_string()).collect();
     let limits = SigningLimits::default();
-    let signed = signed.into_iter().map(|zone| &**zone);
     let signing = match Signing::open(state_dir, signed, config.dnssec, &limits, now.min(Clock::wall())) {
         Ok(signing) => signing,
         Err(errors) => {
@@ -40,7 +39,7 @@ pub fn open(config: &Config, zones: &Zones, now: Timestamp) -> anyhow::Result<(A
     if !faults.is_empty() {
         bail!("the keys of the zones have faults:\n  {}", faults.join("\n  "));
     }
-    let zones = Zones::new(zones.iter().map(|zone| Arc::new(signing.sign(Zone::clone(zone)))));
+    let zones = zones.into_iter().map(|zone| signing.sign(zone)).collect();
     Ok((Arc::new(signing), zones))
 }
 

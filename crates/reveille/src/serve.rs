@@ -169,7 +169,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
     let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
-    let (signing, zones) = crate::keys::open(config, &zones, clock.now())?;
+    let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone(), serials);
@@ -269,7 +269,7 @@ async fn tend(gate: Arc<Gate>, clock: Clock) {
 /// The zones without a service yet, at serials that nobody has seen.
 async fn first_view(
     config: &Config,
-    zones: Zones,
+    zones: Vec<Zone>,
     store: Arc<Store>,
     ceilings: &BTreeMap<DomainName, u32>,
 ) -> anyhow::Result<(Arc<ArcSwap<View>>, Serials)> {

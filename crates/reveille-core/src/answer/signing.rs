@@ -168,7 +168,7 @@ mod tests {
     /// What a reply leaves to be proven: code, name, types that are there, and whether names like it are endless.
     fn left(view: &View, qname: &str, qtype: u16) -> String {
         let question = Question { name: QuestionName::from(&name(qname)), qtype, qclass: rdata::CLASS_IN };
-        let asker = Asker { address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let asker = Asker { address: IpAddr::V4(Ipv4Addr::LOCALHOST), key: None };
         let reply = answer(view, &question, asker, Timestamp::from_ms(0));
         let mut text = reply.rcode.word().to_owned();
         if reply.of_endless_names {

@@ -310,7 +310,7 @@ proptest! {
                 packet.extend(qtype.to_be_bytes());
                 packet.extend([0, 1, 0, 0, 41, 4, 208, 0, 0, edns_flags, 0, 0, 0]);
                 let transport = if over_udp { Transport::Udp } else { Transport::Tcp };
-                let at = Setting { view: &view, now: now(), judge: None };
+                let at = Setting { view: &view, now: now(), judge: None, keys: None };
                 let from = Origin::new(([127, 0, 0, 1], 9).into(), transport);
                 let mut out = Vec::new();
                 let written = respond(&at, &packet, &from, &mut out).written.unwrap();

@@ -14,13 +14,13 @@ use crate::unbound::{Client, Said, Unbound};
 /// How long the child's data and the parent's, its DS sets among them, stay in caches here.
 const TTL_S: u32 = 2;
 const PARENT_TTL_S: u32 = 4;
-/// A rollover in some seconds. The parent is in the same server: it needs no time.
+/// A rollover in some seconds. Nothing is far away, but the machine may be busy.
 const HASTY: KeyPolicy = KeyPolicy {
     ttl_s_max: PARENT_TTL_S,
     dnskey_ttl_s: 1,
-    propagation_s: 1,
+    propagation_s: 2,
     ds_ttl_s: PARENT_TTL_S,
-    parent_propagation_s: 1,
+    parent_propagation_s: 2,
     key_life_s: 0,
 };
 const STUBS: [&str; 4] = ["vm.test", "app.vm.test", "plain.vm.test", "bare.vm.test"];
