@@ -15,7 +15,7 @@ fail() {
 # Package a line, with a file that tells that it is there.
 wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
 wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl"
-wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo"
+wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv"
 
 case $purpose in
 demo) wanted=$wanted_demo ;;

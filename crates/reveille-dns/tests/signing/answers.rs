@@ -260,11 +260,14 @@ fn a_flood_of_random_names_costs_few_signatures_and_nobody_else_notices() {
     assert_eq!(world.signing.counts().refused, 1);
 }
 
-/// Every RRset, by owner, type and section, and what the signatures beside it cover.
-fn sets_and_signatures(message: &Message) -> (BTreeSet<(String, u16, bool)>, BTreeSet<(String, u16, bool)>) {
+/// RRsets by owner, type, and whether they are in the answer section.
+type Sets = BTreeSet<(String, u16, bool)>;
+
+/// Every RRset, and what the signatures beside them cover.
+fn sets_and_signatures(message: &Message) -> (Sets, Sets) {
     let answers = message.answers().iter().map(|record| (record, true));
     let authority = message.name_servers().iter().map(|record| (record, false));
-    let (mut sets, mut signatures) = (BTreeSet::new(), BTreeSet::new());
+    let (mut sets, mut signatures) = (Sets::new(), Sets::new());
     for (record, is_answer) in answers.chain(authority) {
         let owner = record.name().to_lowercase().to_string();
         match (u16::from(record.record_type()), record.data()) {
