@@ -17,6 +17,7 @@ use crate::respond::{Origin, Outcome, Setting, Transport, respond};
 use crate::server::Clock;
 use crate::tally::{Tally, bump};
 use crate::tsig::Keyring;
+use crate::update::{UpdateDoor, WaitingUpdate};
 use crate::wire::COOKIE_BYTES;
 
 /// Most questions that are held at a time; beyond it they are answered at once.
@@ -28,6 +29,8 @@ pub(crate) struct HoldRoom {
     pub runtime: Handle,
     pub shared: Arc<ArcSwap<View>>,
     pub keys: Keyring,
+    /// Where updates go; without it they are not implemented here.
+    pub updates: Option<UpdateDoor>,
     /// Changed after each new view is in place.
     pub generation: watch::Receiver<u64>,
     /// Becomes true when the server stops; held questions are answered then.
@@ -35,6 +38,14 @@ pub(crate) struct HoldRoom {
     pub clock: Clock,
     pub places: Arc<Semaphore>,
     pub tally: Arc<Tally>,
+}
+
+/// What is answered later.
+pub(crate) enum Waiting {
+    /// A question, when its service is ready.
+    Question(Held),
+    /// An update, when it is judged and durable.
+    Update(Box<WaitingUpdate>),
 }
 
 /// A question that has a place.
@@ -62,8 +73,16 @@ impl HoldRoom {
         Some(Held { packet: packet.to_vec(), peer, transport, cookie: outcome.cookie, until, _place: place })
     }
 
+    /// Waits and gives the answer.
+    pub async fn bring(self, waiting: Waiting) -> Vec<u8> {
+        match waiting {
+            Waiting::Question(held) => self.wait(held).await,
+            Waiting::Update(update) => update.answer().await,
+        }
+    }
+
     /// Waits with the question and gives the answer.
-    pub async fn wait(mut self, held: Held) -> Vec<u8> {
+    async fn wait(mut self, held: Held) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         loop {
             // Marked as seen before the view is read: a view that comes in between is looked at again.
@@ -93,13 +112,12 @@ impl HoldRoom {
         }
     }
 
-    /// Waits with a question that came as a datagram and sends the answer.
-    pub fn answer_later(&self, held: Held, socket: Arc<UdpSocket>) {
+    /// Waits with what came as a datagram and sends the answer.
+    pub fn answer_later(&self, waiting: Waiting, peer: SocketAddr, socket: Arc<UdpSocket>) {
         let room = self.clone();
         self.runtime.spawn(async move {
-            let peer = held.peer;
             let tally = Arc::clone(&room.tally);
-            let out = room.wait(held).await;
+            let out = room.bring(waiting).await;
             // A datagram goes out or is dropped at once unless the send buffer is full, so a worker does not stand.
             if socket.send_to(&out, peer).is_err() {
                 bump(&tally.socket_errors);

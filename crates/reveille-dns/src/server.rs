@@ -24,6 +24,7 @@ use crate::tcp;
 use crate::transfer::{ZoneNotify, start_notifying};
 use crate::tsig::Keyring;
 use crate::udp::Worker;
+use crate::update::{UpdateAsk, UpdateDoor};
 use crate::wake::{WakeAsk, WakeAsker};
 
 /// Tells the time in the daemon's terms. Called for every query: it must be cheap and never wait.
@@ -47,6 +48,8 @@ pub struct DnsConfig {
     pub keys: Keyring,
     /// Who is told of new serials.
     pub notify: Vec<ZoneNotify>,
+    /// Where updates go whose signature is right; without it the server does not know updates.
+    pub updates: Option<Sender<UpdateAsk>>,
 }
 
 impl Default for DnsConfig {
@@ -58,6 +61,7 @@ impl Default for DnsConfig {
             gate: None,
             keys: Keyring::default(),
             notify: Vec::new(),
+            updates: None,
         }
     }
 }
@@ -115,7 +119,8 @@ impl DnsServer {
         };
         let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
         let keys = config.keys.clone();
-        let hold = HoldRoom { runtime, shared, keys, generation, stop, clock, places, tally };
+        let updates = config.updates.clone().map(|asks| UpdateDoor::new(asks, Arc::clone(&tally)));
+        let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally };
         let connections = Arc::new(tcp::Shared::new(hold.clone(), wakes.clone()));
         for Sockets { address, tcp, udp } in opened? {
             let listener =

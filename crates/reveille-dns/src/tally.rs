@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub wakes_dropped: AtomicU64,
     pub held: AtomicU64,
     pub holds_refused: AtomicU64,
+    pub updates: AtomicU64,
+    pub updates_dropped: AtomicU64,
     pub socket_errors: AtomicU64,
     pub transfers_whole: AtomicU64,
     pub transfers_of_differences: AtomicU64,
@@ -56,6 +58,10 @@ pub struct Counts {
     pub held: u64,
     /// Questions that were answered at once because too many were held.
     pub holds_refused: u64,
+    /// Updates that were passed on to be judged.
+    pub updates: u64,
+    /// Updates that were not made because too many waited.
+    pub updates_dropped: u64,
     /// Errors of sockets: packets that could not be received or sent.
     pub socket_errors: u64,
     /// Zones that were transferred in full.
@@ -173,6 +179,8 @@ impl Tally {
         add(&mut sum.wakes_dropped, &self.wakes_dropped);
         add(&mut sum.held, &self.held);
         add(&mut sum.holds_refused, &self.holds_refused);
+        add(&mut sum.updates, &self.updates);
+        add(&mut sum.updates_dropped, &self.updates_dropped);
         add(&mut sum.socket_errors, &self.socket_errors);
         add(&mut sum.transfers_whole, &self.transfers_whole);
         add(&mut sum.transfers_of_differences, &self.transfers_of_differences);
@@ -200,9 +208,13 @@ const fn index(rcode: Rcode) -> usize {
         Rcode::NxDomain => 3,
         Rcode::NotImp => 4,
         Rcode::Refused => 5,
-        Rcode::NotAuth => 6,
-        Rcode::BadVers => 7,
-        Rcode::BadCookie => 8,
+        Rcode::YxDomain => 6,
+        Rcode::YxRrset => 7,
+        Rcode::NxRrset => 8,
+        Rcode::NotAuth => 9,
+        Rcode::NotZone => 10,
+        Rcode::BadVers => 11,
+        Rcode::BadCookie => 12,
     }
 }
 

@@ -21,12 +21,13 @@ use tokio::sync::mpsc::{self, Sender};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::hold::{Held, HoldRoom, stopped};
+use crate::hold::{HoldRoom, Waiting, stopped};
 use crate::respond::{Origin, Setting, Transport, respond};
 use crate::tally::{Tally, bump};
 use crate::transfer::{
     self, MESSAGE_MS_MAX, MESSAGES_WAITING_MAX, TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer, Way,
 };
+use crate::update::{Admitted, is_update};
 use crate::wake::{WakeAsk, WakeAsker};
 
 /// Most connections at a time.
@@ -144,7 +145,7 @@ enum Next {
     /// The answer is there.
     Send,
     /// The answer waits.
-    Hold(Held),
+    Later(Waiting),
     /// Many messages, made from this view.
     Transfer(Arc<View>, Box<Transfer>),
 }
@@ -189,7 +190,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
             {
                 match self.answer(&packet, &mut out) {
                     Next::Send => self.send(&out).await?,
-                    Next::Hold(waiting) => held.push(self.shared.hold.clone().wait(waiting)),
+                    Next::Later(waiting) => held.push(self.shared.hold.clone().bring(waiting)),
                     Next::Transfer(view, transfer) => self.transfer(view, *transfer, &out).await?,
                 }
                 question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
@@ -216,7 +217,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         let now = (hold.clock)();
         let from = Origin::new(self.peer, Transport::Tcp);
         let at = Setting { view: &view, now, judge: None, keys: Some(&hold.keys) };
-        let outcome = respond(&at, packet, &from, out);
+        let outcome = match &hold.updates {
+            Some(door) if is_update(packet) => match door.admit(&at, packet, &from, out) {
+                Admitted::Answered(outcome) => outcome,
+                Admitted::Waiting(update) => return Next::Later(Waiting::Update(update)),
+            },
+            Some(_) | None => respond(&at, packet, &from, out),
+        };
         self.shared.tally.query(&outcome);
         if let Some(wish) = outcome.wake {
             let mut asker = self.shared.asker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,7 +231,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         }
         let held = hold.take(packet, &from, &outcome);
         match (held, outcome.transfer) {
-            (Some(held), _) => Next::Hold(held),
+            (Some(held), _) => Next::Later(Waiting::Question(held)),
             (None, Some(transfer)) => Next::Transfer(Guard::into_inner(view), transfer),
             (None, None) => Next::Send,
         }
@@ -325,6 +332,7 @@ mod tests {
             runtime: Handle::current(),
             shared: Arc::new(ArcSwap::from_pointee(View::default())),
             keys: Keyring::default(),
+            updates: None,
             generation: seen,
             stop: stopped,
             clock: Arc::new(|| Timestamp::from_ms(0)),

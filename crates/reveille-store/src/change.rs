@@ -1,7 +1,8 @@
 //! What can be written, and its encoded form.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use reveille_core::decide::Decision;
 use reveille_core::model::{DomainName, Instance, InstanceId, ServiceSpec, Timestamp, WakeRecord};
@@ -33,6 +34,40 @@ pub enum Change {
         apex: DomainName,
         /// The highest serial.
         ceiling: u32,
+    },
+    /// Dynamic updates have made the RRset differ from the zone file as given.
+    PutStaticSet(Box<StoredStaticSet>),
+    /// The RRset is as in the zone file.
+    DropStaticSet {
+        /// The zone.
+        zone: DomainName,
+        /// The RRset's owner.
+        owner: DomainName,
+        /// Its type.
+        rtype: u16,
+    },
+    /// What an external primary has of a name.
+    PutPublished {
+        /// The external primary: server and zone.
+        target: String,
+        /// The name.
+        name: DomainName,
+        /// What it has.
+        row: StoredPublished,
+    },
+    /// An external primary has nothing of that name any more.
+    DropPublished {
+        /// The external primary.
+        target: String,
+        /// The name.
+        name: DomainName,
+    },
+    /// The serial of an external primary's zone that was seen last.
+    PutPublishedSerial {
+        /// The external primary.
+        target: String,
+        /// The serial.
+        serial: u32,
     },
 }
 
@@ -94,6 +129,44 @@ pub struct StoredToken {
     pub expires: Option<Timestamp>,
 }
 
+/// How an RRset differs from the zone file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredStaticSet {
+    /// The zone.
+    pub zone: DomainName,
+    /// The RRset's owner.
+    pub owner: DomainName,
+    /// Its type.
+    pub rtype: u16,
+    /// Its TTL, in seconds.
+    pub ttl: u32,
+    /// Data that the file does not have, in wire format.
+    pub added: Vec<Vec<u8>>,
+    /// Data that only the file has, in wire format.
+    pub removed: Vec<Vec<u8>>,
+}
+
+/// The value part of a static set's row; data as hexadecimal digits.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StaticSetRow {
+    pub ttl: u32,
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+/// What an external primary has of a published name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPublished {
+    /// IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+    /// TTL, in seconds.
+    pub ttl_s: u32,
+    /// Whether it has confirmed this, and nothing else was sent since.
+    pub certain: bool,
+}
+
 /// The value part of a token's row.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TokenRow {
@@ -114,6 +187,11 @@ pub(crate) enum Encoded {
     PutToken([u8; 32], Vec<u8>),
     DropToken([u8; 32]),
     PutSerialCeiling(String, u32),
+    PutStaticSet { zone: String, owner: Vec<u8>, rtype: u16, row: Vec<u8> },
+    DropStaticSet { zone: String, owner: Vec<u8>, rtype: u16 },
+    PutPublished { target: String, name: String, row: Vec<u8> },
+    DropPublished { target: String, name: String },
+    PutPublishedSerial(String, u32),
 }
 
 impl Change {
@@ -145,6 +223,48 @@ impl Change {
             }
             Self::DropToken(hash) => Encoded::DropToken(hash.0),
             Self::PutSerialCeiling { apex, ceiling } => Encoded::PutSerialCeiling(apex.to_string(), *ceiling),
+            Self::PutStaticSet(set) => {
+                let hex = |all: &[Vec<u8>]| all.iter().map(|data| to_hex(data)).collect();
+                let row = StaticSetRow { ttl: set.ttl, added: hex(&set.added), removed: hex(&set.removed) };
+                Encoded::PutStaticSet {
+                    zone: set.zone.to_string(),
+                    owner: set.owner.as_wire().to_vec(),
+                    rtype: set.rtype,
+                    row: serde_json::to_vec(&row)?,
+                }
+            }
+            Self::DropStaticSet { zone, owner, rtype } => Encoded::DropStaticSet {
+                zone: zone.to_string(),
+                owner: owner.as_wire().to_vec(),
+                rtype: *rtype,
+            },
+            Self::PutPublished { target, name, row } => Encoded::PutPublished {
+                target: target.clone(),
+                name: name.to_string(),
+                row: serde_json::to_vec(row)?,
+            },
+            Self::DropPublished { target, name } => {
+                Encoded::DropPublished { target: target.clone(), name: name.to_string() }
+            }
+            Self::PutPublishedSerial { target, serial } => {
+                Encoded::PutPublishedSerial(target.clone(), *serial)
+            }
         })
     }
+}
+
+fn to_hex(data: &[u8]) -> String {
+    data.iter().fold(String::with_capacity(data.len() * 2), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The bytes of an even number of hexadecimal digits.
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let bytes = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
+    bytes.collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty())
 }

@@ -50,7 +50,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reveille_core::model::InstanceId;
 
-pub use change::{Change, Origin, StoredDecision, StoredService, StoredToken, TokenHash};
+pub use change::{
+    Change, Origin, StoredDecision, StoredPublished, StoredService, StoredStaticSet, StoredToken, TokenHash,
+};
 pub use load::{LoadError, Loaded};
 pub use open::OpenError;
 pub use read::{ReadError, Sequenced};

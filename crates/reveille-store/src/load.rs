@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 use reveille_core::model::{DomainName, Instance};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 
-use crate::change::{StoredService, StoredToken};
+use crate::change::{StaticSetRow, StoredPublished, StoredService, StoredStaticSet, StoredToken, from_hex};
 use crate::open::Shared;
 use crate::read::decode_token;
-use crate::schema::{INSTANCES, META, NEXT_INSTANCE_KEY, SERIAL_CEILINGS, SERVICES, TOKENS};
+use crate::schema::{
+    INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SERIAL_CEILINGS, SERVICES, STATIC_SETS,
+    TOKENS,
+};
 
 /// The current state, as the last commit has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,12 @@ pub struct Loaded {
     pub tokens: Vec<StoredToken>,
     /// The highest serial that each zone may have been published with.
     pub serial_ceilings: BTreeMap<DomainName, u32>,
+    /// What dynamic updates have changed, by zone, owner and type.
+    pub static_sets: Vec<StoredStaticSet>,
+    /// What external primaries have, each with the names in their order.
+    pub published: BTreeMap<String, Vec<(DomainName, StoredPublished)>>,
+    /// The serials of external primaries' zones that were seen last.
+    pub published_serials: BTreeMap<String, u32>,
 }
 
 /// Why the state could not be read.
@@ -87,10 +96,81 @@ pub(crate) fn load(shared: &Shared) -> Result<(Loaded, u64), LoadError> {
             loaded.serial_ceilings.insert(apex, ceiling.value());
         }
     }
+    load_static_sets(&transaction, &mut loaded, path)?;
+    load_published(&transaction, &mut loaded, path)?;
     let meta = transaction.open_table(META).map_err(|error| storage(error.into()))?;
     let next =
         meta.get(NEXT_INSTANCE_KEY).map_err(|error| storage(error.into()))?.map_or(1, |next| next.value());
     Ok((loaded, next))
+}
+
+fn load_static_sets(
+    transaction: &ReadTransaction,
+    loaded: &mut Loaded,
+    path: impl Fn() -> PathBuf,
+) -> Result<(), LoadError> {
+    let storage = |source: redb::Error| LoadError::Storage { path: path(), source: Box::new(source) };
+    let table = transaction.open_table(STATIC_SETS).map_err(|error| storage(error.into()))?;
+    for row in table.iter().map_err(|error| storage(error.into()))? {
+        let (key, value) = row.map_err(|error| storage(error.into()))?;
+        let (zone, owner, rtype) = key.value();
+        let set = decode_static_set(zone, owner, rtype, value.value()).map_err(|source| LoadError::Row {
+            path: path(),
+            table: "static_sets",
+            key: format!("{zone} {} {rtype}", owner.escape_ascii()),
+            source,
+        })?;
+        loaded.static_sets.push(set);
+    }
+    Ok(())
+}
+
+fn load_published(
+    transaction: &ReadTransaction,
+    loaded: &mut Loaded,
+    path: impl Fn() -> PathBuf,
+) -> Result<(), LoadError> {
+    let storage = |source: redb::Error| LoadError::Storage { path: path(), source: Box::new(source) };
+    let table = transaction.open_table(PUBLISHED).map_err(|error| storage(error.into()))?;
+    for row in table.iter().map_err(|error| storage(error.into()))? {
+        let (key, value) = row.map_err(|error| storage(error.into()))?;
+        let (target, name) = key.value();
+        let row = name
+            .parse()
+            .map_err(serde_json::Error::custom)
+            .and_then(|name| Ok((name, decode(value.value())?)));
+        let key = || format!("{target} {name}");
+        let row =
+            row.map_err(|source| LoadError::Row { path: path(), table: "published", key: key(), source })?;
+        loaded.published.entry(target.to_owned()).or_default().push(row);
+    }
+    let serials = transaction.open_table(PUBLISHED_SERIALS).map_err(|error| storage(error.into()))?;
+    for row in serials.iter().map_err(|error| storage(error.into()))? {
+        let (target, serial) = row.map_err(|error| storage(error.into()))?;
+        loaded.published_serials.insert(target.value().to_owned(), serial.value());
+    }
+    Ok(())
+}
+
+fn decode_static_set(
+    zone: &str,
+    owner: &[u8],
+    rtype: u16,
+    row: &[u8],
+) -> Result<StoredStaticSet, serde_json::Error> {
+    let StaticSetRow { ttl, added, removed } = decode(row)?;
+    let bytes = |all: Vec<String>| {
+        let bytes = all.iter().map(|text| from_hex(text)).collect::<Option<Vec<_>>>();
+        bytes.ok_or_else(|| serde_json::Error::custom("data is not in hexadecimal digits"))
+    };
+    Ok(StoredStaticSet {
+        zone: zone.parse().map_err(serde_json::Error::custom)?,
+        owner: DomainName::from_wire(owner).map_err(serde_json::Error::custom)?,
+        rtype,
+        ttl,
+        added: bytes(added)?,
+        removed: bytes(removed)?,
+    })
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, serde_json::Error> {

@@ -1,5 +1,6 @@
 //! Opening: the directory, the lock, the file, its checks, and opening again after an I/O error.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -7,12 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use redb::{Database, ReadableDatabase};
+use redb::{Database, ReadableDatabase, TableHandle, WriteTransaction};
 
 use crate::load::LoadError;
 use crate::schema::{
-    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SCHEMA_KEY, SCHEMA_VERSION, SERIAL_CEILINGS, SERVICES,
-    TOKENS, WAKES,
+    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SCHEMA_KEY, SCHEMA_VERSION,
+    SERIAL_CEILINGS, SERVICES, STATIC_SETS, TOKENS, WAKES,
 };
 
 /// The database's file in the state directory.
@@ -187,21 +188,30 @@ fn lay_out(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(WAKES)?;
     transaction.open_table(DECISIONS)?;
     transaction.open_table(TOKENS)?;
-    transaction.open_table(SERIAL_CEILINGS)?;
+    open_later_tables(&transaction)?;
     transaction.commit()?;
     Ok(())
 }
 
-/// The tables that a database of an older Reveille does not have yet.
+/// The tables that a database of an older Reveille may not have yet.
 fn add_tables(database: &Database) -> Result<(), redb::Error> {
-    match database.begin_read()?.open_table(SERIAL_CEILINGS) {
-        Err(redb::TableError::TableDoesNotExist(_)) => {}
-        Ok(_) => return Ok(()),
-        Err(error) => return Err(error.into()),
+    let there: BTreeSet<String> =
+        database.begin_read()?.list_tables()?.map(|table| table.name().to_owned()).collect();
+    let later = [STATIC_SETS.name(), PUBLISHED.name(), PUBLISHED_SERIALS.name(), SERIAL_CEILINGS.name()];
+    if later.iter().all(|table| there.contains(*table)) {
+        return Ok(());
     }
     let transaction = database.begin_write()?;
-    transaction.open_table(SERIAL_CEILINGS)?;
+    open_later_tables(&transaction)?;
     transaction.commit()?;
+    Ok(())
+}
+
+fn open_later_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    transaction.open_table(STATIC_SETS)?;
+    transaction.open_table(PUBLISHED)?;
+    transaction.open_table(PUBLISHED_SERIALS)?;
+    transaction.open_table(SERIAL_CEILINGS)?;
     Ok(())
 }
 

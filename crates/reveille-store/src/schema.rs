@@ -21,6 +21,12 @@ pub const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("toke
 
 /// Apex → the highest serial that the zone may have been published with ([`crate::Change::PutSerialCeiling`]).
 pub const SERIAL_CEILINGS: TableDefinition<&str, u32> = TableDefinition::new("serial_ceilings");
+/// Zone, owner in wire format and type → [`crate::StoredStaticSet`] without these.
+pub const STATIC_SETS: TableDefinition<(&str, &[u8], u16), &[u8]> = TableDefinition::new("static_sets");
+/// External primary and name → [`crate::StoredPublished`].
+pub const PUBLISHED: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("published");
+/// External primary → the serial of its zone that was seen last.
+pub const PUBLISHED_SERIALS: TableDefinition<&str, u32> = TableDefinition::new("published_serials");
 
 /// A table with a bounded row of entries per service.
 pub type History = TableDefinition<'static, (&'static str, u64), &'static [u8]>;

@@ -17,7 +17,8 @@ use crate::change::{Change, Encoded};
 use crate::load::decode;
 use crate::open::Shared;
 use crate::schema::{
-    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, SERIAL_CEILINGS, SERVICES, TOKENS, WAKES,
+    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SERIAL_CEILINGS, SERVICES,
+    STATIC_SETS, TOKENS, WAKES,
 };
 use crate::{DECISIONS_MAX, GROUP_MAX, QUEUE_MAX, WAKES_MAX};
 
@@ -257,6 +258,22 @@ fn apply(transaction: &WriteTransaction, change: &Encoded) -> Result<(), redb::E
         }
         Encoded::PutSerialCeiling(apex, ceiling) => {
             transaction.open_table(SERIAL_CEILINGS)?.insert(apex.as_str(), ceiling)?;
+        }
+        Encoded::PutStaticSet { zone, owner, rtype, row } => {
+            let key = (zone.as_str(), owner.as_slice(), *rtype);
+            transaction.open_table(STATIC_SETS)?.insert(key, row.as_slice())?;
+        }
+        Encoded::DropStaticSet { zone, owner, rtype } => {
+            transaction.open_table(STATIC_SETS)?.remove((zone.as_str(), owner.as_slice(), *rtype))?;
+        }
+        Encoded::PutPublished { target, name, row } => {
+            transaction.open_table(PUBLISHED)?.insert((target.as_str(), name.as_str()), row.as_slice())?;
+        }
+        Encoded::DropPublished { target, name } => {
+            transaction.open_table(PUBLISHED)?.remove((target.as_str(), name.as_str()))?;
+        }
+        Encoded::PutPublishedSerial(target, serial) => {
+            transaction.open_table(PUBLISHED_SERIALS)?.insert(target.as_str(), serial)?;
         }
     }
     Ok(())

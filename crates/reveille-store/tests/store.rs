@@ -16,8 +16,8 @@ use reveille_core::model::{
     WakeOutcome, WakeRecord,
 };
 use reveille_store::{
-    Change, DECISIONS_MAX, Loaded, OpenError, Origin, Store, StoredDecision, StoredService, StoredToken,
-    TokenHash, WAKES_MAX,
+    Change, DECISIONS_MAX, Loaded, OpenError, Origin, Store, StoredDecision, StoredPublished, StoredService,
+    StoredStaticSet, StoredToken, TokenHash, WAKES_MAX,
 };
 
 fn name(text: &str) -> DomainName {
@@ -393,4 +393,70 @@ fn serial_ceilings_are_known_again_also_to_a_database_that_had_none() {
     let (_, loaded) = Store::open(dir.path()).unwrap();
     let expected = [(name("other.test"), u32::MAX), (name("vm.test"), 2_001)];
     assert_eq!(loaded.serial_ceilings.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_updates_changed_and_what_was_published_is_known_again_also_to_a_database_that_had_no_such_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let file = store.path();
+    drop(store);
+    // As an older Reveille left it.
+    let database = redb::Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let sets: redb::TableDefinition<'_, (&str, &[u8], u16), &[u8]> =
+        redb::TableDefinition::new("static_sets");
+    let published: redb::TableDefinition<'_, (&str, &str), &[u8]> = redb::TableDefinition::new("published");
+    let serials: redb::TableDefinition<'_, &str, u32> = redb::TableDefinition::new("published_serials");
+    assert!(transaction.delete_table(sets).unwrap());
+    assert!(transaction.delete_table(published).unwrap());
+    assert!(transaction.delete_table(serials).unwrap());
+    transaction.commit().unwrap();
+    drop(database);
+
+    let (store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded, Loaded::default());
+    let set = |owner: &[u8], rtype| StoredStaticSet {
+        zone: name("vm.test"),
+        owner: DomainName::from_wire(owner).unwrap(),
+        rtype,
+        ttl: 60,
+        added: vec![vec![0, 127, 255], Vec::new()],
+        removed: vec![b"\x03abc".to_vec()],
+    };
+    // A name that has no text form that could be read again.
+    let (odd, gone) = (set(b"\x03a.\0\x02vm\x04test\0", 16), set(b"\x03www\x02vm\x04test\0", 1));
+    let row = |certain| StoredPublished { v4: Some([127, 64, 0, 1].into()), v6: None, ttl_s: 5, certain };
+    let put = |target: &str, label: &str, certain| Change::PutPublished {
+        target: target.into(),
+        name: name(label),
+        row: row(certain),
+    };
+    let changes = vec![
+        Change::PutStaticSet(Box::new(odd.clone())),
+        Change::PutStaticSet(Box::new(gone.clone())),
+        put("192.0.2.1:53 vm.test", "a.vm.test", false),
+        put("192.0.2.1:53 vm.test", "b.vm.test", true),
+        put("192.0.2.2:53 vm.test", "a.vm.test", true),
+        Change::PutPublishedSerial { target: "192.0.2.1:53 vm.test".into(), serial: u32::MAX },
+    ];
+    store.write(changes).wait().unwrap();
+    let gone = Change::DropStaticSet { zone: gone.zone, owner: gone.owner, rtype: gone.rtype };
+    let dropped = Change::DropPublished { target: "192.0.2.1:53 vm.test".into(), name: name("b.vm.test") };
+    store.write(vec![gone, dropped]).wait().unwrap();
+    drop(store);
+    let (_, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.static_sets, [odd]);
+    let published: Vec<_> = loaded.published.into_iter().collect();
+    assert_eq!(
+        published,
+        [
+            ("192.0.2.1:53 vm.test".to_owned(), vec![(name("a.vm.test"), row(false))]),
+            ("192.0.2.2:53 vm.test".to_owned(), vec![(name("a.vm.test"), row(true))]),
+        ]
+    );
+    assert_eq!(
+        loaded.published_serials.into_iter().collect::<Vec<_>>(),
+        [("192.0.2.1:53 vm.test".into(), u32::MAX)]
+    );
 }

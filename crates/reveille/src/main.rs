@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod keys;
 mod serve;
+mod zones;
 
 use std::process::ExitCode;
 

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwap;
 use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
-use reveille_core::answer::{View, Zone, ZoneDefaults, Zones, clashes};
+use reveille_core::answer::View;
 use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
 use reveille_dns::limit::Gate;
-use reveille_dns::tsig::{self, Keyring};
-use reveille_dns::{DnsConfig, DnsServer, zonefile};
+use reveille_dns::publish::PublishTask;
+use reveille_dns::tsig::Keyring;
+use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk};
+use reveille_dns::{DnsConfig, DnsServer};
 use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
-use reveille_store::Store;
+use reveille_store::{Store, StoredStaticSet};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
 use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
@@ -28,20 +29,16 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, Network};
 use crate::control::executor::{Executor, Order};
-use crate::control::{Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, Serials, startup};
+use crate::control::{
+    Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
+};
+use crate::zones::{file_faults, first_view, keyring, zones};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
 const GATE_LOOK_EVERY: Duration = Duration::from_secs(300);
 /// Questions for sleeping services that may wait for the control loop; more are dropped and counted, and the
 /// asker's first packet wakes the service instead.
 const ASKS_MAX: usize = 4_096;
-/// Serial number of zones without a file.
-const SERIAL: u32 = 1;
-/// TTL of the apex records of zones without a file, in seconds.
-const APEX_TTL_S: u32 = 3_600;
-/// For how long a negative answer of a zone without a file may be kept, in seconds.
-const NEGATIVE_TTL_S: u32 = 30;
-
 /// Runs the daemon with the config file at `path` until it is told to stop.
 ///
 /// # Errors
@@ -105,6 +102,8 @@ struct Daemon {
     stop_api: watch::Sender<bool>,
     api: tokio::task::JoinHandle<()>,
     keys: tokio::task::JoinHandle<()>,
+    /// External primaries; left alone when the daemon stops.
+    _published: Vec<PublishTask>,
     /// Removed with the daemon.
     _token: TokenFile,
 }
@@ -133,8 +132,17 @@ struct Host {
     found: startup::Found,
     book: startup::Services,
     services: Vec<(ServiceSpec, Ipv4Addr)>,
-    /// The highest serial that each zone may have been published with before.
+    kept: Kept,
+}
+
+/// What earlier runs noted about zones.
+struct Kept {
+    /// The highest serial that each zone may have been published with.
     ceilings: BTreeMap<DomainName, u32>,
+    /// What dynamic updates have changed.
+    static_sets: Vec<StoredStaticSet>,
+    /// What was published to external primaries.
+    outbound: outbound::Notes,
 }
 
 async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
@@ -142,7 +150,14 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
     make_private(state_dir)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
     let (store, mut loaded) = Store::open(&state_dir.join("state"))?;
-    let ceilings = std::mem::take(&mut loaded.serial_ceilings);
+    let kept = Kept {
+        ceilings: std::mem::take(&mut loaded.serial_ceilings),
+        static_sets: std::mem::take(&mut loaded.static_sets),
+        outbound: outbound::Notes {
+            published: std::mem::take(&mut loaded.published),
+            serials: std::mem::take(&mut loaded.published_serials),
+        },
+    };
     let store = Arc::new(store);
     let images = Arc::new(ImageStore::open(state_dir.join("images"))?);
     let driver: Arc<dyn Driver> = Arc::new(Qemu::open(qemu_config(config, &images)).await?);
@@ -158,17 +173,19 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
         }
     }
     let found = startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, clock.now()).await;
-    Ok(Host { store, images, driver, found, book: rows.services, services, ceilings })
+    Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
 async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
-    let Host { store, images, driver, found, book, services, ceilings } = take_stock(config, clock).await?;
+    let Host { store, images, driver, found, book, services, kept } = take_stock(config, clock).await?;
 
     let open_files = raise_open_files().context("cannot raise the limit of open files")?;
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
+    let Kept { ceilings, static_sets, outbound: notes } = kept;
     let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let (updates, zones) = take_up_updates(zones, &config.zone, static_sets, &services);
     let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
@@ -176,14 +193,12 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     publisher.begin(&found.fleet, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
-    let dns_config = DnsConfig {
-        listen: config.dns.listen.clone(),
-        gate: Some(gate(config, &view.load(), clock)?),
-        keys: keyring(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?,
-        notify: config::notify(config),
-        ..dns_threads(config.dns.udp_threads)
-    };
-    let now = Arc::new(move || clock.now());
+    let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
+    let keys = keyring(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let now: reveille_dns::Clock = Arc::new(move || clock.now());
+    let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
+    publisher.publish_to(&published);
+    let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
     let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
@@ -213,18 +228,28 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         news,
         services: book,
         zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
+        updates,
         on_stop: (config.daemon.on_stop, Duration::from_millis(config.daemon.stop_ms_max)),
     });
-    let control = tokio::spawn(control.run(Inputs { asks, relay: relay_events, inbox: inbox_end }));
-    let (stop_api, mut stopped) = watch::channel(false);
-    let api = tokio::spawn(async move {
-        let stop = async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
-        reveille_api::serve(listener, Arc::new(remote), access, stop).await;
-    });
+    let inputs = Inputs { asks, relay: relay_events, updates: update_asks, inbox: inbox_end };
+    let control = tokio::spawn(control.run(inputs));
+    let (stop_api, stopped) = watch::channel(false);
+    let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
     let keys = crate::keys::keep(signing, clock);
-    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _token: token })
+    let (_published, _token) = (published, token);
+    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _token })
+}
+
+async fn serve_api(
+    listener: tokio::net::TcpListener,
+    remote: Arc<Remote>,
+    access: Arc<Access>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let stop = async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    reveille_api::serve(listener, remote, access, stop).await;
 }
 
 async fn bind_services(
@@ -264,22 +289,6 @@ async fn tend(gate: Arc<Gate>, clock: Clock) {
             tracing::warn!(%error, "the secret of DNS cookies stays as it is");
         }
     }
-}
-
-/// The zones without a service yet, at serials that nobody has seen.
-async fn first_view(
-    config: &Config,
-    zones: Vec<Zone>,
-    store: Arc<Store>,
-    ceilings: &BTreeMap<DomainName, u32>,
-) -> anyhow::Result<(Arc<ArcSwap<View>>, Serials)> {
-    let (serials, zones) =
-        Serials::begin(store, ceilings, zones).await.context("no serials for the zones")?;
-    let zones = Zones::new(zones.into_iter().map(Arc::new));
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-    let view = View::seeded(u64::from_ne_bytes(seed), 0, zones, [], config::status_acl(config));
-    Ok((Arc::new(ArcSwap::from_pointee(view)), serials))
 }
 
 /// Begins what reconciling left to do with an instance.
@@ -332,6 +341,24 @@ pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
     }
 }
 
+fn dns_config(
+    config: &Config,
+    view: &View,
+    keys: Keyring,
+    updates: mpsc::Sender<UpdateAsk>,
+    clock: Clock,
+) -> anyhow::Result<DnsConfig> {
+    let takes_updates = config.zone.iter().any(|zone| !zone.update.is_empty());
+    Ok(DnsConfig {
+        listen: config.dns.listen.clone(),
+        gate: Some(gate(config, view, clock)?),
+        keys,
+        notify: config::notify(config),
+        updates: takes_updates.then_some(updates),
+        ..dns_threads(config.dns.udp_threads)
+    })
+}
+
 fn dns_threads(threads: usize) -> DnsConfig {
     let default = DnsConfig::default();
     if threads == 0 { default } else { DnsConfig { udp_threads: threads, ..default } }
@@ -364,66 +391,6 @@ fn about(config: &Config, driver: &dyn Driver, clock: Clock) -> HostSummary {
         starts_max: 0,
         generation: 0,
     }
-}
-
-// --- Zones -------------------------------------------------------------------------------------------------------
-
-fn zones(config: &Config) -> Result<Vec<Zone>, Vec<String>> {
-    let (mut zones, mut faults) = (Vec::new(), Vec::new());
-    for zone in &config.zone {
-        match read_zone(zone, config) {
-            Ok(read) => zones.push(read.with_transfer(config::transfer_acl(&zone.transfer))),
-            Err(more) => faults.extend(more),
-        }
-    }
-    if faults.is_empty() { Ok(zones) } else { Err(faults) }
-}
-
-fn read_zone(zone: &config::Zone, config: &Config) -> Result<Zone, Vec<String>> {
-    if let Some(file) = &zone.file {
-        return zonefile::load(file, &zone.name)
-            .map_err(|faults| faults.iter().map(ToString::to_string).collect());
-    }
-    let ns = zone.ns.clone().map_or_else(|| zone.name.prepend("ns1"), Ok).map_err(|e| vec![e.to_string()])?;
-    let hostmaster = zone.name.prepend("hostmaster").map_err(|error| vec![error.to_string()])?;
-    let address = zone.ns_address.or_else(|| config.dns.listen.first().map(std::net::SocketAddr::ip));
-    let defaults = ZoneDefaults {
-        apex: zone.name.clone(),
-        name_servers: vec![(ns, address.into_iter().collect())],
-        hostmaster,
-        serial: SERIAL,
-        ttl: APEX_TTL_S,
-        negative_ttl: NEGATIVE_TTL_S,
-    };
-    defaults.zone().map_err(|faults| faults.iter().map(|fault| fault.kind.to_string()).collect())
-}
-
-/// Every key of the config, or every fault of their files.
-fn keyring(config: &Config) -> Result<Keyring, Vec<String>> {
-    let (mut keys, mut faults) = (Vec::new(), Vec::new());
-    for key in &config.key {
-        let algorithm = key.algorithm.as_ref().and_then(|word| word.parse().ok());
-        match tsig::load(&key.name, algorithm, &key.file) {
-            Ok(key) => keys.push(key),
-            Err(error) => faults.push(error.to_string()),
-        }
-    }
-    if faults.is_empty() { Ok(Keyring::new(keys)) } else { Err(faults) }
-}
-
-/// Every fault of the zone and key files that `config` names, and every name that both a zone file and a service
-/// claim.
-pub fn file_faults(config: &Config) -> Vec<String> {
-    let mut faults = keyring(config).err().unwrap_or_default();
-    match zones(config) {
-        Err(more) => faults.extend(more),
-        Ok(zones) => {
-            let names: Vec<DomainName> = config.service.iter().map(|service| service.name.clone()).collect();
-            let zones = Zones::new(zones.into_iter().map(Arc::new));
-            faults.extend(clashes(&zones, &names).iter().map(ToString::to_string));
-        }
-    }
-    faults
 }
 
 // --- What is printed ---------------------------------------------------------------------------------------------

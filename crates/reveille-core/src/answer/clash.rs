@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::key::{NameKey, QuestionName};
-use super::rdata::{self, A, AAAA, CNAME};
-use super::view::Zones;
+use super::rdata::{self, A, AAAA, CNAME, NS};
+use super::view::{View, Zones};
 use super::vmstate::VMSTATE_LABEL;
 use super::zone::Zone;
 use crate::model::DomainName;
@@ -38,6 +38,9 @@ pub enum Clash {
         /// The delegated name.
         cut: DomainName,
     },
+    /// A delegation that would take services away.
+    #[error("services are at or below {0}; a delegation there would take them away")]
+    DelegatesServices(DomainName),
     /// Something stands at the name under which a service's state is asked for. The state is answered.
     #[error("{name} is where the state of the service {service} is asked for; rename what stands there")]
     Vmstate {
@@ -73,6 +76,28 @@ pub fn clashes<'a>(zones: &Zones, services: impl IntoIterator<Item = &'a DomainN
         }
     }
     found
+}
+
+/// What a static record of this name and type in the zone `apex` would take from a service; `None` if nothing.
+pub fn static_clash(view: &View, apex: &DomainName, owner: &DomainName, rtype: u16) -> Option<Clash> {
+    if matches!(rtype, A | AAAA | CNAME | rdata::VMSTATE) && view.service(owner).is_some() {
+        let (service, rtype) = (owner.clone(), rdata::type_word(rtype));
+        return Some(Clash::StaticRecord { service, rtype, zone: apex.clone() });
+    }
+    if rtype == NS && owner != apex && has_service_at_or_below(view, owner) {
+        return Some(Clash::DelegatesServices(owner.clone()));
+    }
+    let service = owner.parent().filter(|_| owner.labels().next() == Some(VMSTATE_LABEL))?;
+    view.service(&service).is_some().then(|| Clash::Vmstate { name: owner.clone(), service })
+}
+
+/// Looks at every service if there is any name below; delegations are made seldom.
+fn has_service_at_or_below(view: &View, top: &DomainName) -> bool {
+    let slot = view.names().find(top.as_wire());
+    slot.is_some_and(|slot| {
+        slot.service().is_some()
+            || (slot.below() > 0 && view.services().any(|service| service.name.is_at_or_below(top)))
+    })
 }
 
 fn static_records<'a>(zone: &'a Zone, service: &'a DomainName) -> impl Iterator<Item = Clash> + 'a {

@@ -28,7 +28,7 @@ mod zone;
 mod tests;
 
 pub use acl::{Acl, AclEntry, Asker};
-pub use clash::{Clash, clashes};
+pub use clash::{Clash, clashes, static_clash};
 pub use content::{Condensed, Difference, HISTORY_BYTES_MAX, HISTORY_DIFFERENCES_MAX, History, ZoneEdit};
 pub use key::{NameKey, QuestionName};
 pub use lookup::{CNAME_CHAIN_MAX, Question, answer};
@@ -39,5 +39,6 @@ pub use table::{Kinds, NameTable, Place, Slot};
 pub use view::{Refused, ServiceView, View, Zones};
 pub use vmstate::VMSTATE_LABEL;
 pub use zone::{
-    Node, Record, RecordSet, Zone, ZoneDefaults, ZoneFault, ZoneFaultKind, is_newer_serial, serial_after,
+    Node, Record, RecordSet, Zone, ZoneDefaults, ZoneDraft, ZoneFault, ZoneFaultKind, is_newer_serial,
+    serial_after,
 };

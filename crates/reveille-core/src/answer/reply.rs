@@ -22,8 +22,16 @@ pub enum Rcode {
     NotImp,
     /// 5: not for this asker, or not here.
     Refused,
-    /// 9: not the authority for this zone, or not an acceptable signature (RFC 2136 §2.2, RFC 8945 §5.2).
+    /// 6: a name exists that should not (RFC 2136 §2.2, as the next ones).
+    YxDomain,
+    /// 7: an RRset exists that should not.
+    YxRrset,
+    /// 8: an RRset does not exist that should.
+    NxRrset,
+    /// 9: not authoritative for the zone, or not authenticated (RFC 8945 §5.2).
     NotAuth,
+    /// 10: a name is not in the zone.
+    NotZone,
     /// 16: a version of EDNS that is not spoken here.
     BadVers,
     /// 23: a server cookie is missing or not valid (RFC 7873 §8).
@@ -32,14 +40,18 @@ pub enum Rcode {
 
 impl Rcode {
     /// Every code that is sent.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::NoError,
         Self::FormErr,
         Self::ServFail,
         Self::NxDomain,
         Self::NotImp,
         Self::Refused,
+        Self::YxDomain,
+        Self::YxRrset,
+        Self::NxRrset,
         Self::NotAuth,
+        Self::NotZone,
         Self::BadVers,
         Self::BadCookie,
     ];
@@ -53,7 +65,11 @@ impl Rcode {
             Self::NxDomain => 3,
             Self::NotImp => 4,
             Self::Refused => 5,
+            Self::YxDomain => 6,
+            Self::YxRrset => 7,
+            Self::NxRrset => 8,
             Self::NotAuth => 9,
+            Self::NotZone => 10,
             Self::BadVers => 16,
             Self::BadCookie => 23,
         }
@@ -68,7 +84,11 @@ impl Rcode {
             Self::NxDomain => "NXDOMAIN",
             Self::NotImp => "NOTIMP",
             Self::Refused => "REFUSED",
+            Self::YxDomain => "YXDOMAIN",
+            Self::YxRrset => "YXRRSET",
+            Self::NxRrset => "NXRRSET",
             Self::NotAuth => "NOTAUTH",
+            Self::NotZone => "NOTZONE",
             Self::BadVers => "BADVERS",
             Self::BadCookie => "BADCOOKIE",
         }

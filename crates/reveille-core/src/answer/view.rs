@@ -1,6 +1,6 @@
 //! What questions are answered from: every zone and service at one generation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -125,6 +125,11 @@ impl Zones {
     /// Every zone.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Zone>> {
         self.list.iter()
+    }
+
+    /// The zone with exactly that apex.
+    pub fn with_apex(&self, apex: &DomainName) -> Option<&Arc<Zone>> {
+        self.at(*self.by_apex.get(NameKey::from(apex).as_ref())?)
     }
 
     /// The zone with the longest apex at or above the name.
@@ -300,8 +305,8 @@ impl View {
         next
     }
 
-    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs what the
-    /// zone has of static names, and everything if its delegations change.
+    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs a
+    /// walk over the zone's static names, and everything if its delegations change.
     #[must_use]
     pub fn with_zone(&self, generation: u64, zone: Arc<Zone>) -> Self {
         let key = NameKey::from(zone.apex());
@@ -314,12 +319,11 @@ impl View {
             let (zones, monitors) = (next.zones, next.monitors);
             return Self::seeded(self.names.seed(), generation, zones, services, monitors);
         }
-        let owners = |zone: &Zone| zone.nodes().map(|node| node.owner().clone()).collect::<BTreeSet<_>>();
-        let (before, after) = (owners(old), owners(&zone));
+        let [gone, new] = old.names_apart(&zone);
         let mut edit = self.names.edit(self.zones.shapes());
-        next.zones.add_static(&mut edit, &zone, index, after.difference(&before));
+        next.zones.add_static(&mut edit, &zone, index, new.into_iter());
         let own = |owner: &&DomainName| self.zones.index_of(&QuestionName::from(*owner)) == index;
-        for gone in before.difference(&after).filter(own) {
+        for gone in gone.into_iter().filter(own) {
             let marks = Kinds::STATIC.with(Kinds::BELOW_CUT);
             edit.set_kinds(gone.as_wire(), index, Kinds::default(), marks);
         }

@@ -1,5 +1,7 @@
 //! The static records of one zone, checked once.
 
+mod edit;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use super::key::{NameKey, QuestionName};
 use super::rdata::{self, CNAME, NS, SOA};
 use super::signing::Signer;
 use crate::model::DomainName;
+
+pub use edit::ZoneDraft;
 
 /// Most bytes of data that one RRset may have: with its owner it still fits into one message over TCP.
 const SET_BYTES_MAX: usize = 48 * 1024;
@@ -56,6 +60,10 @@ impl Node {
         self.sets.get(&rtype)
     }
 
+    fn has_address(&self) -> bool {
+        self.set(rdata::A).or(self.set(rdata::AAAA)).is_some()
+    }
+
     /// Every RRset, by type.
     pub fn sets(&self) -> impl Iterator<Item = (u16, &RecordSet)> {
         self.sets.iter().map(|(&rtype, set)| (rtype, set))
@@ -72,10 +80,11 @@ pub struct Zone {
     soa: RecordSet,
     /// The apex, with the SOA of now.
     apex_node: Node,
-    /// Shared between the serials of a zone; here the SOA may be an older one.
-    nodes: Arc<BTreeMap<NameKey, Node>>,
-    /// Whether any name below the apex has name servers of its own.
-    has_cuts: bool,
+    /// Shared between the serials of a zone, and its names between zones of which one was made from the other; here
+    /// the SOA may be an older one.
+    nodes: Arc<BTreeMap<NameKey, Arc<Node>>>,
+    /// How many names below the apex have name servers of their own.
+    cut_count: usize,
     /// Who may transfer it.
     transfer: Acl,
     /// What the last serials changed.
@@ -172,7 +181,7 @@ impl Zone {
     /// Every fault, with the index of the record where it is one record's.
     pub fn new(apex: DomainName, records: &[Record]) -> Result<Self, Vec<ZoneFault>> {
         let mut faults = Vec::new();
-        let mut nodes: BTreeMap<NameKey, Node> = BTreeMap::new();
+        let mut nodes: BTreeMap<NameKey, Arc<Node>> = BTreeMap::new();
         for (index, record) in records.iter().enumerate() {
             if let Some(kind) = record_fault(&apex, record) {
                 faults.push(ZoneFault { record: Some(index), kind });
@@ -180,14 +189,14 @@ impl Zone {
             }
             let node = nodes
                 .entry(NameKey::from(&record.owner))
-                .or_insert_with(|| Node { owner: record.owner.clone(), sets: BTreeMap::new() });
-            if let Some(kind) = node.take(record, &apex) {
+                .or_insert_with(|| Arc::new(Node { owner: record.owner.clone(), sets: BTreeMap::new() }));
+            if let Some(kind) = Arc::make_mut(node).take(record, &apex) {
                 faults.push(ZoneFault { record: Some(index), kind });
             }
         }
         // One fault for an RRset that is too large, not one for each record beyond.
         faults.dedup_by(|later, earlier| later.kind == earlier.kind);
-        let apex_node = nodes.get(&NameKey::from(&apex)).cloned();
+        let apex_node = nodes.get(&NameKey::from(&apex)).map(|node| Node::clone(node));
         let soa = apex_node.as_ref().and_then(|node| node.set(SOA)).cloned();
         if soa.is_none() {
             faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoSoa(apex.clone()) });
@@ -196,7 +205,7 @@ impl Zone {
             faults.push(ZoneFault { record: None, kind: ZoneFaultKind::NoNs(apex.clone()) });
         }
         faults.extend(missing_glue(&apex, &nodes));
-        let has_cuts = nodes.values().any(|node| node.owner != apex && node.set(NS).is_some());
+        let cut_count = nodes.values().filter(|node| node.owner != apex && node.set(NS).is_some()).count();
         let numbers = soa.as_ref().and_then(|soa| rdata::soa_numbers(soa.data.first()?));
         match (soa.zip(apex_node), numbers) {
             (Some((soa, apex_node)), Some((serial, minimum))) if faults.is_empty() => Ok(Self {
@@ -207,7 +216,7 @@ impl Zone {
                 soa,
                 apex_node,
                 nodes: Arc::new(nodes),
-                has_cuts,
+                cut_count,
                 transfer: Acl::default(),
                 history: History::default(),
                 signer: None,
@@ -310,7 +319,7 @@ impl Zone {
     /// Every name with records.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         // The apex's key is a prefix of all others, so the apex is the first.
-        std::iter::once(&self.apex_node).chain(self.nodes.values().skip(1))
+        std::iter::once(&self.apex_node).chain(self.nodes.values().skip(1).map(|node| &**node))
     }
 
     /// The records of that name.
@@ -325,18 +334,18 @@ impl Zone {
 
     /// Every name below the apex that is delegated away.
     pub(crate) fn cuts(&self) -> impl Iterator<Item = &DomainName> {
-        let below_apex = self.nodes.values().filter(|node| self.has_cuts && node.owner != self.apex);
-        below_apex.filter(|node| node.set(NS).is_some()).map(Node::owner)
+        let below_apex = self.nodes.values().filter(|node| self.cut_count > 0 && node.owner != self.apex);
+        below_apex.filter(|node| node.set(NS).is_some()).map(|node| node.owner())
     }
 
     /// Whether any name below the apex is delegated away.
     pub fn has_cuts(&self) -> bool {
-        self.has_cuts
+        self.cut_count > 0
     }
 
     /// The topmost name at or above `name` and below the apex that is delegated away.
     pub(crate) fn cut(&self, name: &QuestionName) -> Option<&Node> {
-        if !self.has_cuts {
+        if self.cut_count == 0 {
             return None;
         }
         (self.apex_labels + 1..=name.label_count())
@@ -408,21 +417,22 @@ fn record_fault(apex: &DomainName, record: &Record) -> Option<ZoneFaultKind> {
 }
 
 /// Delegations to a name server at or below the cut that nobody could reach.
-fn missing_glue(apex: &DomainName, nodes: &BTreeMap<NameKey, Node>) -> Vec<ZoneFault> {
-    let mut faults = Vec::new();
-    for node in nodes.values().filter(|node| node.owner != *apex) {
-        let Some(servers) = node.set(NS) else { continue };
-        for server in servers.data.iter().filter_map(|data| DomainName::from_wire(data).ok()) {
-            let has_address = nodes
-                .get(&NameKey::from(&server))
-                .is_some_and(|node| node.set(rdata::A).or(node.set(rdata::AAAA)).is_some());
-            if server.is_at_or_below(&node.owner) && !has_address {
-                let kind = ZoneFaultKind::NoGlue { cut: node.owner.clone(), server };
-                faults.push(ZoneFault { record: None, kind });
-            }
-        }
-    }
-    faults
+fn missing_glue(apex: &DomainName, nodes: &BTreeMap<NameKey, Arc<Node>>) -> Vec<ZoneFault> {
+    let look = |name: &DomainName| nodes.get(&NameKey::from(name)).map(|node| &**node);
+    let cuts = nodes.values().filter(|node| node.owner != *apex);
+    cuts.flat_map(|cut| unreachable_servers(cut, look)).map(|kind| ZoneFault { record: None, kind }).collect()
+}
+
+/// The name servers at or below a cut for which `look` finds no address.
+fn unreachable_servers<'a>(
+    cut: &'a Node,
+    look: impl Fn(&DomainName) -> Option<&'a Node> + 'a,
+) -> impl Iterator<Item = ZoneFaultKind> + 'a {
+    let servers = cut.set(NS).into_iter().flat_map(|set| &set.data);
+    let servers = servers.filter_map(|data| DomainName::from_wire(data).ok());
+    let below = servers.filter(|server| server.is_at_or_below(&cut.owner));
+    let missing = below.filter(move |server| !look(server).is_some_and(Node::has_address));
+    missing.map(|server| ZoneFaultKind::NoGlue { cut: cut.owner.clone(), server })
 }
 
 /// The serial that follows: one more, and never 0, which some take for "none".

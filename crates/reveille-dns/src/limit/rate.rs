@@ -39,7 +39,11 @@ impl Kind {
             | Rcode::ServFail
             | Rcode::NotImp
             | Rcode::Refused
+            | Rcode::YxDomain
+            | Rcode::YxRrset
+            | Rcode::NxRrset
             | Rcode::NotAuth
+            | Rcode::NotZone
             | Rcode::BadVers
             | Rcode::BadCookie => Self::Error,
         }

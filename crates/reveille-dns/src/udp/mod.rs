@@ -20,12 +20,13 @@ use arc_swap::ArcSwap;
 use reveille_core::answer::{Kinds, Place, Slot, View, rdata};
 
 use crate::fast::{self, Head};
-use crate::hold::HoldRoom;
+use crate::hold::{HoldRoom, Waiting};
 use crate::limit::{Arrival, Client, Entry, Gate, RateVerdict, Writers};
 use crate::observe::{NameCounts, Producer, Sighting};
 use crate::respond::{Origin, Setting, Transport, WakeWish, respond};
 use crate::server::Clock;
 use crate::tally::{BatchTally, Tally, bump};
+use crate::update::{Admitted, is_update};
 use crate::wake::WakeAsker;
 use batch::{BATCH_MAX, Batch};
 pub use echo::echo;
@@ -234,7 +235,17 @@ impl Worker {
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let (packet, place) = batch.query(index)?;
-        let outcome = respond(&at.setting, packet, from, out);
+        let outcome = match &self.hold.updates {
+            Some(door) if is_update(packet) => match door.admit(&at.setting, packet, from, out) {
+                Admitted::Answered(outcome) => outcome,
+                Admitted::Waiting(update) => {
+                    let socket = Arc::clone(&self.socket);
+                    self.hold.answer_later(Waiting::Update(update), from.peer, socket);
+                    return None;
+                }
+            },
+            Some(_) | None => respond(&at.setting, packet, from, out),
+        };
         tally.query(&outcome);
         self.counts.bump(outcome.counter);
         if let Some(written) = outcome.written {
@@ -254,7 +265,8 @@ impl Worker {
             let zone = outcome.zone.unwrap_or(u16::MAX);
             let wakes = self.wake(wish, from.peer, outcome.client.as_ref(), zone, new, at);
             if wakes && let Some(held) = self.hold.take(packet, from, &outcome) {
-                self.hold.answer_later(held, Arc::clone(&self.socket));
+                let socket = Arc::clone(&self.socket);
+                self.hold.answer_later(Waiting::Question(held), from.peer, socket);
                 return None;
             }
         }

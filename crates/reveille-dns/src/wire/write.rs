@@ -1,6 +1,6 @@
 //! Writing an answer within a size limit.
 
-use domain::base::iana::{Class, OptRcode, OptionCode, Rtype};
+use domain::base::iana::{Class, Opcode, OptRcode, OptionCode, Rtype};
 use domain::base::message_builder::{AdditionalBuilder, AnswerBuilder, PushError, StaticCompressor};
 use domain::base::name::Name;
 use domain::base::rdata::{ComposeRecordData, RecordData};
@@ -119,6 +119,7 @@ fn try_write(
     let header = message.header_mut();
     header.set_id(query.header.id);
     header.set_qr(true);
+    header.set_opcode(Opcode::from_int(query.header.opcode));
     header.set_aa(reply.authoritative);
     header.set_rd(query.header.recursion_desired);
     header.set_rcode(OptRcode::masked_from_int(reply.rcode.number()).rcode());

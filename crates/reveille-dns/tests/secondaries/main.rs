@@ -71,7 +71,10 @@ fn primary(services: impl IntoIterator<Item = ServiceView>, secondaries: &[Secon
     let notify = vec![ZoneNotify { apex: name("vm.test"), targets }];
     let view = View::new(1, Zones::new([Arc::new(zone)]), services.into_iter().map(Arc::new), []);
     let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
-    World::serving(view, &DnsConfig { listen, udp_threads: 1, keys: keyring(), notify, gate: None })
+    World::serving(
+        view,
+        &DnsConfig { listen, udp_threads: 1, keys: keyring(), notify, ..DnsConfig::default() },
+    )
 }
 
 fn serial(world: &World) -> u32 {

@@ -386,6 +386,7 @@ fn bench_config(
         ns_address: None,
         transfer: Vec::new(),
         notify: Vec::new(),
+        update: Vec::new(),
         dnssec: crate::config::Dnssec::Off,
     }];
     for (label, rest) in [("local", Rung::Local), ("armed", Rung::Armed)] {

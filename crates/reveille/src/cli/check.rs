@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Output;
 use crate::config::{Config, ConfigError};
-use crate::serve;
+use crate::zones;
 
 #[derive(Serialize)]
 struct Report {
@@ -30,7 +30,7 @@ pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     if faults.is_empty() {
-        faults = serve::file_faults(&config);
+        faults = zones::file_faults(&config);
     }
     let report = Report {
         file: path.display().to_string(),

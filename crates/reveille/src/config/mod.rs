@@ -3,6 +3,7 @@
 mod faults;
 mod overlay;
 mod secondaries;
+mod updates;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use faults::ConfigError;
 pub use secondaries::{notify, status_acl, transfer_acl};
+pub use updates::{grants, publications};
 
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -45,6 +47,8 @@ pub struct Config {
     pub key: Vec<Key>,
     /// The zones that are served.
     pub zone: Vec<Zone>,
+    /// Zones of other servers into which services are published.
+    pub publish: Vec<Publish>,
     /// The services that are declared here; others are added through the API.
     pub service: Vec<ServiceSpec>,
 }
@@ -175,6 +179,51 @@ pub struct Notify {
     pub key: Option<DomainName>,
 }
 
+/// One entry of `zone.update`: who may change the zone's static records by dynamic updates, and which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateBy {
+    /// Whoever signs with this key,
+    pub key: DomainName,
+    /// from these networks (anywhere, if none is given),
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+    /// at these names (`www.vm.test`, or `*.dyn.vm.test` for every name below; all, if none is given),
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// records of these types (all that can be updated, if none is given).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<String>,
+}
+
+/// `[[publish]]`: a zone that another server is the primary of, and in which the addresses of services are kept in
+/// step by dynamic updates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// The other server.
+    pub server: SocketAddr,
+    /// Its zone.
+    pub zone: DomainName,
+    /// The key that it takes updates with.
+    pub key: DomainName,
+    /// TTL of what is published, in seconds; default that which secondaries get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u32>,
+    /// Which services; all of the zone, if none is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Time after which everything is sent once more.
+    #[serde(default = "Publish::resend_ms")]
+    pub resend_ms: u64,
+}
+
+impl Publish {
+    const fn resend_ms() -> u64 {
+        3_600_000
+    }
+}
+
 /// `[[zone]]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -196,6 +245,9 @@ pub struct Zone {
     /// Who is told of each new serial.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
+    /// Who may change its static records; nobody by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub update: Vec<UpdateBy>,
     /// Whether its answers are signed.
     #[serde(default)]
     pub dnssec: Dnssec,
@@ -315,6 +367,7 @@ impl Config {
         faults.extend(self.network_faults());
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
+        faults.extend(updates::faults(self));
         faults.extend(prefixed("policy", self.policy.faults()));
         let keys = self.dnssec.faults().into_iter();
         faults.extend(

@@ -33,9 +33,10 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
             "key" => config.key = entries(&key, value, &key_base(), f),
+            "publish" => config.publish = entries(&key, value, &publish_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, dnssec, gate, api, relay, host, qemu, policy, [[key]], [[zone]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, api, relay, host, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
                 f.push(SpecFault::new(&key, quoted(&value), known));
             }
         }
@@ -125,6 +126,20 @@ fn key_base() -> Base {
     let required = &[
         ("name", "the key's name, such as \"secondary.vm.test\""),
         ("file", "the file with the secret, made such as by `tsig-keygen NAME >FILE`"),
+    ];
+    Base { table, policy: Table::new(), required }
+}
+
+fn publish_base() -> Base {
+    let table = Table::from_iter([
+        ("server".to_owned(), Value::from("192.0.2.1:53")),
+        ("zone".to_owned(), Value::from("zone.invalid")),
+        ("key".to_owned(), Value::from("key.invalid")),
+    ]);
+    let required = &[
+        ("server", "address and port of the zone's primary, such as \"192.0.2.1:53\""),
+        ("zone", "the zone's name, such as \"example.com\""),
+        ("key", "the name of a [[key]] that it takes updates with"),
     ];
     Base { table, policy: Table::new(), required }
 }

@@ -33,13 +33,7 @@ pub fn faults(config: &Config) -> Vec<SpecFault> {
             faults.push(SpecFault::new(&format!("{place}.algorithm"), algorithm, allowed));
         }
     }
-    let mut look_up = |place: &str, name: &DomainName| {
-        if !known.contains(name) {
-            let names: Vec<String> = known.iter().map(ToString::to_string).collect();
-            let names = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
-            faults.push(SpecFault::new(place, name, format!("the name of a [[key]]: {names}")));
-        }
-    };
+    let mut look_up = |place: &str, name: &DomainName| faults.extend(unknown_key(config, place, name));
     config.dns.status_keys.iter().for_each(|name| look_up("dns.status_keys", name));
     for zone in &config.zone {
         let place = format!("zone \"{}\"", zone.name);
@@ -50,6 +44,17 @@ pub fn faults(config: &Config) -> Vec<SpecFault> {
     }
     faults.extend(config.zone.iter().flat_map(zone_faults));
     faults
+}
+
+/// What is wrong with a reference to a key, if there is none of that name.
+pub(super) fn unknown_key(config: &Config, place: &str, name: &DomainName) -> Option<SpecFault> {
+    let known: BTreeSet<&DomainName> = config.key.iter().map(|key| &key.name).collect();
+    if known.contains(name) {
+        return None;
+    }
+    let names: Vec<String> = known.iter().map(ToString::to_string).collect();
+    let names = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
+    Some(SpecFault::new(place, name, format!("the name of a [[key]]: {names}")))
 }
 
 fn zone_faults(zone: &Zone) -> Vec<SpecFault> {
@@ -111,6 +116,6 @@ pub fn status_acl(config: &Config) -> Acl {
 }
 
 /// The networks of a list that was checked.
-fn parsed(networks: &[String]) -> Vec<Network> {
+pub(super) fn parsed(networks: &[String]) -> Vec<Network> {
     networks.iter().filter_map(|network| network.parse().ok()).collect()
 }

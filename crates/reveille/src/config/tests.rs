@@ -32,7 +32,14 @@ fn the_examples_in_it_are_valid_and_name_every_key() {
     for key in zone.keys() {
         assert!(examples.contains(&format!("\n{key} = ")), "{key} has no example");
     }
-    assert_eq!((config.key.len(), config.zone.len(), config.service.len()), (1, 1, 1));
+    let publish = toml::Table::try_from(&config.publish[0]).unwrap();
+    for key in publish.keys() {
+        assert!(examples.contains(&format!("\n{key} = ")), "{key} has no example");
+    }
+    assert_eq!(
+        (config.key.len(), config.zone.len(), config.publish.len(), config.service.len()),
+        (1, 1, 1, 1)
+    );
 }
 
 #[test]
@@ -121,6 +128,56 @@ fn keys_and_who_may_have_a_zone_are_checked_together() {
     ];
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+}
+
+#[test]
+fn who_may_update_and_where_services_are_published_is_checked() {
+    let text = r#"
+        [[key]]
+        name = "dyn.test"
+        file = "dyn.key"
+        [[zone]]
+        name = "vm.test"
+        update = [
+            { key = "other.test" },
+            { key = "dyn.test", networks = ["192.0.2.1/24"], names = ["*.example", "www..test"], types = ["SOA", "RRSIG", "B"] },
+            { key = "dyn.test", names = ["*.dyn.vm.test", "www.vm.test"], types = ["a", "TXT", "TYPE65280"] },
+        ]
+        [[publish]]
+        server = "192.0.2.1:0"
+        zone = "vm.test"
+        key = "other.test"
+        ttl_s = 4000000000
+        services = ["*.example"]
+        resend_ms = 1
+        [[publish]]
+        server = "192.0.2.1:0"
+        zone = "vm.test"
+        key = "dyn.test"
+        [[publish]]
+        zone = "vm.test"
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "zone \"vm.test\".update.key = other.test\n      allowed: the name of a [[key]]: dyn.test",
+        "zone \"vm.test\".update.networks = 192.0.2.1/24",
+        "zone \"vm.test\".update.names = *.example\n      allowed: names in the zone vm.test",
+        "zone \"vm.test\".update.names = www..test",
+        "zone \"vm.test\".update.types = SOA",
+        "zone \"vm.test\".update.types = RRSIG",
+        "zone \"vm.test\".update.types = B",
+        "publish[0].server = 192.0.2.1:0",
+        "publish[0].key = other.test",
+        "publish[0].ttl_s = 4000000000",
+        "publish[0].services = *.example",
+        "publish[0].resend_ms = 1\n      allowed: 10000 to 604800000",
+        "publish[1].zone = vm.test\n      allowed: each zone of a server once",
+        "publish[2].server = (absent)",
+        "publish[2].key = (absent)",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+    assert!(!message.contains("TYPE65280 "), "{message}");
 }
 
 #[test]

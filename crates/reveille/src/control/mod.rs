@@ -13,24 +13,28 @@
 mod commands;
 mod damping;
 pub mod executor;
+pub mod outbound;
 mod publish;
 pub mod ready;
 mod run;
 mod serials;
 pub mod startup;
 mod stop;
+mod updates;
 mod wakes;
 mod watch;
 
 use std::time::Instant;
 
 use reveille_core::model::{InstanceId, Report, Stage};
+use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
 pub use publish::Publisher;
 pub use run::{Control, Inputs, Parts};
 pub use serials::Serials;
 pub use stop::stop;
+pub use updates::take_up as take_up_updates;
 
 /// Reports and commands that may wait for the control loop. Whoever sends more waits.
 pub const INBOX_MAX: usize = 4_096;
@@ -62,6 +66,8 @@ pub enum Message {
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),
+    /// What updates have changed is durable, or why not.
+    UpdatesWritten(Result<(), WriteError>),
     /// The API asks for something.
     Command(Command),
 }

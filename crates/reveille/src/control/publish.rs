@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Refused, ServiceView, View};
+use reveille_core::answer::{Refused, ServiceView, View, ZoneEdit};
 use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
 use reveille_dns::observe::Counters;
+use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
 use reveille_net::Relay;
 use tokio::sync::watch;
 
@@ -36,7 +37,11 @@ pub struct Publisher {
     serials: Serials,
     /// Instances that wait for a serial with which their zone may be published, and when to look again.
     without_serial: BTreeMap<InstanceId, DomainName>,
+    /// Zones that wait for their next serials to have other static records.
+    edits: Vec<ZoneEdit>,
     look_again: Option<Timestamp>,
+    /// External primaries, and where they hear of services that come, move and go.
+    outbound: Vec<(PublishConfig, Feed)>,
 }
 
 /// Which counter belongs to which instance.
@@ -102,8 +107,25 @@ impl Publisher {
             retired: VecDeque::new(),
             serials,
             without_serial: BTreeMap::new(),
+            edits: Vec::new(),
             look_again: None,
+            outbound: Vec::new(),
         }
+    }
+
+    /// From here on these external primaries hear of services that come, move and go.
+    pub fn publish_to(&mut self, primaries: &[PublishTask]) {
+        self.outbound = primaries.iter().map(|task| (task.config().clone(), task.feed().clone())).collect();
+    }
+
+    /// Gives zones other static records with the next publication for which all of them have serials.
+    pub fn edit_zones(&mut self, edits: Vec<ZoneEdit>) {
+        self.edits.extend(edits);
+    }
+
+    /// Whether zones still wait to have other static records.
+    pub fn has_edits(&self) -> bool {
+        !self.edits.is_empty()
     }
 
     /// From here on counters have their room before a view names them.
@@ -143,10 +165,11 @@ impl Publisher {
         }
         let waiting = std::mem::take(&mut self.without_serial);
         changed.extend(waiting.keys());
-        if changed.is_empty() {
+        if changed.is_empty() && self.edits.is_empty() {
             return;
         }
         let before = self.view.load_full();
+        let edits = self.edits_with_serials(&before);
         let mut services = self.look(fleet, changed, &waiting, now);
         services.retain(|(id, name, seen)| {
             let publishable = self.has_serial_for(&before, name, seen.as_deref());
@@ -155,10 +178,14 @@ impl Publisher {
             }
             publishable
         });
-        self.look_again = (!self.without_serial.is_empty()).then(|| now.plus_ms(SERIAL_PAUSE_MS));
+        let all = self.without_serial.is_empty() && self.edits.is_empty();
+        self.look_again = (!all).then(|| now.plus_ms(SERIAL_PAUSE_MS));
+        for (_, name, seen) in &services {
+            self.tell_primaries(&before, name, seen.as_deref());
+        }
         let next = before.generation + 1;
         let services = services.into_iter().map(|(_, name, seen)| (name, seen));
-        self.view.store(Arc::new(before.advanced(next, services, [])));
+        self.view.store(Arc::new(before.advanced(next, services, edits)));
         self.generation.send_replace(next);
         self.retire(before);
     }
@@ -208,13 +235,28 @@ impl Publisher {
         }
     }
 
+    /// The edits, if every zone that they are for may have its next serial.
+    fn edits_with_serials(&mut self, view: &View) -> Vec<ZoneEdit> {
+        let may_advance = |edit: &ZoneEdit| {
+            let zone = view.zones().with_apex(edit.zone.apex());
+            zone.is_none_or(|zone| self.serials.may_advance(zone))
+        };
+        if self.edits.iter().all(may_advance) { std::mem::take(&mut self.edits) } else { Vec::new() }
+    }
+
+    /// Passes a service on to the external primaries unless it is to others as it was.
+    fn tell_primaries(&self, before: &View, name: &DomainName, after: Option<&ServiceView>) {
+        if is_same(before.service(name).map(|before| &**before), after) {
+            return;
+        }
+        for (config, feed) in self.outbound.iter().filter(|(config, _)| config.covers(name)) {
+            feed.set(name.clone(), after.map(|service| config.addresses(service)));
+        }
+    }
+
     /// Whether the service may become visible: without a new serial if others see no difference, or with one.
     fn has_serial_for(&self, view: &View, name: &DomainName, after: Option<&ServiceView>) -> bool {
-        let same = match (view.service(name), after) {
-            (Some(before), Some(after)) => before.is_same_content(after),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
+        let same = is_same(view.service(name).map(|before| &**before), after);
         let zone = view.zones().find_of(name).and_then(|index| view.zones().at(index));
         same || zone.is_none_or(|zone| self.serials.may_advance(zone))
     }
@@ -237,6 +279,11 @@ impl Publisher {
         self.set_gate(id, service, Gate::Open);
     }
 
+    /// What is answered from.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
     /// The name servers' zones that the view answers from.
     pub fn zones(&self) -> reveille_core::answer::Zones {
         self.view.load().zones().clone()
@@ -247,6 +294,15 @@ impl Publisher {
         if let Some((_, gate)) = self.gates.get_mut(&id) {
             *gate = Gate::Hold;
         }
+    }
+}
+
+/// Whether others see no difference.
+fn is_same(before: Option<&ServiceView>, after: Option<&ServiceView>) -> bool {
+    match (before, after) {
+        (Some(before), Some(after)) => before.is_same_content(after),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 

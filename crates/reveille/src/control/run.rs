@@ -12,6 +12,7 @@ use reveille_core::model::{
     Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::WakeAsk;
+use reveille_dns::update::{UpdateAsk, UpdateDesk};
 use reveille_net::{Relay, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
 use tokio::sync::{broadcast, mpsc};
@@ -31,7 +32,7 @@ use crate::config::OnStop;
 const ROUNDS_MAX: usize = 16;
 
 /// Pause before rows that could not be written are written again.
-const REWRITE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REWRITE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the loop's work comes from.
 pub struct Inputs {
@@ -39,6 +40,8 @@ pub struct Inputs {
     pub asks: mpsc::Receiver<WakeAsk>,
     /// Clients at gates that are closed.
     pub relay: RelayEvents,
+    /// Dynamic updates of static records.
+    pub updates: mpsc::Receiver<UpdateAsk>,
     /// Reports and commands.
     pub inbox: mpsc::Receiver<Message>,
 }
@@ -63,6 +66,8 @@ pub struct Parts {
     pub services: Services,
     /// The zones that are served.
     pub zones: Vec<DomainName>,
+    /// Where dynamic updates are judged.
+    pub updates: UpdateDesk,
     /// What becomes of awake instances at a stop, and how long that may take.
     pub on_stop: (OnStop, Duration),
 }
@@ -79,6 +84,7 @@ pub struct Control {
     pub(super) news: broadcast::Sender<News>,
     pub(super) services: Services,
     pub(super) zones: Vec<DomainName>,
+    pub(super) updates: UpdateDesk,
     pub(super) on_stop: (OnStop, Duration),
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
@@ -89,7 +95,19 @@ pub struct Control {
 impl Control {
     /// A loop over what was set up.
     pub fn new(parts: Parts) -> Self {
-        let Parts { fleet, clock, store, relay, executor, publisher, news, services, zones, on_stop } = parts;
+        let Parts {
+            fleet,
+            clock,
+            store,
+            relay,
+            executor,
+            publisher,
+            news,
+            services,
+            zones,
+            updates,
+            on_stop,
+        } = parts;
         Self {
             fleet,
             clock,
@@ -101,6 +119,7 @@ impl Control {
             news,
             services,
             zones,
+            updates,
             on_stop,
             waiting: BTreeMap::new(),
             next_look: None,
@@ -121,9 +140,12 @@ impl Control {
                 }
             };
             tokio::select! {
-                // These two end before the loop does: a stop takes its askers away first.
+                // These end before the loop does: a stop takes its askers away first.
                 Some(ask) = inputs.asks.recv() => self.asked_by_query(ask),
                 Some(event) = inputs.relay.recv() => self.relayed(event),
+                Some(update) = inputs.updates.recv(), if self.updates.is_free() => {
+                    self.take_updates(update, &mut inputs.updates);
+                }
                 message = inputs.inbox.recv() => match message {
                     Some(Message::Command(Command::Stop(done))) => {
                         self.begin_stop();
@@ -151,6 +173,7 @@ impl Control {
                 }
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
+            Message::UpdatesWritten(result) => self.updates_written(result),
             Message::Command(command) => self.command(command).await,
         }
     }
@@ -344,6 +367,9 @@ impl Control {
             self.announce(&changed, now);
         }
         self.publisher.publish(&self.fleet, changed, now);
+        if !self.publisher.has_edits() {
+            self.updates.published();
+        }
         self.release_gone();
     }
 

@@ -1,0 +1,114 @@
+//! Dynamic updates on their way through the control loop: judged here, where nothing changes meanwhile; durable
+//! before anybody sees them; answered when everybody does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use reveille_core::answer::{Zone, rdata};
+use reveille_core::model::{DomainName, ServiceSpec};
+use reveille_dns::update::{
+    SetChange, StaticBook, UPDATE_GROUP_MAX, UpdateAsk, UpdateDesk, ZoneRows, lay_over, taken_by,
+};
+use reveille_store::{Change, StoredStaticSet, WriteError};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::Message;
+use super::run::{Control, REWRITE_PAUSE};
+use crate::config;
+
+impl Control {
+    /// Takes an update, and those that wait behind it.
+    pub(super) fn take_updates(&mut self, first: UpdateAsk, waiting: &mut mpsc::Receiver<UpdateAsk>) {
+        let mut group = vec![first];
+        while group.len() < UPDATE_GROUP_MAX
+            && let Ok(next) = waiting.try_recv()
+        {
+            group.push(next);
+        }
+        let rows = self.updates.judge(&self.publisher.view(), group);
+        if !rows.is_empty() {
+            self.write_updates(rows, false);
+        }
+    }
+
+    /// The rows of a group are durable, or not.
+    pub(super) fn updates_written(&mut self, result: Result<(), WriteError>) {
+        match result {
+            Ok(()) => {
+                let edits = self.updates.durable();
+                self.publisher.edit_zones(edits);
+            }
+            Err(error) => {
+                tracing::error!(%error, "updates are not made; trying again in a second what they have changed");
+                let rows = self.updates.failed(&self.publisher.view());
+                if !rows.is_empty() {
+                    self.write_updates(rows, true);
+                }
+            }
+        }
+    }
+
+    fn write_updates(&self, rows: Vec<ZoneRows>, after_a_pause: bool) {
+        let (store, inbox) = (Arc::clone(&self.store), self.executor.tools().inbox.clone());
+        let changes = rows.into_iter().flat_map(changes_of).collect();
+        if !after_a_pause {
+            let ack = store.write(changes);
+            tokio::spawn(async move { inbox.send(Message::UpdatesWritten(ack.await)).await });
+            return;
+        }
+        tokio::spawn(async move {
+            sleep(REWRITE_PAUSE).await;
+            inbox.send(Message::UpdatesWritten(store.write(changes).await)).await
+        });
+    }
+}
+
+/// What is written for the rows of one zone.
+fn changes_of((zone, rows): ZoneRows) -> impl Iterator<Item = Change> {
+    rows.into_iter().map(move |((owner, rtype), row)| match row {
+        None => Change::DropStaticSet { zone: zone.clone(), owner, rtype },
+        Some(SetChange { owner, rtype, ttl, added, removed }) => {
+            let zone = zone.clone();
+            Change::PutStaticSet(Box::new(StoredStaticSet { zone, owner, rtype, ttl, added, removed }))
+        }
+    })
+}
+
+/// Lays what updates have changed over the zones as their files have them, each with its part of the config; with
+/// them goes the desk at which further updates are made.
+pub fn take_up(
+    files: Vec<Zone>,
+    configs: &[config::Zone],
+    stored: Vec<StoredStaticSet>,
+    services: &[(ServiceSpec, Ipv4Addr)],
+) -> (UpdateDesk, Vec<Zone>) {
+    let services: BTreeSet<DomainName> = services.iter().map(|(spec, _)| spec.name.clone()).collect();
+    let (mut book, mut zones) = (StaticBook::default(), Vec::with_capacity(files.len()));
+    let mut by_zone: BTreeMap<DomainName, Vec<SetChange>> = BTreeMap::new();
+    for StoredStaticSet { zone, owner, rtype, ttl, added, removed } in stored {
+        by_zone.entry(zone).or_default().push(SetChange { owner, rtype, ttl, added, removed });
+    }
+    for (file, config) in files.into_iter().zip(configs) {
+        let rows = by_zone.remove(file.apex()).unwrap_or_default();
+        let file = Arc::new(file);
+        book.open_page(
+            Arc::clone(&file),
+            config::grants(config),
+            rows.iter().map(|row| (row.owner.clone(), row.rtype)),
+        );
+        let (zone, aside) = lay_over(file, rows, taken_by(&services));
+        for aside in aside {
+            let (owner, rtype) = (&aside.change.owner, rdata::type_word(aside.change.rtype));
+            let (zone, why) = (zone.apex(), aside.why);
+            tracing::warn!(%zone, %owner, rtype, why, "what updates changed does not fit any more and is set aside until the next start");
+        }
+        zones.push(Arc::unwrap_or_clone(zone));
+    }
+    for (zone, rows) in by_zone {
+        let sets = rows.len();
+        tracing::info!(%zone, sets, "updates have changed a zone that is not served any more; they are kept");
+    }
+    (UpdateDesk::new(book), zones)
+}
