@@ -163,14 +163,15 @@ impl View {
             let Some(index) = self.zones().find(zone.apex()) else { continue };
             let Some(before) = self.zones().at(index) else { continue };
             let names_of_zone = touched.entry(index).or_default();
-            names_of_zone.extend(names);
+            let names: BTreeSet<DomainName> = names.into_iter().collect();
             // A delegation hides the services below it.
-            let (cuts, cuts_before) = (cuts(&zone), cuts(before));
-            let moved: Vec<_> = cuts.symmetric_difference(&cuts_before).collect();
+            let moved: Vec<_> =
+                names.iter().filter(|name| zone.is_cut(name) != before.is_cut(name)).collect();
             let below = self.services().map(|service| &service.name).filter(|_| !moved.is_empty());
             names_of_zone
                 .extend(below.filter(|name| moved.iter().any(|cut| name.is_at_or_below(cut))).cloned());
-            next = next.with_zone(generation, Arc::new(zone.continuing(before)));
+            next = next.with_zone_at(index, Arc::new(zone.continuing(before)), &names);
+            names_of_zone.extend(names);
         }
         for (index, names) in touched {
             let (mut removed, mut added) = (Vec::new(), Vec::new());
@@ -245,10 +246,6 @@ impl View {
 
 /// Names whose content may have changed, by the index of their zone.
 type Touched = BTreeMap<u16, BTreeSet<DomainName>>;
-
-fn cuts(zone: &Zone) -> BTreeSet<DomainName> {
-    zone.cuts().cloned().collect()
-}
 
 /// What a service adds to its zone.
 fn of_service(service: &ServiceView) -> impl Iterator<Item = Records<'_>> {

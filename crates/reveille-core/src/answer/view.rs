@@ -1,6 +1,6 @@
 //! What questions are answered from: every zone and service at one generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -305,27 +305,52 @@ impl View {
         next
     }
 
-    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs a
-    /// walk over the zone's static names, and everything if its delegations change.
+    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs a walk over the
+    /// zone's static names, and over all names if its delegations change.
     #[must_use]
     pub fn with_zone(&self, generation: u64, zone: Arc<Zone>) -> Self {
-        let key = NameKey::from(zone.apex());
-        let mut next = Self { generation, ..self.clone() };
-        let known = self.zones.by_apex.get(&key).and_then(|&index| Some((index, self.zones.at(index)?)));
+        let next = Self { generation, ..self.clone() };
+        let known = self.zones.find(zone.apex()).and_then(|index| Some((index, self.zones.at(index)?)));
         let Some((index, old)) = known else { return next };
+        let apart = old.names_apart(&zone).into_iter().flatten();
+        let names = apart.chain(old.cuts()).chain(zone.cuts()).cloned().collect();
+        next.with_zone_at(index, zone, &names)
+    }
+
+    /// This view with another zone of the same name at that index; no names but these have come, gone, or been
+    /// delegated or not. Costs what these names cost, and a walk over all names if a delegation came or went.
+    #[must_use]
+    pub(super) fn with_zone_at(&self, index: u16, zone: Arc<Zone>, names: &BTreeSet<DomainName>) -> Self {
+        let Some(old) = self.zones.at(index) else { return self.clone() };
+        let mut next = self.clone();
         next.zones.replace(index, Arc::clone(&zone));
-        if old.cuts().ne(zone.cuts()) {
-            let services = self.services().cloned().collect::<Vec<_>>();
-            let (zones, monitors) = (next.zones, next.monitors);
-            return Self::seeded(self.names.seed(), generation, zones, services, monitors);
-        }
-        let [gone, new] = old.names_apart(&zone);
         let mut edit = self.names.edit(self.zones.shapes());
-        next.zones.add_static(&mut edit, &zone, index, new.into_iter());
+        let new = names.iter().filter(|name| old.node(name).is_none() && zone.node(name).is_some());
+        next.zones.add_static(&mut edit, &zone, index, new);
         let own = |owner: &&DomainName| self.zones.index_of(&QuestionName::from(*owner)) == index;
-        for gone in gone.into_iter().filter(own) {
+        let gone = names.iter().filter(|name| old.node(name).is_some() && zone.node(name).is_none());
+        for gone in gone.filter(own) {
             let marks = Kinds::STATIC.with(Kinds::BELOW_CUT);
             edit.set_kinds(gone.as_wire(), index, Kinds::default(), marks);
+        }
+        let moved: Vec<_> = names.iter().filter(|name| old.is_cut(name) != zone.is_cut(name)).collect();
+        let marked = Kinds::STATIC.with(Kinds::SERVICE);
+        let slots = self.names.iter().filter(|slot| !moved.is_empty() && slot.zone() == index);
+        for slot in slots.filter(|slot| slot.kinds().any_of(marked)) {
+            let below = |cut: &&DomainName| slot.name().ends_with(cut.as_wire());
+            let (true, Ok(name)) = (moved.iter().any(below), QuestionName::from_wire(slot.name())) else {
+                continue;
+            };
+            // One that has gone in between is not made again.
+            if edit.get(slot.name()).is_some_and(|now| now.kinds().any_of(marked)) {
+                let mark = Kinds::BELOW_CUT;
+                let (add, remove) = if zone.cut(&name).is_some() {
+                    (mark, Kinds::default())
+                } else {
+                    (Kinds::default(), mark)
+                };
+                edit.set_kinds(slot.name(), index, add, remove);
+            }
         }
         next.names = edit.finish();
         next

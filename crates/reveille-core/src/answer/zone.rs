@@ -332,6 +332,11 @@ impl Zone {
         Some(if node.owner == self.apex { &self.apex_node } else { node })
     }
 
+    /// Whether the name is below the apex and delegated away.
+    pub(crate) fn is_cut(&self, name: &DomainName) -> bool {
+        *name != self.apex && self.node(name).is_some_and(|node| node.set(NS).is_some())
+    }
+
     /// Every name below the apex that is delegated away.
     pub(crate) fn cuts(&self) -> impl Iterator<Item = &DomainName> {
         let below_apex = self.nodes.values().filter(|node| self.cut_count > 0 && node.owner != self.apex);

@@ -265,6 +265,15 @@ fn static_records(numbers: &[u8]) -> Vec<Record> {
     numbers.iter().map(at).collect()
 }
 
+/// What each name is, and how many names are below it.
+fn kinds(view: &View) -> BTreeMap<Vec<u8>, (Kinds, u32)> {
+    view.names().iter().map(|slot| (slot.name().to_vec(), (slot.kinds(), slot.below()))).collect()
+}
+
+fn made_anew(view: &View) -> View {
+    View::new(view.generation, view.zones().clone(), view.services().cloned(), vec![])
+}
+
 fn service_name(n: u8) -> String {
     if n < 9 { format!("s{n}.vm.test") } else { format!("x.d{n}.vm.test") }
 }
@@ -293,6 +302,7 @@ proptest! {
                     now.advanced(generation, [], [ZoneEdit { zone, names }])
                 }
             };
+            prop_assert_eq!(kinds(&now), kinds(&made_anew(&now)));
             let serial = of(&now, "vm.test").serial();
             let (last, before) = seen.last().unwrap();
             let is = content(&now, "vm.test");

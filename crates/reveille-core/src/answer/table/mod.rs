@@ -62,11 +62,6 @@ impl NameTable {
         Self { seed, names: 0, depth: 0, bits: BRANCH_BITS, branches: Arc::new([empty_branch()]) }
     }
 
-    /// The seed.
-    pub(super) fn seed(&self) -> u64 {
-        self.seed
-    }
-
     /// How many names there are.
     pub fn len(&self) -> usize {
         self.names
