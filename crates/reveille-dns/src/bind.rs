@@ -33,7 +33,7 @@ pub enum BindError {
     Wildcard(SocketAddr),
     /// Somebody else listens there.
     #[error(
-        "{address} ({transport}) is taken by {holder}; stop it or set another address under `dns.listen` \
+        "{address} ({transport}) is taken by {holder}; stop it or set another address under `{setting}` \
          (`ss -lnp 'sport = :{port}'` shows what listens)", port = .address.port()
     )]
     Taken {
@@ -43,6 +43,8 @@ pub enum BindError {
         transport: &'static str,
         /// Who, as far as this process may know.
         holder: String,
+        /// The setting that names the address.
+        setting: &'static str,
     },
     /// A port below 1024 without the privilege.
     #[error(
@@ -62,6 +64,15 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
+    /// HTTP without TLS where others can reach it.
+    #[error(
+        "{0} is no loopback address: without TLS (`dns.https.plain`), DNS over HTTPS is for a proxy on this host \
+         alone; set 127.0.0.1 or ::1 under `dns.https.listen`"
+    )]
+    PlainOutside(SocketAddr),
+    /// TLS cannot begin.
+    #[error("cannot set up TLS: {0}")]
+    NoTls(#[source] rustls::Error),
     /// No thread could be started.
     #[error("cannot start a thread for DNS queries; is the limit of processes reached? ({0})")]
     NoThread(#[source] io::Error),
@@ -98,7 +109,7 @@ pub(crate) fn open(address: SocketAddr, udp_threads: usize) -> Result<Sockets, B
 }
 
 fn open_both(address: SocketAddr, udp_threads: usize) -> Result<Sockets, BindError> {
-    let tcp = tcp_listener(address).map_err(|error| explain(address, "TCP", error))?;
+    let tcp = open_tcp(address, "dns.listen")?;
     let address = tcp.local_addr().map_err(|source| BindError::Other { address, source })?;
     let open = || -> io::Result<Vec<UdpSocket>> {
         // SO_REUSEPORT would share the port with another server of the same user without a word, each getting
@@ -106,8 +117,14 @@ fn open_both(address: SocketAddr, udp_threads: usize) -> Result<Sockets, BindErr
         drop(udp_socket(address, false)?);
         (0..udp_threads.max(1)).map(|_| udp_socket(address, true)).collect()
     };
-    let udp = open().map_err(|error| explain(address, "UDP", error))?;
+    let udp = open().map_err(|error| explain(address, "UDP", "dns.listen", error))?;
     Ok(Sockets { address, tcp, udp })
+}
+
+/// Opens one address over TCP; `setting` is what names it. Answers leave from the address that was connected to, so
+/// a wildcard is as good as any.
+pub(crate) fn open_tcp(address: SocketAddr, setting: &'static str) -> Result<TcpListener, BindError> {
+    tcp_listener(address).map_err(|error| explain(address, "TCP", setting, error))
 }
 
 fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -136,14 +153,19 @@ fn udp_socket(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-fn explain(address: SocketAddr, transport: &'static str, source: io::Error) -> BindError {
+fn explain(
+    address: SocketAddr,
+    transport: &'static str,
+    setting: &'static str,
+    source: io::Error,
+) -> BindError {
     let kind = source.kind();
     if kind == io::ErrorKind::AddrInUse {
         let holder = holder(address, transport).map_or_else(
             || "another process, perhaps a second reveille or the host's own resolver".to_owned(),
             |holder| holder.to_string(),
         );
-        BindError::Taken { address, transport, holder }
+        BindError::Taken { address, transport, holder, setting }
     } else if kind == io::ErrorKind::PermissionDenied {
         BindError::NotPermitted(address)
     } else if kind == io::ErrorKind::AddrNotAvailable {

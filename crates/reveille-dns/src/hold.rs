@@ -3,6 +3,7 @@
 //! A held question is asked again of every new view. It is answered as soon as the answer does not want to wait
 //! any more (ready, or refused, or gone), or when its time is over, with the answer of that moment.
 
+use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,12 @@ pub(crate) enum Waiting {
     Question(Held),
     /// An update, when it is judged and durable.
     Update(Box<WaitingUpdate>),
+}
+
+impl fmt::Debug for HoldRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HoldRoom").field("places", &self.places.available_permits()).finish_non_exhaustive()
+    }
 }
 
 /// A question that has a place.

@@ -10,7 +10,7 @@ use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};
 use crate::transfer::{Transfer, judge as judge_transfer};
 use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
-    COOKIE_BYTES, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
+    COOKIE_BYTES, Edns, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
     write_truncated,
 };
 
@@ -21,18 +21,62 @@ pub enum Transport {
     Udp,
     /// Stream.
     Tcp,
+    /// Stream inside TLS (RFC 7858).
+    Tls,
+    /// HTTP inside TLS (RFC 8484), by us or by a proxy on this host.
+    Https,
 }
 
 impl Transport {
+    /// Whether an answer is bounded in size by what datagrams carry.
+    pub const fn is_datagram(self) -> bool {
+        match self {
+            Self::Udp => true,
+            Self::Tcp | Self::Tls | Self::Https => false,
+        }
+    }
+
+    /// Whether zones can be transferred: messages of any number follow a question (RFC 5936 §4.2, RFC 9103).
+    pub const fn carries_transfers(self) -> bool {
+        match self {
+            Self::Tcp | Self::Tls => true,
+            Self::Udp | Self::Https => false,
+        }
+    }
+
+    /// Whether the source address is known to be the asker's: it has completed a handshake.
+    pub const fn proves_address(self) -> bool {
+        !self.is_datagram()
+    }
+
+    /// What of the asker's wishes can be met here: padding where nobody can look inside (RFC 7830 §6), keepalive
+    /// where a connection carries DNS alone (RFC 7828 §3.2.1).
+    fn admit(self, edns: Edns) -> Edns {
+        let (padding, keepalive) = match self {
+            Self::Udp => (false, false),
+            Self::Tcp => (false, edns.keepalive),
+            Self::Tls => (edns.padding, edns.keepalive),
+            Self::Https => (edns.padding, false),
+        };
+        Edns { padding, keepalive, ..edns }
+    }
+
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Udp => 0,
             Self::Tcp => 1,
+            Self::Tls => 2,
+            Self::Https => 3,
         }
     }
 
     pub(crate) const fn from_number(number: u8) -> Self {
-        if number == 0 { Self::Udp } else { Self::Tcp }
+        match number {
+            0 => Self::Udp,
+            2 => Self::Tls,
+            3 => Self::Https,
+            _ => Self::Tcp,
+        }
     }
 }
 
@@ -106,17 +150,20 @@ pub struct Outcome<'v> {
     /// The question asks for a transfer that may begin: its messages take the place of what was written, which is to
     /// be sent should that not be possible.
     pub(crate) transfer: Option<Box<Transfer>>,
+    /// The asker was told that its idle connection is kept for [`KEEPALIVE_MS`](crate::wire::KEEPALIVE_MS).
+    pub keepalive: bool,
 }
 
 /// Answers a packet if and as the gate lets it, writing the answer into `out` in place of what is there. One that is
 /// signed with a known key is answered signed (RFC 8945).
 pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     out.clear();
-    let query = match Query::parse(packet) {
+    let mut query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Unreadable::Silence) => return Outcome::default(),
         Err(Unreadable::Error { header, rcode }) => return unreadable(at, header, rcode, from, out),
     };
+    query.edns = query.edns.map(|edns| from.transport.admit(edns));
     let question = &query.question;
     let edns = query.edns.as_ref();
     let (cookie, subnet) =
@@ -153,7 +200,7 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
         (_, RateVerdict::Slip) => kind != Kind::Error,
         (_, RateVerdict::Pass) => false,
     };
-    let over_udp = from.transport == Transport::Udp;
+    let over_udp = from.transport.is_datagram();
     let envelope = Envelope { over_udp, cookie, signature_bytes: signing.bytes_max(&query) };
     let reply = if truncated { reply } else { with_dnssec(reply, &query, from.transport, client, at.now) };
     let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
@@ -165,7 +212,9 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     let written = Some(write_reply(&query, &reply, &envelope, out));
     let signature_refused = signing.sign(&query, out);
     let wake = reply.wake.map(|service| WakeWish { service, qtype: question.qtype, subnet: subnet.copied() });
-    Outcome { written, wake, hold_ms_max: reply.hold_ms_max, counter, signature_refused, transfer, ..known }
+    let keepalive = edns.is_some_and(|edns| edns.keepalive);
+    let hold_ms_max = reply.hold_ms_max;
+    Outcome { written, wake, hold_ms_max, counter, signature_refused, keepalive, transfer, ..known }
 }
 
 /// What a question that is let in is answered with, and how that is signed.
@@ -248,7 +297,7 @@ fn with_dnssec<'v>(
     now: Timestamp,
 ) -> Reply<'v> {
     let Some(signer) = reply.zone.and_then(Zone::signer) else { return reply };
-    let over_udp = transport == Transport::Udp;
+    let over_udp = transport.is_datagram();
     let asked = Asked {
         question: &query.question,
         dnssec_ok: query.edns.is_some_and(|edns| edns.dnssec_ok),

@@ -15,12 +15,13 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::bind::{BindError, Sockets, open};
+use crate::bind::{BindError, Sockets, open, open_tcp};
+use crate::connections::{self, Common, Shared, Speech};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
 use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::tally::{Counts, Tally};
-use crate::tcp;
+use crate::tls::{ALPN_DOT, ALPN_H2, ALPN_HTTP1, Certificate, Handshakes};
 use crate::transfer::{ZoneNotify, start_notifying};
 use crate::tsig::Keyring;
 use crate::udp::Worker;
@@ -66,10 +67,24 @@ impl Default for DnsConfig {
     }
 }
 
+/// Where the server listens for DNS over TLS and over HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EncryptedConfig {
+    /// Addresses of DNS over TLS (RFC 7858).
+    pub tls: Vec<SocketAddr>,
+    /// Addresses of DNS over HTTPS (RFC 8484).
+    pub https: Vec<SocketAddr>,
+    /// HTTPS is spoken without TLS: a proxy on this host has it. Who asks is taken from what the proxy adds to each
+    /// request, so nobody else may reach these addresses.
+    pub https_plain: bool,
+}
+
 /// A running server. Dropped, it stops at once; [`DnsServer::shutdown`] lets TCP clients have their answers.
 #[derive(Debug)]
 pub struct DnsServer {
     addresses: Vec<SocketAddr>,
+    tls_addresses: Vec<SocketAddr>,
+    https_addresses: Vec<SocketAddr>,
     tallies: Vec<Arc<Tally>>,
     counts: Vec<Arc<NameCounts>>,
     rings: Vec<Consumer>,
@@ -79,6 +94,9 @@ pub struct DnsServer {
     sockets: Vec<Arc<UdpSocket>>,
     threads: Vec<JoinHandle<()>>,
     listeners: JoinSet<()>,
+    hold: HoldRoom,
+    /// Of TCP, TLS and HTTPS.
+    streams: Arc<Common>,
 }
 
 impl DnsServer {
@@ -105,38 +123,96 @@ impl DnsServer {
             config.listen.iter().map(|&address| open(address, threads)).collect();
         let (stop_tasks, stop) = watch::channel(false);
         let tally = Arc::new(Tally::default());
+        let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
+        let asker = WakeAsker::new(wakes.clone(), Arc::clone(&tally));
+        let tallies = vec![Arc::clone(&tally)];
+        let keys = config.keys.clone();
+        let updates = config.updates.clone().map(|asks| UpdateDoor::new(asks, Arc::clone(&tally)));
+        let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally };
+        let counts = Arc::new(NameCounts::default());
+        counts.reserve(hold.shared.load().names().len() + 1);
+        let (producer, consumer) = ring();
+        let streams = Common::new(config.gate.clone(), Arc::clone(&counts), producer, asker);
         let mut server = Self {
             addresses: Vec::new(),
-            tallies: vec![Arc::clone(&tally)],
-            counts: Vec::new(),
-            rings: Vec::new(),
+            tls_addresses: Vec::new(),
+            https_addresses: Vec::new(),
+            tallies,
+            counts: vec![counts],
+            rings: vec![consumer],
             gate: config.gate.clone(),
             stop_threads: Arc::new(AtomicBool::new(false)),
             stop_tasks,
             sockets: Vec::new(),
             threads: Vec::new(),
             listeners: JoinSet::new(),
+            hold,
+            streams: Arc::new(streams),
         };
-        let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
-        let keys = config.keys.clone();
-        let updates = config.updates.clone().map(|asks| UpdateDoor::new(asks, Arc::clone(&tally)));
-        let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally };
-        let connections = Arc::new(tcp::Shared::new(hold.clone(), wakes.clone()));
+        let connections = server.connections(Speech::Dns);
         for Sockets { address, tcp, udp } in opened? {
-            let listener =
-                TcpListener::from_std(tcp).map_err(|source| BindError::Other { address, source })?;
+            server.accept(tcp, &connections)?;
             server.addresses.push(address);
-            server.listeners.spawn(tcp::serve(listener, Arc::clone(&connections)));
             for socket in udp {
+                let hold = server.hold.clone();
                 server.start_worker(socket, &hold, wakes.clone()).map_err(BindError::NoThread)?;
             }
         }
-        let notifiers =
-            start_notifying(&config.notify, &server.addresses, &hold).map_err(BindError::NoNotifier)?;
+        let notifiers = start_notifying(&config.notify, &server.addresses, &server.hold)
+            .map_err(BindError::NoNotifier)?;
         for notifier in notifiers {
             server.listeners.spawn(notifier.run());
         }
         Ok(server)
+    }
+
+    /// Answers over TLS and HTTPS too, with that certificate. Must be called inside the tokio runtime.
+    ///
+    /// # Errors
+    /// One sentence with the remedy; what was opened until then stays open until the server is dropped.
+    pub fn listen_encrypted(
+        &mut self,
+        config: &EncryptedConfig,
+        certificate: Option<&Certificate>,
+    ) -> Result<(), BindError> {
+        let shake = |protocols: &[&[u8]]| match certificate {
+            Some(certificate) => {
+                Handshakes::new(certificate, protocols).map(Arc::new).map_err(BindError::NoTls)
+            }
+            None => Err(BindError::NoTls(rustls::Error::NoCertificatesPresented)),
+        };
+        if !config.tls.is_empty() {
+            let connections = self.connections(Speech::DnsOverTls(shake(&[ALPN_DOT])?));
+            for &address in &config.tls {
+                let address = self.accept(open_tcp(address, "dns.tls.listen")?, &connections)?;
+                self.tls_addresses.push(address);
+            }
+        }
+        if !config.https.is_empty() {
+            let speech = match config.https_plain {
+                true => Speech::PlainHttp,
+                false => Speech::Https(shake(&[ALPN_H2, ALPN_HTTP1])?),
+            };
+            let connections = self.connections(speech);
+            for &address in &config.https {
+                if config.https_plain && !address.ip().to_canonical().is_loopback() {
+                    return Err(BindError::PlainOutside(address));
+                }
+                let address = self.accept(open_tcp(address, "dns.https.listen")?, &connections)?;
+                self.https_addresses.push(address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it listens for DNS over TLS, in the order of the configuration.
+    pub fn tls_addresses(&self) -> &[SocketAddr] {
+        &self.tls_addresses
+    }
+
+    /// Where it listens for DNS over HTTPS, in the order of the configuration.
+    pub fn https_addresses(&self) -> &[SocketAddr] {
+        &self.https_addresses
     }
 
     /// Where it listens, in the order of the configuration, with the ports that were free.
@@ -158,7 +234,7 @@ impl DnsServer {
         Counters::of(self.counts.clone())
     }
 
-    /// What was observed, one ring a thread; once.
+    /// What was observed, one ring a thread and one for all connections; once.
     pub fn take_rings(&mut self) -> Vec<Consumer> {
         std::mem::take(&mut self.rings)
     }
@@ -169,6 +245,29 @@ impl DnsServer {
         let drained = async { while self.listeners.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_millis(SHUTDOWN_MS_MAX), drained).await;
         // Dropping joins the threads, which have been told to stop, and ends what is left of the tasks.
+    }
+
+    /// What connections of one kind share, with counters of their own.
+    fn connections(&mut self, speech: Speech) -> Arc<Shared> {
+        let tally = Arc::new(Tally::default());
+        self.tallies.push(Arc::clone(&tally));
+        let hold = HoldRoom { tally, ..self.hold.clone() };
+        Arc::new(Shared::new(hold, Arc::clone(&self.streams), speech))
+    }
+
+    /// Begins to take connections; gives the address at which.
+    fn accept(
+        &mut self,
+        listener: std::net::TcpListener,
+        connections: &Arc<Shared>,
+    ) -> Result<SocketAddr, BindError> {
+        let opened =
+            listener.local_addr().and_then(|address| Ok((address, TcpListener::from_std(listener)?)));
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+        let (address, listener) =
+            opened.map_err(|source| BindError::Other { address: unspecified, source })?;
+        self.listeners.spawn(connections::serve(listener, Arc::clone(connections)));
+        Ok(address)
     }
 
     fn start_worker(

@@ -33,6 +33,9 @@ pub(crate) struct Tally {
     pub connections: AtomicU64,
     pub connections_refused: AtomicU64,
     pub connections_timed_out: AtomicU64,
+    pub handshakes_refused: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    pub requests_refused: AtomicU64,
 }
 
 /// What was counted since the start.
@@ -70,7 +73,7 @@ pub struct Counts {
     pub transfers_of_differences: u64,
     /// Zone transfers that broke off: the client left, or was too slow.
     pub transfers_broken: u64,
-    /// Zone transfers that had to wait too long for a place.
+    /// Zone transfers that had to wait too long for a place, or came over TLS 1.2.
     pub transfers_refused: u64,
     /// NOTIFY messages that were sent.
     pub notifies_sent: u64,
@@ -78,12 +81,18 @@ pub struct Counts {
     pub notifies_acknowledged: u64,
     /// Answers to them that were refusals, or proved nothing.
     pub notifies_refused: u64,
-    /// TCP connections that were taken.
+    /// Connections that were taken: TCP, TLS and HTTPS.
     pub connections: u64,
-    /// TCP connections that were closed at once because there were too many.
+    /// Connections that were closed at once because there were too many.
     pub connections_refused: u64,
-    /// TCP connections that were closed because the client was idle or too slow.
+    /// Connections that were closed because the client was idle or too slow.
     pub connections_timed_out: u64,
+    /// TLS handshakes that were not begun because too many were under way.
+    pub handshakes_refused: u64,
+    /// TLS handshakes that failed or took too long.
+    pub handshakes_failed: u64,
+    /// HTTP requests that were answered with an error of HTTP.
+    pub requests_refused: u64,
 }
 
 impl Counts {
@@ -192,6 +201,9 @@ impl Tally {
         add(&mut sum.connections, &self.connections);
         add(&mut sum.connections_refused, &self.connections_refused);
         add(&mut sum.connections_timed_out, &self.connections_timed_out);
+        add(&mut sum.handshakes_refused, &self.handshakes_refused);
+        add(&mut sum.handshakes_failed, &self.handshakes_failed);
+        add(&mut sum.requests_refused, &self.requests_refused);
     }
 }
 

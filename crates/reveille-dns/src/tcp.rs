@@ -1,161 +1,78 @@
-//! TCP (RFC 7766): pipelined questions, each connection one task.
+//! DNS on a stream (RFC 7766): pipelined questions, each connection one task; inside TLS or not.
 //!
 //! The stream server of the `domain` crate has the limits, but its services hand back message builders, while
-//! [`respond`] writes finished bytes for both transports and may choose silence; and a held question must not
-//! keep back the answers to those behind it. So the loop is our own, and small.
+//! [`respond`] writes finished bytes for all transports and may choose silence; and a held question must not
+//! keep back the answers to those behind it. So the loop is our own, and small:
+//!
+//! ```text
+//!   answer all whole messages that are there ─► write all answers at once ─► wait: more bytes, a held answer
+//! ```
+//!
+//! While answers are written nothing is read, so a client that asks and does not read is held up by TCP itself.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::Guard;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use reveille_core::answer::View;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{self, Sender};
-use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::hold::{HoldRoom, Waiting, stopped};
-use crate::respond::{Origin, Setting, Transport, respond};
-use crate::tally::{Tally, bump};
-use crate::transfer::{
-    self, MESSAGE_MS_MAX, MESSAGES_WAITING_MAX, TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer, Way,
-};
-use crate::update::{Admitted, is_update};
-use crate::wake::{WakeAsk, WakeAsker};
+use crate::connections::{Next, Shared};
+use crate::hold::stopped;
+use crate::respond::{Origin, Transport};
+use crate::tally::bump;
+use crate::transfer::{self, MESSAGE_MS_MAX, MESSAGES_WAITING_MAX, Transfer, Way};
+use crate::wire::KEEPALIVE_MS;
 
-/// Most connections at a time.
-const CONNECTIONS_MAX: usize = 1_024;
-/// Most connections of one client address at a time.
-const CONNECTIONS_PER_CLIENT_MAX: u32 = 256;
 /// Longest wait for the next whole question; what came of it so far does not prolong it.
 const QUESTION_MS_MAX: u64 = 10_000;
-/// Longest wait until a client has taken an answer.
+/// Longest wait until a client has taken the answers that are written at once.
 const WRITE_MS_MAX: u64 = 5_000;
+/// Longest wait for a client to take the end of a connection.
+const CLOSE_MS_MAX: u64 = 1_000;
 /// Most questions of one connection that are held at a time; further ones are not read meanwhile.
 const HELD_PER_CONNECTION_MAX: usize = 32;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 4_096;
-/// Pause after an error of accept (such as no file descriptors left), so that a lasting one does not spin.
-const ACCEPT_PAUSE_MS: u64 = 50;
+/// Most bytes that are read and not answered yet: the longest message, the beginning of the next.
+pub(crate) const UNREAD_BYTES_MAX: usize = 2 + 65_535 + READ_BYTES;
+/// No question is answered while this much waits to be written; the answer that crosses it is the last.
+pub(crate) const ANSWERS_BYTES_MAX: usize = 16_384;
+/// Largest buffer that a connection keeps while it is idle.
+const KEPT_BYTES_MAX: usize = 16_384;
 
-/// What the connections of a server share.
-pub(crate) struct Shared {
-    hold: HoldRoom,
-    tally: Arc<Tally>,
-    /// One for all connections: they are few questions beside those over UDP.
-    asker: Mutex<WakeAsker>,
-    places: Arc<Semaphore>,
-    clients: Clients,
-    /// Places of transfers.
-    transfers: Arc<Semaphore>,
-}
-
-impl Shared {
-    pub fn new(hold: HoldRoom, wakes: Sender<WakeAsk>) -> Self {
-        let tally = Arc::clone(&hold.tally);
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let asker = Mutex::new(WakeAsker::new(wakes, Arc::clone(&tally)));
-        let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
-        Self { hold, tally, asker, places, clients: Clients::default(), transfers }
-    }
-}
-
-/// How many connections each client has.
-#[derive(Default)]
-struct Clients(Mutex<BTreeMap<IpAddr, u32>>);
-
-/// One connection's place among those of its client; given back when dropped.
-struct ClientPlace {
-    shared: Arc<Shared>,
-    client: IpAddr,
-}
-
-impl ClientPlace {
-    fn take(shared: &Arc<Shared>, client: IpAddr) -> Option<Self> {
-        let mut clients = shared.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(client).or_insert(0);
-        if *count >= CONNECTIONS_PER_CLIENT_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Self { shared: Arc::clone(shared), client })
-    }
-}
-
-impl Drop for ClientPlace {
-    fn drop(&mut self) {
-        let mut clients = self.shared.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.client);
-            }
-        }
-    }
-}
-
-/// Takes connections until the server stops, then lets those that are open finish what they hold.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let mut stop = shared.hold.stop.clone();
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => break,
-            Some(_) = connections.join_next() => continue,
-        };
-        let Ok((stream, peer)) = accepted else {
-            bump(&shared.tally.socket_errors);
-            sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
-            continue;
-        };
-        let place = Arc::clone(&shared.places).try_acquire_owned();
-        let client = ClientPlace::take(&shared, peer.ip().to_canonical());
-        let (Ok(place), Some(client)) = (place, client) else {
-            bump(&shared.tally.connections_refused);
-            continue;
-        };
-        bump(&shared.tally.connections);
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            let _places = (place, client);
-            Connection::new(stream, peer, &shared).run().await;
-        });
-    }
-    while connections.join_next().await.is_some() {}
-}
-
-struct Connection<'s, S> {
+/// One client's stream of questions.
+pub(crate) struct Connection<'s, S> {
     stream: S,
     peer: SocketAddr,
+    transport: Transport,
     shared: &'s Shared,
-    /// Read, but not answered yet.
-    unread: Vec<u8>,
+    unread: Unread,
+    /// Framed, to be written.
+    answers: Vec<u8>,
+    /// The answer that is being made: names in it are compressed by their distance from its start.
+    message: Vec<u8>,
+    /// Longest wait for the next question while nobody else needs the place.
+    idle_ms_max: u64,
+    /// Zones may be transferred.
+    transfers: bool,
 }
 
-/// What comes of a message.
-enum Next {
-    /// The answer is there.
-    Send,
-    /// The answer waits.
-    Later(Waiting),
-    /// Many messages, made from this view.
-    Transfer(Arc<View>, Box<Transfer>),
-}
-
-/// Why a connection ends.
+/// Why a connection ends early.
 enum End {
     /// The client closed it, or it broke.
     Closed,
-    /// The client was too slow.
-    TimedOut,
+    /// No question came.
+    Idle,
+    /// The client did not take its answers.
+    Stuck,
 }
 
 impl From<io::Error> for End {
@@ -165,88 +82,117 @@ impl From<io::Error> for End {
 }
 
 impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
-    fn new(stream: S, peer: SocketAddr, shared: &'s Shared) -> Self {
-        Self { stream, peer, shared, unread: Vec::new() }
+    /// A connection that was just opened.
+    pub fn new(stream: S, peer: SocketAddr, transport: Transport, shared: &'s Shared) -> Self {
+        let (unread, answers, message) = (Unread::default(), Vec::new(), Vec::new());
+        let (idle_ms_max, transfers) = (QUESTION_MS_MAX, true);
+        Self { stream, peer, transport, shared, unread, answers, message, idle_ms_max, transfers }
     }
 
-    async fn run(mut self) {
-        match self.converse().await {
-            Ok(()) | Err(End::Closed) => {}
-            Err(End::TimedOut) => bump(&self.shared.tally.connections_timed_out),
+    /// Without transfers of zones.
+    pub fn without_transfers(self) -> Self {
+        Self { transfers: false, ..self }
+    }
+
+    /// Answers until the client is done, too slow, or the server stops.
+    pub async fn run(mut self) {
+        let ended = self.converse().await;
+        if matches!(ended, Err(End::Idle | End::Stuck)) {
+            bump(&self.shared.tally.connections_timed_out);
+        }
+        if matches!(ended, Ok(()) | Err(End::Idle)) {
+            // Inside TLS the end is a message too, without which it could be an attacker's (RFC 7858 §3.4).
+            let _ = timeout(Duration::from_millis(CLOSE_MS_MAX), self.stream.shutdown()).await;
         }
     }
 
     /// Answers question after question. Answers to held ones follow when they are ready, in any order (RFC 7766
     /// §7).
     async fn converse(&mut self) -> Result<(), End> {
-        let mut stop = self.shared.hold.stop.clone();
+        let shared = self.shared;
+        let mut stop = shared.hold.stop.clone();
+        let mut stopping = pin!(stopped(&mut stop));
         let mut held = FuturesUnordered::new();
-        let mut out = Vec::new();
         let mut open = true;
-        let mut question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
-        while open || !held.is_empty() {
-            while held.len() < HELD_PER_CONNECTION_MAX
-                && let Some(packet) = next_message(&mut self.unread)
-            {
-                match self.answer(&packet, &mut out) {
-                    Next::Send => self.send(&out).await?,
-                    Next::Later(waiting) => held.push(self.shared.hold.clone().bring(waiting)),
-                    Next::Transfer(view, transfer) => self.transfer(view, *transfer, &out).await?,
+        let mut question_by = self.patience();
+        // Set anew only when it goes off: nearly always another question has come by then.
+        let mut alarm = pin!(sleep_until(question_by));
+        loop {
+            while held.len() < HELD_PER_CONNECTION_MAX {
+                match self.answer_unread() {
+                    Next::Send => break,
+                    Next::Later(waiting) => held.push(shared.hold.clone().bring(waiting)),
+                    Next::Transfer(view, transfer) => self.transfer(view, *transfer).await?,
                 }
-                question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
+            }
+            if !self.answers.is_empty() {
+                self.send(WRITE_MS_MAX).await?;
+                question_by = self.patience();
+                // A busy client, too, is told to come back.
+                open = open && !shared.hold.stop.has_changed().unwrap_or(true);
+                continue;
+            }
+            if !open && held.is_empty() {
+                return Ok(());
             }
             let reads = open && held.len() < HELD_PER_CONNECTION_MAX;
-            self.unread.reserve(READ_BYTES);
             tokio::select! {
-                Some(answer) = held.next() => {
-                    self.send(&answer).await?;
-                    question_by = Instant::now() + Duration::from_millis(QUESTION_MS_MAX);
+                biased;
+                Some(answer) = held.next(), if !held.is_empty() => append(&answer, &mut self.answers),
+                read = self.stream.read_buf(self.unread.room()), if reads => open = read? > 0,
+                () = &mut stopping, if open => open = false,
+                () = &mut alarm, if reads && held.is_empty() => {
+                    if Instant::now() >= question_by {
+                        return Err(End::Idle);
+                    }
+                    alarm.as_mut().reset(question_by);
                 }
-                read = self.stream.read_buf(&mut self.unread), if reads => open = read? > 0,
-                () = stopped(&mut stop), if open => open = false,
-                () = sleep_until(question_by), if reads && held.is_empty() => return Err(End::TimedOut),
             }
         }
-        Ok(())
     }
 
-    /// Answers a message into `out`, which stays empty for silence.
-    fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) -> Next {
-        let hold = &self.shared.hold;
-        let view = hold.shared.load();
-        let now = (hold.clock)();
-        let from = Origin::new(self.peer, Transport::Tcp);
-        let at = Setting { view: &view, now, judge: None, keys: Some(&hold.keys) };
-        let outcome = match &hold.updates {
-            Some(door) if is_update(packet) => match door.admit(&at, packet, &from, out) {
-                Admitted::Answered(outcome) => outcome,
-                Admitted::Waiting(update) => return Next::Later(Waiting::Update(update)),
-            },
-            Some(_) | None => respond(&at, packet, &from, out),
-        };
-        self.shared.tally.query(&outcome);
-        if let Some(wish) = outcome.wake {
-            let mut asker = self.shared.asker.lock().unwrap_or_else(PoisonError::into_inner);
-            asker.ask(wish, self.peer.ip(), now, || true);
-        }
-        let held = hold.take(packet, &from, &outcome);
-        match (held, outcome.transfer) {
-            (Some(held), _) => Next::Later(Waiting::Question(held)),
-            (None, Some(transfer)) => Next::Transfer(Guard::into_inner(view), transfer),
-            (None, None) => Next::Send,
-        }
+    /// Until when the next question must be there.
+    fn patience(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.shared.places.patience_ms(self.idle_ms_max))
     }
 
-    /// Sends the messages of a transfer as fast as the client takes them; or `instead`, if too many others are under
-    /// way. What else the client asked for waits behind it.
-    async fn transfer(&mut self, view: Arc<View>, transfer: Transfer, instead: &[u8]) -> Result<(), End> {
-        let tally = &self.shared.tally;
-        let place = Arc::clone(&self.shared.transfers).acquire_owned();
-        let Ok(Ok(place)) = timeout(Duration::from_millis(TRANSFER_WAIT_MS_MAX), place).await else {
-            bump(&tally.transfers_refused);
-            return self.send(instead).await;
+    /// Answers the whole messages that are there, as long as there is room for answers; stops at the first question
+    /// that is to be held, or that asks for a transfer.
+    fn answer_unread(&mut self) -> Next {
+        if !self.unread.has_message() {
+            return Next::Send;
+        }
+        let from = Origin::new(self.peer, self.transport);
+        self.shared.now(|at| {
+            while self.answers.len() < ANSWERS_BYTES_MAX
+                && let Some(packet) = self.unread.next()
+            {
+                let answered = self.shared.answer(at, packet, &from, &mut self.message);
+                if answered.keepalive {
+                    self.idle_ms_max = KEEPALIVE_MS.into();
+                }
+                match answered.next {
+                    Next::Send => append(&self.message, &mut self.answers),
+                    next @ (Next::Later(_) | Next::Transfer(..)) => return next,
+                }
+            }
+            Next::Send
+        })
+    }
+
+    /// Sends the messages of a transfer as fast as the client takes them; or what was written instead, if too many
+    /// others are under way. What else the client asked for waits behind it.
+    async fn transfer(&mut self, view: Arc<View>, transfer: Transfer) -> Result<(), End> {
+        // What came before it is answered before it.
+        let instead = std::mem::take(&mut self.message);
+        self.send(WRITE_MS_MAX).await?;
+        let place = if self.transfers { self.shared.transfer_place().await } else { None };
+        let Some(place) = place else {
+            bump(&self.shared.tally.transfers_refused);
+            append(&instead, &mut self.answers);
+            return Ok(());
         };
-        let (sender, mut messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let (sender, mut messages) = mpsc::channel::<Vec<u8>>(MESSAGES_WAITING_MAX);
         // Walking through a zone takes longer than a task of the runtime may; and it waits for the client.
         let writing = spawn_blocking(move || {
             let _place = place;
@@ -254,7 +200,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         });
         let mut sent = Ok(());
         while let Some(message) = messages.recv().await {
-            sent = self.send_within(&message, MESSAGE_MS_MAX).await;
+            append(&message, &mut self.answers);
+            sent = self.send(MESSAGE_MS_MAX).await;
             if sent.is_err() {
                 break;
             }
@@ -273,74 +220,92 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         Ok(())
     }
 
-    async fn send(&mut self, message: &[u8]) -> Result<(), End> {
-        self.send_within(message, WRITE_MS_MAX).await
-    }
-
-    async fn send_within(&mut self, message: &[u8], ms_max: u64) -> Result<(), End> {
-        let Ok(length) = u16::try_from(message.len()) else { return Err(End::Closed) };
-        if length == 0 {
-            return Ok(());
+    /// Writes all answers that are there.
+    async fn send(&mut self, ms_max: u64) -> Result<(), End> {
+        let Self { stream, answers, .. } = self;
+        let write = async {
+            stream.write_all(answers).await?;
+            // Inside TLS, what was taken may still wait to be sent.
+            stream.flush().await
+        };
+        match timeout(Duration::from_millis(ms_max), write).await {
+            Ok(written) => written?,
+            Err(_) => return Err(End::Stuck),
         }
-        // One write, so that length and message leave in one segment (RFC 7766 §8).
-        let framed = [&length.to_be_bytes()[..], message].concat();
-        match timeout(Duration::from_millis(ms_max), self.stream.write_all(&framed)).await {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(End::TimedOut),
-        }
+        answers.clear();
+        answers.shrink_to(KEPT_BYTES_MAX);
+        self.message.shrink_to(KEPT_BYTES_MAX);
+        Ok(())
     }
 }
 
-/// Takes the first whole message out of what was read.
-fn next_message(unread: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let (length, rest) = unread.split_first_chunk::<2>()?;
-    let length = usize::from(u16::from_be_bytes(*length));
-    let message = rest.get(..length)?.to_vec();
-    unread.drain(..2 + length);
-    Some(message)
+/// Appends a message with its length in front (RFC 1035 §4.2.2); nothing for an empty one, which is silence.
+fn append(message: &[u8], answers: &mut Vec<u8>) {
+    // `respond` writes no longer ones.
+    let Ok(length) = u16::try_from(message.len()) else { return };
+    if length > 0 {
+        answers.extend_from_slice(&length.to_be_bytes());
+        answers.extend_from_slice(message);
+    }
+}
+
+/// What was read and is not answered yet.
+#[derive(Debug, Default)]
+struct Unread {
+    bytes: Vec<u8>,
+    /// Where the next message begins; what is before is done.
+    at: usize,
+}
+
+impl Unread {
+    /// Where the next message ends, if all of it is there.
+    fn end(&self) -> Option<usize> {
+        let length = self.bytes.get(self.at..)?.first_chunk::<2>()?;
+        let end = self.at + 2 + usize::from(u16::from_be_bytes(*length));
+        (end <= self.bytes.len()).then_some(end)
+    }
+
+    fn has_message(&self) -> bool {
+        self.end().is_some()
+    }
+
+    /// The next whole message.
+    fn next(&mut self) -> Option<&[u8]> {
+        let end = self.end()?;
+        let message = self.bytes.get(self.at + 2..end);
+        self.at = end;
+        message
+    }
+
+    /// Where to read more to. Called when no whole message is left, so that what is kept is less than one; it
+    /// never has more than [`UNREAD_BYTES_MAX`].
+    fn room(&mut self) -> &mut Vec<u8> {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+        if self.bytes.capacity() - self.bytes.len() < READ_BYTES / 2 {
+            self.bytes.reserve_exact(READ_BYTES);
+        }
+        debug_assert!(self.bytes.capacity() <= UNREAD_BYTES_MAX.max(KEPT_BYTES_MAX), "{self:?}");
+        &mut self.bytes
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arc_swap::ArcSwap;
-    use reveille_core::model::Timestamp;
+    use reveille_core::answer::{Record, Zone, ZoneDefaults, Zones};
+    use reveille_core::model::DomainName;
     use tokio::io::DuplexStream;
-    use tokio::runtime::Handle;
-    use tokio::sync::watch;
+    use tokio::time::sleep;
 
     use super::*;
+    use crate::connections::Speech;
+    use crate::connections::alone::Alone;
     use crate::tally::Counts;
-    use crate::tsig::Keyring;
 
     /// `. NS`, which a server without zones refuses in 17 bytes.
     const QUESTION: &[u8] = &[0, 17, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
     const ANSWER_BYTES: usize = 2 + 17;
-
-    struct Ends {
-        shared: Shared,
-        _stop: watch::Sender<bool>,
-        _generation: watch::Sender<u64>,
-    }
-
-    fn ends() -> Ends {
-        let (generation, seen) = watch::channel(1);
-        let (stop, stopped) = watch::channel(false);
-        let (wakes, _) = mpsc::channel(1);
-        let hold = HoldRoom {
-            runtime: Handle::current(),
-            shared: Arc::new(ArcSwap::from_pointee(View::default())),
-            keys: Keyring::default(),
-            updates: None,
-            generation: seen,
-            stop: stopped,
-            clock: Arc::new(|| Timestamp::from_ms(0)),
-            places: Arc::new(Semaphore::new(1)),
-            tally: Arc::default(),
-        };
-        Ends { shared: Shared::new(hold, wakes), _stop: stop, _generation: generation }
-    }
 
     /// Serves one end of a pipe of `capacity` bytes while the client does its part with the other; gives how long
     /// the connection lasted on the paused clock, and what was counted.
@@ -348,12 +313,12 @@ mod tests {
         capacity: usize,
         client: impl FnOnce(DuplexStream) -> F,
     ) -> (Duration, Counts) {
-        let ends = ends();
+        let alone = Alone::new(Speech::Dns);
         let (ours, theirs) = tokio::io::duplex(capacity);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let begun = Instant::now();
         let serving = async {
-            Connection::new(ours, peer, &ends.shared).run().await;
+            Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
             begun.elapsed()
         };
         tokio::pin!(serving);
@@ -361,9 +326,7 @@ mod tests {
             lasted = &mut serving => lasted,
             _ = client(theirs) => serving.await,
         };
-        let mut counts = Counts::default();
-        ends.shared.tally.add_to(&mut counts);
-        (lasted, counts)
+        (lasted, alone.counts())
     }
 
     #[tokio::test(start_paused = true)]
@@ -418,5 +381,155 @@ mod tests {
         .await;
         assert!(lasted.as_millis() > u128::from(QUESTION_MS_MAX) * 9);
         assert_eq!((counts.queries, counts.connections_timed_out), (10, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_how_long_an_idle_connection_is_kept_is_told_the_truth() {
+        // The question with OPT and edns-tcp-keepalive.
+        let mut asked = QUESTION.to_vec();
+        asked[13] = 1;
+        asked.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 4, 0, 11, 0, 0]);
+        asked[1] = u8::try_from(asked.len() - 2).unwrap();
+        let (lasted, counts) = served(1_024, |mut stream| async move {
+            stream.write_all(&asked).await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            // 300 times 100 ms.
+            assert!(answer.windows(6).any(|option| option == [0, 11, 0, 2, 1, 44]), "{answer:?}");
+        })
+        .await;
+        assert_eq!(lasted.as_millis(), KEEPALIVE_MS.into());
+        assert_eq!((counts.queries, counts.connections_timed_out), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_and_asks_without_reading_is_not_read_from() {
+        const QUESTIONS: usize = 1_000_000;
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let sent = Arc::clone(&taken);
+        let (lasted, counts) = served(65_536, |mut stream| async move {
+            for _ in 0..QUESTIONS {
+                if stream.write_all(QUESTION).await.is_err() {
+                    break;
+                }
+                sent.fetch_add(QUESTION.len(), std::sync::atomic::Ordering::Relaxed);
+            }
+        })
+        .await;
+        assert_eq!((lasted.as_millis(), counts.connections_timed_out), (WRITE_MS_MAX.into(), 1));
+        // What was answered fits into the pipe and the buffer, and what was taken into pipe and buffers.
+        let answered = usize::try_from(counts.queries).unwrap() * ANSWER_BYTES;
+        assert!(answered <= 65_536 + ANSWERS_BYTES_MAX + ANSWER_BYTES, "{answered}");
+        let sent = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(sent <= answered + UNREAD_BYTES_MAX + 65_536, "{sent}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_stops_asking_is_let_go_when_the_server_stops() {
+        let alone = Alone::new(Speech::Dns);
+        let (ours, theirs) = tokio::io::duplex(65_536);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (mut reader, mut writer) = tokio::io::split(theirs);
+        // There is always a next question.
+        let asking = async { while writer.write_all(&QUESTION.repeat(500)).await.is_ok() {} };
+        let reading = async {
+            let mut answered = 0;
+            while reader.read_exact(&mut [0; ANSWER_BYTES]).await.is_ok() {
+                answered += 1;
+                if answered == 1_000 {
+                    alone.stop.send_replace(true);
+                }
+                assert!(answered < 100_000, "told to come back");
+            }
+            answered
+        };
+        let serving = Connection::new(ours, peer, Transport::Tcp, &alone.shared).run();
+        let ((), answered, ()) = tokio::join!(asking, reading, serving);
+        assert!(answered >= 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_answered_than_can_be_sent_soon() {
+        const PIPE_BYTES: usize = 65_536;
+        const TEXT_BYTES: usize = 2_500;
+        let name = |text: &str| text.parse::<DomainName>().unwrap();
+        let defaults = ZoneDefaults {
+            apex: name("vm.test"),
+            name_servers: vec![(name("ns1.vm.test"), vec![])],
+            hostmaster: name("hostmaster.vm.test"),
+            serial: 1,
+            ttl: 60,
+            negative_ttl: 60,
+        };
+        let mut records = defaults.records();
+        let data = [&[250][..], &[b'x'; 250]].concat().repeat(TEXT_BYTES / 250);
+        records.push(Record { owner: name("big.vm.test"), rtype: 16, ttl: 60, data });
+        let zone = Zone::new(name("vm.test"), &records).unwrap();
+        let view = View::new(1, Zones::new([Arc::new(zone)]), [], []);
+        let alone = Alone::with(view, Speech::Dns);
+        let (ours, mut theirs) = tokio::io::duplex(PIPE_BYTES);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let qname = name("big.vm.test");
+        let question =
+            [&[0, 29, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], qname.as_wire(), &[0, 16, 0, 1]].concat();
+        // All of them are read at once.
+        theirs.write_all(&question.repeat(100)).await.unwrap();
+        Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
+        let counts = alone.counts();
+        let room = PIPE_BYTES + ANSWERS_BYTES_MAX + TEXT_BYTES + 100;
+        assert!((20..=room / TEXT_BYTES).contains(&usize::try_from(counts.queries).unwrap()), "{counts:?}");
+        assert_eq!(counts.connections_timed_out, 1);
+    }
+
+    #[test]
+    fn what_is_read_is_cut_into_messages_in_bounded_memory() {
+        let mut unread = Unread::default();
+        let longest = [&[255, 255][..], &[7; 65_535]].concat();
+        let stream = [&longest[..], &[0, 0], &[0, 1, 9], &longest, &[0, 2, 1]].concat();
+        let mut lengths = Vec::new();
+        let mut at = 0;
+        while at < stream.len() {
+            let room = unread.room();
+            let taken = (room.capacity() - room.len()).min(stream.len() - at);
+            assert!(taken > 0);
+            room.extend_from_slice(&stream[at..at + taken]);
+            at += taken;
+            assert!(unread.bytes.capacity() <= UNREAD_BYTES_MAX);
+            while let Some(message) = unread.next() {
+                lengths.push(message.len());
+            }
+        }
+        assert_eq!(lengths, [65_535, 0, 1, 65_535]);
+        assert!(!unread.has_message());
+        assert_eq!(unread.room().as_slice(), [0, 2, 1]);
+        assert!(unread.bytes.capacity() <= KEPT_BYTES_MAX);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn however_a_stream_is_cut_the_messages_are_the_same(
+            messages in proptest::collection::vec(proptest::collection::vec(0u8.., 0..600), 0..40),
+            cuts in proptest::collection::vec(1usize..5_000, 1..40),
+        ) {
+            let mut stream = Vec::new();
+            for message in &messages {
+                stream.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
+                stream.extend(message);
+            }
+            let (mut unread, mut found, mut rest) = (Unread::default(), Vec::new(), &stream[..]);
+            for cut in cuts.iter().cycle() {
+                let room = unread.room();
+                let (piece, after) = rest.split_at((*cut).min(rest.len()).min(room.capacity() - room.len()));
+                room.extend_from_slice(piece);
+                rest = after;
+                while let Some(message) = unread.next() {
+                    found.push(message.to_vec());
+                }
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            proptest::prop_assert_eq!(found, messages);
+        }
     }
 }

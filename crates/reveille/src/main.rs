@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 mod config;
 mod control;
+mod encrypted;
 mod keys;
 mod serve;
 mod zones;

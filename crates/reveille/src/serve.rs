@@ -32,6 +32,7 @@ use crate::control::executor::{Executor, Order};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
 };
+use crate::encrypted;
 use crate::zones::{file_faults, first_view, keyring, zones};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
@@ -104,6 +105,8 @@ struct Daemon {
     keys: tokio::task::JoinHandle<()>,
     /// External primaries; left alone when the daemon stops.
     _published: Vec<PublishTask>,
+    /// Looks at the files of the certificate; ended with the daemon.
+    _certificate: Option<tokio::task::JoinSet<()>>,
     /// Removed with the daemon.
     _token: TokenFile,
 }
@@ -199,7 +202,9 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
     publisher.publish_to(&published);
     let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
-    let dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
+    let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
+    let certificate = encrypted::certificate(config)?;
+    dns.listen_encrypted(&encrypted::listen(config), certificate.as_ref())?;
     publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
@@ -236,8 +241,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (stop_api, stopped) = watch::channel(false);
     let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
     let keys = crate::keys::keep(signing, clock);
-    let (_published, _token) = (published, token);
-    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _token })
+    let (_published, _token, _certificate) = (published, token, certificate.map(encrypted::watch));
+    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _certificate, _token })
 }
 
 async fn serve_api(

@@ -103,7 +103,7 @@ impl Judge<'_> {
         };
         self.tally.count(Counter::Cookie(cookie));
         let source = match arrival.transport {
-            Transport::Tcp => Source::Proven,
+            Transport::Tcp | Transport::Tls | Transport::Https => Source::Proven,
             Transport::Udp if cookie.proves() => Source::Proven,
             Transport::Udp => Source::Unproven,
         };

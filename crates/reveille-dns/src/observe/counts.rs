@@ -39,6 +39,13 @@ impl NameCounts {
         }
     }
 
+    /// Counts one query, where several threads do so at a time and none by [`NameCounts::bump`].
+    pub(crate) fn bump_shared(&self, counter: u32) {
+        if let Some(count) = self.count(counter) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
     /// What was counted so far.
     pub(crate) fn get(&self, counter: u32) -> u32 {
         self.count(counter).map_or(0, |count| count.load(Relaxed))

@@ -58,23 +58,23 @@ pub(crate) fn judge<'v>(
     let stream = |since| {
         let query = Query { signature: None, ..query.clone() };
         let zone = Arc::clone(zone);
-        let instead = "the zone cannot be transferred now; ask again later";
+        let instead = "the zone cannot be transferred now; ask again later, and over TLS with TLS 1.3";
         let instead = Reply::error(Rcode::ServFail, Ede::NOT_READY, instead);
         Some((instead, Some(Box::new(Transfer { query, zone, index, since, exchange: None }))))
     };
-    match (full, transport) {
+    match (full, transport.carries_transfers()) {
         // There is no such thing (RFC 5936 §4.2).
-        (true, Transport::Udp) => {
-            error(Rcode::NotImp, Ede::NOT_SUPPORTED, "a whole zone is transferred over TCP only")
+        (true, false) => {
+            error(Rcode::NotImp, Ede::NOT_SUPPORTED, "a whole zone is transferred over TCP or TLS only")
         }
-        (true, Transport::Tcp) => stream(None),
+        (true, true) => stream(None),
         (false, _) => {
             let Some(has) = query.soa_serial else {
                 let why = "an incremental transfer needs the SOA that the asker has";
                 return error(Rcode::FormErr, Ede::OTHER, why);
             };
-            // Nothing newer, or too much for a datagram: the SOA alone says so (RFC 1995 §2).
-            if !is_newer_serial(zone.serial(), has) || transport == Transport::Udp {
+            // Nothing newer, or too much for one message: the SOA alone says so (RFC 1995 §2).
+            if !is_newer_serial(zone.serial(), has) || !transport.carries_transfers() {
                 return Some((soa_alone(zone), None));
             }
             stream(zone.history().since(has).map(|_| has))

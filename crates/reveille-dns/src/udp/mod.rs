@@ -304,7 +304,7 @@ impl Worker {
 }
 
 /// The name of the question in a packet that could be read, in wire format.
-fn question_name(packet: &[u8]) -> &[u8] {
+pub(crate) fn question_name(packet: &[u8]) -> &[u8] {
     let question = packet.get(12..).unwrap_or_default();
     rdata::name_length(question).and_then(|length| question.get(..length)).unwrap_or_default()
 }

@@ -9,4 +9,6 @@ pub use cookie::{COOKIE_BYTES, ClientCookie, Cookie, OPTION_COOKIE, ServerPart};
 pub(crate) use pack::Packer;
 pub(crate) use query::OPTION_SUBNET;
 pub use query::{Edns, Header, Query, Subnet, Unreadable};
-pub use write::{Envelope, UDP_PAYLOAD_MAX, Written, write_error, write_reply, write_truncated};
+pub use write::{
+    Envelope, KEEPALIVE_MS, UDP_PAYLOAD_MAX, Written, write_error, write_reply, write_truncated,
+};

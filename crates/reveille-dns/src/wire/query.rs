@@ -16,6 +16,10 @@ const HEADER_BYTES: usize = 12;
 const RECORDS_MAX: usize = 16;
 /// Option code of EDNS client subnet (RFC 7871 §6).
 pub(crate) const OPTION_SUBNET: u16 = 8;
+/// Option code of edns-tcp-keepalive (RFC 7828 §3.1).
+pub(crate) const OPTION_KEEPALIVE: u16 = 11;
+/// Option code of padding (RFC 7830 §3).
+pub(crate) const OPTION_PADDING: u16 = 12;
 
 /// What is kept of a header for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,10 @@ pub struct Edns {
     pub subnet: Option<Subnet>,
     /// Cookies of client and server, not judged yet.
     pub cookie: Option<Cookie>,
+    /// The asker wants to know how long its idle connection is kept (RFC 7828).
+    pub keepalive: bool,
+    /// The question is padded, so the answer is to be padded too (RFC 7830 §4).
+    pub padding: bool,
 }
 
 /// The network on whose behalf a resolver asks (RFC 7871 §6).
@@ -292,21 +300,32 @@ impl<'p> Cursor<'p> {
 impl Edns {
     pub(crate) fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
         let &[_, version, flags, _] = ttl else { return None };
-        let (mut subnet, mut cookie) = (None, None);
+        let (mut subnet, mut cookie, mut keepalive, mut padding) = (None, None, false, false);
         let mut options = Cursor { packet: data, at: 0 };
         while options.at < data.len() {
             let code = options.number()?;
             let length = options.number()?;
             let option = options.take(length.into())?;
-            if code == OPTION_SUBNET {
-                subnet = Some(Subnet::parse(option)?);
-            }
-            // Of several only the first counts (RFC 7873 §5.2).
-            if code == OPTION_COOKIE && cookie.is_none() {
-                cookie = Some(Cookie::parse(option)?);
+            match code {
+                OPTION_SUBNET => subnet = Some(Subnet::parse(option)?),
+                // A question carries no time in it; one that does means the same.
+                OPTION_KEEPALIVE => keepalive = true,
+                OPTION_PADDING => padding = true,
+                // Of several only the first counts (RFC 7873 §5.2).
+                OPTION_COOKIE if cookie.is_none() => cookie = Some(Cookie::parse(option)?),
+                _ => {}
             }
         }
         let (dnssec_ok, compact_ok) = (flags & 0x80 != 0, flags & 0x40 != 0);
-        Some(Self { version, payload_bytes: class, dnssec_ok, compact_ok, subnet, cookie })
+        Some(Self {
+            version,
+            payload_bytes: class,
+            dnssec_ok,
+            compact_ok,
+            subnet,
+            cookie,
+            keepalive,
+            padding,
+        })
     }
 }

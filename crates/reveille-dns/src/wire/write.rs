@@ -10,7 +10,7 @@ use domain::dep::octseq::OctetsBuilder;
 use reveille_core::answer::{Ede, Owner, Rcode, Records, Reply, Section, rdata};
 
 use super::cookie::{COOKIE_BYTES, OPTION_COOKIE};
-use super::query::{Edns, Header, OPTION_SUBNET, Query};
+use super::query::{Edns, Header, OPTION_KEEPALIVE, OPTION_PADDING, OPTION_SUBNET, Query};
 
 /// Largest UDP answer, in bytes: goes through every network unfragmented (DNS flag day 2020).
 pub const UDP_PAYLOAD_MAX: u16 = 1232;
@@ -32,6 +32,11 @@ const OPT_FLAGS_AT: usize = 7;
 const FLAG_COMPACT_OK: u8 = 0x40;
 /// Code and length of an option.
 const OPTION_BYTES: usize = 4;
+/// How long a connection is kept without a question if its client knows of edns-tcp-keepalive: what such an answer
+/// promises.
+pub const KEEPALIVE_MS: u16 = 30_000;
+/// Padded answers have a multiple of this length, in bytes (RFC 8467 §4.1).
+const PADDING_BLOCK_BYTES: usize = 468;
 /// Type, class, TTL and length of a record.
 const RECORD_BYTES: usize = 10;
 
@@ -60,9 +65,9 @@ pub struct Envelope {
 /// Writes the answer to a readable question into `out`, replacing what is there.
 pub fn write_reply(query: &Query, reply: &Reply<'_>, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
     let limit = size_limit(query.edns.as_ref(), envelope.over_udp).saturating_sub(envelope.signature_bytes);
-    let written = try_write(query, reply, envelope.cookie, limit, out).or_else(|_| {
+    let written = try_write(query, reply, envelope, limit, out).or_else(|_| {
         // Beside the longest name and a signature there may be no room for the extended error.
-        try_write(query, &Reply { ede: None, ..reply.clone() }, envelope.cookie, limit, out)
+        try_write(query, &Reply { ede: None, ..reply.clone() }, envelope, limit, out)
     });
     written.unwrap_or_else(|_| {
         // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
@@ -103,7 +108,7 @@ fn size_limit(edns: Option<&Edns>, over_udp: bool) -> usize {
 fn try_write(
     query: &Query,
     reply: &Reply<'_>,
-    cookie: Option<[u8; COOKIE_BYTES]>,
+    envelope: &Envelope,
     limit: usize,
     out: &mut Vec<u8>,
 ) -> Result<Written, PushError> {
@@ -112,7 +117,7 @@ fn try_write(
     let mut message =
         MessageBuilder::from_target(StaticCompressor::new(out)).map_err(|_| PushError::ShortBuf)?;
     let opt =
-        query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, cookie });
+        query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, envelope });
     let opt_bytes = opt.as_ref().map_or(0, Opt::bytes_max);
     let records_limit = limit.checked_sub(opt_bytes).ok_or(PushError::ShortBuf)?;
     message.set_push_limit(records_limit);
@@ -141,7 +146,7 @@ fn try_write(
     message.set_push_limit(limit);
     let opt_at = section.as_slice().len();
     if let Some(opt) = opt {
-        opt.write(&mut section)?;
+        opt.write(&mut section, limit)?;
         // The builder does not know the flag.
         let flags = section.finish().into_target().get_mut(opt_at + OPT_FLAGS_AT);
         if let Some(flags) = flags.filter(|_| reply.compact) {
@@ -272,19 +277,26 @@ struct Opt<'a> {
     edns: &'a Edns,
     ede: Option<&'a Ede<'a>>,
     rcode: Rcode,
-    cookie: Option<[u8; COOKIE_BYTES]>,
+    envelope: &'a Envelope,
 }
 
 impl Opt<'_> {
-    /// Room that is kept for it.
+    /// Room that is kept for it: all of it but what fills up a padding.
     fn bytes_max(&self) -> usize {
         let subnet = self.edns.subnet.map_or(0, |subnet| OPTION_BYTES + subnet.answer_data().count());
         let ede = self.ede.map_or(0, |ede| OPTION_BYTES + 2 + ede_text(ede).len());
-        let cookie = self.cookie.map_or(0, |cookie| OPTION_BYTES + cookie.len());
-        OPT_BYTES + subnet + ede + cookie
+        let cookie = self.envelope.cookie.map_or(0, |cookie| OPTION_BYTES + cookie.len());
+        let keepalive = if self.edns.keepalive { OPTION_BYTES + 2 } else { 0 };
+        let padding = if self.edns.padding { OPTION_BYTES } else { 0 };
+        OPT_BYTES + subnet + ede + cookie + keepalive + padding
     }
 
-    fn write(&self, section: &mut AdditionalBuilder<Target<'_>>) -> Result<(), PushError> {
+    fn write(&self, section: &mut AdditionalBuilder<Target<'_>>, limit: usize) -> Result<(), PushError> {
+        // With the signature, which will stand behind it.
+        let signature_bytes = self.envelope.signature_bytes;
+        let length = section.as_slice().len() + self.bytes_max() + signature_bytes;
+        let padded = length.next_multiple_of(PADDING_BLOCK_BYTES).min(limit + signature_bytes);
+        let padding = padded.saturating_sub(length);
         section.opt(|opt| {
             opt.set_udp_payload_size(UDP_PAYLOAD_MAX);
             opt.set_rcode(OptRcode::masked_from_int(self.rcode.number()));
@@ -296,7 +308,7 @@ impl Opt<'_> {
                     subnet.answer_data().try_for_each(|byte| target.append_slice(&[byte]))
                 })?;
             }
-            if let Some(cookie) = &self.cookie {
+            if let Some(cookie) = &self.envelope.cookie {
                 let length = u16::try_from(cookie.len()).unwrap_or(u16::MAX);
                 opt.push_raw_option(OPTION_COOKIE.into(), length, |target| target.append_slice(cookie))?;
             }
@@ -306,6 +318,18 @@ impl Opt<'_> {
                 opt.push_raw_option(OptionCode::EXTENDED_ERROR, length, |target| {
                     target.append_slice(&ede.code.to_be_bytes())?;
                     target.append_slice(text.as_bytes())
+                })?;
+            }
+            if self.edns.keepalive {
+                // In units of 100 ms.
+                opt.push_raw_option(OPTION_KEEPALIVE.into(), 2, |target| {
+                    target.append_slice(&(KEEPALIVE_MS / 100).to_be_bytes())
+                })?;
+            }
+            if self.edns.padding {
+                let length = u16::try_from(padding).unwrap_or(0);
+                opt.push_raw_option(OPTION_PADDING.into(), length, |target| {
+                    (0..length).try_for_each(|_| target.append_slice(&[0]))
                 })?;
             }
             Ok(())

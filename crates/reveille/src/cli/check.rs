@@ -1,4 +1,4 @@
-//! `reveille check`: every fault of a config file, and of the zone and key files that it names.
+//! `reveille check`: every fault of a config file, and of the zones, keys and certificates that it names.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Output;
 use crate::config::{Config, ConfigError};
-use crate::zones;
+use crate::{encrypted, zones};
 
 #[derive(Serialize)]
 struct Report {
@@ -31,6 +31,7 @@ pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
     };
     if faults.is_empty() {
         faults = zones::file_faults(&config);
+        faults.extend(encrypted::faults(&config));
     }
     let report = Report {
         file: path.display().to_string(),

@@ -1,5 +1,6 @@
 //! The config file: every setting with its default, and every fault reported at once.
 
+mod encrypted;
 mod faults;
 mod overlay;
 mod secondaries;
@@ -14,6 +15,7 @@ use reveille_dns::limit::GateConfig;
 use reveille_dns::sign::KeyPolicy;
 use serde::{Deserialize, Serialize};
 
+pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
@@ -89,6 +91,10 @@ pub struct Dns {
     pub status_allow: Vec<String>,
     /// TSIG keys with which `_vmstate` may be asked for from anywhere.
     pub status_keys: Vec<DomainName>,
+    /// DNS over TLS.
+    pub tls: Tls,
+    /// DNS over HTTPS.
+    pub https: Https,
 }
 
 /// `[api]`
@@ -277,6 +283,8 @@ impl Default for Dns {
             udp_threads: 0,
             status_allow: vec!["127.0.0.0/8".into(), "::1/128".into()],
             status_keys: Vec::new(),
+            tls: Tls::default(),
+            https: Https::default(),
         }
     }
 }
@@ -318,6 +326,7 @@ impl Config {
         config.daemon.state_dir = below(base, &config.daemon.state_dir);
         let secrets = &mut config.gate.cookies.secret_file;
         *secrets = secrets.take().map(|file| below(base, &file));
+        config.dns.tls.rebase(|file| below(base, file));
         for zone in &mut config.zone {
             zone.file = zone.file.take().map(|file| below(base, &file));
         }
@@ -368,6 +377,7 @@ impl Config {
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
         faults.extend(updates::faults(self));
+        faults.extend(encrypted::faults(&self.dns.tls, &self.dns.https, &self.dns.listen));
         faults.extend(prefixed("policy", self.policy.faults()));
         let keys = self.dnssec.faults().into_iter();
         faults.extend(

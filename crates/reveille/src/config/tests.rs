@@ -51,6 +51,12 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         [dns]
         listen = ["0.0.0.0:53"]
         udp_thread = 3
+        [dns.tls]
+        listen = ["192.0.2.1:853"]
+        cert_file = "cert.pem"
+        [dns.https]
+        listen = ["192.0.2.1:853", "127.0.0.1:8443"]
+        plain = true
         [api]
         listen = "192.0.2.1:80"
         [relay]
@@ -78,6 +84,9 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         "daemon.on_stop = \"explode\"",
         "dns.listen = 0.0.0.0:53",
         "dns.udp_thread = 3",
+        "dns.tls.key_file = \"\"",
+        "dns.https.listen = 192.0.2.1:853\n      allowed: an address and port that nothing else here has",
+        "dns.https.listen = 192.0.2.1:853\n      allowed: a loopback address",
         "api.listen = 192.0.2.1:80",
         "relay.pool = 127.64.0.1/10",
         "policy.idle_ms = 1\n      allowed: 100 to 2592000000",

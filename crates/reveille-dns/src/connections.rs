@@ -1,0 +1,320 @@
+//! Accepting connections: within limits, whatever is spoken on them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reveille_core::answer::View;
+use rustls::ProtocolVersion;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::hold::{HoldRoom, Waiting, stopped};
+use crate::https;
+use crate::limit::{Gate, GateTally, Writers};
+use crate::observe::{NameCounts, Producer, Sighting};
+use crate::places::Places;
+use crate::respond::{Origin, Outcome, Setting, Transport, WakeWish, respond};
+use crate::tally::{Tally, bump};
+use crate::tcp::Connection;
+use crate::tls::Handshakes;
+use crate::transfer::{TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer};
+use crate::udp::question_name;
+use crate::update::{Admitted, is_update};
+use crate::wake::WakeAsker;
+
+/// Most connections over TCP at a time, and of one client. Each may hold [`tcp::UNREAD_BYTES_MAX`] and
+/// [`tcp::ANSWERS_BYTES_MAX`] and one message, at worst.
+///
+/// [`tcp::UNREAD_BYTES_MAX`]: crate::tcp::UNREAD_BYTES_MAX
+/// [`tcp::ANSWERS_BYTES_MAX`]: crate::tcp::ANSWERS_BYTES_MAX
+const TCP_MAX: (usize, usize) = (1_024, 256);
+/// Most connections over TLS at a time, and of one client. Some 40 KiB more each.
+const TLS_MAX: (usize, usize) = (1_024, 256);
+/// Most connections over HTTPS at a time, and of one client.
+const HTTPS_MAX: (usize, usize) = (512, 128);
+/// Most connections from a proxy on this host, which speaks for all its clients.
+const PLAIN_MAX: (usize, usize) = (1_024, 512);
+/// Pause after an error of accept (such as no file descriptors left), so that a lasting one does not spin.
+const ACCEPT_PAUSE_MS: u64 = 50;
+
+/// What is spoken on a listener.
+#[derive(Clone)]
+pub(crate) enum Speech {
+    /// DNS (RFC 7766).
+    Dns,
+    /// DNS over TLS (RFC 7858).
+    DnsOverTls(Arc<Handshakes>),
+    /// DNS over HTTPS (RFC 8484).
+    Https(Arc<Handshakes>),
+    /// The same without TLS, from a proxy on this host that had it.
+    PlainHttp,
+}
+
+impl Speech {
+    fn places(&self) -> Arc<Places> {
+        let (total, per_client) = match self {
+            Self::Dns => TCP_MAX,
+            Self::DnsOverTls(_) => TLS_MAX,
+            Self::Https(_) => HTTPS_MAX,
+            Self::PlainHttp => PLAIN_MAX,
+        };
+        Places::new(total, per_client)
+    }
+}
+
+/// What the connections of all kinds share.
+pub(crate) struct Common {
+    gate: Option<(Arc<Gate>, Arc<GateTally>)>,
+    counts: Arc<NameCounts>,
+    ring: Mutex<Producer>,
+    /// Questions that wake are few beside the others.
+    asker: Mutex<WakeAsker>,
+    /// Places of zone transfers.
+    transfers: Arc<Semaphore>,
+}
+
+impl fmt::Debug for Common {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Common").finish_non_exhaustive()
+    }
+}
+
+impl Common {
+    /// Asks `gate`, if there is one; counts names into `counts` and hands what is observed over to `ring`.
+    pub fn new(gate: Option<Arc<Gate>>, counts: Arc<NameCounts>, ring: Producer, asker: WakeAsker) -> Self {
+        let gate = gate.map(|gate| {
+            let tally = gate.tally(Writers::Several);
+            (gate, tally)
+        });
+        Self {
+            gate,
+            counts,
+            ring: Mutex::new(ring),
+            asker: Mutex::new(asker),
+            transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+        }
+    }
+}
+
+/// What the connections of one kind share.
+pub(crate) struct Shared {
+    pub hold: HoldRoom,
+    pub tally: Arc<Tally>,
+    pub places: Arc<Places>,
+    speech: Speech,
+    common: Arc<Common>,
+}
+
+/// What messages are answered from.
+pub(crate) struct Moment<'v, 'g> {
+    setting: Setting<'v, 'g>,
+    view: &'v Arc<View>,
+}
+
+/// What came of a message.
+pub(crate) struct Answered {
+    /// What becomes of its answer.
+    pub next: Next,
+    /// The client was told that its idle connection is kept for longer.
+    pub keepalive: bool,
+}
+
+/// What becomes of an answer.
+pub(crate) enum Next {
+    /// It is there; empty for silence.
+    Send,
+    /// It waits.
+    Later(Waiting),
+    /// Many messages take its place, made from this view.
+    Transfer(Arc<View>, Box<Transfer>),
+}
+
+impl Shared {
+    /// Counts into the tally of `hold`.
+    pub fn new(hold: HoldRoom, common: Arc<Common>, speech: Speech) -> Self {
+        let tally = Arc::clone(&hold.tally);
+        Self { hold, tally, places: speech.places(), speech, common }
+    }
+
+    /// Does something with the view of this moment.
+    pub fn now<T>(&self, with: impl FnOnce(&Moment<'_, '_>) -> T) -> T {
+        let view = self.hold.shared.load();
+        let now = (self.hold.clock)();
+        let judge = self.common.gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+        let setting = Setting { view: &view, now, judge: judge.as_ref(), keys: Some(&self.hold.keys) };
+        with(&Moment { setting, view: &view })
+    }
+
+    /// Answers a message into `out`, in place of what is there.
+    pub fn answer(&self, at: &Moment<'_, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Answered {
+        let at_setting = &at.setting;
+        let mut outcome = match &self.hold.updates {
+            Some(door) if is_update(packet) => match door.admit(at_setting, packet, from, out) {
+                Admitted::Answered(outcome) => outcome,
+                Admitted::Waiting(update) => {
+                    return Answered { next: Next::Later(Waiting::Update(update)), keepalive: false };
+                }
+            },
+            Some(_) | None => respond(at_setting, packet, from, out),
+        };
+        self.tally.query(&outcome);
+        self.common.counts.bump_shared(outcome.counter);
+        if let Some(written) = outcome.written {
+            let mut ring = self.common.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.push(&Sighting {
+                at: at_setting.now,
+                counter: outcome.counter,
+                name: question_name(packet),
+                qtype: outcome.qtype,
+                rcode: written.rcode,
+                transport: from.transport,
+                client: from.peer.ip(),
+                subnet: outcome.wake.and_then(|wish| wish.subnet),
+            });
+            ring.flush();
+        }
+        let transfer = outcome.transfer.take();
+        let wakes = outcome.wake.is_some_and(|wish| self.wake(wish, at_setting, from, &outcome));
+        let held = if wakes { self.hold.take(packet, from, &outcome) } else { None };
+        let next = match (held, transfer) {
+            (Some(held), _) => Next::Later(Waiting::Question(held)),
+            (None, Some(transfer)) => Next::Transfer(Arc::clone(at.view), transfer),
+            (None, None) => Next::Send,
+        };
+        Answered { next, keepalive: outcome.keepalive }
+    }
+
+    /// A place among zone transfers; `None` if there is none for long.
+    pub async fn transfer_place(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.common.transfers).acquire_owned();
+        timeout(Duration::from_millis(TRANSFER_WAIT_MS_MAX), place).await.ok()?.ok()
+    }
+
+    /// Passes a wish on if the gate lets it; tells whether the service is, or will be, woken.
+    fn wake(&self, wish: WakeWish<'_>, at: &Setting<'_, '_>, from: &Origin, outcome: &Outcome<'_>) -> bool {
+        let is_new = !wish.service.phase.is_starting();
+        let zone = outcome.zone.unwrap_or(u16::MAX);
+        let mut asker = self.common.asker.lock().unwrap_or_else(PoisonError::into_inner);
+        asker.ask(wish, from.peer.ip(), at.now, || match at.judge.zip(outcome.client.as_ref()) {
+            Some((judge, client)) => !is_new || judge.wake(client, zone).passes(),
+            None => true,
+        })
+    }
+}
+
+/// Takes connections until the server stops, then lets those that are open finish what they hold.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let mut stop = shared.hold.stop.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Ok((stream, peer)) = accepted else {
+            bump(&shared.tally.socket_errors);
+            sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+            continue;
+        };
+        let Some(place) = shared.places.take(peer.ip()) else {
+            bump(&shared.tally.connections_refused);
+            continue;
+        };
+        bump(&shared.tally.connections);
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let _place = place;
+            converse(stream, peer, &shared).await;
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection, from accept to its end.
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+    // Answers leave at once; what can be sent together is written together. Without it they come a little later.
+    let _ = stream.set_nodelay(true);
+    match &shared.speech {
+        Speech::Dns => Connection::new(stream, peer, Transport::Tcp, shared).run().await,
+        Speech::DnsOverTls(handshakes) => {
+            if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
+                let version = stream.get_ref().1.protocol_version();
+                let connection = Connection::new(stream, peer, Transport::Tls, shared);
+                // Zones are for TLS 1.3 only (RFC 9103 §7.1).
+                match version {
+                    Some(ProtocolVersion::TLSv1_3) => connection.run().await,
+                    Some(_) | None => connection.without_transfers().run().await,
+                }
+            }
+        }
+        Speech::Https(handshakes) => {
+            if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
+                https::converse(stream, peer, false, shared).await;
+            }
+        }
+        Speech::PlainHttp => https::converse(stream, peer, true, shared).await,
+    }
+}
+
+/// Connections without a server, for tests.
+#[cfg(test)]
+pub(crate) mod alone {
+    use arc_swap::ArcSwap;
+    use reveille_core::model::Timestamp;
+    use tokio::runtime::Handle;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::observe::ring;
+    use crate::tally::Counts;
+    use crate::tsig::Keyring;
+
+    /// What they share, and what must live as long.
+    pub(crate) struct Alone {
+        pub shared: Arc<Shared>,
+        pub stop: watch::Sender<bool>,
+        _generation: watch::Sender<u64>,
+    }
+
+    impl Alone {
+        pub fn new(speech: Speech) -> Self {
+            Self::with(View::default(), speech)
+        }
+
+        pub fn with(view: View, speech: Speech) -> Self {
+            let (generation, seen) = watch::channel(1);
+            let (stop, stopped) = watch::channel(false);
+            let (wakes, _) = mpsc::channel(1);
+            let hold = HoldRoom {
+                runtime: Handle::current(),
+                shared: Arc::new(ArcSwap::from_pointee(view)),
+                keys: Keyring::default(),
+                updates: None,
+                generation: seen,
+                stop: stopped,
+                clock: Arc::new(|| Timestamp::from_ms(0)),
+                places: Arc::new(Semaphore::new(1)),
+                tally: Arc::default(),
+            };
+            let asker = WakeAsker::new(wakes, Arc::default());
+            let common = Common::new(None, Arc::default(), ring().0, asker);
+            Self {
+                shared: Arc::new(Shared::new(hold, Arc::new(common), speech)),
+                stop,
+                _generation: generation,
+            }
+        }
+
+        pub fn counts(&self) -> Counts {
+            let mut counts = Counts::default();
+            self.shared.tally.add_to(&mut counts);
+            counts
+        }
+    }
+}
