@@ -138,7 +138,7 @@ fn services(count: u32) -> String {
 
 #[test]
 fn an_update_that_was_acknowledged_survives_kill_9() {
-    let zone = format!("[[zone]]\nname = \"vm.test\"\nupdate = [{{ key = \"{KEY}\" }}]\n");
+    let zone = format!("[[zone]]\nname = \"vm.test\"\nupdate = [{{ key = \"{KEY}\" }}]\ndnssec = \"on\"\n");
     let place = Place::new(&(zone + &services(1)));
     let mut acknowledged: Vec<(String, u64)> = Vec::new();
     let mut serial = 0;
@@ -190,6 +190,9 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
             "{name}: {found}, not {number}"
         );
     }
+    // What updates made is signed like everything else.
+    let signed = place.dig(&["+dnssec", &acknowledged[0].0, "TXT"]);
+    assert!(signed.iter().any(|line| line.starts_with("TXT 13 3 60 ")), "{signed:?}");
     // A service's name is not for updates, whoever asks.
     assert!(!place.update("update add s0.vm.test 60 A 192.0.2.1"));
     assert!(place.log().contains("update refused"), "{}", place.log());
