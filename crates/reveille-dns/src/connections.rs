@@ -127,7 +127,7 @@ pub(crate) struct Answered {
 pub(crate) enum Next {
     /// It is there; empty for silence.
     Send,
-    /// It waits.
+    /// It waits here.
     Later(Waiting),
     /// Many messages take its place, made from this view.
     Transfer(Arc<View>, Box<Transfer>),
@@ -151,22 +151,22 @@ impl Shared {
 
     /// Answers a message into `out`, in place of what is there.
     pub fn answer(&self, at: &Moment<'_, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Answered {
-        let at_setting = &at.setting;
+        let setting = &at.setting;
         let mut outcome = match &self.hold.updates {
-            Some(door) if is_update(packet) => match door.admit(at_setting, packet, from, out) {
+            Some(door) if is_update(packet) => match door.admit(setting, packet, from, out) {
                 Admitted::Answered(outcome) => outcome,
                 Admitted::Waiting(update) => {
                     return Answered { next: Next::Later(Waiting::Update(update)), keepalive: false };
                 }
             },
-            Some(_) | None => respond(at_setting, packet, from, out),
+            Some(_) | None => respond(setting, packet, from, out),
         };
         self.tally.query(&outcome);
         self.common.counts.bump_shared(outcome.counter);
         if let Some(written) = outcome.written {
             let mut ring = self.common.ring.lock().unwrap_or_else(PoisonError::into_inner);
             ring.push(&Sighting {
-                at: at_setting.now,
+                at: setting.now,
                 counter: outcome.counter,
                 name: question_name(packet),
                 qtype: outcome.qtype,
@@ -178,7 +178,7 @@ impl Shared {
             ring.flush();
         }
         let transfer = outcome.transfer.take();
-        let wakes = outcome.wake.is_some_and(|wish| self.wake(wish, at_setting, from, &outcome));
+        let wakes = outcome.wake.is_some_and(|wish| self.wake(wish, setting, from, &outcome));
         let held = if wakes { self.hold.take(packet, from, &outcome) } else { None };
         let next = match (held, transfer) {
             (Some(held), _) => Next::Later(Waiting::Question(held)),

@@ -41,18 +41,18 @@ pub(crate) struct HoldRoom {
     pub tally: Arc<Tally>,
 }
 
+impl fmt::Debug for HoldRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HoldRoom").field("places", &self.places.available_permits()).finish_non_exhaustive()
+    }
+}
+
 /// What is answered later.
 pub(crate) enum Waiting {
     /// A question, when its service is ready.
     Question(Held),
     /// An update, when it is judged and durable.
     Update(Box<WaitingUpdate>),
-}
-
-impl fmt::Debug for HoldRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HoldRoom").field("places", &self.places.available_permits()).finish_non_exhaustive()
-    }
 }
 
 /// A question that has a place.

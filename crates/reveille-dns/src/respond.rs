@@ -10,7 +10,7 @@ use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};
 use crate::transfer::{Transfer, judge as judge_transfer};
 use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
-    COOKIE_BYTES, Edns, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
+    COOKIE_BYTES, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
     write_truncated,
 };
 
@@ -49,16 +49,16 @@ impl Transport {
         !self.is_datagram()
     }
 
-    /// What of the asker's wishes can be met here: padding where nobody can look inside (RFC 7830 §6), keepalive
-    /// where a connection carries DNS alone (RFC 7828 §3.2.1).
-    fn admit(self, edns: Edns) -> Edns {
-        let (padding, keepalive) = match self {
+    /// What goes around an answer here: padding where nobody can look inside (RFC 7830 §6), keepalive where a
+    /// connection carries DNS alone (RFC 7828 §3.2.1).
+    pub fn envelope(self) -> Envelope {
+        let (may_pad, tells_keepalive) = match self {
             Self::Udp => (false, false),
-            Self::Tcp => (false, edns.keepalive),
-            Self::Tls => (edns.padding, edns.keepalive),
-            Self::Https => (edns.padding, false),
+            Self::Tcp => (false, true),
+            Self::Tls => (true, true),
+            Self::Https => (true, false),
         };
-        Edns { padding, keepalive, ..edns }
+        Envelope { over_udp: self.is_datagram(), may_pad, tells_keepalive, ..Envelope::default() }
     }
 
     pub(crate) const fn number(self) -> u8 {
@@ -158,12 +158,11 @@ pub struct Outcome<'v> {
 /// signed with a known key is answered signed (RFC 8945).
 pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     out.clear();
-    let mut query = match Query::parse(packet) {
+    let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Unreadable::Silence) => return Outcome::default(),
         Err(Unreadable::Error { header, rcode }) => return unreadable(at, header, rcode, from, out),
     };
-    query.edns = query.edns.map(|edns| from.transport.admit(edns));
     let question = &query.question;
     let edns = query.edns.as_ref();
     let (cookie, subnet) =
@@ -200,8 +199,8 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
         (_, RateVerdict::Slip) => kind != Kind::Error,
         (_, RateVerdict::Pass) => false,
     };
-    let over_udp = from.transport.is_datagram();
-    let envelope = Envelope { over_udp, cookie, signature_bytes: signing.bytes_max(&query) };
+    let signature_bytes = signing.bytes_max(&query);
+    let envelope = Envelope { cookie, signature_bytes, ..from.transport.envelope() };
     let reply = if truncated { reply } else { with_dnssec(reply, &query, from.transport, client, at.now) };
     let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
     if truncated || reply.truncate {
@@ -212,7 +211,7 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     let written = Some(write_reply(&query, &reply, &envelope, out));
     let signature_refused = signing.sign(&query, out);
     let wake = reply.wake.map(|service| WakeWish { service, qtype: question.qtype, subnet: subnet.copied() });
-    let keepalive = edns.is_some_and(|edns| edns.keepalive);
+    let keepalive = envelope.tells_keepalive && edns.is_some_and(|edns| edns.keepalive);
     let hold_ms_max = reply.hold_ms_max;
     Outcome { written, wake, hold_ms_max, counter, signature_refused, keepalive, transfer, ..known }
 }

@@ -156,8 +156,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         Instant::now() + Duration::from_millis(self.shared.places.patience_ms(self.idle_ms_max))
     }
 
-    /// Answers the whole messages that are there, as long as there is room for answers; stops at the first question
-    /// that is to be held, or that asks for a transfer.
+    /// Answers the whole messages that are there, as long as there is room for answers; stops at the first one whose
+    /// answer comes later, or that asks for a transfer.
     fn answer_unread(&mut self) -> Next {
         if !self.unread.has_message() {
             return Next::Send;

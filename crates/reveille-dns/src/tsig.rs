@@ -191,7 +191,7 @@ impl Rejection {
         match &self.0 {
             Reason::Malformed => 0,
             Reason::Unsigned(_) => signature.refusal_bytes(),
-            Reason::Signed(_, exchange) => exchange.room(),
+            Reason::Signed(_, exchange) => exchange.error_room(),
         }
     }
 

@@ -5,14 +5,16 @@ mod common;
 #[path = "common/encrypted.rs"]
 mod encrypted;
 
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use common::{NOW, World, active, name, service, zone};
-use encrypted::{Encrypted, ask};
-use reveille_core::answer::{ServiceView, View, Zones};
+use encrypted::{Encrypted, ask, connect_with, read_framed};
+use reveille_core::answer::{Acl, AclEntry, Network, ServiceView, View, Zones};
 use reveille_core::model::AnswerPolicy;
 use reveille_dns::limit::{Action, Counter, Gate, GateConfig, QueryType, Rule, Source, WakeLimit};
+use reveille_dns::tsig::{Algorithm, Key, Keyring};
 use reveille_dns::{DnsConfig, Transport};
 
 /// One wake for all of this host, and no TXT.
@@ -79,4 +81,57 @@ fn connections_pass_the_gate_and_are_observed() {
         assert!(answered.client.is_loopback());
     }
     assert_eq!(server.world.server.counters().sum(3), 3);
+}
+
+/// Its zone may be transferred to this host with the key.
+fn with_a_key() -> Encrypted {
+    let key = name("xfr.key.test");
+    let may = AclEntry { networks: vec![Network::LOOPBACK4], key: Some(key.clone()) };
+    let zone = zone().with_transfer(Acl::new([may]));
+    let services = [Arc::new(active(service("awake.vm.test", 2)))];
+    let view = View::new(1, Zones::new([Arc::new(zone)]), services, View::default_monitors());
+    let keys = Keyring::new([Key::new(key, Algorithm::HmacSha256, &[7; 32]).unwrap()]);
+    let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
+    let config = DnsConfig { listen, udp_threads: 1, keys, ..DnsConfig::default() };
+    Encrypted::new(World::serving(view, &config))
+}
+
+/// The secret of 32 sevens.
+const KEY: &str = "hmac-sha256:xfr.key.test:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+
+#[test]
+fn zones_are_transferred_over_tls_and_not_over_https() {
+    let server = with_a_key();
+    let (text, _) = ask("kdig", server.tls(), &["+tls", "-y", KEY, "vm.test", "AXFR"]);
+    assert_eq!(text.matches(" SOA\t").count().max(text.matches("\tSOA\t").count()), 2, "{text}");
+    assert!(text.contains("big.vm.test.") && text.contains("(1 messages, 66 records)"), "{text}");
+    let (text, _) = ask("kdig", server.tls(), &["+tls", "vm.test", "AXFR"]);
+    assert!(text.contains("REFUSED"), "{text}");
+    // One HTTP exchange has one message.
+    let (text, _) = ask("dig", server.https(), &["+https", "-y", KEY, "vm.test", "AXFR"]);
+    assert!(!text.contains("big.vm.test."), "{text}");
+    let counts = server.world.server.counts();
+    assert_eq!((counts.transfers_whole, counts.transfers_refused), (1, 0));
+}
+
+#[test]
+fn zones_are_not_transferred_over_an_old_version_of_tls() {
+    let zone = zone().with_transfer(Acl::new([AclEntry { networks: vec![Network::LOOPBACK4], key: None }]));
+    let view = View::new(1, Zones::new([Arc::new(zone)]), [], View::default_monitors());
+    let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
+    let server = Encrypted::new(World::serving(view, &DnsConfig { listen, ..DnsConfig::default() }));
+    let apex = name("vm.test");
+    let ask = [&[0, 25, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], apex.as_wire(), &[0, 252, 0, 1]].concat();
+    for (version, rcode) in [(&rustls::version::TLS12, 2), (&rustls::version::TLS13, 0)] {
+        let mut stream = connect_with(TcpStream::connect(server.tls()).unwrap(), server.own(), &[version]);
+        stream.write_all(&ask).unwrap();
+        assert_eq!(read_framed(&mut stream)[3] & 0xf, rcode, "{version:?}");
+    }
+}
+
+#[test]
+fn a_signed_answer_is_padded_with_its_signature() {
+    let server = with_a_key();
+    let (text, _) = ask("kdig", server.tls(), &["+tls", "+padding", "-y", KEY, "awake.vm.test", "A"]);
+    assert!(text.contains("127.64.0.2") && text.contains(";; Received 468 B"), "{text}");
 }

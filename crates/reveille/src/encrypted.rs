@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use reveille_api::Time;
 use reveille_core::model::{DomainName, Timestamp};
-use reveille_dns::{About, Certificate, CertificateError, CertificateSource, EncryptedConfig, Refreshed};
+use reveille_dns::{About, Certificate, CertificateSource, DnsServer, EncryptedConfig, Refreshed};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -18,22 +18,19 @@ const LOOK: Duration = Duration::from_secs(5);
 const WARN_BEFORE: Duration = Duration::from_secs(14 * 86_400);
 const WARN_AGAIN: Duration = Duration::from_secs(86_400);
 
-/// Where the DNS server listens beside UDP and TCP.
-pub fn listen(config: &Config) -> EncryptedConfig {
-    let dns = &config.dns;
-    EncryptedConfig {
-        tls: dns.tls.listen.clone(),
-        https: dns.https.listen.clone(),
-        https_plain: dns.https.plain,
-    }
-}
-
-/// The certificate that the config asks for; `None` if nothing is served over TLS.
+/// Listens for DNS over TLS and HTTPS as the config says. Tells of the certificate, and of each that takes its place,
+/// until what is given back is dropped; `None` if there is none.
 ///
 /// # Errors
-/// The files of the certificate cannot be used.
-pub fn certificate(config: &Config) -> Result<Option<Certificate>, CertificateError> {
-    source(config).map(|source| Certificate::open(source, SystemTime::now())).transpose()
+/// The files of the certificate cannot be used, or an address cannot be had.
+pub fn listen(config: &Config, dns: &mut DnsServer) -> anyhow::Result<Option<JoinSet<()>>> {
+    let (tls, https) = (&config.dns.tls, &config.dns.https);
+    let wanted =
+        EncryptedConfig { tls: tls.listen.clone(), https: https.listen.clone(), https_plain: https.plain };
+    let opened = source(config).map(|source| Certificate::open(source, SystemTime::now()));
+    let certificate = opened.transpose()?;
+    dns.listen_encrypted(&wanted, certificate.as_ref())?;
+    Ok(certificate.map(watch))
 }
 
 /// Every fault of the certificate that the config names; makes none.
@@ -47,8 +44,7 @@ pub fn faults(config: &Config) -> Vec<String> {
     }
 }
 
-/// Tells of the certificate, and of each that takes its place, until what is given back is dropped.
-pub fn watch(certificate: Certificate) -> JoinSet<()> {
+fn watch(certificate: Certificate) -> JoinSet<()> {
     tell(certificate.source(), &certificate.about(), "certificate of DNS over TLS and HTTPS");
     let mut watching = JoinSet::new();
     watching.spawn(look(Arc::new(certificate)));

@@ -203,8 +203,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     publisher.publish_to(&published);
     let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
     let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
-    let certificate = encrypted::certificate(config)?;
-    dns.listen_encrypted(&encrypted::listen(config), certificate.as_ref())?;
+    let certificate = encrypted::listen(config, &mut dns)?;
     publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
@@ -241,7 +240,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (stop_api, stopped) = watch::channel(false);
     let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
     let keys = crate::keys::keep(signing, clock);
-    let (_published, _token, _certificate) = (published, token, certificate.map(encrypted::watch));
+    let (_published, _certificate, _token) = (published, certificate, token);
     Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _certificate, _token })
 }
 

@@ -72,10 +72,15 @@ impl Exchange {
         self.key.name()
     }
 
-    /// Bytes that signing adds to a message.
+    /// Bytes that signing adds to a message, exactly.
     pub fn room(&self) -> usize {
         let algorithm = self.key.algorithm();
-        record_bytes(self.key.name(), algorithm.wire(), algorithm.mac_bytes() + OTHER_BYTES)
+        record_bytes(self.key.name(), algorithm.wire(), algorithm.mac_bytes())
+    }
+
+    /// Bytes that signing adds at most to an answer that says what is wrong with the request.
+    pub(super) fn error_room(&self) -> usize {
+        self.room() + OTHER_BYTES
     }
 
     /// Signs a whole message and adds the TSIG record to it: a request, the answer to it, or the next one of

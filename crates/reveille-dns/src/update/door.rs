@@ -180,11 +180,7 @@ impl Stranger<'_> {
         if self.is_limited() {
             return Admitted::Answered(known);
         }
-        let envelope = Envelope {
-            over_udp: transport == Transport::Udp,
-            cookie: None,
-            signature_bytes: rejection.room(signature),
-        };
+        let envelope = Envelope { signature_bytes: rejection.room(signature), ..transport.envelope() };
         let reply = Reply { rcode: rejection.rcode(), authoritative: false, ..Reply::empty() };
         let written = Some(write_reply(query, &reply, &envelope, out));
         rejection.sign(signature, out);
@@ -225,8 +221,7 @@ fn write_signed(
     transport: Transport,
     out: &mut Vec<u8>,
 ) -> Written {
-    let envelope =
-        Envelope { over_udp: transport == Transport::Udp, cookie: None, signature_bytes: exchange.room() };
+    let envelope = Envelope { signature_bytes: exchange.room(), ..transport.envelope() };
     let written = write_reply(query, reply, &envelope, out);
     exchange.sign(out);
     written

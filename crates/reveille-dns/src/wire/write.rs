@@ -60,6 +60,10 @@ pub struct Envelope {
     pub cookie: Option<[u8; COOKIE_BYTES]>,
     /// Bytes of the limit that are left for a signature.
     pub signature_bytes: usize,
+    /// The answer to a padded question is padded (RFC 8467).
+    pub may_pad: bool,
+    /// Who asks how long an idle connection is kept is told [`KEEPALIVE_MS`] (RFC 7828).
+    pub tells_keepalive: bool,
 }
 
 /// Writes the answer to a readable question into `out`, replacing what is there.
@@ -286,9 +290,17 @@ impl Opt<'_> {
         let subnet = self.edns.subnet.map_or(0, |subnet| OPTION_BYTES + subnet.answer_data().count());
         let ede = self.ede.map_or(0, |ede| OPTION_BYTES + 2 + ede_text(ede).len());
         let cookie = self.envelope.cookie.map_or(0, |cookie| OPTION_BYTES + cookie.len());
-        let keepalive = if self.edns.keepalive { OPTION_BYTES + 2 } else { 0 };
-        let padding = if self.edns.padding { OPTION_BYTES } else { 0 };
+        let keepalive = if self.tells_keepalive() { OPTION_BYTES + 2 } else { 0 };
+        let padding = if self.is_padded() { OPTION_BYTES } else { 0 };
         OPT_BYTES + subnet + ede + cookie + keepalive + padding
+    }
+
+    fn tells_keepalive(&self) -> bool {
+        self.envelope.tells_keepalive && self.edns.keepalive
+    }
+
+    fn is_padded(&self) -> bool {
+        self.envelope.may_pad && self.edns.padding
     }
 
     fn write(&self, section: &mut AdditionalBuilder<Target<'_>>, limit: usize) -> Result<(), PushError> {
@@ -320,13 +332,13 @@ impl Opt<'_> {
                     target.append_slice(text.as_bytes())
                 })?;
             }
-            if self.edns.keepalive {
+            if self.tells_keepalive() {
                 // In units of 100 ms.
                 opt.push_raw_option(OPTION_KEEPALIVE.into(), 2, |target| {
                     target.append_slice(&(KEEPALIVE_MS / 100).to_be_bytes())
                 })?;
             }
-            if self.edns.padding {
+            if self.is_padded() {
                 let length = u16::try_from(padding).unwrap_or(0);
                 opt.push_raw_option(OPTION_PADDING.into(), length, |target| {
                     (0..length).try_for_each(|_| target.append_slice(&[0]))

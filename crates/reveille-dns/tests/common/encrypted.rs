@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use reveille_dns::{Certificate, CertificateSource, EncryptedConfig};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tempfile::TempDir;
 
 use super::common::{WAIT_MAX, World};
@@ -57,10 +57,14 @@ impl Encrypted {
         self.dir.path().join("self-signed-certificate.pem")
     }
 
+    /// The certificate that the server made.
+    pub fn own(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.ca()).unwrap()
+    }
+
     /// A connection over TLS that is through the handshake.
     pub fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
-        let own = CertificateDer::from_pem_file(self.ca()).unwrap();
-        connect(TcpStream::connect(self.tls()).unwrap(), own)
+        connect(TcpStream::connect(self.tls()).unwrap(), self.own())
     }
 }
 
@@ -72,12 +76,21 @@ pub fn self_signed(dir: &Path, names: &[&str]) -> CertificateSource {
 
 /// Through the handshake with a server that has that certificate.
 pub fn connect(stream: TcpStream, own: CertificateDer<'static>) -> StreamOwned<ClientConnection, TcpStream> {
+    connect_with(stream, own, rustls::ALL_VERSIONS)
+}
+
+/// With one of these versions of TLS.
+pub fn connect_with(
+    stream: TcpStream,
+    own: CertificateDer<'static>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> StreamOwned<ClientConnection, TcpStream> {
     stream.set_read_timeout(Some(WAIT_MAX)).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(own).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
