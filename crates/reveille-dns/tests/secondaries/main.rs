@@ -182,7 +182,7 @@ fn bind_nsd_and_knot_follow_a_thousand_changes_and_agree() {
     follow(&world, &secondaries);
     let counts = world.server.counts();
     // Each took the zone in full once, and so did this test of each, twice; all the rest went by differences.
-    // Each once for each of its zones; one more may be asked for where an answer was too slow for a secondary.
+    // One more may be asked for where an answer was too slow for a secondary.
     assert!((9..=18).contains(&counts.transfers_whole), "{counts:?}");
     assert!(counts.transfers_of_differences >= 9, "{counts:?}");
     assert!(counts.notifies_acknowledged >= 9 && counts.notifies_sent < 100, "{counts:?}");
