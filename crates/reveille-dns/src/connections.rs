@@ -196,13 +196,12 @@ impl Shared {
 
     /// Passes a wish on if the gate lets it; tells whether the service is, or will be, woken.
     fn wake(&self, wish: WakeWish<'_>, at: &Setting<'_, '_>, from: &Origin, outcome: &Outcome<'_>) -> bool {
-        let is_new = !wish.service.phase.is_starting();
+        let is_starting = wish.service.phase.is_starting();
         let zone = outcome.zone.unwrap_or(u16::MAX);
         let mut asker = self.common.asker.lock().unwrap_or_else(PoisonError::into_inner);
-        asker.ask(wish, from.peer.ip(), at.now, || match at.judge.zip(outcome.client.as_ref()) {
-            Some((judge, client)) => !is_new || judge.wake(client, zone).passes(),
-            None => true,
-        })
+        let judge = at.judge.zip(outcome.client.as_ref());
+        let allowed = || judge.is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        asker.ask(wish, from.peer.ip(), at.now, is_starting, allowed)
     }
 }
 

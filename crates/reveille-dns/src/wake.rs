@@ -17,6 +17,9 @@ const ASKS_MAX: u32 = 64;
 /// Services that a thread remembers having asked for; a power of two. Two services in one slot are asked for more
 /// often than they need, never less.
 const SLOTS: usize = 1_024;
+/// Most asks that one thread sends in a second for services that are on their way up: they begin nothing and only count
+/// who waits.
+const WAITING_ASKS_MAX: u32 = 128;
 /// How long a thread remembers. Within it a service is charged to a wake budget once.
 const MEMORY_MS: u64 = 1_000;
 
@@ -49,28 +52,40 @@ pub(crate) struct WakeAsker {
     sender: Sender<WakeAsk>,
     tally: Arc<Tally>,
     slots: Box<[Slot]>,
+    /// Asks for services on their way up, since then.
+    waiting: (Timestamp, u32),
 }
 
 impl WakeAsker {
     pub fn new(sender: Sender<WakeAsk>, tally: Arc<Tally>) -> Self {
-        Self { sender, tally, slots: vec![Slot::default(); SLOTS].into_boxed_slice() }
+        Self {
+            sender,
+            tally,
+            slots: vec![Slot::default(); SLOTS].into_boxed_slice(),
+            waiting: (Timestamp::default(), 0),
+        }
     }
 
-    /// Passes the wish on unless it has been often enough; `allowed` judges it if it is a new one. Tells whether the
-    /// service is, or will be, woken for the asker.
+    /// Passes the wish on unless it has been often enough; `allowed` judges it unless the service is on its way up, or
+    /// was asked for just now. Tells whether the service is, or will be, woken for the asker.
     pub fn ask(
         &mut self,
         wish: WakeWish<'_>,
         client: IpAddr,
         now: Timestamp,
+        is_starting: bool,
         allowed: impl FnOnce() -> bool,
     ) -> bool {
+        if is_starting && !self.may_count(now) {
+            bump(&self.tally.wakes_coalesced);
+            return true;
+        }
         let service = std::ptr::from_ref(wish.service).addr();
         // Allocations are aligned, so the lowest bits say nothing.
         let slot = &mut self.slots[(service >> 4) % SLOTS];
         let remembered = slot.service == service && now.ms_since(slot.since) < MEMORY_MS;
         if !remembered {
-            if !allowed() {
+            if !is_starting && !allowed() {
                 return false;
             }
             *slot = Slot { service, since: now, asks: 0 };
@@ -95,5 +110,15 @@ impl WakeAsker {
             Err(_) => bump(&self.tally.wakes_dropped),
         }
         true
+    }
+
+    /// Whether one more ask for a service on its way up may be sent in this second.
+    fn may_count(&mut self, now: Timestamp) -> bool {
+        let (since, asks) = &mut self.waiting;
+        if now.ms_since(*since) >= MEMORY_MS {
+            (*since, *asks) = (now, 0);
+        }
+        *asks += 1;
+        *asks <= WAITING_ASKS_MAX
     }
 }

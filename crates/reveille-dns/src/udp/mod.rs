@@ -218,8 +218,8 @@ impl Worker {
             && let Some(service) = slot.service()
         {
             let wish = WakeWish { service, qtype: head.qtype(), subnet };
-            let new = !slot.kinds().any_of(Kinds::STARTING);
-            self.wake(wish, peer, client.as_ref(), found.zone, new, at);
+            let is_starting = slot.kinds().any_of(Kinds::STARTING);
+            self.wake(wish, peer, client.as_ref(), found.zone, is_starting, at);
         }
         length.map_or(Fast::Silence, Fast::Written)
     }
@@ -261,9 +261,9 @@ impl Worker {
             });
         }
         if let Some(wish) = outcome.wake {
-            let new = !wish.service.phase.is_starting();
+            let is_starting = wish.service.phase.is_starting();
             let zone = outcome.zone.unwrap_or(u16::MAX);
-            let wakes = self.wake(wish, from.peer, outcome.client.as_ref(), zone, new, at);
+            let wakes = self.wake(wish, from.peer, outcome.client.as_ref(), zone, is_starting, at);
             if wakes && let Some(held) = self.hold.take(packet, from, &outcome) {
                 let socket = Arc::clone(&self.socket);
                 self.hold.answer_later(Waiting::Question(held), from.peer, socket);
@@ -282,13 +282,12 @@ impl Worker {
         peer: SocketAddr,
         client: Option<&Client>,
         zone: u16,
-        new: bool,
+        is_starting: bool,
         at: Moment<'_, '_>,
     ) -> bool {
-        self.asker.ask(wish, peer.ip(), at.setting.now, || match at.setting.judge.zip(client) {
-            Some((judge, client)) => !new || judge.wake(client, zone).passes(),
-            None => true,
-        })
+        let allowed =
+            || at.setting.judge.zip(client).is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        self.asker.ask(wish, peer.ip(), at.setting.now, is_starting, allowed)
     }
 
     fn rest_after(&self, error: &io::Error) {
