@@ -10,7 +10,7 @@ use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};
 use crate::transfer::{Transfer, judge as judge_transfer};
 use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
-    COOKIE_BYTES, Envelope, Header, Query, Subnet, Unreadable, Written, write_error, write_reply,
+    COOKIE_BYTES, Envelope, Faulty, Query, Subnet, Unreadable, Written, write_fault, write_reply,
     write_truncated,
 };
 
@@ -161,7 +161,7 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     let query = match Query::parse(packet) {
         Ok(query) => query,
         Err(Unreadable::Silence) => return Outcome::default(),
-        Err(Unreadable::Error { header, rcode }) => return unreadable(at, header, rcode, from, out),
+        Err(Unreadable::Error(faulty)) => return unreadable(at, &faulty, from, out),
     };
     let question = &query.question;
     let edns = query.edns.as_ref();
@@ -309,13 +309,7 @@ fn with_dnssec<'v>(
 }
 
 /// Answers a packet that cannot be read, or is no question, with an error.
-fn unreadable<'v>(
-    at: &Setting<'v, '_>,
-    header: Header,
-    rcode: Rcode,
-    from: &Origin,
-    out: &mut Vec<u8>,
-) -> Outcome<'v> {
+fn unreadable<'v>(at: &Setting<'v, '_>, faulty: &Faulty, from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     let Origin { peer, transport, .. } = *from;
     let arrival = Arrival { peer: peer.ip(), transport, cookie: None, subnet: None, qtype: 0, zone: None };
     let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
@@ -325,7 +319,8 @@ fn unreadable<'v>(
         }
         None => false,
     };
-    let written = (!drops).then(|| write_error(header, rcode, out));
+    let envelope = Envelope { tells_keepalive: false, ..transport.envelope() };
+    let written = (!drops).then(|| write_fault(faulty, &envelope, out));
     Outcome { written, client, ..Outcome::default() }
 }
 

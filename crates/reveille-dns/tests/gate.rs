@@ -281,7 +281,7 @@ proptest! {
         prop_assert_eq!(expected.written, found.written);
         prop_assert_eq!(expected.wake.is_some(), found.wake.is_some());
         prop_assert_eq!(expected.counter, found.counter);
-        prop_assert_eq!(found.client.is_some(), Query::parse(&packet) .err() != Some(Unreadable::Silence));
+        prop_assert_eq!(found.client.is_some(), !matches!(Query::parse(&packet), Err(Unreadable::Silence)));
     }
 }
 

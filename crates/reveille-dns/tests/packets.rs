@@ -11,7 +11,7 @@ use hickory_proto::op::{Edns, Message, Query as HickoryQuery, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use proptest::prelude::*;
 use reveille_core::answer::{Rcode, View, Zones};
-use reveille_dns::wire::{Query, UDP_PAYLOAD_MAX, Unreadable};
+use reveille_dns::wire::{Faulty, Query, UDP_PAYLOAD_MAX, Unreadable};
 use reveille_dns::{Origin, Outcome, Setting, Transport, respond};
 
 /// Names the directory of a corpus of packets, one to a file, for the test that is ignored otherwise.
@@ -249,7 +249,7 @@ fn agree(packet: &[u8], must_read: bool) {
             }
         }
         Err(Unreadable::Silence) => assert!(packet.len() < 12 || packet[2] & 0x80 != 0),
-        Err(Unreadable::Error { header, .. }) => {
+        Err(Unreadable::Error(Faulty { header, .. })) => {
             assert_eq!(header.id.to_be_bytes(), packet[..2]);
             assert_eq!(packet[2] & 0x80, 0);
         }

@@ -12,8 +12,6 @@ use crate::tsig::{self, Signature};
 
 /// Length of the header (RFC 1035 §4.1.1).
 const HEADER_BYTES: usize = 12;
-/// Most records beside the question; a question has an OPT, perhaps a SOA (IXFR) and a signature.
-const RECORDS_MAX: usize = 16;
 /// Option code of EDNS client subnet (RFC 7871 §6).
 pub(crate) const OPTION_SUBNET: u16 = 8;
 /// Option code of edns-tcp-keepalive (RFC 7828 §3.1).
@@ -78,17 +76,27 @@ pub struct Subnet {
 }
 
 /// Why a packet is no question that can be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "strangers' packets must not cost an allocation")]
 pub enum Unreadable {
     /// Too short for a header, or itself an answer: an error to it could start a loop.
     Silence,
     /// An error to send back.
-    Error {
-        /// The header that was read.
-        header: Header,
-        /// FORMERR or NOTIMP.
-        rcode: Rcode,
-    },
+    Error(Faulty),
+}
+
+/// What could be read of a packet before its fault: the error to it repeats that. Without the OPT the asker would
+/// take the server for one that knows no EDNS (RFC 6891 §6.1.1, §7).
+#[derive(Debug, Clone)]
+pub struct Faulty {
+    /// The header.
+    pub header: Header,
+    /// FORMERR or NOTIMP.
+    pub rcode: Rcode,
+    /// The question, if there is exactly one.
+    pub question: Option<Question>,
+    /// The first OPT.
+    pub edns: Option<Edns>,
 }
 
 impl Query {
@@ -96,26 +104,25 @@ impl Query {
     ///
     /// # Errors
     /// What to send instead, if anything.
+    #[allow(clippy::result_large_err, reason = "what is read is as large")]
     pub fn parse(packet: &[u8]) -> Result<Self, Unreadable> {
         let mut cursor = Cursor { packet, at: 0 };
         let (header, counts) = cursor.header().ok_or(Unreadable::Silence)?;
         if counts.is_response {
             return Err(Unreadable::Silence);
         }
-        if header.opcode != 0 {
-            return Err(Unreadable::Error { header, rcode: Rcode::NotImp });
+        let (mut question, mut trailer) = (None, Trailer::default());
+        let whole = cursor.body(&counts, &mut question, &mut trailer);
+        let Trailer { edns, signature, soa_serial } = trailer;
+        let is_query = header.opcode == 0;
+        match (is_query, whole, question) {
+            (true, Some(()), Some(question)) => Ok(Self { header, question, edns, signature, soa_serial }),
+            (_, _, question) => {
+                // Whatever follows the header of another operation: it has a form of its own.
+                let rcode = if is_query { Rcode::FormErr } else { Rcode::NotImp };
+                Err(Unreadable::Error(Faulty { header, rcode, question, edns }))
+            }
         }
-        let malformed = Unreadable::Error { header, rcode: Rcode::FormErr };
-        // Exactly one question (RFC 9619); none at all is for cookies alone (RFC 7873 §5.4).
-        if counts.questions != 1 || counts.other > RECORDS_MAX {
-            return Err(malformed);
-        }
-        let question = cursor.question().ok_or(malformed)?;
-        let Trailer { edns, signature, soa_serial } = cursor.records(&counts).ok_or(malformed)?;
-        if cursor.at != packet.len() {
-            return Err(malformed);
-        }
-        Ok(Self { header, question, edns, signature, soa_serial })
     }
 }
 
@@ -181,7 +188,6 @@ struct Counts {
     questions: u16,
     /// Records in the answer, authority and additional sections.
     sections: [u16; 3],
-    other: usize,
 }
 
 /// What is kept of the records beside the question.
@@ -219,8 +225,24 @@ impl<'p> Cursor<'p> {
         let questions = self.number()?;
         let sections = [self.number()?, self.number()?, self.number()?];
         let header = Header { id, opcode: flags >> 3 & 0xf, recursion_desired: flags & 1 != 0 };
-        let other = sections.iter().map(|&count| usize::from(count)).sum();
-        Some((header, Counts { is_response: flags & 0x80 != 0, questions, sections, other }))
+        Some((header, Counts { is_response: flags & 0x80 != 0, questions, sections }))
+    }
+
+    /// Reads what follows the header, as far as it goes; `None` if it is malformed.
+    fn body(
+        &mut self,
+        counts: &Counts,
+        question: &mut Option<Question>,
+        trailer: &mut Trailer,
+    ) -> Option<()> {
+        // Exactly one question (RFC 9619); none at all is for cookies alone (RFC 7873 §5.4).
+        match counts.questions {
+            0 => {}
+            1 => *question = Some(self.question()?),
+            _ => return None,
+        }
+        self.records(counts, trailer)?;
+        (self.at == self.packet.len()).then_some(())
     }
 
     /// The first name of a message cannot be compressed: there is nothing to point to.
@@ -230,10 +252,9 @@ impl<'p> Cursor<'p> {
         Some(Question { name, qtype: self.number()?, qclass: self.number()? })
     }
 
-    /// Steps over the records of all sections; gives the OPT, of which there may be one (RFC 6891 §6.1.1), and the
+    /// Steps over the records of all sections; keeps the OPT, of which there may be one (RFC 6891 §6.1.1), and the
     /// signature, which must be the last record of all (RFC 8945 §5.1).
-    fn records(&mut self, counts: &Counts) -> Option<Trailer> {
-        let mut trailer = Trailer::default();
+    fn records(&mut self, counts: &Counts, trailer: &mut Trailer) -> Option<()> {
         for (section, &count) in counts.sections.iter().enumerate() {
             for _ in 0..count {
                 if trailer.signature.is_some() {
@@ -250,7 +271,7 @@ impl<'p> Cursor<'p> {
                     if section != 2 || !is_root || trailer.edns.is_some() {
                         return None;
                     }
-                    trailer.edns = Some(Edns::parse(class, ttl, data)?);
+                    trailer.edns.insert(Edns::new(class, ttl)?).read_options(data)?;
                 } else if rtype == tsig::TSIG {
                     let data = self.at - data.len()..self.at;
                     let read =
@@ -261,7 +282,7 @@ impl<'p> Cursor<'p> {
                 }
             }
         }
-        Some(trailer)
+        Some(())
     }
 
     /// The serial in the SOA data of that length that ends here.
@@ -298,34 +319,48 @@ impl<'p> Cursor<'p> {
 }
 
 impl Edns {
+    /// What an OPT says; `None` if it is malformed.
     pub(crate) fn parse(class: u16, ttl: &[u8], data: &[u8]) -> Option<Self> {
+        let mut edns = Self::new(class, ttl)?;
+        edns.read_options(data)?;
+        Some(edns)
+    }
+
+    fn new(class: u16, ttl: &[u8]) -> Option<Self> {
         let &[_, version, flags, _] = ttl else { return None };
-        let (mut subnet, mut cookie, mut keepalive, mut padding) = (None, None, false, false);
-        let mut options = Cursor { packet: data, at: 0 };
-        while options.at < data.len() {
-            let code = options.number()?;
-            let length = options.number()?;
-            let option = options.take(length.into())?;
-            match code {
-                OPTION_SUBNET => subnet = Some(Subnet::parse(option)?),
-                // A question carries no time in it; one that does means the same.
-                OPTION_KEEPALIVE => keepalive = true,
-                OPTION_PADDING => padding = true,
-                // Of several only the first counts (RFC 7873 §5.2).
-                OPTION_COOKIE if cookie.is_none() => cookie = Some(Cookie::parse(option)?),
-                _ => {}
-            }
-        }
         let (dnssec_ok, compact_ok) = (flags & 0x80 != 0, flags & 0x40 != 0);
         Some(Self {
             version,
             payload_bytes: class,
             dnssec_ok,
             compact_ok,
-            subnet,
-            cookie,
-            keepalive,
-            padding,
+            subnet: None,
+            cookie: None,
+            keepalive: false,
+            padding: false,
         })
+    }
+
+    fn read_options(&mut self, data: &[u8]) -> Option<()> {
+        if self.version != 0 {
+            // BADVERS is all that is said to it; what its options look like is not known.
+            return Some(());
+        }
+        let mut options = Cursor { packet: data, at: 0 };
+        while options.at < data.len() {
+            let code = options.number()?;
+            let length = options.number()?;
+            let option = options.take(length.into())?;
+            match code {
+                OPTION_SUBNET => self.subnet = Some(Subnet::parse(option)?),
+                // A question carries no time in it; one that does means the same.
+                OPTION_KEEPALIVE => self.keepalive = true,
+                OPTION_PADDING => self.padding = true,
+                // Of several only the first counts (RFC 7873 §5.2).
+                OPTION_COOKIE if self.cookie.is_none() => self.cookie = Some(Cookie::parse(option)?),
+                _ => {}
+            }
+        }
+        Some(())
     }
 }

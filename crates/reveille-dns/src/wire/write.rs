@@ -1,16 +1,17 @@
 //! Writing an answer within a size limit.
 
 use domain::base::iana::{Class, Opcode, OptRcode, OptionCode, Rtype};
-use domain::base::message_builder::{AdditionalBuilder, AnswerBuilder, PushError, StaticCompressor};
+use domain::base::message_builder::{AdditionalBuilder, AnswerBuilder, PushError};
 use domain::base::name::Name;
 use domain::base::rdata::{ComposeRecordData, RecordData};
 use domain::base::wire::Composer;
 use domain::base::{MessageBuilder, Ttl};
 use domain::dep::octseq::OctetsBuilder;
-use reveille_core::answer::{Ede, Owner, Rcode, Records, Reply, Section, rdata};
+use reveille_core::answer::{Ede, Owner, Question, Rcode, Records, Reply, Section, rdata};
 
+use super::compress::Compressor;
 use super::cookie::{COOKIE_BYTES, OPTION_COOKIE};
-use super::query::{Edns, Header, OPTION_KEEPALIVE, OPTION_PADDING, OPTION_SUBNET, Query};
+use super::query::{Edns, Faulty, Header, OPTION_KEEPALIVE, OPTION_PADDING, OPTION_SUBNET, Query};
 
 /// Largest UDP answer, in bytes: goes through every network unfragmented (DNS flag day 2020).
 pub const UDP_PAYLOAD_MAX: u16 = 1232;
@@ -37,6 +38,8 @@ const OPTION_BYTES: usize = 4;
 pub const KEEPALIVE_MS: u16 = 30_000;
 /// Padded answers have a multiple of this length, in bytes (RFC 8467 §4.1).
 const PADDING_BLOCK_BYTES: usize = 468;
+/// A compressed name that stands in the message already.
+const POINTER_BYTES: usize = 2;
 /// Type, class, TTL and length of a record.
 const RECORD_BYTES: usize = 10;
 
@@ -49,7 +52,7 @@ pub struct Written {
     pub truncated: bool,
 }
 
-type Target<'o> = StaticCompressor<&'o mut Vec<u8>>;
+type Target<'o> = Compressor<'o>;
 
 /// What goes around the answer itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,10 +71,12 @@ pub struct Envelope {
 
 /// Writes the answer to a readable question into `out`, replacing what is there.
 pub fn write_reply(query: &Query, reply: &Reply<'_>, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
-    let limit = size_limit(query.edns.as_ref(), envelope.over_udp).saturating_sub(envelope.signature_bytes);
-    let written = try_write(query, reply, envelope, limit, out).or_else(|_| {
+    let edns = query.edns.as_ref();
+    let asked = Asked { header: query.header, question: Some(&query.question), edns };
+    let limit = size_limit(edns, envelope.over_udp).saturating_sub(envelope.signature_bytes);
+    let written = try_write(&asked, reply, envelope, limit, out).or_else(|_| {
         // Beside the longest name and a signature there may be no room for the extended error.
-        try_write(query, &Reply { ede: None, ..reply.clone() }, envelope, limit, out)
+        try_write(&asked, &Reply { ede: None, ..reply.clone() }, envelope, limit, out)
     });
     written.unwrap_or_else(|_| {
         // Header, question and OPT fit always; should that be wrong, the asker is not left without an answer.
@@ -87,6 +92,20 @@ pub fn write_truncated(query: &Query, reply: &Reply<'_>, envelope: &Envelope, ou
         *flags |= FLAG_TC;
     }
     Written { truncated: true, ..written }
+}
+
+/// Writes the error to a faulty packet into `out`, replacing what is there.
+pub fn write_fault(faulty: &Faulty, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
+    let Faulty { header, rcode, .. } = *faulty;
+    // A version of EDNS that is not spoken here comes before all else (RFC 6891 §6.1.3).
+    let other_version = faulty.edns.is_some_and(|edns| edns.version != 0);
+    let rcode = if other_version { Rcode::BadVers } else { rcode };
+    let reply = Reply { rcode, authoritative: false, ..Reply::empty() };
+    // The subnet was perhaps what is wrong with it.
+    let edns = faulty.edns.map(|edns| Edns { subnet: None, ..edns });
+    let asked = Asked { header, question: faulty.question.as_ref(), edns: edns.as_ref() };
+    try_write(&asked, &reply, envelope, UDP_PAYLOAD_MIN.into(), out)
+        .unwrap_or_else(|_| write_error(header, Rcode::ServFail, out))
 }
 
 /// Writes a header with an error and nothing else into `out`, replacing what is there.
@@ -109,8 +128,15 @@ fn size_limit(edns: Option<&Edns>, over_udp: bool) -> usize {
     limit.into()
 }
 
+/// What an answer repeats.
+struct Asked<'q> {
+    header: Header,
+    question: Option<&'q Question>,
+    edns: Option<&'q Edns>,
+}
+
 fn try_write(
-    query: &Query,
+    asked: &Asked<'_>,
     reply: &Reply<'_>,
     envelope: &Envelope,
     limit: usize,
@@ -118,29 +144,25 @@ fn try_write(
 ) -> Result<Written, PushError> {
     out.clear();
     // A `Vec` takes everything, so this cannot fail.
-    let mut message =
-        MessageBuilder::from_target(StaticCompressor::new(out)).map_err(|_| PushError::ShortBuf)?;
-    let opt =
-        query.edns.as_ref().map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, envelope });
+    let mut message = MessageBuilder::from_target(Compressor::new(out)).map_err(|_| PushError::ShortBuf)?;
+    let opt = asked.edns.map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, envelope });
     let opt_bytes = opt.as_ref().map_or(0, Opt::bytes_max);
     let records_limit = limit.checked_sub(opt_bytes).ok_or(PushError::ShortBuf)?;
     message.set_push_limit(records_limit);
     let header = message.header_mut();
-    header.set_id(query.header.id);
+    header.set_id(asked.header.id);
     header.set_qr(true);
-    header.set_opcode(Opcode::from_int(query.header.opcode));
+    header.set_opcode(Opcode::from_int(asked.header.opcode));
     header.set_aa(reply.authoritative);
-    header.set_rd(query.header.recursion_desired);
+    header.set_rd(asked.header.recursion_desired);
     header.set_rcode(OptRcode::masked_from_int(reply.rcode.number()).rcode());
 
-    let question = &query.question;
     let mut section = message.question();
-    section.push((
-        name(question.name.as_wire())?,
-        Rtype::from_int(question.qtype),
-        Class::from_int(question.qclass),
-    ))?;
-    let asked = question.name.as_wire();
+    if let Some(question) = asked.question {
+        let qname = name(question.name.as_wire())?;
+        section.push((qname, Rtype::from_int(question.qtype), Class::from_int(question.qclass)))?;
+    }
+    let asked = asked.question.map_or(&[][..], |question| question.name.as_wire());
     let (mut section, mut truncated) = write_records(section.answer(), reply, asked);
     if !truncated {
         truncated = write_additional(&mut section, reply, asked, records_limit);
@@ -152,7 +174,8 @@ fn try_write(
     if let Some(opt) = opt {
         opt.write(&mut section, limit)?;
         // The builder does not know the flag.
-        let flags = section.finish().into_target().get_mut(opt_at + OPT_FLAGS_AT);
+        let mut message = section.finish();
+        let flags = message.as_mut().get_mut(opt_at + OPT_FLAGS_AT);
         if let Some(flags) = flags.filter(|_| reply.compact) {
             *flags |= FLAG_COMPACT_OK;
         }
@@ -184,10 +207,11 @@ fn write_additional(
     limit: usize,
 ) -> bool {
     for records in reply.additional.iter() {
-        // Without counting on compression, so that an RRset is never cut in the middle.
-        let owner_bytes = owner_wire(records.owner, asked).len();
-        let bytes: usize = records.iter().map(|data| owner_bytes + RECORD_BYTES + data.len()).sum();
-        let fits = section.as_slice().len() + bytes <= limit;
+        // An RRset is never cut in the middle. Only its first record has the owner; the others point to that.
+        let owner = name(owner_wire(records.owner, asked)).map(|owner| section.as_target().bytes_of(owner));
+        let further = records.iter().count().saturating_sub(1) * POINTER_BYTES;
+        let bytes: usize = records.iter().map(|data| RECORD_BYTES + data.len()).sum();
+        let fits = owner.is_ok_and(|owner| section.as_slice().len() + owner + further + bytes <= limit);
         let mut one = Section::default();
         one.push(records.clone());
         if !fits || each_record(&one, asked, |record| section.push(record)).is_err() {
