@@ -19,7 +19,7 @@ use domain::zonefile::inplace::{Entry as Scanned, ScannedRecord, Zonefile};
 use reveille_core::answer::{Record, Zone};
 use reveille_core::model::DomainName;
 
-use entry::{Entry, seconds, with_plain_times};
+use entry::{Entry, seconds, with_plain_words};
 
 /// Largest zone file, in bytes.
 pub const ZONE_FILE_BYTES_MAX: u64 = 64 << 20;
@@ -166,7 +166,8 @@ impl Reader {
 
     /// The entry as the scanner needs it to stand alone.
     fn with_state(&self, entry: &Entry<'_>) -> Result<String, String> {
-        let body = with_plain_times(entry);
+        let origin = DomainName::from_wire(self.origin.as_slice()).map_err(|error| error.to_string())?;
+        let body = with_plain_words(entry, &escaped(&origin));
         let owner = match (entry.is_indented(), &self.last_owner) {
             (false, _) => String::new(),
             (true, Some(owner)) => escaped(owner),

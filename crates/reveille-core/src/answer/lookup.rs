@@ -15,7 +15,7 @@ use super::vmstate::{self, VMSTATE_LABEL};
 use super::zone::{Node, RecordSet, Zone};
 use crate::model::{AnswerPolicy, Phase, Timestamp};
 
-/// Most aliases that are followed for one question. A longer chain, or a loop, is answered as far as it goes;
+/// Most aliases that are followed for one question. A longer chain is answered as far as it goes, a loop once round;
 /// the resolver goes on from there.
 pub const CNAME_CHAIN_MAX: usize = 8;
 
@@ -50,6 +50,10 @@ pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker<'_>, now: Ti
     let mut lookup = Lookup { view, zone, asker, now, qtype: question.qtype, reply };
     let Some(mut target) = lookup.resolve(&question.name, Owner::Question) else { return lookup.reply };
     for _ in 1..CNAME_CHAIN_MAX {
+        if lookup.has_answered_for(target, &question.name) {
+            // A loop. Each alias is there once (RFC 2181 §5).
+            break;
+        }
         // A malformed target cannot be in a checked zone.
         let Ok(name) = QuestionName::from_wire(target) else { break };
         if !view.zones().of(&name).is_some_and(|other| std::ptr::eq(other, zone)) {
@@ -74,6 +78,15 @@ struct Lookup<'v, 'k> {
 }
 
 impl<'v> Lookup<'v, '_> {
+    /// Whether the answer has records of that name already.
+    fn has_answered_for(&self, name: &[u8], asked: &QuestionName) -> bool {
+        // Length octets are below the letters, so names in wire format are compared as they are.
+        self.reply.answer.iter().any(|records| match records.owner {
+            Owner::Question => asked.as_wire().eq_ignore_ascii_case(name),
+            Owner::Name(owner) => owner.eq_ignore_ascii_case(name),
+        })
+    }
+
     /// Adds what the zone has for one name of the chain; the target if that is an alias to be followed.
     fn resolve(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
         let (view, zone) = (self.view, self.zone);

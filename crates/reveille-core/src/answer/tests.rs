@@ -239,8 +239,7 @@ fn aliases_are_followed_inside_the_zone() {
         ),
     ]);
     let looped = ask_from(STRANGER, &view(), "loop1.vm.test", A);
-    assert_eq!(looped.matches("CNAME").count(), CNAME_CHAIN_MAX, "{looped}");
-    assert!(looped.starts_with("NOERROR aa; @ 300 CNAME loop2.vm.test; loop2.vm.test"), "{looped}");
+    assert_eq!(looped, "NOERROR aa; @ 300 CNAME loop2.vm.test; loop2.vm.test 300 CNAME loop1.vm.test");
 }
 
 #[test]

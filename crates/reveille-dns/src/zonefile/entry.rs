@@ -159,29 +159,66 @@ pub(super) fn seconds(text: &str) -> Option<u32> {
     Some(total)
 }
 
-/// The entry's text with TTLs, and the times of a SOA, in plain seconds.
-pub(super) fn with_plain_times(entry: &Entry<'_>) -> String {
+/// Where names stand among the words of a record's data, counted from 0, for the types whose text is known.
+fn names_in(rtype: &str) -> &'static [usize] {
+    const NAMES: [(&str, &[usize]); 18] = [
+        ("NS", &[0]),
+        ("CNAME", &[0]),
+        ("PTR", &[0]),
+        ("MX", &[1]),
+        ("SOA", &[0, 1]),
+        ("SRV", &[3]),
+        ("SVCB", &[1]),
+        ("HTTPS", &[1]),
+        ("NAPTR", &[5]),
+        ("RP", &[0, 1]),
+        ("MINFO", &[0, 1]),
+        ("IPSECKEY", &[3]),
+        ("DNAME", &[0]),
+        ("MB", &[0]),
+        ("MD", &[0]),
+        ("MF", &[0]),
+        ("MG", &[0]),
+        ("MR", &[0]),
+    ];
+    let known = NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(rtype));
+    known.map_or(&[], |(_, places)| places)
+}
+
+/// A time, and how it is written in plain seconds; `None` if it is none.
+fn in_seconds(word: Token<'_>) -> Option<(Token<'_>, String)> {
+    Some((word, seconds(word.text)?.to_string()))
+}
+
+/// The entry's text as the scanner takes it: TTLs, and the times of a SOA, in plain seconds; `origin` for an `@`
+/// that stands for a name in a record's data (RFC 1035 §5.1), as the scanner knows it as an owner only.
+pub(super) fn with_plain_words(entry: &Entry<'_>, origin: &str) -> String {
     let mut words = tokens(entry.text).skip(usize::from(!entry.is_indented()));
-    let mut times = Vec::new();
-    let mut rtype = None;
+    let mut changed: Vec<(Token<'_>, String)> = Vec::new();
+    let mut rtype = "";
     for word in words.by_ref().take(3) {
-        if seconds(word.text).is_some() {
-            times.push(word);
+        if let Some(time) = in_seconds(word) {
+            changed.push(time);
         } else if !["IN", "CH", "HS"].iter().any(|class| word.text.eq_ignore_ascii_case(class)) {
-            rtype = Some(word.text);
+            rtype = word.text;
             break;
         }
     }
-    if rtype.is_some_and(|rtype| rtype.eq_ignore_ascii_case("SOA")) {
-        // Primary, hostmaster and serial come before them.
-        times.extend(words.skip(3).take(4));
+    let (names, is_soa) = (names_in(rtype), rtype.eq_ignore_ascii_case("SOA"));
+    let last = names.iter().max().map_or(0, |last| last + 1).max(if is_soa { 7 } else { 0 });
+    for (index, word) in words.take(last).enumerate() {
+        if names.contains(&index) && word.text == "@" {
+            changed.push((word, origin.to_owned()));
+        } else if is_soa && index >= 3 {
+            // Behind primary, hostmaster and serial.
+            changed.extend(in_seconds(word));
+        }
     }
     let mut text = String::with_capacity(entry.text.len());
     let mut copied = 0;
-    for Token { at, text: word } in times {
-        let Some(plain) = seconds(word) else { continue };
+    for (Token { at, text: word }, new) in changed {
         text.push_str(entry.text.get(copied..at).unwrap_or_default());
-        text.push_str(&plain.to_string());
+        text.push_str(&new);
         copied = at + word.len();
     }
     text.push_str(entry.text.get(copied..).unwrap_or_default());
@@ -224,12 +261,30 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(seconds(text), expected, "{text}");
         }
-        let plain = |text| with_plain_times(&Entry { line: 1, text, open: None });
+        let plain = |text| with_plain_words(&Entry { line: 1, text, open: None }, "o.");
         assert_eq!(plain("1h 1h IN A 1.2.3.4"), "1h 3600 IN A 1.2.3.4");
         assert_eq!(plain(" IN 2m TXT 1h"), " IN 120 TXT 1h");
         assert_eq!(
             plain("@ SOA 1h. 1h. 7 (1h ; 5m\n 10m 1w\t60)"),
             "@ SOA 1h. 1h. 7 (3600 ; 5m\n 600 604800\t60)"
         );
+    }
+
+    #[test]
+    fn the_origin_may_stand_wherever_a_name_does() {
+        let plain = |text| with_plain_words(&Entry { line: 1, text, open: None }, "o.");
+        for (text, expected) in [
+            ("@ CNAME @", "@ CNAME o."),
+            ("@ 1h IN SOA @ ( @ 1 1 1 1 1 )", "@ 3600 IN SOA o. ( o. 1 1 1 1 1 )"),
+            (" mx 10 @ ; @", " mx 10 o. ; @"),
+            ("a SRV 0 0 0 @", "a SRV 0 0 0 o."),
+            ("a HTTPS 1 @ alpn=h2", "a HTTPS 1 o. alpn=h2"),
+            ("a NAPTR 1 1 @ @ @ @", "a NAPTR 1 1 @ @ @ o."),
+            ("a TXT @ \"@\"", "a TXT @ \"@\""),
+            ("a CNAME \\@", "a CNAME \\@"),
+            ("a CNAME \"@\"", "a CNAME \"@\""),
+        ] {
+            assert_eq!(plain(text), expected);
+        }
     }
 }
