@@ -5,9 +5,13 @@
 //! ANY and everything else is asked by monitors and the curious. A question that reaches a service through a
 //! CNAME wakes it, one that leaves the zone does not: the resolver comes back with the target's name.
 
+use std::collections::BTreeSet;
+
 use super::acl::Asker;
 use super::key::QuestionName;
-use super::rdata::{self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, NS, NSEC, RRSIG, SOA, TXT};
+use super::rdata::{
+    self, A, AAAA, ANY, AXFR, CLASS_IN, CNAME, DS, HINFO, IXFR, MX, NS, NSEC, RRSIG, SOA, SRV, TXT,
+};
 use super::reply::{Data, Ede, Owner, Rcode, Records, Reply};
 use super::signing::{Denial, Standing};
 use super::view::{ServiceView, View};
@@ -46,11 +50,12 @@ pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker<'_>, now: Ti
     if matches!(question.qtype, AXFR | IXFR) {
         return Reply::error(Rcode::Refused, Ede::PROHIBITED, "zone transfers are not offered");
     }
+    let Question { name: asked, qtype, .. } = question;
     let reply = Reply { zone: Some(zone), ..Reply::empty() };
-    let mut lookup = Lookup { view, zone, asker, now, qtype: question.qtype, reply };
+    let mut lookup = Lookup { view, zone, asker, now, asked, qtype: *qtype, reply };
     let Some(mut target) = lookup.resolve(&question.name, Owner::Question) else { return lookup.reply };
     for _ in 1..CNAME_CHAIN_MAX {
-        if lookup.has_answered_for(target, &question.name) {
+        if lookup.has_answered_for(target) {
             // A loop. Each alias is there once (RFC 2181 §5).
             break;
         }
@@ -73,16 +78,17 @@ struct Lookup<'v, 'k> {
     zone: &'v Zone,
     asker: Asker<'k>,
     now: Timestamp,
+    asked: &'k QuestionName,
     qtype: u16,
     reply: Reply<'v>,
 }
 
 impl<'v> Lookup<'v, '_> {
     /// Whether the answer has records of that name already.
-    fn has_answered_for(&self, name: &[u8], asked: &QuestionName) -> bool {
+    fn has_answered_for(&self, name: &[u8]) -> bool {
         // Length octets are below the letters, so names in wire format are compared as they are.
         self.reply.answer.iter().any(|records| match records.owner {
-            Owner::Question => asked.as_wire().eq_ignore_ascii_case(name),
+            Owner::Question => self.asked.as_wire().eq_ignore_ascii_case(name),
             Owner::Name(owner) => owner.eq_ignore_ascii_case(name),
         })
     }
@@ -122,21 +128,16 @@ impl<'v> Lookup<'v, '_> {
         self.at_wildcard(name, owner)
     }
 
-    /// A name that does not exist: a wildcard below its closest encloser may stand for it (RFC 4592).
+    /// A name that does not exist: a wildcard may stand for it.
     fn at_wildcard(&mut self, name: &QuestionName, owner: Owner<'v>) -> Option<&'v [u8]> {
-        let zone = self.zone;
         self.reply.of_endless_names = true;
-        let encloser =
-            (zone.apex_labels()..name.label_count()).rev().find(|&labels| self.exists(name, labels));
-        let encloser = encloser.unwrap_or(zone.apex_labels());
-        let wildcard = name.wildcard_below(encloser);
-        let found = wildcard.as_ref().filter(|wildcard| self.view.has_name(wildcard.as_wire()));
-        if let Some(wildcard) = found {
+        if let Some(wildcard) = self.wildcard(name) {
+            let node = self.zone.node_at(wildcard.key());
             if let Some(service) = self.view.service_at(wildcard.as_wire()) {
-                self.at_service(service, zone.node_at(wildcard.key()), owner);
+                self.at_service(service, node, owner);
                 return None;
             }
-            if let Some(node) = zone.node_at(wildcard.key()) {
+            if let Some(node) = node {
                 return self.at_node(node, owner);
             }
             self.no_data(owner, Standing::Name { node: None, service: None });
@@ -145,6 +146,14 @@ impl<'v> Lookup<'v, '_> {
             self.no_data(owner, Standing::Nothing);
         }
         None
+    }
+
+    /// The wildcard below the closest encloser of a name that does not exist, if there is one (RFC 4592 §3.3.1).
+    fn wildcard(&self, name: &QuestionName) -> Option<QuestionName> {
+        let apex_labels = self.zone.apex_labels();
+        let encloser = (apex_labels..name.label_count()).rev().find(|&labels| self.exists(name, labels));
+        let wildcard = name.wildcard_below(encloser.unwrap_or(apex_labels))?;
+        self.view.has_name(wildcard.as_wire()).then_some(wildcard)
     }
 
     fn at_node(&mut self, node: &'v Node, owner: Owner<'v>) -> Option<&'v [u8]> {
@@ -158,7 +167,7 @@ impl<'v> Lookup<'v, '_> {
         match node.set(self.qtype) {
             Some(set) => {
                 self.give(owner, self.qtype, set);
-                self.add_addresses_of_targets(set);
+                self.add_addresses_of_targets(owner, set);
             }
             None if self.qtype == ANY => self.give_stand_in(owner),
             None => self.no_data(owner, Standing::Name { node: Some(node), service: None }),
@@ -177,7 +186,7 @@ impl<'v> Lookup<'v, '_> {
             qtype => match beside.and_then(|node| node.set(qtype)) {
                 Some(set) => {
                     self.give(owner, qtype, set);
-                    return self.add_addresses_of_targets(set);
+                    return self.add_addresses_of_targets(owner, set);
                 }
                 None => None,
             },
@@ -281,35 +290,56 @@ impl<'v> Lookup<'v, '_> {
                 ttl: set.ttl,
                 data: Data::Zone(&set.data),
             });
-            self.add_addresses(NS, set);
+            self.add_addresses(NS, owner, set);
         }
     }
 
-    fn add_addresses_of_targets(&mut self, set: &'v RecordSet) {
-        if matches!(self.qtype, NS | rdata::MX | rdata::SRV) {
-            self.add_addresses(self.qtype, set);
+    fn add_addresses_of_targets(&mut self, owner: Owner<'v>, set: &'v RecordSet) {
+        // RFC 1035 §3.3.9 and §3.3.11, RFC 2782, RFC 9460 §4.1.
+        if matches!(self.qtype, NS | MX | SRV | rdata::SVCB | rdata::HTTPS) {
+            self.add_addresses(self.qtype, owner, set);
         }
     }
 
-    /// The static addresses of the names that an RRset points to, as far as they are in this zone. Those of
-    /// services are left for the question that will be asked for them: it wakes.
-    fn add_addresses(&mut self, rtype: u16, set: &'v RecordSet) {
-        for target in set.data.iter().filter_map(|data| rdata::target(rtype, data)) {
-            let Ok(name) = QuestionName::from_wire(target) else { continue };
-            if self.view.service_at(name.as_wire()).is_some() {
+    /// The static addresses of the names that an RRset points to, as far as they are in this zone, each once. Those
+    /// of services are left for the question that will be asked for them: it wakes.
+    fn add_addresses(&mut self, rtype: u16, owner: Owner<'v>, set: &'v RecordSet) {
+        let mut seen = BTreeSet::new();
+        for data in &set.data {
+            let Some(mut target) = rdata::target(rtype, data).map(Owner::Name) else { continue };
+            if rdata::points_to_owner(rtype, data) {
+                target = owner;
+            }
+            let parsed = match target {
+                Owner::Question => Ok(self.asked.clone()),
+                Owner::Name(wire) => QuestionName::from_wire(wire),
+            };
+            let Ok(name) = parsed else { continue };
+            if set.data.len() > 1 && !seen.insert(name.key().to_vec()) {
                 continue;
             }
-            let Some(node) = self.zone.node_at(name.key()) else { continue };
+            let Some(node) = self.addresses_of(&name) else { continue };
             for rtype in [A, AAAA] {
                 let Some(set) = node.set(rtype) else { continue };
-                let owner = Owner::Name(target);
-                self.reply.additional.push(Records {
-                    owner,
-                    rtype,
-                    ttl: set.ttl,
-                    data: Data::Zone(&set.data),
-                });
+                let data = Data::Zone(&set.data);
+                self.reply.additional.push(Records { owner: target, rtype, ttl: set.ttl, data });
             }
         }
+    }
+
+    /// Where the static addresses of a name in this zone stand: at it, also as glue, or at a wildcard.
+    fn addresses_of(&self, name: &QuestionName) -> Option<&'v Node> {
+        if self.view.service_at(name.as_wire()).is_some() {
+            return None;
+        }
+        if let Some(node) = self.zone.node_at(name.key()) {
+            return Some(node);
+        }
+        let is_here = self.view.zones().of(name).is_some_and(|zone| std::ptr::eq(zone, self.zone))
+            && self.zone.cut(name).is_none()
+            && !self.exists(name, name.label_count());
+        let wildcard = is_here.then(|| self.wildcard(name)).flatten()?;
+        let is_service = self.view.service_at(wildcard.as_wire()).is_some();
+        self.zone.node_at(wildcard.key()).filter(|_| !is_service)
     }
 }

@@ -22,6 +22,10 @@ pub const TXT: u16 = 16;
 pub const AAAA: u16 = 28;
 /// Service location (RFC 2782).
 pub const SRV: u16 = 33;
+/// Service binding (RFC 9460).
+pub const SVCB: u16 = 64;
+/// Service binding of web servers (RFC 9460).
+pub const HTTPS: u16 = 65;
 /// Alias of a subtree (RFC 6672).
 pub const DNAME: u16 = 39;
 /// EDNS (RFC 6891).
@@ -81,9 +85,17 @@ pub fn name_length(wire: &[u8]) -> Option<usize> {
 
 /// The name that a record of this type points to, uncompressed; `None` for types that point nowhere.
 pub fn target(rtype: u16, data: &[u8]) -> Option<&[u8]> {
-    let (before, _) = names_at(rtype)?;
+    let before = match rtype {
+        SVCB | HTTPS => 2,
+        _ => names_at(rtype)?.0,
+    };
     let rest = data.get(before..)?;
     rest.get(..name_length(rest)?)
+}
+
+/// Whether a record points to its own owner: SVCB and HTTPS in service mode with the target `.` (RFC 9460 §2.5.2).
+pub fn points_to_owner(rtype: u16, data: &[u8]) -> bool {
+    matches!(rtype, SVCB | HTTPS) && matches!(data, [high, low, 0, ..] if (*high, *low) != (0, 0))
 }
 
 /// Whether the data has the shape of its type, for the types that answering looks into; others pass.
@@ -92,6 +104,7 @@ pub fn is_well_formed(rtype: u16, data: &[u8]) -> bool {
         A => data.len() == 4,
         AAAA => data.len() == 16,
         SOA => soa_numbers(data).is_some(),
+        SVCB | HTTPS => target(rtype, data).is_some(),
         _ => match names_at(rtype) {
             None => true,
             Some((before, _)) => {
@@ -141,6 +154,8 @@ pub fn type_word(rtype: u16) -> String {
         TXT => "TXT".into(),
         AAAA => "AAAA".into(),
         SRV => "SRV".into(),
+        SVCB => "SVCB".into(),
+        HTTPS => "HTTPS".into(),
         DNAME => "DNAME".into(),
         DS => "DS".into(),
         RRSIG => "RRSIG".into(),
