@@ -61,7 +61,7 @@ pub fn answer<'v>(view: &'v View, question: &Question, asker: Asker<'_>, now: Ti
         }
         // A malformed target cannot be in a checked zone.
         let Ok(name) = QuestionName::from_wire(target) else { break };
-        if !view.zones().of(&name).is_some_and(|other| std::ptr::eq(other, zone)) {
+        if !view.zones().for_question(&name, *qtype).is_some_and(|other| std::ptr::eq(other, zone)) {
             break;
         }
         match lookup.resolve(&name, Owner::Name(target)) {

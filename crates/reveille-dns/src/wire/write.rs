@@ -148,7 +148,8 @@ fn try_write(
     let opt = asked.edns.map(|edns| Opt { edns, ede: reply.ede.as_ref(), rcode: reply.rcode, envelope });
     let opt_bytes = opt.as_ref().map_or(0, Opt::bytes_max);
     let records_limit = limit.checked_sub(opt_bytes).ok_or(PushError::ShortBuf)?;
-    message.set_push_limit(records_limit);
+    // What just fits exceeds a "push limit" of its own length already.
+    message.set_push_limit(records_limit + 1);
     let header = message.header_mut();
     header.set_id(asked.header.id);
     header.set_qr(true);
@@ -169,7 +170,7 @@ fn try_write(
     }
     let message = section.as_builder_mut();
     message.header_mut().set_tc(truncated);
-    message.set_push_limit(limit);
+    message.set_push_limit(limit + 1);
     let opt_at = section.as_slice().len();
     if let Some(opt) = opt {
         opt.write(&mut section, limit)?;
