@@ -93,6 +93,20 @@ pub fn target(rtype: u16, data: &[u8]) -> Option<&[u8]> {
     rest.get(..name_length(rest)?)
 }
 
+/// Whether two records of a type are the same one: names in their data are compared without case (RFC 4034 §6.2).
+pub fn is_same(rtype: u16, one: &[u8], other: &[u8]) -> bool {
+    let Some((before, names)) = names_at(rtype) else { return one == other };
+    let names_end =
+        |data: &[u8]| (0..names).try_fold(before, |end, _| Some(end + name_length(data.get(end..)?)?));
+    let (Some(end), Some(other_end)) = (names_end(one), names_end(other)) else { return one == other };
+    let names_of = |data| <[u8]>::get(data, before..end).unwrap_or_default();
+    // Length octets are below the letters.
+    end == other_end
+        && names_of(one).eq_ignore_ascii_case(names_of(other))
+        && one.get(..before) == other.get(..before)
+        && one.get(end..) == other.get(end..)
+}
+
 /// Whether a record points to its own owner: SVCB and HTTPS in service mode with the target `.` (RFC 9460 §2.5.2).
 pub fn points_to_owner(rtype: u16, data: &[u8]) -> bool {
     matches!(rtype, SVCB | HTTPS) && matches!(data, [high, low, 0, ..] if (*high, *low) != (0, 0))
@@ -167,5 +181,39 @@ pub fn type_word(rtype: u16) -> String {
         50 => "NSEC3".into(),
         51 => "NSEC3PARAM".into(),
         _ => format!("TYPE{rtype}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_the_same_whatever_the_case_of_their_names() {
+        let cases: [(u16, &[u8], &[u8], bool); 9] = [
+            (CNAME, b"\x01a\x00", b"\x01A\x00", true),
+            (MX, b"\x00A\x01a\x00", b"\x00A\x01A\x00", true),
+            (MX, b"\x00A\x01a\x00", b"\x00a\x01a\x00", false),
+            (SRV, b"\x00\x00\x00\x00\x00\x01\x01a\x00", b"\x00\x00\x00\x00\x00\x01\x01A\x00", true),
+            (NS, b"\x01a\x00", b"\x01b\x00", false),
+            (NS, b"\x01a\x00", b"\x02aa\x00", false),
+            (SOA, b"\x01a\x00\x01b\x00\x00a", b"\x01A\x00\x01B\x00\x00a", true),
+            (SOA, b"\x01a\x00\x01b\x00\x00a", b"\x01a\x00\x01b\x00\x00A", false),
+            (TXT, b"\x01a", b"\x01A", false),
+        ];
+        for (rtype, one, other, same) in cases {
+            assert_eq!(is_same(rtype, one, other), same, "{one:?} {other:?}");
+            assert!(is_same(rtype, one, one));
+        }
+    }
+
+    #[test]
+    fn service_bindings_point_to_a_name_or_to_their_owner() {
+        assert_eq!(target(HTTPS, b"\x00\x01\x01a\x00\x00\x03\x00\x02\x20\xfb"), Some(&b"\x01a\x00"[..]));
+        assert!(!points_to_owner(HTTPS, b"\x00\x01\x01a\x00"));
+        assert!(points_to_owner(HTTPS, b"\x00\x01\x00\x00\x03\x00\x02\x20\xfb"));
+        // As an alias, `.` says that there is no service (RFC 9460 §2.5.1).
+        assert!(!points_to_owner(SVCB, b"\x00\x00\x00"));
+        assert!(!is_well_formed(SVCB, b"\x00\x01\x01"));
     }
 }

@@ -373,7 +373,7 @@ impl Node {
         }
         let set = self.sets.entry(record.rtype).or_insert(RecordSet { ttl: record.ttl, data: Vec::new() });
         set.ttl = set.ttl.min(record.ttl);
-        if set.data.iter().any(|data| **data == *record.data) {
+        if set.data.iter().any(|data| rdata::is_same(record.rtype, data, &record.data)) {
             return None;
         }
         if !set.data.is_empty() {
