@@ -14,7 +14,7 @@ fail() {
 
 # Package a line, with a file that tells that it is there.
 wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
-wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl"
+wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl g++:c++"
 wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv"
 
 case $purpose in
@@ -46,5 +46,20 @@ echo "installing:$missing"
 export DEBIAN_FRONTEND=noninteractive
 # Old package lists name versions that are gone: fresh ones first.
 $root apt-get -q -q update
+# The tests start servers of their own, on free ports: those of the packages are not to run, now or after a boot.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap '$root rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' | $root tee $policy >/dev/null
+    $root chmod 755 $policy
+fi
 # shellcheck disable=SC2086
 $root apt-get -q -q -y install --no-install-recommends $missing >/dev/null
+if command -v systemctl >/dev/null; then
+    for package in $missing; do
+        case $package in
+        knot | nsd | unbound) $root systemctl --quiet disable "$package" || true ;;
+        bind9) $root systemctl --quiet disable named || true ;;
+        esac
+    done
+fi

@@ -129,6 +129,11 @@ fn errors_are_for_those_who_can_use_them() {
             Some(Rcode::NoError),
         ),
         (
+            "no subnet of no family",
+            question("hello.vm.test", 1, &opt(512, 0, 0, &option(8, &[0, 0, 0, 0]))),
+            Some(Rcode::NoError),
+        ),
+        (
             "a subnet with a bit too many",
             question("hello.vm.test", 1, &opt(512, 0, 0, &option(8, &[0, 1, 23, 0, 192, 0, 3]))),
             Some(Rcode::FormErr),

@@ -18,6 +18,8 @@ pub(crate) const OPTION_SUBNET: u16 = 8;
 pub(crate) const OPTION_KEEPALIVE: u16 = 11;
 /// Option code of padding (RFC 7830 §3).
 pub(crate) const OPTION_PADDING: u16 = 12;
+/// "No subnet, please", as some clients write it, with no address family; taken as if it were not there.
+const SUBNET_OF_NO_FAMILY: [u8; 4] = [0; 4];
 
 /// What is kept of a header for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -352,6 +354,7 @@ impl Edns {
             let length = options.number()?;
             let option = options.take(length.into())?;
             match code {
+                OPTION_SUBNET if option == SUBNET_OF_NO_FAMILY => {}
                 OPTION_SUBNET => self.subnet = Some(Subnet::parse(option)?),
                 // A question carries no time in it; one that does means the same.
                 OPTION_KEEPALIVE => self.keepalive = true,

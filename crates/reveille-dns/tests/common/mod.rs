@@ -6,6 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod exchange;
+pub mod message;
+pub mod random;
+
 use arc_swap::ArcSwap;
 use reveille_core::answer::{Network, Record, Refused, ServiceView, View, Zone, ZoneDefaults, Zones, rdata};
 use reveille_core::model::{AnswerPolicy, DomainName, Phase, Rung, Timestamp, VmState};
