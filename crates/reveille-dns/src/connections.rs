@@ -261,8 +261,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     }
 }
 
-/// Connections without a server, for tests.
-#[cfg(test)]
+/// Connections without a server, for tests and fuzz targets.
 pub(crate) mod alone {
     use arc_swap::ArcSwap;
     use reveille_core::model::Timestamp;
@@ -271,22 +270,28 @@ pub(crate) mod alone {
 
     use super::*;
     use crate::observe::ring;
-    use crate::tally::Counts;
     use crate::tsig::Keyring;
 
     /// What they share, and what must live as long.
     pub(crate) struct Alone {
         pub shared: Arc<Shared>,
+        #[cfg_attr(not(test), allow(dead_code, reason = "dropped, it would stop them"))]
         pub stop: watch::Sender<bool>,
         _generation: watch::Sender<u64>,
     }
 
     impl Alone {
+        #[cfg(test)]
         pub fn new(speech: Speech) -> Self {
             Self::with(View::default(), speech)
         }
 
+        #[cfg(test)]
         pub fn with(view: View, speech: Speech) -> Self {
+            Self::at(view, speech, Timestamp::from_ms(0))
+        }
+
+        pub fn at(view: View, speech: Speech, now: Timestamp) -> Self {
             let (generation, seen) = watch::channel(1);
             let (stop, stopped) = watch::channel(false);
             let (wakes, _) = mpsc::channel(1);
@@ -297,7 +302,7 @@ pub(crate) mod alone {
                 updates: None,
                 generation: seen,
                 stop: stopped,
-                clock: Arc::new(|| Timestamp::from_ms(0)),
+                clock: Arc::new(move || now),
                 places: Arc::new(Semaphore::new(1)),
                 tally: Arc::default(),
             };
@@ -310,8 +315,9 @@ pub(crate) mod alone {
             }
         }
 
-        pub fn counts(&self) -> Counts {
-            let mut counts = Counts::default();
+        #[cfg(test)]
+        pub fn counts(&self) -> crate::tally::Counts {
+            let mut counts = crate::tally::Counts::default();
             self.shared.tally.add_to(&mut counts);
             counts
         }

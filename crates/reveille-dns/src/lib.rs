@@ -15,6 +15,8 @@ mod base64;
 mod bind;
 mod connections;
 mod fast;
+#[doc(hidden)]
+pub mod fuzz;
 mod hold;
 mod https;
 pub mod limit;

@@ -14,9 +14,6 @@ use reveille_core::answer::{Rcode, View, Zones};
 use reveille_dns::wire::{Faulty, Query, UDP_PAYLOAD_MAX, Unreadable};
 use reveille_dns::{Origin, Outcome, Setting, Transport, respond};
 
-/// Names the directory of a corpus of packets, one to a file, for the test that is ignored otherwise.
-const CORPUS_VARIABLE: &str = "REVEILLE_DNS_CORPUS";
-
 fn view() -> View {
     let services = [service("hello.vm.test", 1), refused(service("broken.vm.test", 4))];
     View::new(1, Zones::new([Arc::new(zone())]), services.map(Arc::new), View::default_monitors())
@@ -359,35 +356,4 @@ fn what_another_implementation_asks_is_answered_as_it_understands() {
     let record = &reply.answers()[0];
     assert_eq!(record.name().to_ascii(), "hello.vm.test.");
     assert_eq!((record.ttl(), record.data().to_string().as_str()), (5, "127.64.0.1"));
-}
-
-/// Over a directory of packets, one to a file: `REVEILLE_DNS_CORPUS=… cargo test -p reveille-dns -- --ignored`.
-#[test]
-#[ignore = "needs a corpus of packets"]
-fn a_corpus_does_no_harm() {
-    let Some(root) = std::env::var_os(CORPUS_VARIABLE) else {
-        panic!("{CORPUS_VARIABLE} names no directory")
-    };
-    let view = view();
-    let mut open = vec![std::path::PathBuf::from(root)];
-    let mut packets = 0u32;
-    while let Some(path) = open.pop() {
-        if path.is_dir() {
-            open.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
-            continue;
-        }
-        let packet = std::fs::read(&path).unwrap();
-        // Most are answers, which are met with silence; as questions they reach the rest of the parser.
-        let mut as_question = packet.clone();
-        if let Some(flags) = as_question.get_mut(2) {
-            *flags &= 0x07;
-        }
-        for packet in [packet, as_question] {
-            agree(&packet, false);
-            is_sound(&view, &packet);
-            packets += 1;
-        }
-    }
-    println!("{packets} packets");
-    assert!(packets > 0);
 }

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 pub const OPT: u16 = 41;
+const HEADER_BYTES: usize = 12;
 
 /// A message; the records of each section sorted, so that order does not matter.
 #[derive(Clone, PartialEq, Eq)]
@@ -114,6 +115,15 @@ impl Message {
 }
 
 impl Rr {
+    /// Takes uncompressed data of a record with the names in it in lower case.
+    pub fn lower_names(&mut self) {
+        let bytes = self.data.clone();
+        let mut reader = Reader { bytes: &bytes, at: 0 };
+        if let Ok(data) = reader.data(self.rtype, bytes.len()) {
+            self.data = data;
+        }
+    }
+
     fn as_opt(&self) -> Result<Opt, String> {
         if self.owner != [0] {
             return Err("an OPT that is not at the root".into());
@@ -208,8 +218,8 @@ impl<'b> Reader<'b> {
                 192.. => {
                     let to = usize::from(length & 0x3f) << 8 | usize::from(self.u8()?);
                     end.get_or_insert(self.at);
-                    if to >= before {
-                        return Err(format!("a pointer at byte {} points forward", self.at - 2));
+                    if !(HEADER_BYTES..before).contains(&to) {
+                        return Err(format!("a pointer at byte {} points to no earlier name", self.at - 2));
                     }
                     before = to;
                     self.at = to;
@@ -229,6 +239,12 @@ impl<'b> Reader<'b> {
         let owner = self.name()?.to_ascii_lowercase();
         let (rtype, class, ttl) = (self.u16()?, self.u16()?, self.u32()?);
         let end = usize::from(self.u16()?) + self.at;
+        let data = self.data(rtype, end)?;
+        Ok(Rr { owner, rtype, class, ttl, data })
+    }
+
+    /// The data of a record, up to `end`, with the names in it uncompressed and in lower case.
+    fn data(&mut self, rtype: u16, end: usize) -> Result<Vec<u8>, String> {
         let mut data = Vec::new();
         for part in parts(rtype) {
             match part {
@@ -251,7 +267,7 @@ impl<'b> Reader<'b> {
         }
         let rest = end.checked_sub(self.at).ok_or("data that is longer than it says")?;
         data.extend(self.take(rest)?);
-        Ok(Rr { owner, rtype, class, ttl, data })
+        Ok(data)
     }
 }
 

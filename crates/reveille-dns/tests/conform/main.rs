@@ -62,7 +62,11 @@ impl Servers {
         let (knot, nsd) = (Peer::knot(texts), Peer::nsd(texts));
         let served = Zones::new(zones.iter().cloned().map(Arc::new));
         let view = View::new(1, served, [], View::default_monitors());
-        let config = DnsConfig { listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))], udp_threads: 1 };
+        let config = DnsConfig {
+            listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))],
+            udp_threads: 1,
+            ..DnsConfig::default()
+        };
         let world = World::serving(view, &config);
         let apex = texts[0].apex.as_wire();
         let [ours, knot_client, nsd_client] =

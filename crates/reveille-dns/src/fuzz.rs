@@ -1,0 +1,41 @@
+//! What fuzz targets need of the inside; no part of the interface.
+
+use std::net::SocketAddr;
+
+use reveille_core::answer::View;
+use reveille_core::model::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::connections::Speech;
+use crate::connections::alone::Alone;
+use crate::fast::{Head, look, write};
+use crate::respond::Transport;
+use crate::tcp::Connection;
+
+/// Serves streams that targets bring, as if they were connections.
+#[allow(missing_debug_implementations, reason = "nobody looks at it")]
+pub struct Streams(Alone);
+
+impl Streams {
+    /// Answers from a view that does not change, at a time that stands. To be called inside a tokio runtime.
+    pub fn new(view: View, now: Timestamp) -> Self {
+        Self(Alone::at(view, Speech::Dns, now))
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, peer: SocketAddr) {
+        Connection::new(stream, peer, Transport::Tcp, &self.0.shared).run().await;
+    }
+}
+
+/// The answer of the fast way over UDP; `None` where it leaves the question to the general one.
+pub fn fast(view: &View, packet: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+    let head = Head::read(packet, view)?;
+    let slot = view.names().place(head.hash()).find(head.name(packet));
+    let found = look(view, packet, &head, slot)?;
+    let now_s = u32::try_from(now.as_ms() / 1_000).ok()?;
+    let mut out = vec![0; usize::from(crate::wire::UDP_PAYLOAD_MAX)];
+    let length = write(view, packet, &head, &found, now_s, None, &mut out)?;
+    out.truncate(length);
+    Some(out)
+}

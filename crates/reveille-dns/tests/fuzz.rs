@@ -1,0 +1,169 @@
+//! The fuzz targets (`fuzz/`, `scripts/fuzz.sh`) in short: over their seeds and mutations of them, without the
+//! coverage that leads the long runs. And the seeds themselves, which are drawn here.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "the seeds need a part of what draws questions")]
+
+mod common;
+#[path = "../../../fuzz/src/fast.rs"]
+mod fast;
+#[path = "../../../fuzz/src/framing.rs"]
+mod framing;
+#[path = "conform/odd.rs"]
+mod odd;
+#[path = "../../../fuzz/src/question.rs"]
+mod question;
+#[path = "conform/questions.rs"]
+mod questions;
+#[path = "../../../fuzz/src/world.rs"]
+mod world;
+#[path = "../../../fuzz/src/zonefile.rs"]
+mod zonefile;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use common::exchange::framed;
+use common::message;
+use common::random::Random;
+use questions::Source;
+
+/// Set, it makes the test of the seeds write them instead.
+const WRITE_VARIABLE: &str = "REVEILLE_WRITE_SEEDS";
+/// Seeds of each of the targets that read messages.
+const SEEDS: usize = 64;
+/// Largest seed that is kept, in bytes: the small ones lead further.
+const SEED_BYTES_MAX: usize = 200;
+/// Most changes to a seed.
+const CHANGES_MAX: usize = 6;
+
+fn directory(target: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "..", "fuzz", "seeds", target].iter().collect()
+}
+
+/// The seeds of a target, by name.
+fn seeds(target: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(directory(target)).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap()))
+        .collect()
+}
+
+/// Runs a target over its seeds and so many mutations of them.
+fn mutate(target: &str, run: fn(&[u8]), more: &[Vec<u8>], count: usize) {
+    let mut inputs: Vec<Vec<u8>> = seeds(target).into_values().collect();
+    inputs.extend_from_slice(more);
+    let mut random = Random::new(1);
+    for index in 0..inputs.len() + count {
+        let input = match inputs.get(index) {
+            Some(seed) => seed.clone(),
+            None => {
+                let mut input = random.pick::<Vec<u8>>(&inputs).clone();
+                for _ in 0..=random.below(CHANGES_MAX) {
+                    change(&mut input, &inputs, &mut random);
+                }
+                input
+            }
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&input))) {
+            println!("{target}, input {index}: {}", input.escape_ascii());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// One change of those that break parsers.
+fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
+    let at = random.below(input.len() + 1);
+    match random.below(7) {
+        0 => input.truncate(at),
+        1 => input.insert(at, random.byte()),
+        2 if at < input.len() => drop(input.remove(at)),
+        3 if at < input.len() => input[at] ^= 1 << random.below(8),
+        4 if at < input.len() => input[at] = *random.pick(&[0, 1, 0x3f, 0x40, 0x80, 0xc0, 0xff]),
+        5 => {
+            let other = random.pick::<Vec<u8>>(others);
+            let from = random.below(other.len() + 1);
+            let to = (from + random.below(40)).min(other.len());
+            input.splice(at..at, other[from..to].iter().copied());
+        }
+        _ => {
+            let end = (at + random.below(20)).min(input.len());
+            let part = input[at..end].to_vec();
+            input.splice(at..at, part);
+        }
+    }
+}
+
+#[test]
+fn packets() {
+    let both = |packet: &[u8]| {
+        question::run(packet);
+        fast::run(packet);
+    };
+    mutate("question", both, &[], 30_000);
+}
+
+#[test]
+fn connections() {
+    mutate("framing", framing::run, &[], 6_000);
+}
+
+#[test]
+fn zone_files() {
+    let whole: Vec<Vec<u8>> = world::ZONES.iter().skip(1).map(|(_, text)| text.as_bytes().to_vec()).collect();
+    mutate("zonefile", zonefile::run, &whole, 3_000);
+}
+
+#[test]
+fn questions_as_others_might_ask_them() {
+    let mut source = source();
+    for _ in 0..5_000 {
+        let packet = source.question().packet;
+        question::run(&packet);
+        fast::run(&packet);
+    }
+}
+
+fn source() -> Source {
+    let zones: Vec<_> = world::VIEW.zones().iter().map(|zone| (**zone).clone()).collect();
+    Source::new(1, &zones)
+}
+
+/// The seeds of the targets that read messages are what this draws, so that nobody has to wonder what they are.
+#[test]
+fn seeds_are_drawn() {
+    let mut source = source();
+    let mut random = Random::new(2);
+    let packets: Vec<Vec<u8>> = std::iter::repeat_with(|| source.question().packet)
+        .filter(|packet| packet.len() <= SEED_BYTES_MAX)
+        .take(SEEDS)
+        .collect();
+    for packet in &packets {
+        check_seed("question", packet);
+    }
+    for messages in packets.chunks(4) {
+        let sent = messages.iter().flat_map(|message| framed(message));
+        let pieces = random.below(6);
+        let mut input = vec![u8::try_from(pieces).unwrap()];
+        input.extend((0..pieces).map(|_| random.byte() % 64));
+        input.push(*random.pick(&[0, 15, 255]));
+        input.extend(sent);
+        check_seed("framing", &input);
+    }
+}
+
+fn check_seed(target: &str, seed: &[u8]) {
+    // Named after what is in it, so that one that is drawn twice is one.
+    let name = seed
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let path = directory(target).join(format!("{name:016x}"));
+    if std::env::var_os(WRITE_VARIABLE).is_some() {
+        fs::write(path, seed).unwrap();
+    } else {
+        let kept = fs::read(&path).unwrap_or_default();
+        assert_eq!(kept, seed, "{}: {WRITE_VARIABLE}=1 writes it", path.display());
+    }
+}

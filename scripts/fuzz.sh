@@ -1,0 +1,43 @@
+#!/bin/sh
+# Builds the fuzz targets with coverage counters, by the stable compiler, and runs each for some CPU time.
+# What it finds is left in target/fuzz-runs/TARGET and ends the script; so does an input that takes 10 s or 1 GiB.
+#
+#   scripts/fuzz.sh [SECONDS [TARGET...]]       default: 60 seconds each of all targets
+set -eu
+
+cd "$(dirname "$0")/.."
+seconds=${1:-60}
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- question fast framing zonefile
+
+command -v c++ >/dev/null || {
+    echo "fuzz.sh: libFuzzer is compiled with c++, which is missing; scripts/setup.sh test installs it" >&2
+    exit 1
+}
+# The counters are a pass of LLVM, which every compiler has. With a target named, build scripts and macros are built
+# without them.
+host=$(rustc -vV | sed -n 's/^host: //p')
+RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+-Cllvm-args=-sanitizer-coverage-trace-compares" \
+    cargo build --release --locked --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
+
+for target in "$@"; do
+    run=target/fuzz-runs/$target
+    mkdir -p "$run/corpus"
+    seeds=fuzz/seeds/$target
+    # The fast way reads what the general one does.
+    [ "$target" != fast ] || seeds=fuzz/seeds/question
+    # Zone files as others write them are good seeds too.
+    [ "$target" != zonefile ] || seeds="$seeds crates/reveille-dns/tests/conform/zones"
+    echo "$target: $seconds s"
+    # One process: its time is CPU time.
+    # shellcheck disable=SC2086
+    "target/fuzz/$host/release/$target" "$run/corpus" $seeds -artifact_prefix="$run/" -dict="${seeds%% *}.dict" \
+        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 2>"$run/log" || {
+        tail -n 40 "$run/log" >&2
+        echo "fuzz.sh: $target found something; the input is in $run, the log in $run/log" >&2
+        exit 1
+    }
+    sed -n 's/^stat::number_of_executed_units: */  inputs run: /p; s/^stat::new_units_added: */  of them new: /p' "$run/log"
+done
