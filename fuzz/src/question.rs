@@ -39,7 +39,9 @@ fn is_sound(packet: &[u8], read: &Result<Query, Unreadable>, transport: Transpor
     let over_udp = edns.map_or(512, |edns| edns.payload_bytes.clamp(512, UDP_PAYLOAD_MAX));
     let limit = if transport.is_datagram() { over_udp.into() } else { 65_535 };
     assert!(out.len() <= limit, "{} bytes: {packet:02x?}", out.len());
-    let answer = Message::parse(&out).unwrap_or_else(|why| panic!("{why}: {packet:02x?} {out:02x?}"));
+    let mut answer = Message::in_order(&out).unwrap_or_else(|why| panic!("{why}: {packet:02x?} {out:02x?}"));
+    assert!(answer.is_a_chain(), "{answer:?}");
+    answer.sort();
     assert_eq!(answer.id.to_be_bytes(), packet[..2]);
     assert_eq!(answer.opcode, packet[2] >> 3 & 0xf);
     assert_eq!(answer.flags & (QR | RD | RA | 0x70), QR | answer.flags & RD, "RA, Z, AD, CD: {packet:02x?}");

@@ -1,5 +1,6 @@
 //! The fuzz targets (`fuzz/`, `scripts/fuzz.sh`) in short: over their seeds and mutations of them, without the
-//! coverage that leads the long runs. And the seeds themselves, which are drawn here.
+//! coverage that leads the long runs. The seeds of the targets that read messages are drawn here, when
+//! `REVEILLE_WRITE_SEEDS` is set.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "the seeds need a part of what draws questions")]
 
@@ -29,7 +30,7 @@ use common::message;
 use common::random::Random;
 use questions::Source;
 
-/// Set, it makes the test of the seeds write them instead.
+/// Set, it makes the seeds be written anew.
 const WRITE_VARIABLE: &str = "REVEILLE_WRITE_SEEDS";
 /// Seeds of each of the targets that read messages.
 const SEEDS: usize = 64;
@@ -131,9 +132,15 @@ fn source() -> Source {
     Source::new(1, &zones)
 }
 
-/// The seeds of the targets that read messages are what this draws, so that nobody has to wonder what they are.
 #[test]
-fn seeds_are_drawn() {
+fn seeds_are_there() {
+    if std::env::var_os(WRITE_VARIABLE).is_some() {
+        write_seeds();
+    }
+    assert!(["question", "framing", "zonefile"].iter().all(|target| !seeds(target).is_empty()));
+}
+
+fn write_seeds() {
     let mut source = source();
     let mut random = Random::new(2);
     let packets: Vec<Vec<u8>> = std::iter::repeat_with(|| source.question().packet)
@@ -141,7 +148,7 @@ fn seeds_are_drawn() {
         .take(SEEDS)
         .collect();
     for packet in &packets {
-        check_seed("question", packet);
+        write_seed("question", packet);
     }
     for messages in packets.chunks(4) {
         let sent = messages.iter().flat_map(|message| framed(message));
@@ -150,20 +157,13 @@ fn seeds_are_drawn() {
         input.extend((0..pieces).map(|_| random.byte() % 64));
         input.push(*random.pick(&[0, 15, 255]));
         input.extend(sent);
-        check_seed("framing", &input);
+        write_seed("framing", &input);
     }
 }
 
-fn check_seed(target: &str, seed: &[u8]) {
-    // Named after what is in it, so that one that is drawn twice is one.
-    let name = seed
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let path = directory(target).join(format!("{name:016x}"));
-    if std::env::var_os(WRITE_VARIABLE).is_some() {
-        fs::write(path, seed).unwrap();
-    } else {
-        let kept = fs::read(&path).unwrap_or_default();
-        assert_eq!(kept, seed, "{}: {WRITE_VARIABLE}=1 writes it", path.display());
-    }
+/// Named after what is in it, so that one that is drawn twice is one.
+fn write_seed(target: &str, seed: &[u8]) {
+    let hash = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    let name = seed.iter().fold(0xcbf2_9ce4_8422_2325, hash);
+    fs::write(directory(target).join(format!("{name:016x}")), seed).unwrap();
 }

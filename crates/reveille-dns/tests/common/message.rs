@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 pub const OPT: u16 = 41;
+const CNAME: u16 = 5;
 const HEADER_BYTES: usize = 12;
 
 /// A message; the records of each section sorted, so that order does not matter.
@@ -54,6 +55,13 @@ pub const CD: u16 = 0x0010;
 impl Message {
     /// Reads a message to its last byte.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut message = Self::in_order(bytes)?;
+        message.sort();
+        Ok(message)
+    }
+
+    /// Reads a message, leaving the records in the order in which they stand.
+    pub fn in_order(bytes: &[u8]) -> Result<Self, String> {
         let mut reader = Reader { bytes, at: 0 };
         let id = reader.u16()?;
         let word = reader.u16()?;
@@ -79,7 +87,7 @@ impl Message {
             _ => return Err("more than one OPT".into()),
         };
         let upper = opts.first().map_or(0, |opt| opt.ttl >> 24);
-        let mut message = Self {
+        Ok(Self {
             id,
             opcode: u8::try_from(word >> 11 & 0xf).unwrap(),
             flags: word & 0x87f0,
@@ -89,9 +97,21 @@ impl Message {
             authority,
             additional,
             opt,
-        };
-        message.sort();
-        Ok(message)
+        })
+    }
+
+    /// Whether the aliases come in the order in which they are followed, each before what it points to, and nothing
+    /// else is in the answer section: there are clients that read it only once.
+    pub fn is_a_chain(&self) -> bool {
+        let Some((asked, ..)) = self.questions.first() else { return self.answer.is_empty() };
+        let mut name = asked.to_ascii_lowercase();
+        self.answer.iter().all(|rr| {
+            let follows = rr.owner == name;
+            if rr.rtype == CNAME {
+                name.clone_from(&rr.data);
+            }
+            follows
+        })
     }
 
     pub fn sort(&mut self) {

@@ -3,7 +3,7 @@
 //! A kind does not wave a difference through: it says from the question and from what Knot answers what Reveille must
 //! answer, and the two are compared again.
 
-use super::common::message::{self, AA, Opt, RA, Rr};
+use super::common::message::{self, AA, Message, Opt, RA, Rr};
 use super::odd::Odd;
 use super::packing::packing;
 use super::reply::{Case, Reply, chain_from, is_at_or_below};
@@ -138,16 +138,24 @@ fn other_operations(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     fault(case, &pair.ours).is_some_and(|expected| expect(pair, expected))
 }
 
-/// Whether the question is read, and answered by what it asks for.
-fn is_plain(case: &Case<'_>) -> bool {
+/// Whether the message is one that can be read, and a question.
+fn is_readable(case: &Case<'_>) -> bool {
     let edns0 = case.asked.edns.as_ref().is_none_or(|edns| edns.version == 0);
     edns0 && case.asked.is_readable() && case.asked.opcode == 0
 }
 
-fn malformed_subnet(case: &mut Case<'_>, pair: &mut Pair) -> bool {
+fn has_malformed_subnet(case: &Case<'_>) -> bool {
     let options = case.asked.edns.iter().flat_map(|edns| &edns.options);
-    let malformed = options.filter(|(code, _)| *code == 8).any(|(_, data)| !is_subnet(data));
-    malformed && is_plain(case) && expect(pair, case.error(1))
+    options.filter(|(code, _)| *code == 8).any(|(_, data)| !is_subnet(data))
+}
+
+fn malformed_subnet(case: &mut Case<'_>, pair: &mut Pair) -> bool {
+    has_malformed_subnet(case) && is_readable(case) && expect(pair, case.error(1))
+}
+
+/// Whether the question is answered by what it asks for.
+fn is_plain(case: &Case<'_>) -> bool {
+    is_readable(case) && !has_malformed_subnet(case)
 }
 
 /// As RFC 7871 §6 has it.
@@ -217,7 +225,11 @@ const KNOT_ALIASES_MAX: usize = 5;
 /// Knot answers a question for NSEC or RRSIG from the alias itself. It is taken through the aliases with another type instead.
 fn dnssec_types_at_an_alias(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     let Some(knot) = pair.knot.message() else { return false };
-    if !matches!(case.asked.qtype, 46 | 47) || case.asked.qclass != 1 || !knot.answer.is_empty() {
+    if !is_plain(case)
+        || !matches!(case.asked.qtype, 46 | 47)
+        || case.asked.qclass != 1
+        || !knot.answer.is_empty()
+    {
         return false;
     }
     let Some(through) = case.whole().filter(|through| !through.answer.is_empty()) else { return false };
@@ -372,7 +384,7 @@ fn no_expire(case: &mut Case<'_>, pair: &mut Pair) -> bool {
 }
 
 /// What holds of every answer of ours, whatever others say.
-pub fn faults(case: &Case<'_>, ours: &Reply, bytes: usize) -> Vec<&'static str> {
+pub fn faults(case: &Case<'_>, ours: &Reply, bytes: &[u8]) -> Vec<&'static str> {
     let Reply::Message(ours) = ours else {
         return if matches!(ours, Reply::Unreadable(_)) { vec!["it cannot be read"] } else { vec![] };
     };
@@ -385,11 +397,12 @@ pub fn faults(case: &Case<'_>, ours: &Reply, bytes: usize) -> Vec<&'static str> 
     check(ours.has(message::QR), "QR is not set");
     check(!ours.has(RA | message::Z | message::AD | message::CD), "RA, Z, AD or CD is set");
     check(ours.has(message::RD) == (case.asked.flags & message::RD != 0), "RD is not that of the question");
-    check(bytes <= case.asked.limit(), "it is larger than the asker takes");
+    check(bytes.len() <= case.asked.limit(), "it is larger than the asker takes");
     check(
         ours.opt.is_some() <= (case.asked.edns.is_some() || case.asked.odd.is_some()),
         "an OPT that nobody asked for",
     );
+    check(Message::in_order(bytes).is_ok_and(|ours| ours.is_a_chain()), "aliases are not in order");
     let records = [&ours.answer, &ours.authority, &ours.additional];
     let repeats = |section: &Vec<Rr>| section.windows(2).any(|two| two[0] == two[1]);
     check(!records.into_iter().any(repeats), "a record is there twice");

@@ -18,11 +18,12 @@ pub fn packing(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     if !case.asked.over_udp || !is_cut_of(ours, knot) || ours.has(TC) && has_room {
         return false;
     }
+    let differs = sections(ours) != sections(knot) || said.has(TC);
     knot.answer.clone_from(&ours.answer);
     knot.authority.clone_from(&ours.authority);
     knot.additional.clone_from(&ours.additional);
     knot.set(TC, ours.has(TC));
-    true
+    differs
 }
 
 fn sections(message: &Message) -> [&[Rr]; 3] {
