@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use reveille_core::answer::{Asked, Asker, Ede, Rcode, Reply, ServiceView, Slot, View, Zone, answer, rdata};
 use reveille_core::model::Timestamp;
 
-use crate::limit::{Arrival, Client, Entry, Judge, Kind, RateVerdict, Source};
+use crate::limit::{Arrival, Client, CookieStatus, Entry, Judge, Kind, RateVerdict, Source};
 use crate::transfer::{Transfer, judge as judge_transfer};
 use crate::tsig::{Exchange, Keyring, Rejection, TsigError};
 use crate::wire::{
@@ -308,20 +308,33 @@ fn with_dnssec<'v>(
     signer.sign(reply, &asked)
 }
 
-/// Answers a packet that cannot be read, or is no question, with an error.
+/// Answers a packet that cannot be read, or is no question, with an error; or with a cookie, if that is what it wants.
 fn unreadable<'v>(at: &Setting<'v, '_>, faulty: &Faulty, from: &Origin, out: &mut Vec<u8>) -> Outcome<'v> {
     let Origin { peer, transport, .. } = *from;
-    let arrival = Arrival { peer: peer.ip(), transport, cookie: None, subnet: None, qtype: 0, zone: None };
-    let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
-    let drops = match at.judge.zip(client) {
-        Some((judge, client)) => {
-            client.entry == Entry::Drop || judge.rate(&client, Kind::Error) == RateVerdict::Drop
-        }
-        None => false,
+    let cookie = faulty.edns.as_ref().filter(|_| faulty.wants_cookie).and_then(|edns| edns.cookie.as_ref());
+    let arrival = Arrival { peer: peer.ip(), transport, cookie, subnet: None, qtype: 0, zone: None };
+    let judged = at.judge.map(|judge| (judge, from.client.unwrap_or_else(|| judge.arrive(&arrival))));
+    let client = judged.map(|(_, client)| client).or(from.client);
+    let drops = judged.is_some_and(|(judge, client)| {
+        client.entry == Entry::Drop || judge.rate(&client, Kind::Error) == RateVerdict::Drop
+    });
+    if drops {
+        return Outcome { client, ..Outcome::default() };
+    }
+    let given = judged.filter(|_| cookie.is_some());
+    let given = given.and_then(|(judge, client)| Some((judge.cookie_for(&client, cookie)?, client.cookie)));
+    let rcode = match given {
+        None => faulty.rcode,
+        Some((_, CookieStatus::Bad)) => Rcode::BadCookie,
+        Some((
+            _,
+            CookieStatus::None | CookieStatus::ClientOnly | CookieStatus::Valid | CookieStatus::Renew,
+        )) => Rcode::NoError,
     };
-    let envelope = Envelope { tells_keepalive: false, ..transport.envelope() };
-    let written = (!drops).then(|| write_fault(faulty, &envelope, out));
-    Outcome { written, client, ..Outcome::default() }
+    let cookie = given.map(|(cookie, _)| cookie);
+    let envelope = Envelope { cookie, tells_keepalive: false, ..transport.envelope() };
+    let written = Some(write_fault(faulty, rcode, &envelope, out));
+    Outcome { written, client, cookie, ..Outcome::default() }
 }
 
 /// What is refused whatever the name.

@@ -162,12 +162,22 @@ fn dig_and_kdig_are_given_cookies_and_prove_themselves_with_them() {
     assert!(!server.ask("dig", &["hello.vm.test", "A", "+nocookie"]).contains("COOKIE"));
     let text = server.ask("kdig", &["hello.vm.test", "A", &format!("+cookie={cookie}")]);
     assert!(text.contains(&cookie[16..].to_uppercase()), "{text}");
+    // Without a question, a cookie alone is asked for (RFC 7873 §5.4); one that is not ours is not taken.
+    let text = server.ask("dig", &["+header-only", "+nobadcookie", &format!("+cookie={cookie}")]);
+    assert!(text.contains("status: NOERROR") && text.contains("QUERY: 0,"), "{text}");
+    assert_eq!(cookie_in(&text), cookie);
+    let text = server.ask("dig", &["+header-only", "+nobadcookie", &format!("+cookie={}", "ab".repeat(24))]);
+    assert!(
+        text.contains("status: BADCOOKIE") && cookie_in(&text).starts_with("abababababababab01"),
+        "{text}"
+    );
+    assert!(server.ask("dig", &["+header-only", "+nocookie"]).contains("status: FORMERR"));
     // Two bytes are no cookie.
     let text = server.ask("dig", &["hello.vm.test", "A", "+nocookie", "+ednsopt=10:0102"]);
     assert!(text.contains("status: FORMERR"), "{text}");
     let counts = server.counts();
     let of = |status| counts.of(Counter::Cookie(status));
-    assert_eq!((of(CookieStatus::ClientOnly), of(CookieStatus::Valid)), (1, 2));
+    assert_eq!((of(CookieStatus::ClientOnly), of(CookieStatus::Valid)), (1, 3));
     assert_eq!(counts.of(Counter::Wake(Source::Proven)), 2);
     assert_eq!(counts.of(Counter::Wake(Source::Unproven)), 2);
 }

@@ -99,6 +99,8 @@ pub struct Faulty {
     pub question: Option<Question>,
     /// The first OPT.
     pub edns: Option<Edns>,
+    /// It has no question and no fault but a cookie: the asker wants the server's and nothing else (RFC 7873 §5.4).
+    pub wants_cookie: bool,
 }
 
 impl Query {
@@ -122,7 +124,9 @@ impl Query {
             (_, _, question) => {
                 // Whatever follows the header of another operation: it has a form of its own.
                 let rcode = if is_query { Rcode::FormErr } else { Rcode::NotImp };
-                Err(Unreadable::Error(Faulty { header, rcode, question, edns }))
+                let has_cookie = edns.is_some_and(|edns| edns.cookie.is_some());
+                let wants_cookie = is_query && whole.is_some() && has_cookie;
+                Err(Unreadable::Error(Faulty { header, rcode, question, edns, wants_cookie }))
             }
         }
     }

@@ -94,18 +94,18 @@ pub fn write_truncated(query: &Query, reply: &Reply<'_>, envelope: &Envelope, ou
     Written { truncated: true, ..written }
 }
 
-/// Writes the error to a faulty packet into `out`, replacing what is there.
-pub fn write_fault(faulty: &Faulty, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
-    let Faulty { header, rcode, .. } = *faulty;
+/// Writes the error to a faulty packet into `out`, replacing what is there; or, with a cookie, the answer to one that
+/// wants nothing else.
+pub fn write_fault(faulty: &Faulty, rcode: Rcode, envelope: &Envelope, out: &mut Vec<u8>) -> Written {
     // A version of EDNS that is not spoken here comes before all else (RFC 6891 §6.1.3).
     let other_version = faulty.edns.is_some_and(|edns| edns.version != 0);
     let rcode = if other_version { Rcode::BadVers } else { rcode };
     let reply = Reply { rcode, authoritative: false, ..Reply::empty() };
     // The subnet was perhaps what is wrong with it.
     let edns = faulty.edns.map(|edns| Edns { subnet: None, ..edns });
-    let asked = Asked { header, question: faulty.question.as_ref(), edns: edns.as_ref() };
+    let asked = Asked { header: faulty.header, question: faulty.question.as_ref(), edns: edns.as_ref() };
     try_write(&asked, &reply, envelope, UDP_PAYLOAD_MIN.into(), out)
-        .unwrap_or_else(|_| write_error(header, Rcode::ServFail, out))
+        .unwrap_or_else(|_| write_error(faulty.header, Rcode::ServFail, out))
 }
 
 /// Writes a header with an error and nothing else into `out`, replacing what is there.
