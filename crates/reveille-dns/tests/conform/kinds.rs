@@ -33,16 +33,17 @@ impl Pair {
 type Explain = fn(&mut Case<'_>, &mut Pair) -> bool;
 
 /// Every kind, in the order in which they are looked for: what decides about the whole answer first.
-pub const KINDS: [(&str, Explain); 22] = [
+pub const KINDS: [(&str, Explain); 23] = [
     ("stub-over-tcp", stub_over_tcp),
     ("error-instead-of-silence", error_instead_of_silence),
     ("opt-in-errors", opt_in_errors),
     ("opt-not-at-the-root", opt_not_at_the_root),
     ("other-operations", other_operations),
     ("malformed-subnet", malformed_subnet),
+    ("malformed-cookie", malformed_cookie),
     ("meta-types", meta_types),
     ("any-class", any_class),
-    ("no-transfers", no_transfers),
+    ("transfers", transfers),
     ("dnssec-types-at-an-alias", dnssec_types_at_an_alias),
     ("repeated-records", repeated_records),
     ("unequal-ttls", unequal_ttls),
@@ -153,9 +154,18 @@ fn malformed_subnet(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     has_malformed_subnet(case) && is_readable(case) && expect(pair, case.error(1))
 }
 
+/// The first of several counts: 8 bytes of the client's, and 8 to 32 of the server's (RFC 7873 §4).
+fn has_malformed_cookie(case: &Case<'_>) -> bool {
+    case.asked.option(10).is_some_and(|data| data.len() != 8 && !(16..=40).contains(&data.len()))
+}
+
+fn malformed_cookie(case: &mut Case<'_>, pair: &mut Pair) -> bool {
+    has_malformed_cookie(case) && is_readable(case) && expect(pair, case.error(1))
+}
+
 /// Whether the question is answered by what it asks for.
 fn is_plain(case: &Case<'_>) -> bool {
-    is_readable(case) && !has_malformed_subnet(case)
+    is_readable(case) && !has_malformed_subnet(case) && !has_malformed_cookie(case)
 }
 
 /// As RFC 7871 §6 has it.
@@ -194,9 +204,15 @@ fn any_class(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     by_class && is_plain(case) && expect(pair, case.error(5))
 }
 
-fn no_transfers(case: &mut Case<'_>, pair: &mut Pair) -> bool {
-    let is_transfer = matches!(case.asked.qtype, 251 | 252);
-    is_transfer && is_plain(case) && expect(pair, case.error(5))
+fn transfers(case: &mut Case<'_>, pair: &mut Pair) -> bool {
+    if !matches!(case.asked.qtype, 251 | 252) || !is_plain(case) {
+        return false;
+    }
+    let name = case.asked.name.to_ascii_lowercase();
+    let is_zone = case.zones.iter().any(|zone| zone.apex().as_wire() == name);
+    // Nobody may; but first the name must be that of a zone.
+    let rcode = if case.asked.qclass == 1 && !is_zone { 9 } else { 5 };
+    expect(pair, case.error(rcode))
 }
 
 fn repeated_records(_: &mut Case<'_>, pair: &mut Pair) -> bool {
@@ -360,7 +376,9 @@ fn extended_errors(_: &mut Case<'_>, pair: &mut Pair) -> bool {
         opt.options.extract_if(.., |(code, _)| *code == 15).map(|(_, data)| data).collect();
     let [given] = &given[..] else { return false };
     let is_sentence = std::str::from_utf8(&given[2..]).is_ok_and(|text| text.len() > 10);
-    matches!(ours.rcode, 1 | 2 | 4 | 5) && is_sentence && known.iter().all(|known| known[..2] == given[..2])
+    matches!(ours.rcode, 1 | 2 | 4 | 5 | 9)
+        && is_sentence
+        && known.iter().all(|known| known[..2] == given[..2])
 }
 
 fn subnet_echo(case: &mut Case<'_>, pair: &mut Pair) -> bool {

@@ -36,7 +36,7 @@ const QUESTIONS_FOR_ALL_KINDS: u64 = 20_000;
 /// Where the kinds are argued.
 const DOCUMENT: &str = include_str!("../../../../docs/conformance.md");
 /// Most differences that are shown when a test fails.
-const SHOWN_MAX: usize = 10;
+const SHOWN_MAX: usize = 2000;
 
 /// How often a kind of difference was met, and whose side NSD took.
 #[derive(Debug, Default)]
