@@ -129,7 +129,7 @@ fn questions_as_others_might_ask_them() {
 
 fn source() -> Source {
     let zones: Vec<_> = world::VIEW.zones().iter().map(|zone| (**zone).clone()).collect();
-    Source::new(1, &zones)
+    Source::new(1, &zones, world::VIEW.services().map(|service| service.name.clone()))
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Peer {
         let directory = tempfile::tempdir().unwrap();
         let address = free_address();
         for zone in zones {
-            fs::write(directory.path().join(zone.file()), &zone.text).unwrap();
+            fs::write(directory.path().join(zone.file()), zone.static_text()).unwrap();
         }
         fs::write(directory.path().join("peer.conf"), (kind.config)(directory.path(), address, zones))
             .unwrap();

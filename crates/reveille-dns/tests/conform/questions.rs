@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use reveille_core::answer::{Zone, rdata};
+use reveille_core::model::DomainName;
 
 use super::common::exchange::SENTINEL_ID;
 use super::common::random::Random;
@@ -73,12 +74,14 @@ pub struct Source {
     all_names: Vec<Vec<u8>>,
     /// Without those of which there are many of a kind.
     names: Vec<Vec<u8>>,
+    services: Vec<Vec<u8>>,
     labels: Vec<Vec<u8>>,
 }
 
 impl Source {
-    pub fn new(seed: u64, zones: &[Zone]) -> Self {
-        let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
+    pub fn new(seed: u64, zones: &[Zone], services: impl IntoIterator<Item = DomainName>) -> Self {
+        let services: Vec<Vec<u8>> = services.into_iter().map(|name| name.as_wire().to_vec()).collect();
+        let mut names: BTreeSet<Vec<u8>> = services.iter().cloned().collect();
         for node in zones.iter().flat_map(Zone::nodes) {
             names.insert(node.owner().as_wire().to_vec());
             for (rtype, set) in node.sets() {
@@ -90,41 +93,43 @@ impl Source {
         let above: Vec<Vec<u8>> = names.iter().flat_map(|name| ancestors(name)).collect();
         names.extend(above);
         let outside = ["www.example", "example", "cut1.conform.tes", "xconform.test", "conform.test.test"];
-        names.extend(
-            outside.map(|name| name.parse::<reveille_core::model::DomainName>().unwrap().as_wire().to_vec()),
-        );
+        names.extend(outside.map(|name| name.parse::<DomainName>().unwrap().as_wire().to_vec()));
         let labels: BTreeSet<Vec<u8>> = names.iter().flat_map(|name| split(name)).collect();
         let all_names: Vec<Vec<u8>> = names.into_iter().collect();
         let is_one_of_many = |name: &Vec<u8>| {
             GENERATED.iter().any(|part| name.windows(part.len()).any(|window| window == *part))
         };
         let names = all_names.iter().filter(|name| !is_one_of_many(name)).cloned().collect();
-        Self { random: Random::new(seed), all_names, names, labels: labels.into_iter().collect() }
+        Self { random: Random::new(seed), all_names, names, services, labels: labels.into_iter().collect() }
     }
 
-    /// Each RRset of the zones once over UDP, and its name once more for another type over TCP.
+    /// Each RRset of the zones once over UDP, and its name once more for another type over TCP; then the addresses of
+    /// each service, with and without EDNS.
     pub fn of_all_records(&mut self, zones: &[Zone]) -> Vec<Asked> {
         let mut all = Vec::new();
         for node in zones.iter().flat_map(Zone::nodes) {
-            let types = node.sets().map(|(rtype, _)| (rtype, true));
-            for (qtype, over_udp) in types.chain([(*self.random.pick(&DATA_TYPES), false)]) {
-                let name = node.owner().as_wire().to_vec();
-                let mut asked = Asked {
-                    packet: vec![],
-                    over_udp,
-                    name,
-                    qtype,
-                    qclass: 1,
-                    opcode: 0,
-                    flags: 0,
-                    edns: None,
-                    odd: None,
-                };
-                asked.packet = asked.written(self.random.short() % SENTINEL_ID);
-                all.push(asked);
+            let name = node.owner().as_wire();
+            all.extend(node.sets().map(|(qtype, _)| self.plain(name, qtype, true, None)));
+            let other = *self.random.pick(&DATA_TYPES);
+            all.push(self.plain(name, other, false, None));
+        }
+        for name in self.services.clone() {
+            for qtype in [1, 28, 16] {
+                let dnssec_ok = Edns { payload: 1_232, rcode: 0, version: 0, flags: 0x8000, options: vec![] };
+                let without = Edns { flags: 0, ..dnssec_ok.clone() };
+                let variants = [None, Some(without), Some(dnssec_ok)];
+                all.extend(variants.map(|edns| self.plain(&name, qtype, true, edns)));
             }
         }
         all
+    }
+
+    fn plain(&mut self, name: &[u8], qtype: u16, over_udp: bool, edns: Option<Edns>) -> Asked {
+        let name = name.to_vec();
+        let mut asked =
+            Asked { packet: vec![], over_udp, name, qtype, qclass: 1, opcode: 0, flags: 0, edns, odd: None };
+        asked.packet = asked.written(self.random.short() % SENTINEL_ID);
+        asked
     }
 
     pub fn question(&mut self) -> Asked {
@@ -156,7 +161,11 @@ impl Source {
     }
 
     fn name(&mut self) -> Vec<u8> {
-        let names = if self.random.percent(70) { &self.names } else { &self.all_names };
+        let names = match self.random.below(10) {
+            0 if !self.services.is_empty() => &self.services,
+            0..7 => &self.names,
+            _ => &self.all_names,
+        };
         let mut labels = split(self.random.pick::<Vec<u8>>(names));
         let random = &mut self.random;
         match random.below(20) {

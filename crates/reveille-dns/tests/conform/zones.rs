@@ -1,20 +1,66 @@
 //! The zones that all servers are given.
 
 use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use reveille_core::answer::Zone;
+use reveille_core::answer::{ServiceView, Zone};
 use reveille_core::model::DomainName;
 use reveille_dns::zonefile;
+
+use super::common::{active, service};
 
 /// A zone as text.
 pub struct ZoneText {
     pub apex: DomainName,
+    /// As Reveille is given it.
     pub text: String,
+    /// What Reveille has as services and the others as records.
+    services: &'static [(&'static str, Ipv4Addr, Option<Ipv6Addr>)],
 }
+
+/// TTL of a running service's addresses, in seconds.
+const SERVICE_TTL_S: u32 = 60;
+/// Services of `conform.test`: beside static names, above and below others, with both kinds of addresses, a wildcard.
+const SERVICES: [(&str, Ipv4Addr, Option<Ipv6Addr>); 6] = [
+    ("service.conform.test", Ipv4Addr::new(127, 64, 0, 1), None),
+    ("both.conform.test", Ipv4Addr::new(127, 64, 0, 2), Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2))),
+    ("below.service.conform.test", Ipv4Addr::new(127, 64, 0, 3), None),
+    ("in.service-ent.conform.test", Ipv4Addr::new(127, 64, 0, 4), None),
+    ("*.service-wild.conform.test", Ipv4Addr::new(127, 64, 0, 5), None),
+    ("x.wild.service.conform.test", Ipv4Addr::new(127, 64, 0, 6), None),
+];
+/// Services of `star.test`, where a wildcard stands for every other name.
+const STAR_SERVICES: [(&str, Ipv4Addr, Option<Ipv6Addr>); 2] = [
+    ("service.star.test", Ipv4Addr::new(127, 64, 0, 7), None),
+    ("a.b.star.test", Ipv4Addr::new(127, 64, 0, 8), None),
+];
 
 impl ZoneText {
     fn new(apex: &str, text: &str) -> Self {
-        Self { apex: apex.parse().unwrap(), text: text.to_owned() }
+        Self { apex: apex.parse().unwrap(), text: text.to_owned(), services: &[] }
+    }
+
+    /// As the others are given it: services are records like any.
+    pub fn static_text(&self) -> String {
+        let mut text = self.text.clone();
+        for (name, address, address6) in self.services {
+            writeln!(text, "{name}. {SERVICE_TTL_S} A {address}").unwrap();
+            if let Some(address6) = address6 {
+                writeln!(text, "{name}. {SERVICE_TTL_S} AAAA {address6}").unwrap();
+            }
+        }
+        text
+    }
+
+    /// The services, all of them running, so that their answers are as steady as records.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let running = |(name, address, address6): &(&str, Ipv4Addr, Option<Ipv6Addr>)| ServiceView {
+            address: *address,
+            address6: *address6,
+            ttl_s: SERVICE_TTL_S,
+            ..active(service(name, 0))
+        };
+        self.services.iter().map(running).collect()
     }
 
     /// Name of its file.
@@ -49,6 +95,8 @@ pub fn all() -> Vec<ZoneText> {
         ZoneText::new("x.y", include_str!("zones/x.y.zone")),
     ];
     zones[0].text += &sizes();
+    zones[0].services = &SERVICES;
+    zones[6].services = &STAR_SERVICES;
     zones[8].text += &long_names();
     zones
 }
