@@ -3,6 +3,8 @@
 //! A kind does not wave a difference through: it says from the question and from what Knot answers what Reveille must
 //! answer, and the two are compared again.
 
+use reveille_dns::wire::KEEPALIVE_MS;
+
 use super::common::message::{self, AA, Message, Opt, RA, Rr};
 use super::odd::Odd;
 use super::packing::packing;
@@ -33,7 +35,7 @@ impl Pair {
 type Explain = fn(&mut Case<'_>, &mut Pair) -> bool;
 
 /// Every kind, in the order in which they are looked for: what decides about the whole answer first.
-pub const KINDS: [(&str, Explain); 23] = [
+pub const KINDS: [(&str, Explain); 24] = [
     ("stub-over-tcp", stub_over_tcp),
     ("error-instead-of-silence", error_instead_of_silence),
     ("opt-in-errors", opt_in_errors),
@@ -55,6 +57,7 @@ pub const KINDS: [(&str, Explain); 23] = [
     ("addresses-of-the-owner", addresses_of_the_owner),
     ("extended-errors", extended_errors),
     ("subnet-echo", subnet_echo),
+    ("keepalive", keepalive),
     ("no-expire", no_expire),
     ("packing", packing),
 ];
@@ -394,6 +397,16 @@ fn subnet_echo(case: &mut Case<'_>, pair: &mut Pair) -> bool {
     // The scope is 0 in the question already.
     let echoed = opt.options.extract_if(.., |(code, data)| *code == 8 && asked.contains(&&**data));
     echoed.count() == 1
+}
+
+fn keepalive(case: &mut Case<'_>, pair: &mut Pair) -> bool {
+    let Some(opt) = pair.ours.message_mut().and_then(|ours| ours.opt.as_mut()) else { return false };
+    if case.asked.over_udp || case.asked.option(11).is_none() {
+        return false;
+    }
+    // In tenths of a second.
+    let told = (11, (KEEPALIVE_MS / 100).to_be_bytes().to_vec());
+    opt.options.extract_if(.., |option| *option == told).count() == 1
 }
 
 fn no_expire(case: &mut Case<'_>, pair: &mut Pair) -> bool {
