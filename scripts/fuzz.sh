@@ -8,19 +8,19 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- question fast framing zonefile
+[ $# -gt 0 ] || set -- question fast framing transfer update zonefile
 
 command -v c++ >/dev/null || {
     echo "fuzz.sh: libFuzzer is compiled with c++, which is missing; scripts/setup.sh test installs it" >&2
     exit 1
 }
 # The counters are a pass of LLVM, which every compiler has. With a target named, build scripts and macros are built
-# without them.
+# without them. Not --locked: what a crate has gained is added to the lock file of the targets.
 host=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares" \
-    cargo build --release --locked --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
+    cargo build --release --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
 for target in "$@"; do
     run=target/fuzz-runs/$target

@@ -9,5 +9,7 @@ pub mod framing;
 #[path = "../../crates/reveille-dns/tests/common/message.rs"]
 pub mod message;
 pub mod question;
+pub mod transfer;
+pub mod update;
 pub mod world;
 pub mod zonefile;

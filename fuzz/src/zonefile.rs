@@ -56,7 +56,7 @@ fn can_be_answered(zone: Zone) {
 }
 
 /// Every record in the form that holds for any type (RFC 3597 §5).
-fn written(zone: &Zone) -> String {
+pub fn written(zone: &Zone) -> String {
     let mut text = String::new();
     for node in zone.nodes() {
         let mut owner = String::new();

@@ -9,8 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::connections::Speech;
 use crate::connections::alone::Alone;
 use crate::fast::{Head, look, write};
-use crate::respond::Transport;
+use crate::respond::{Origin, Setting, Transport, respond};
 use crate::tcp::Connection;
+use crate::transfer;
 
 /// Serves streams that targets bring, as if they were connections.
 #[allow(missing_debug_implementations, reason = "nobody looks at it")]
@@ -38,4 +39,25 @@ pub fn fast(view: &View, packet: &[u8], now: Timestamp) -> Option<Vec<u8>> {
     let length = write(view, packet, &head, &found, now_s, None, &mut out)?;
     out.truncate(length);
     Some(out)
+}
+
+/// The messages with which a question over TCP is answered: many if it asks for a transfer, none for silence.
+pub fn answers(view: &View, packet: &[u8], peer: SocketAddr, now: Timestamp) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    let at = Setting { view, now, judge: None, keys: None };
+    let outcome = respond(&at, packet, &Origin::new(peer, Transport::Tcp), &mut out);
+    let mut messages = Vec::new();
+    match (outcome.transfer, outcome.written) {
+        (Some(wanted), _) => {
+            let take = |message| {
+                messages.push(message);
+                true
+            };
+            // It ends early only if nobody takes the messages.
+            let _ = transfer::write(view, *wanted, take);
+        }
+        (None, Some(_)) => messages.push(out),
+        (None, None) => {}
+    }
+    messages
 }

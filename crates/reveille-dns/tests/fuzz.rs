@@ -15,6 +15,10 @@ mod odd;
 mod question;
 #[path = "conform/questions.rs"]
 mod questions;
+#[path = "../../../fuzz/src/transfer.rs"]
+mod transfer;
+#[path = "../../../fuzz/src/update.rs"]
+mod update;
 #[path = "../../../fuzz/src/world.rs"]
 mod world;
 #[path = "../../../fuzz/src/zonefile.rs"]
@@ -112,6 +116,16 @@ fn connections() {
 }
 
 #[test]
+fn transfers() {
+    mutate("transfer", transfer::run, &[], 10_000);
+}
+
+#[test]
+fn updates() {
+    mutate("update", update::run, &[], 4_000);
+}
+
+#[test]
 fn zone_files() {
     let whole: Vec<Vec<u8>> = world::ZONES.iter().skip(1).map(|(_, text)| text.as_bytes().to_vec()).collect();
     mutate("zonefile", zonefile::run, &whole, 3_000);
@@ -137,7 +151,11 @@ fn seeds_are_there() {
     if std::env::var_os(WRITE_VARIABLE).is_some() {
         write_seeds();
     }
-    assert!(["question", "framing", "zonefile"].iter().all(|target| !seeds(target).is_empty()));
+    assert!(
+        ["question", "framing", "transfer", "update", "zonefile"]
+            .iter()
+            .all(|target| !seeds(target).is_empty())
+    );
 }
 
 fn write_seeds() {
@@ -150,6 +168,13 @@ fn write_seeds() {
     for packet in &packets {
         write_seed("question", packet);
     }
+    for serial in [None, Some(0), Some(1), Some(3), Some(u32::MAX - 2), Some(u32::MAX), Some(77)] {
+        write_seed("transfer", &transfer_question(serial));
+    }
+    for updates in UPDATES.windows(3).chain(UPDATES.chunks(1)) {
+        let messages = updates.iter().map(|update| framed(&update_message(*update)));
+        write_seed("update", &messages.collect::<Vec<_>>().concat());
+    }
     for messages in packets.chunks(4) {
         let sent = messages.iter().flat_map(|message| framed(message));
         let pieces = random.below(6);
@@ -159,6 +184,69 @@ fn write_seeds() {
         input.extend(sent);
         write_seed("framing", &input);
     }
+}
+
+/// Class, owner, type, TTL, data of records, and how many of them are prerequisites.
+type Update = (usize, &'static [(u16, &'static [u8], u16, u32, &'static [u8])]);
+
+/// Updates of `vm.test` of every kind (RFC 2136 §2.4, §2.5); `\xc0\x0c` is the zone's name.
+const UPDATES: [Update; 10] = [
+    (0, &[(1, b"\x03new\xc0\x0c", 1, 60, b"\xc0\x00\x02\x09")]),
+    (0, &[(255, b"\x03www\xc0\x0c", 1, 0, b""), (1, b"\x03www\xc0\x0c", 28, 60, &[1; 16])]),
+    (0, &[(255, b"\x03www\xc0\x0c", 255, 0, b"")]),
+    (0, &[(254, b"\x03www\xc0\x0c", 16, 0, b"\x04text"), (1, b"\x03www\xc0\x0c", 16, 5, b"\x01a\x01b")]),
+    (1, &[(255, b"\x03www\xc0\x0c", 255, 0, b""), (1, b"\x01x\xc0\x0c", 5, 60, b"\x03www\xc0\x0c")]),
+    (
+        1,
+        &[
+            (254, b"\x03new\xc0\x0c", 255, 0, b""),
+            (1, b"\x03new\xc0\x0c", 15, 60, b"\x00\x05\x03www\xc0\x0c"),
+        ],
+    ),
+    (1, &[(1, b"\x03www\xc0\x0c", 1, 0, b"\xc0\x00\x02\x50"), (1, b"\x01*\xc0\x0c", 65_400, 60, b"\x00")]),
+    (
+        0,
+        &[
+            (1, b"\x03cut\xc0\x0c", 2, 60, b"\x02ns\x03cut\xc0\x0c"),
+            (1, b"\x02ns\x03cut\xc0\x0c", 1, 60, b"\xc0\x00\x02\x07"),
+        ],
+    ),
+    (0, &[(1, b"\x05hello\xc0\x0c", 1, 60, b"\xc0\x00\x02\x09")]),
+    (
+        0,
+        &[(
+            1,
+            b"\xc0\x0c",
+            6,
+            60,
+            b"\x00\x00\x00\x00\x00\x09\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x01",
+        )],
+    ),
+];
+
+/// AXFR of `vm.test`; with a serial, IXFR from there on.
+fn transfer_question(serial: Option<u32>) -> Vec<u8> {
+    let mut packet = vec![0x12, 0x34, 0, 0, 0, 1, 0, 0, 0, serial.is_some().into(), 0, 0];
+    packet.extend(b"\x02vm\x04test\x00\x00");
+    packet.extend([252 - u8::from(serial.is_some()), 0, 1]);
+    if let Some(serial) = serial {
+        packet.extend(b"\xc0\x0c\x00\x06\x00\x01\x00\x00\x00\x00\x00\x16\x00\x00");
+        packet.extend(serial.to_be_bytes());
+        packet.extend([0; 16]);
+    }
+    packet
+}
+
+fn update_message((prerequisites, records): Update) -> Vec<u8> {
+    let count = |count: usize| u16::try_from(count).unwrap().to_be_bytes();
+    let mut packet = vec![0x12, 0x34, 0x28, 0, 0, 1];
+    packet.extend([count(prerequisites), count(records.len() - prerequisites), [0, 0]].concat());
+    packet.extend(b"\x02vm\x04test\x00\x00\x06\x00\x01");
+    for (class, owner, rtype, ttl, data) in records {
+        packet.extend([*owner, &rtype.to_be_bytes(), &class.to_be_bytes(), &ttl.to_be_bytes()].concat());
+        packet.extend([&count(data.len())[..], data].concat());
+    }
+    packet
 }
 
 /// Named after what is in it, so that one that is drawn twice is one.
