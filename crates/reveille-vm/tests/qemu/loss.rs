@@ -1,7 +1,9 @@
 //! The daemon, QEMU or the guest is lost at any step: what is found afterwards is true and nothing is lost with it.
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Cause, Found, Timestamp};
@@ -173,10 +175,21 @@ async fn a_kill_ends_whatever_goes_on() {
     let qemu = Arc::new(world.open().await);
     let launch = world.launch();
     for step in 0..6_u64 {
+        let (began, begins) = tokio::sync::oneshot::channel();
         let booting = tokio::spawn({
             let (qemu, launch) = (Arc::clone(&qemu), launch.clone());
-            async move { qemu.boot(&launch, &|_| ()).await }
+            async move {
+                let mut boot = qemu.boot(&launch, &|_| ());
+                let first = poll_fn(|context| Poll::Ready(boot.as_mut().poll(context))).await;
+                began.send(()).unwrap();
+                match first {
+                    Poll::Ready(done) => done,
+                    Poll::Pending => boot.await,
+                }
+            }
         });
+        // A boot that begins after the kill is another one, which the kill does not concern.
+        begins.await.unwrap();
         tokio::time::sleep(Duration::from_millis(step * 10)).await;
         assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
         assert!(world.processes().is_empty(), "step {step}");
