@@ -1,6 +1,6 @@
 #!/bin/sh
-# The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, and
-# the fuzz targets. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
+# The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, a
+# flood of 2,000,000, the fuzz targets, and the corpora of packets in REVEILLE_DNS_CORPUS if that names a directory. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
 # kills of the daemon, cold boots in a row. Prints their figures.
 #
 #   scripts/soak.sh [CYCLES [KILLS [BOOTS [FUZZ_SECONDS]]]]       default: 200 60 100 900
@@ -16,6 +16,10 @@ for seed in 1 2 3; do
     REVEILLE_TEST_QUESTIONS=20000 REVEILLE_TEST_SEED=$seed \
         cargo test --workspace --locked --test conform -- --nocapture
 done
+REVEILLE_TEST_FLOOD=2000000 cargo test --workspace --locked --test flood
+if [ -n "${REVEILLE_DNS_CORPUS:-}" ]; then
+    cargo test --workspace --locked --test corpus -- --ignored --nocapture
+fi
 scripts/fuzz.sh "${4:-900}"
 
 soak() {

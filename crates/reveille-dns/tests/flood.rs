@@ -16,7 +16,7 @@ const QUESTIONS: u32 = 60_000;
 /// Questions from one address before another one is taken.
 const QUESTIONS_PER_SOURCE: u32 = 20;
 /// Services that sleep in the zone.
-const SERVICES: u32 = 20_000;
+const SERVICES: u32 = 100_000;
 /// Growth of the process over a flood that is taken for bounded, in bytes.
 const GROWTH_MAX: u64 = 48 << 20;
 
