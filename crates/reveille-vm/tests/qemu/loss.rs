@@ -1,6 +1,6 @@
 //! The daemon, QEMU or the guest is lost at any step: what is found afterwards is true and nothing is lost with it.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
