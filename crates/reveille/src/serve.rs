@@ -33,6 +33,8 @@ use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
 };
 use crate::encrypted;
+use crate::keys::Looks;
+use crate::room::QueryRoom;
 use crate::zones::{file_faults, first_view, keyring, zones};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
@@ -202,8 +204,11 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
     publisher.publish_to(&published);
     let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
-    let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
+    let mut dns = DnsServer::bind(&dns_config, Arc::clone(&view), generations.clone(), ask_sender, now)?;
     let certificate = encrypted::listen(config, &mut dns)?;
+    let looks = Looks::default();
+    let keys_of = (Arc::clone(&signing), looks.clone());
+    let room = QueryRoom::open(&mut dns, view, dns_config.gate, keys_of, &published, clock)?;
     publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
@@ -217,6 +222,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
         news: news.clone(),
         about: about(config, &*driver, clock),
         policy: config.policy,
+        room: Arc::new(room),
     };
     let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
     for (id, step) in found.steps {
@@ -239,7 +245,7 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let control = tokio::spawn(control.run(inputs));
     let (stop_api, stopped) = watch::channel(false);
     let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
-    let keys = crate::keys::keep(signing, clock);
+    let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
     Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _certificate, _token })
 }

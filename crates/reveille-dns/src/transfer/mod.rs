@@ -20,7 +20,7 @@ mod tests;
 pub(crate) use judge::{Transfer, judge};
 pub(crate) use messages::{Way, write};
 pub(crate) use notify::start as start_notifying;
-pub use notify::{NotifyTarget, ZoneNotify};
+pub use notify::{NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
 
 /// Most transfers at a time; the next ones wait.
 pub(crate) const TRANSFERS_MAX: usize = 16;

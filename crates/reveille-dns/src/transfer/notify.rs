@@ -54,6 +54,38 @@ pub struct ZoneNotify {
     pub targets: Vec<NotifyTarget>,
 }
 
+/// Where a secondary stands with one zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecondaryStatus {
+    /// The zone.
+    pub apex: DomainName,
+    /// The secondary.
+    pub address: SocketAddr,
+    /// The newest serial that it is to be told of.
+    pub serial: Option<u32>,
+    /// It has acknowledged that serial.
+    pub acknowledged: bool,
+    /// Messages about that serial that were sent; 16 stands for 16 and more.
+    pub tries: u32,
+}
+
+/// The secondaries that are told of new serials. Cloning shares what is known of them.
+#[derive(Debug, Clone, Default)]
+pub struct Secondaries(Vec<watch::Receiver<Vec<SecondaryStatus>>>);
+
+impl Secondaries {
+    /// Where each stands.
+    pub fn status(&self) -> Vec<SecondaryStatus> {
+        self.0.iter().flat_map(|told| told.borrow().clone()).collect()
+    }
+}
+
+impl FromIterator<watch::Receiver<Vec<SecondaryStatus>>> for Secondaries {
+    fn from_iter<I: IntoIterator<Item = watch::Receiver<Vec<SecondaryStatus>>>>(told: I) -> Self {
+        Self(told.into_iter().collect())
+    }
+}
+
 /// One secondary of one zone.
 struct Secondary {
     apex: DomainName,
@@ -74,6 +106,8 @@ pub(crate) struct Notifier {
     stop: watch::Receiver<bool>,
     tally: Arc<Tally>,
     started: Instant,
+    /// Where each secondary stands, for whoever looks.
+    status: watch::Sender<Vec<SecondaryStatus>>,
 }
 
 /// One notifier for each address from which secondaries are told: the one that we listen on, where it fits theirs,
@@ -110,6 +144,7 @@ pub(crate) fn start(
             stop: room.stop.clone(),
             tally: Arc::clone(&room.tally),
             started: Instant::now(),
+            status: watch::Sender::new(Vec::new()),
         })
     };
     by_source.into_iter().map(of).collect()
@@ -139,6 +174,7 @@ impl Notifier {
             self.generation.borrow_and_update();
             self.look(&mut seen);
             let more = self.tell().await;
+            self.show();
             let due = self.secondaries.iter().filter_map(|secondary| secondary.telling.due_ms()).min();
             let due = due.map(|due| self.started + Duration::from_millis(due));
             let pause = more.then(|| Instant::now() + Duration::from_millis(BURST_PAUSE_MS));
@@ -158,6 +194,26 @@ impl Notifier {
                 () = stopped(&mut stop) => return,
             }
         }
+    }
+
+    /// Where each secondary stands, from now on.
+    pub fn watch(&self) -> watch::Receiver<Vec<SecondaryStatus>> {
+        self.status.subscribe()
+    }
+
+    fn show(&self) {
+        let status = self.secondaries.iter().map(|secondary| {
+            let Secondary { apex, address, telling, .. } = secondary;
+            let (serial, acknowledged) = (telling.serial(), telling.is_acknowledged());
+            SecondaryStatus {
+                apex: apex.clone(),
+                address: *address,
+                serial,
+                acknowledged,
+                tries: telling.tries(),
+            }
+        });
+        self.status.send_replace(status.collect());
     }
 
     fn now_ms(&self) -> u64 {
