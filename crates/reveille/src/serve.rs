@@ -12,7 +12,7 @@ use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
 use reveille_core::answer::View;
-use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
+use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec, SpecFault};
 use reveille_dns::limit::Gate;
 use reveille_dns::publish::PublishTask;
 use reveille_dns::tsig::Keyring;
@@ -53,6 +53,9 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         bail!("the files that the config names have faults:\n  {}", faults.join("\n  "));
     }
     log_to_stderr();
+    for SpecFault { key, value, allowed } in config::warnings(&config) {
+        tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(config))
 }

@@ -17,7 +17,8 @@ pub(super) fn of(room: &QueryRoom) -> DnsReport {
     let by_transport = Transport::ALL.map(|transport| (transport, room.tallies.of(transport)));
     let all = room.tallies.sum();
     // What came by no transport of its own is an update that was answered later; it came the general way.
-    let fast: u64 = by_transport.iter().map(|(_, counted)| counted.queries.saturating_sub(counted.general)).sum();
+    let fast: u64 =
+        by_transport.iter().map(|(_, counted)| counted.queries.saturating_sub(counted.general)).sum();
     let signing = room.signing.counts();
     let mut gate: BTreeMap<String, Counts> = BTreeMap::new();
     for (counter, count) in room.gate.iter().flat_map(|gate| gate.counts().iter().collect::<Vec<_>>()) {
@@ -26,8 +27,14 @@ pub(super) fn of(room: &QueryRoom) -> DnsReport {
     }
     DnsReport {
         at: Time(room.clock.now()),
-        queries: by_transport.iter().map(|(transport, counted)| word(transport.word(), counted.queries)).collect(),
-        ways: counts([("fast", fast), ("general", by_transport.iter().map(|(_, counted)| counted.general).sum())]),
+        queries: by_transport
+            .iter()
+            .map(|(transport, counted)| word(transport.word(), counted.queries))
+            .collect(),
+        ways: counts([
+            ("fast", fast),
+            ("general", by_transport.iter().map(|(_, counted)| counted.general).sum()),
+        ]),
         rcodes: Rcode::ALL.into_iter().map(|rcode| word(rcode.word(), all.of(rcode))).collect(),
         silent: all.silent,
         truncated: all.truncated,
@@ -61,7 +68,11 @@ pub(super) fn of(room: &QueryRoom) -> DnsReport {
             ("failed", signing.failed),
         ]),
         secondaries: room.secondaries.status().into_iter().map(secondary).collect(),
-        publications: room.publications.iter().map(|(config, status)| publication(config, &status.borrow())).collect(),
+        publications: room
+            .publications
+            .iter()
+            .map(|(config, status)| publication(config, &status.borrow()))
+            .collect(),
         observed: observed(room),
     }
 }
@@ -80,8 +91,10 @@ fn connections((transport, counted): &(Transport, Counted)) -> Option<(String, C
         ("refused", counted.connections_refused),
         ("timed_out", counted.connections_timed_out),
     ]);
-    let handshakes =
-        [("handshakes_refused", counted.handshakes_refused), ("handshakes_failed", counted.handshakes_failed)];
+    let handshakes = [
+        ("handshakes_refused", counted.handshakes_refused),
+        ("handshakes_failed", counted.handshakes_failed),
+    ];
     match transport {
         Transport::Udp => return None,
         Transport::Tcp => {}
@@ -119,7 +132,9 @@ fn observed(room: &QueryRoom) -> ObservedReport {
     let top = |name: String, at_least, at_most| Top { name, at_least, at_most };
     let top_names = seen.top_names.iter().map(|Heavy { key, at_least, at_most }| {
         let name = match key {
-            SeenName::Counter(counter) => names.get(counter).map_or("(a removed service)".to_owned(), ToString::to_string),
+            SeenName::Counter(counter) => {
+                names.get(counter).map_or("(a removed service)".to_owned(), ToString::to_string)
+            }
             SeenName::Wire(wire) => match DomainName::from_wire(wire) {
                 Ok(name) => name.to_string(),
                 Err(_) => wire.escape_ascii().to_string(),
