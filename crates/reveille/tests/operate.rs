@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../../reveille-dns/tests/primaries/mod.rs"]
-#[allow(dead_code, reason = "of the servers of other tests only the ways to wait are used")]
 mod primaries;
 
 use std::fs;
