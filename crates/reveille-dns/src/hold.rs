@@ -18,6 +18,7 @@ use crate::respond::{Origin, Outcome, Setting, Transport, respond};
 use crate::server::Clock;
 use crate::tally::{Tally, bump};
 use crate::tsig::Keyring;
+use crate::udp::{LeaveFrom, send_alone};
 use crate::update::{UpdateDoor, WaitingUpdate};
 use crate::wire::COOKIE_BYTES;
 
@@ -120,13 +121,14 @@ impl HoldRoom {
     }
 
     /// Waits with what came as a datagram and sends the answer.
-    pub fn answer_later(&self, waiting: Waiting, peer: SocketAddr, socket: Arc<UdpSocket>) {
+    pub fn answer_later(&self, waiting: Waiting, peer: SocketAddr, socket: Arc<UdpSocket>, from: LeaveFrom) {
         let room = self.clone();
         self.runtime.spawn(async move {
             let tally = Arc::clone(&room.tally);
             let out = room.bring(waiting).await;
-            // A datagram goes out or is dropped at once unless the send buffer is full, so a worker does not stand.
-            if socket.send_to(&out, peer).is_err() {
+            // A datagram goes out or is dropped at once unless the send buffer is full, and that is not waited for
+            // long, so a worker does not stand.
+            if send_alone(&socket, &out, peer, from).is_err() {
                 bump(&tally.socket_errors);
             }
         });

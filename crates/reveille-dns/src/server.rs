@@ -40,7 +40,8 @@ const UDP_THREADS_MAX: usize = 64;
 /// Where and how the server listens.
 #[derive(Debug, Clone)]
 pub struct DnsConfig {
-    /// Addresses, each for UDP and TCP. No wildcards; port 0 takes a free one.
+    /// Addresses, each for UDP and TCP. `0.0.0.0` is all of IPv4, `::` all of IPv6 and nothing else; port 0 takes a
+    /// free one.
     pub listen: Vec<SocketAddr>,
     /// Threads, and sockets, for each address over UDP.
     pub udp_threads: usize,
@@ -286,12 +287,14 @@ impl DnsServer {
         wakes: Sender<WakeAsk>,
     ) -> std::io::Result<()> {
         let tally = self.tallies.begin(Some(Transport::Udp));
+        let bound = socket.local_addr()?;
         let socket = Arc::new(socket);
         let counts = Arc::new(NameCounts::default());
         counts.reserve(hold.shared.load().names().len() + 1);
         let (producer, consumer) = ring();
         let worker = Worker {
             socket: Arc::clone(&socket),
+            bound,
             shared: Arc::clone(&hold.shared),
             clock: Arc::clone(&hold.clock),
             asker: WakeAsker::new(wakes, Arc::clone(&tally)),

@@ -47,7 +47,7 @@ pub struct Counts {
     pub queries: u64,
     /// Those that went the general way; the others went the fast one.
     pub general: u64,
-    /// Those that were not answered: too short, or answers themselves.
+    /// Those that were not answered: too short, answers themselves, over a limit, or from where no answer can go.
     pub silent: u64,
     /// Answers by response code, in the order of [`Rcode::ALL`].
     pub rcodes: [u64; Rcode::ALL.len()],

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -422,7 +422,12 @@ fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String 
     let Some((spec, address)) = services.first() else { return text };
     let Some(listen) = config.dns.listen.first() else { return text };
     text += "\n  Type next, in another terminal:\n";
-    text += &format!("    dig +short @{} -p {} {}\n", listen.ip(), listen.port(), spec.name);
+    let asked = match listen.ip() {
+        IpAddr::V4(own) if own.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(own) if own.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        own => own,
+    };
+    text += &format!("    dig +short @{asked} -p {} {}\n", listen.port(), spec.name);
     if let Some(port) = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp) {
         text += &format!("    curl http://{address}:{}/\n", port.number);
     }

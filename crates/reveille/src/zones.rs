@@ -40,7 +40,7 @@ fn read_zone(zone: &config::Zone, config: &Config) -> Result<Zone, Vec<String>> 
     }
     let ns = zone.ns.clone().map_or_else(|| zone.name.prepend("ns1"), Ok).map_err(|e| vec![e.to_string()])?;
     let hostmaster = zone.name.prepend("hostmaster").map_err(|error| vec![error.to_string()])?;
-    let address = zone.ns_address.or_else(|| config.dns.listen.first().map(std::net::SocketAddr::ip));
+    let address = config.name_server_address(zone);
     let defaults = ZoneDefaults {
         apex: zone.name.clone(),
         name_servers: vec![(ns, address.into_iter().collect())],

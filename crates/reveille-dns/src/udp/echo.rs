@@ -12,7 +12,7 @@ use super::batch::Batch;
 /// # Errors
 /// As of receiving from the socket.
 pub fn echo(socket: &UdpSocket) -> io::Result<Infallible> {
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(socket);
     loop {
         for index in 0..batch.receive(socket)? {
             let Some((query, out)) = batch.query(index) else { continue };

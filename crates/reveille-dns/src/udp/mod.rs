@@ -6,6 +6,8 @@
 
 mod batch;
 mod echo;
+mod local;
+mod options;
 
 use std::hint::black_box;
 use std::io;
@@ -28,8 +30,11 @@ use crate::server::Clock;
 use crate::tally::{BatchTally, Tally, bump};
 use crate::update::{Admitted, is_update};
 use crate::wake::WakeAsker;
+pub(crate) use batch::send_alone;
 use batch::{BATCH_MAX, Batch};
 pub use echo::echo;
+pub(crate) use local::LeaveFrom;
+pub(crate) use options::{ignore_path_mtu, tell_addresses};
 
 /// How long a thread sleeps at most before it looks whether to stop, should the wake-up have been missed.
 pub(crate) const LOOK_MS: u64 = 1_000;
@@ -39,6 +44,8 @@ const ERROR_PAUSE_MS: u64 = 5;
 /// One thread's tools.
 pub(crate) struct Worker {
     pub socket: Arc<UdpSocket>,
+    /// Where the socket is bound.
+    pub bound: SocketAddr,
     pub shared: Arc<ArcSwap<View>>,
     pub clock: Clock,
     pub asker: WakeAsker,
@@ -75,7 +82,7 @@ impl Worker {
     }
 
     fn run(mut self) {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(&self.socket);
         let mut out = Vec::with_capacity(usize::from(crate::wire::UDP_PAYLOAD_MAX));
         let gate = self.gate.take().map(|gate| {
             let tally = gate.tally(Writers::One);
@@ -140,6 +147,10 @@ impl Worker {
         black_box(slots.iter().flatten().fold(0, |sum, slot| sum ^ self.counts.get(slot.counter())));
         for (index, (head, slot)) in heads.iter().zip(slots).enumerate().take(got) {
             let Some(peer) = batch.peer(index) else { continue };
+            if !may_be_answered(peer, batch.leave_from(index), self.bound) {
+                tally.dropped();
+                continue;
+            }
             let fast = match head {
                 Some(head) => self.answer_fast(batch, index, peer, (head, slot), at, tally),
                 None => Fast::General(None),
@@ -240,7 +251,8 @@ impl Worker {
                 Admitted::Answered(outcome) => outcome,
                 Admitted::Waiting(update) => {
                     let socket = Arc::clone(&self.socket);
-                    self.hold.answer_later(Waiting::Update(update), from.peer, socket);
+                    let leave_from = batch.leave_from(index);
+                    self.hold.answer_later(Waiting::Update(update), from.peer, socket, leave_from);
                     return None;
                 }
             },
@@ -266,7 +278,8 @@ impl Worker {
             let wakes = self.wake(wish, from.peer, outcome.client.as_ref(), zone, is_starting, at);
             if wakes && let Some(held) = self.hold.take(packet, from, &outcome) {
                 let socket = Arc::clone(&self.socket);
-                self.hold.answer_later(Waiting::Question(held), from.peer, socket);
+                let leave_from = batch.leave_from(index);
+                self.hold.answer_later(Waiting::Question(held), from.peer, socket, leave_from);
                 return None;
             }
         }
@@ -300,6 +313,17 @@ impl Worker {
             thread::sleep(Duration::from_millis(ERROR_PAUSE_MS));
         }
     }
+}
+
+/// Whether there is somebody to answer: a port that can be sent to, and not this very socket, which a forged sender
+/// would make talk to itself; and an address from which the answer is known.
+fn may_be_answered(peer: SocketAddr, leave_from: LeaveFrom, bound: SocketAddr) -> bool {
+    let own = match leave_from {
+        LeaveFrom::Bound => bound.ip(),
+        LeaveFrom::Address(own) => own,
+        LeaveFrom::Nowhere => return false,
+    };
+    peer.port() != 0 && !(peer.port() == bound.port() && peer.ip() == own)
 }
 
 /// The name of the question in a packet that could be read, in wire format.

@@ -244,7 +244,7 @@ pub struct Zone {
     /// Name of the primary name server; default `ns1` below the apex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns: Option<DomainName>,
-    /// Its address; default the first address of `dns.listen`.
+    /// Its address; default the first address of `dns.listen` that is not a wildcard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_address: Option<IpAddr>,
     /// Who may transfer it; nobody by default.
@@ -358,10 +358,6 @@ impl Config {
         if self.dns.listen.is_empty() || self.dns.listen.len() > 64 {
             faults.push(SpecFault::new("dns.listen", "[]", "1 to 64 addresses such as \"127.0.0.1:5300\""));
         }
-        for listen in self.dns.listen.iter().filter(|listen| listen.ip().is_unspecified()) {
-            let allowed = "addresses of this host, each by itself, so that answers leave from the asked one";
-            faults.push(SpecFault::new("dns.listen", listen, allowed));
-        }
         if self.daemon.state_dir.as_os_str().is_empty() {
             let allowed = "a directory, such as /var/lib/reveille";
             faults.push(SpecFault::new("daemon.state_dir", "\"\"", allowed));
@@ -408,6 +404,12 @@ impl Config {
         faults
     }
 
+    /// The address of the primary name server of a zone without a file.
+    pub fn name_server_address(&self, zone: &Zone) -> Option<IpAddr> {
+        let mut own = self.dns.listen.iter().map(SocketAddr::ip).filter(|own| !own.is_unspecified());
+        zone.ns_address.or_else(|| own.next())
+    }
+
     fn zone_and_service_faults(&self) -> Vec<SpecFault> {
         let mut faults = Vec::new();
         // What a service has from `[policy]` is a fault there, and not of every service.
@@ -416,6 +418,12 @@ impl Config {
         for zone in &self.zone {
             if !apexes.insert(&zone.name) {
                 faults.push(SpecFault::new("zone.name", &zone.name, "each zone once"));
+            }
+            let is_inside = zone.ns.as_ref().is_none_or(|ns| ns.is_at_or_below(&zone.name));
+            if zone.file.is_none() && is_inside && self.name_server_address(zone).is_none() {
+                let allowed = "the address of its name server, as `dns.listen` is no single address";
+                let place = format!("zone \"{}\".ns_address", zone.name);
+                faults.push(SpecFault::new(&place, "(absent)", allowed));
             }
         }
         let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());

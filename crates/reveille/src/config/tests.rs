@@ -82,7 +82,7 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
     let expected = [
         "surprise = 1",
         "daemon.on_stop = \"explode\"",
-        "dns.listen = 0.0.0.0:53",
+        "zone \"vm.test\".ns_address = (absent)",
         "dns.udp_thread = 3",
         "dns.tls.key_file = \"\"",
         "dns.https.listen = 192.0.2.1:853\n      allowed: an address and port that nothing else here has",
