@@ -36,7 +36,7 @@ pub use network::{Network, NetworkError};
 pub use reply::{Data, Ede, Owner, Rcode, Records, Reply, Section};
 pub use signing::{Asked, Denial, SignReplies, Signer, Standing};
 pub use table::{Kinds, NameTable, Place, Slot};
-pub use view::{Refused, ServiceView, View, Zones};
+pub use view::{Refused, ServiceView, View, WakeTime, Zones};
 pub use vmstate::VMSTATE_LABEL;
 pub use zone::{
     Node, Record, RecordSet, Zone, ZoneDefaults, ZoneDraft, ZoneFault, ZoneFaultKind, is_newer_serial,

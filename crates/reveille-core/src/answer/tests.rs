@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use super::rdata::{A, AAAA, ANY, AXFR, CNAME, DS, HINFO, IXFR, MX, NS, PTR, SOA, SRV, TXT};
@@ -78,9 +79,9 @@ fn static_records() -> Vec<Record> {
 fn service(text: &str) -> ServiceView {
     ServiceView {
         hold_ms_max: 800,
-        version: Some(3),
+        version: NonZero::new(3),
         hibernated_at: Some(Timestamp::from_ms(0)),
-        wake_ms_p50: Some(186),
+        wake: Some(WakeTime { ms_p50: 186, ms_p95: 240 }),
         resources: Resources { cpus: 2, memory_mib: 128, bandwidth_mbit: Some(10) },
         instance: InstanceId(17),
         ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, 1))
@@ -341,7 +342,7 @@ fn the_state_is_told_to_monitors_alone_and_never_wakes() {
     let view = view();
     let state = ask_from(LOCAL, &view, "_vmstate.hello.vm.test", TXT);
     let strings = "state=inactive|phase=hibernated|rung=local|version=3|hibernated-at=1970-01-01T00:00:00Z|\
-                   wake-ms-p50=186|cpus=2|memory-mib=128|bandwidth-mbit=10|storage=local:i17.3";
+                   wake-ms-p50=186|wake-ms-p95=240|cpus=2|memory-mib=128|bandwidth-mbit=10|storage=local:i17.3";
     assert_eq!(state, format!("NOERROR aa; @ 0 TXT {strings}"));
     let at_name = answer(
         &view,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use super::acl::{Acl, Asker};
@@ -21,7 +22,17 @@ pub struct Refused {
     pub text: String,
 }
 
-/// What answering needs to know of a service.
+/// How long a service has taken to wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeTime {
+    /// Median, in milliseconds.
+    pub ms_p50: u32,
+    /// 95th percentile, in milliseconds.
+    pub ms_p95: u32,
+}
+
+/// What answering needs to know of a service. There is one for each service, so its size counts: see
+/// `tests/resident.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceView {
     /// Its name.
@@ -51,13 +62,11 @@ pub struct ServiceView {
     /// Set while it cannot be woken.
     pub refused: Option<Box<Refused>>,
     /// Number of the version that can be restored.
-    pub version: Option<u64>,
+    pub version: Option<NonZero<u64>>,
     /// When it last hibernated.
     pub hibernated_at: Option<Timestamp>,
-    /// Measured time to wake, median, in milliseconds.
-    pub wake_ms_p50: Option<u32>,
-    /// Measured time to wake, 95th percentile, in milliseconds.
-    pub wake_ms_p95: Option<u32>,
+    /// Measured time to wake, if any was.
+    pub wake: Option<WakeTime>,
     /// What an instance is given.
     pub resources: Resources,
     /// Its primary, by which its versions are kept.
@@ -83,8 +92,7 @@ impl ServiceView {
             refused: None,
             version: None,
             hibernated_at: None,
-            wake_ms_p50: None,
-            wake_ms_p95: None,
+            wake: None,
             resources: Resources::default(),
             instance: InstanceId(0),
         }

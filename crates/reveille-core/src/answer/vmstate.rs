@@ -35,11 +35,9 @@ pub(super) fn records<'v>(
     if let Some(at) = service.hibernated_at {
         say("hibernated-at", &at.utc());
     }
-    if let Some(ms) = service.wake_ms_p50 {
-        say("wake-ms-p50", &ms);
-    }
-    if let Some(ms) = service.wake_ms_p95 {
-        say("wake-ms-p95", &ms);
+    if let Some(wake) = service.wake {
+        say("wake-ms-p50", &wake.ms_p50);
+        say("wake-ms-p95", &wake.ms_p95);
     }
     say("cpus", &service.resources.cpus);
     say("memory-mib", &service.resources.memory_mib);

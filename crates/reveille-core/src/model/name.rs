@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -15,7 +16,42 @@ const LABEL_BYTES_MAX: usize = 63;
 ///
 /// Orders canonically (RFC 4034 §6.1), so that all names below a name follow it directly in a sorted map.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct DomainName(Box<[u8]>);
+pub struct DomainName(Wire);
+
+/// Longest name that lies in place, in wire format.
+const IN_PLACE_BYTES_MAX: usize = 22;
+
+/// The bytes of a name. A service's name stands in many places: a short one takes no allocation of its own there, and
+/// a long one is there once.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Wire {
+    /// What follows the name is zero.
+    InPlace { length: u8, bytes: [u8; IN_PLACE_BYTES_MAX] },
+    /// Only longer ones.
+    Shared(Arc<[u8]>),
+}
+
+impl Wire {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::InPlace { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for Wire {
+    fn from(wire: &[u8]) -> Self {
+        let mut bytes = [0; IN_PLACE_BYTES_MAX];
+        match (bytes.get_mut(..wire.len()), u8::try_from(wire.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(wire);
+                Self::InPlace { length, bytes }
+            }
+            (Some(_) | None, _) => Self::Shared(wire.into()),
+        }
+    }
+}
 
 /// Why a text or a byte string is no domain name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +81,7 @@ pub enum NameError {
 impl DomainName {
     /// The root.
     pub fn root() -> Self {
-        Self(Box::new([0]))
+        Self(Wire::from(&[0][..]))
     }
 
     /// Takes an uncompressed name in wire format, lower-casing ASCII letters.
@@ -71,17 +107,17 @@ impl DomainName {
             return Err(NameError::BadWire);
         }
         // Length octets are at most 63 and so below b'A': lower-casing the whole string leaves them alone.
-        Ok(Self(wire.to_ascii_lowercase().into_boxed_slice()))
+        Ok(Self(Wire::from(&*wire.to_ascii_lowercase())))
     }
 
     /// The name in wire format, lower case, with the root label.
     pub fn as_wire(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 
     /// The labels, leftmost first, without the root label.
     pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest: &[u8] = &self.0;
+        let mut rest: &[u8] = self.as_wire();
         std::iter::from_fn(move || {
             let (&length, tail) = rest.split_first()?;
             if length == 0 {
@@ -100,11 +136,12 @@ impl DomainName {
 
     /// The name without its leftmost label; `None` for the root.
     pub fn parent(&self) -> Option<Self> {
-        let length = usize::from(*self.0.first()?);
+        let wire = self.as_wire();
+        let length = usize::from(*wire.first()?);
         if length == 0 {
             return None;
         }
-        Some(Self(self.0[1 + length..].into()))
+        Some(Self(Wire::from(wire.get(1 + length..)?)))
     }
 
     /// Whether this name is `other` or below it.
@@ -157,7 +194,7 @@ impl FromStr for DomainName {
         if wire.len() > NAME_BYTES_MAX {
             return Err(NameError::TooLong(text.to_owned()));
         }
-        Ok(Self(wire.into_boxed_slice()))
+        Ok(Self(Wire::from(&*wire)))
     }
 }
 
@@ -228,6 +265,19 @@ mod tests {
         assert_eq!(name("Hello.VM.test."), name("hello.vm.TEST"));
         assert_eq!(name("hello.vm.test").as_wire(), b"\x05hello\x02vm\x04test\x00");
         assert_eq!(DomainName::from_wire(b"\x05HELLO\x02vm\x04test\x00").unwrap(), name("hello.vm.test"));
+    }
+
+    #[test]
+    fn names_of_every_length_are_themselves() {
+        for length in 1..=60 {
+            let text = "x".repeat(length);
+            let one = name(&text);
+            assert_eq!((one.to_string(), one.as_wire().len()), (text.clone(), length + 2));
+            assert_eq!(DomainName::from_wire(one.as_wire()).unwrap(), one);
+            assert_eq!(name(&format!("a.{text}")).parent(), Some(one.clone()));
+            assert_ne!(one, name(&"x".repeat(length + 1)));
+        }
+        assert_eq!(size_of::<DomainName>(), 24);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Time as the core sees it: a number that the shell hands in.
 
+use std::fmt;
+use std::num::NonZero;
+
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the Unix epoch on the daemon's own clock.
@@ -7,29 +10,56 @@ use serde::{Deserialize, Serialize};
 /// The shell reads the wall clock once at start and adds monotonic time from then on, so a jump of the wall
 /// clock never moves an idle time-out. A stored timestamp of an earlier run can lie in the future after the
 /// wall clock was set back; every difference here saturates at zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
-#[serde(transparent)]
-pub struct Timestamp(u64);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "u64", into = "u64")]
+pub struct Timestamp {
+    /// Never zero, so that a time that may be unknown takes no more room: services have several.
+    ms_and_one: NonZero<u64>,
+}
+
+impl Default for Timestamp {
+    fn default() -> Self {
+        Self::from_ms(0)
+    }
+}
+
+impl From<u64> for Timestamp {
+    fn from(ms: u64) -> Self {
+        Self::from_ms(ms)
+    }
+}
+
+impl From<Timestamp> for u64 {
+    fn from(at: Timestamp) -> Self {
+        at.as_ms()
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Timestamp").field(&self.as_ms()).finish()
+    }
+}
 
 impl Timestamp {
     /// The time `ms` milliseconds after the Unix epoch.
     pub const fn from_ms(ms: u64) -> Self {
-        Self(ms)
+        Self { ms_and_one: NonZero::<u64>::MIN.saturating_add(ms) }
     }
 
     /// Milliseconds since the Unix epoch.
     pub const fn as_ms(self) -> u64 {
-        self.0
+        self.ms_and_one.get() - 1
     }
 
     /// This time and `ms` milliseconds more.
     pub const fn plus_ms(self, ms: u64) -> Self {
-        Self(self.0.saturating_add(ms))
+        Self { ms_and_one: self.ms_and_one.saturating_add(ms) }
     }
 
     /// Milliseconds from `earlier` to this time; zero when `earlier` is later.
     pub const fn ms_since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0)
+        self.as_ms().saturating_sub(earlier.as_ms())
     }
 
     /// `2026-11-22T01:02:03Z`, by the civil calendar (days since 1970 in eras of 400 years that begin in March).
@@ -52,6 +82,20 @@ impl Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_stored_as_milliseconds_and_an_unknown_one_takes_no_more_room() {
+        for ms in [0, 1, 1_800_000_000_000] {
+            let at = Timestamp::from_ms(ms);
+            let json = serde_json::to_string(&at).unwrap();
+            assert_eq!((at.as_ms(), json.parse::<u64>().unwrap()), (ms, ms));
+            assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), at);
+        }
+        // One millisecond before the end of time.
+        assert_eq!(Timestamp::from_ms(u64::MAX), Timestamp::from_ms(u64::MAX - 1));
+        assert_eq!(Timestamp::from_ms(5).ms_since(Timestamp::from_ms(u64::MAX)), 0);
+        assert_eq!(size_of::<Option<Timestamp>>(), 8);
+    }
 
     #[test]
     fn times_are_written_in_utc() {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,9 @@ pub mod message;
 pub mod random;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Network, Record, Refused, ServiceView, View, Zone, ZoneDefaults, Zones, rdata};
+use reveille_core::answer::{
+    Network, Record, Refused, ServiceView, View, WakeTime, Zone, ZoneDefaults, Zones, rdata,
+};
 use reveille_core::model::{AnswerPolicy, DomainName, Phase, Rung, Timestamp, VmState};
 use reveille_dns::{DnsConfig, DnsServer, WakeAsk};
 use tokio::runtime::Runtime;
@@ -31,10 +34,9 @@ pub fn name(text: &str) -> DomainName {
 pub fn service(text: &str, last_octet: u8) -> ServiceView {
     ServiceView {
         hold_ms_max: 800,
-        version: Some(7),
+        version: NonZero::new(7),
         hibernated_at: Some(Timestamp::from_ms(1_799_999_000_000)),
-        wake_ms_p50: Some(186),
-        wake_ms_p95: Some(240),
+        wake: Some(WakeTime { ms_p50: 186, ms_p95: 240 }),
         ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet))
     }
 }

@@ -1,10 +1,11 @@
 //! What the fleet's rows mean to the outside: the view that DNS answers from, and the relay's gates.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Refused, ServiceView, View, ZoneEdit};
+use reveille_core::answer::{Refused, ServiceView, View, WakeTime, ZoneEdit};
 use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
 use reveille_dns::observe::Counters;
@@ -337,10 +338,12 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
         holds_until,
         counter,
         refused,
-        version: instance.version.as_ref().map(|version| version.number),
+        version: instance.version.as_ref().and_then(|version| NonZero::new(version.number)),
         hibernated_at: instance.hibernated_at,
-        wake_ms_p50: wakes.percentile_ms(50),
-        wake_ms_p95: wakes.percentile_ms(95),
+        wake: wakes
+            .percentile_ms(50)
+            .zip(wakes.percentile_ms(95))
+            .map(|(ms_p50, ms_p95)| WakeTime { ms_p50, ms_p95 }),
         resources: service.spec.resources,
         instance: instance.id,
     }
