@@ -1,6 +1,7 @@
 //! What is served to the targets: the static zones of the comparison with Knot, and services in every state.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::sync::{Arc, LazyLock};
 
 use reveille_core::answer::{Refused, ServiceView, View, Zone, ZoneDefaults, Zones};
@@ -79,5 +80,5 @@ fn name(text: &str) -> DomainName {
 }
 
 fn service(text: &str, last_octet: u8) -> ServiceView {
-    ServiceView { version: Some(7), ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet)) }
+    ServiceView { version: NonZero::new(7), ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet)) }
 }
