@@ -80,5 +80,8 @@ fn name(text: &str) -> DomainName {
 }
 
 fn service(text: &str, last_octet: u8) -> ServiceView {
-    ServiceView { version: NonZero::new(7), ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet)) }
+    ServiceView {
+        version: NonZero::new(7),
+        ..ServiceView::asleep(name(text), Ipv4Addr::new(127, 64, 0, last_octet))
+    }
 }
