@@ -425,7 +425,7 @@ fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String 
     let asked = match listen.ip() {
         IpAddr::V4(own) if own.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(own) if own.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        own => own,
+        own @ (IpAddr::V4(_) | IpAddr::V6(_)) => own,
     };
     text += &format!("    dig +short @{asked} -p {} {}\n", listen.port(), spec.name);
     if let Some(port) = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp) {
