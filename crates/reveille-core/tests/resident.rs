@@ -1,4 +1,4 @@
-//! What a sleeping service takes of memory in the view (issue 3: at most 400 bytes).
+//! What a sleeping service takes of memory in the view: 400 bytes would be too many, 261 are known to do.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(unsafe_code, reason = "counting bytes takes an allocator of one's own")]
 
@@ -75,5 +75,5 @@ fn a_sleeping_service_is_small() {
     let bytes = (ALLOCATED.load(Relaxed) - before) / usize::try_from(SERVICES).unwrap();
     let table = view.names().heap_bytes() / view.names().len();
     println!("{bytes} bytes a service, {table} of them in the table; {}", size_of::<ServiceView>());
-    assert!(bytes <= 400, "{bytes}");
+    assert!(bytes <= 270, "{bytes}");
 }
