@@ -30,6 +30,9 @@ pub struct Problem {
     /// Every fault of what was given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<SpecFault>,
+    /// Every fault of the files that were read, as sentences with their places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
     /// The services that an ambiguous name could mean.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<DomainName>,
@@ -47,6 +50,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             faults: Vec::new(),
+            reasons: Vec::new(),
             candidates: Vec::new(),
             retry_ms: None,
         }
@@ -113,6 +117,10 @@ impl From<ControlError> for Problem {
             ControlError::Busy { .. } => Self::new(conflict, "busy", "Busy", detail),
             ControlError::Refused { .. } => Self::new(conflict, "refused", "Not in this state", detail),
             ControlError::Invalid { faults } => Self::invalid(faults),
+            ControlError::NotReloaded { reasons } => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self { reasons, ..Self::new(status, "not-reloaded", "The files have faults", detail) }
+            }
             ControlError::GaveUp { retry_ms, .. } => {
                 let problem = Self::new(unavailable, "gave-up", "Cannot be woken for now", detail);
                 Self { retry_ms: Some(retry_ms), ..problem }

@@ -22,7 +22,7 @@ use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::tally::{Counts, Tally};
 use crate::tls::{ALPN_DOT, ALPN_H2, ALPN_HTTP1, Certificate, Handshakes};
-use crate::transfer::{ZoneNotify, start_notifying};
+use crate::transfer::{NotifyList, ZoneNotify, keep_notifying, start_notifying};
 use crate::tsig::Keyring;
 use crate::udp::Worker;
 use crate::update::{UpdateAsk, UpdateDoor};
@@ -95,6 +95,7 @@ pub struct DnsServer {
     threads: Vec<JoinHandle<()>>,
     listeners: JoinSet<()>,
     hold: HoldRoom,
+    notify: NotifyList,
     /// Of TCP, TLS and HTTPS.
     streams: Arc<Common>,
 }
@@ -147,6 +148,7 @@ impl DnsServer {
             threads: Vec::new(),
             listeners: JoinSet::new(),
             hold,
+            notify: NotifyList::new(&config.notify),
             streams: Arc::new(streams),
         };
         let connections = server.connections(Speech::Dns);
@@ -160,9 +162,8 @@ impl DnsServer {
         }
         let notifiers = start_notifying(&config.notify, &server.addresses, &server.hold)
             .map_err(BindError::NoNotifier)?;
-        for notifier in notifiers {
-            server.listeners.spawn(notifier.run());
-        }
+        let (list, own, room) = (server.notify.clone(), server.addresses.clone(), server.hold.clone());
+        server.listeners.spawn(keep_notifying(notifiers, list, own, room));
         Ok(server)
     }
 
@@ -232,6 +233,16 @@ impl DnsServer {
     /// How often each name was asked for. There is room for as many counters as the first view has names.
     pub fn counters(&self) -> Counters {
         Counters::of(self.counts.clone())
+    }
+
+    /// Who is told of new serials, to be changed while the server runs.
+    pub fn notify_list(&self) -> NotifyList {
+        self.notify.clone()
+    }
+
+    /// The keys, to be changed while the server runs.
+    pub fn keys(&self) -> Keyring {
+        self.hold.keys.clone()
     }
 
     /// What was observed, one ring a thread and one for all connections; once.

@@ -75,7 +75,7 @@ fn another_implementation_and_ours_believe_each_other() {
         let ours = ring();
         let key = ours.key(&format!("{algorithm}.key.test").parse().unwrap()).unwrap();
         let mut packet = question().finish();
-        let mut exchange = ours.sign_request(key, &mut packet);
+        let mut exchange = ours.sign_request(&key, &mut packet);
         let mut request = Message::from_octets(packet).unwrap();
         let theirs = std::collections::HashMap::from([(
             (their_key(algorithm, SECRET).name().clone(), algorithm.word().parse().unwrap()),
@@ -117,7 +117,7 @@ fn each_message_of_many_is_signed_in_the_light_of_the_one_before() {
     // A message that was left out is noticed.
     let our_key = keys.key(&"hmac-sha256.key.test".parse().unwrap()).unwrap();
     let mut packet = question().finish();
-    let mut exchange = keys.sign_request(our_key, &mut packet);
+    let mut exchange = keys.sign_request(&our_key, &mut packet);
     let signature = Signature::find(&packet).unwrap().unwrap();
     let mut swapped = keys.verify(&packet, &signature).unwrap();
     let answers: Vec<Vec<u8>> = std::iter::repeat_with(|| {
@@ -156,7 +156,7 @@ fn clocks_that_differ_are_told_by_how_much_with_a_signature() {
         Keyring::with_clock([key("hmac-sha256.key.test", Algorithm::HmacSha256, SECRET)], || NOW_S + 301);
     let own = ahead.key(&"hmac-sha256.key.test".parse().unwrap()).unwrap();
     let mut packet = question().finish();
-    let mut exchange = ahead.sign_request(own, &mut packet);
+    let mut exchange = ahead.sign_request(&own, &mut packet);
     let (rcode, message) = answer(&keys, &packet);
     assert_eq!(rcode, Some(Rcode::NotAuth));
     let (error, mac, other) = error_of(&message);
