@@ -19,7 +19,9 @@ use crate::control::{Connections, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
 use crate::routes::{REQUEST_MS_MAX, WAIT_MS_MAX};
-use crate::types::{HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport};
+use crate::types::{
+    HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+};
 
 /// Largest answer that is read.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
@@ -33,7 +34,8 @@ use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
 };
 use crate::encrypted;
-use crate::zones::{file_faults, first_view, keyring, zones};
+use crate::reload::{Announced, Live, Reloader};
+use crate::zones::{Files, first_view, read_files};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
 const GATE_LOOK_EVERY: Duration = Duration::from_secs(300);
@@ -46,13 +48,13 @@ const ASKS_MAX: usize = 4_096;
 /// What cannot be set up, and what to do about it.
 pub fn serve(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let faults = file_faults(&config);
-    if !faults.is_empty() {
-        bail!("the files that the config names have faults:\n  {}", faults.join("\n  "));
-    }
+    let files = match read_files(&config) {
+        Ok(files) => files,
+        Err(faults) => bail!("the files that the config names have faults:\n  {}", faults.join("\n  ")),
+    };
     log_to_stderr();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(config))
+    runtime.block_on(run(path, config, files))
 }
 
 fn log_to_stderr() {
@@ -68,13 +70,17 @@ fn log_to_stderr() {
         .init();
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let daemon = start(&config).await?;
+async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
+    // From here on it does not end the process.
+    let hangup = signal(SignalKind::hangup())?;
+    let daemon = start(path, &config, files).await?;
+    let reloading = tokio::spawn(daemon.reloader.clone().at_each(hangup));
     let mut out = std::io::stdout();
     // Nobody may be reading any more; that is no reason not to serve.
     let _ = out.write_all(ready_lines(&config, &daemon.services).as_bytes());
     let _ = out.flush();
     told_to_stop().await?;
+    reloading.abort();
     tracing::info!("stopping; once more ends at once and leaves what runs to the next start");
     tokio::select! {
         () = daemon.stop() => Ok(()),
@@ -85,11 +91,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
 async fn told_to_stop() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
     }
     Ok(())
 }
@@ -103,10 +107,11 @@ struct Daemon {
     stop_api: watch::Sender<bool>,
     api: tokio::task::JoinHandle<()>,
     keys: tokio::task::JoinHandle<()>,
+    reloader: Reloader,
     /// External primaries; left alone when the daemon stops.
     _published: Vec<PublishTask>,
     /// Looks at the files of the certificate; ended with the daemon.
-    _certificate: Option<tokio::task::JoinSet<()>>,
+    _certificate: Option<encrypted::Watched>,
     /// Removed with the daemon.
     _token: TokenFile,
 }
@@ -179,7 +184,7 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
     Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
-async fn start(config: &Config) -> anyhow::Result<Daemon> {
+async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let Host { store, images, driver, found, book, services, kept } = take_stock(config, clock).await?;
 
@@ -187,8 +192,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
-    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
-    let (updates, zones) = take_up_updates(zones, &config.zone, static_sets, &services);
+    let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
+    let (updates, zones) = take_up_updates(files.zones, &config.zone, static_sets, &names);
     let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
@@ -197,11 +202,12 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
-    let keys = keyring(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
+    let keys = files.keys;
     let now: reveille_dns::Clock = Arc::new(move || clock.now());
     let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
     publisher.publish_to(&published);
-    let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
+    let gate = gate(config, &view.load(), clock)?;
+    let dns_config = dns_config(config, Arc::clone(&gate), keys.clone(), update_sender);
     let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     let certificate = encrypted::listen(config, &mut dns)?;
     publisher.count_with(dns.counters());
@@ -210,13 +216,26 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
+    let announced = Arc::new(ArcSwap::from_pointee(Announced {
+        about: about(config, &*driver, clock),
+        policy: config.policy,
+    }));
+    let live = Live {
+        keys,
+        gate,
+        notify: dns.notify_list(),
+        signing: Arc::clone(&signing),
+        certificate: certificate.as_ref().map(|watched| Arc::clone(&watched.certificate)),
+        announced: Arc::clone(&announced),
+    };
+    let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
         generation: generations,
         news: news.clone(),
-        about: about(config, &*driver, clock),
-        policy: config.policy,
+        announced,
+        reloader: reloader.clone(),
     };
     let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
     for (id, step) in found.steps {
@@ -241,7 +260,19 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
     let keys = crate::keys::keep(signing, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _certificate, _token })
+    Ok(Daemon {
+        services,
+        dns,
+        inbox,
+        control,
+        stop_api,
+        api,
+        keys,
+        reloader,
+        _published,
+        _certificate,
+        _token,
+    })
 }
 
 async fn serve_api(
@@ -347,20 +378,19 @@ pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
 
 fn dns_config(
     config: &Config,
-    view: &View,
+    gate: Arc<Gate>,
     keys: Keyring,
     updates: mpsc::Sender<UpdateAsk>,
-    clock: Clock,
-) -> anyhow::Result<DnsConfig> {
-    let takes_updates = config.zone.iter().any(|zone| !zone.update.is_empty());
-    Ok(DnsConfig {
+) -> DnsConfig {
+    DnsConfig {
         listen: config.dns.listen.clone(),
-        gate: Some(gate(config, view, clock)?),
+        gate: Some(gate),
         keys,
         notify: config::notify(config),
-        updates: takes_updates.then_some(updates),
+        // Zones that take updates may come with a reload.
+        updates: Some(updates),
         ..dns_threads(config.dns.udp_threads)
-    })
+    }
 }
 
 fn dns_threads(threads: usize) -> DnsConfig {

@@ -16,7 +16,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
+    WhyReport,
 };
 use reveille_api::{
     Access, Anonymous, Connections, Control, ControlError, Scope, Time, Token, TokenGrant, Wait,

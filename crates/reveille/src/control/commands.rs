@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, HostSummary, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
+    WhyReport,
 };
 use reveille_api::{Connections, ControlError, Event as News, Time, Wait};
 use reveille_core::answer::{Clash, clashes};
@@ -18,6 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
 use super::run::Control;
+use crate::reload::{Announced, Prepared, Reloader};
 
 /// Longest time that a request with `wait` is kept open.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -41,6 +44,8 @@ pub enum Command {
     Sleep(DomainName, SleepAsked, Reply<VerbReply>),
     /// Counts.
     Host(oneshot::Sender<Counts>),
+    /// Takes a config over that was read again.
+    Reload(Box<Prepared>, Reply<ReloadReport>),
     /// Ends the loop when nothing is half done, as `daemon.on_stop` says.
     Stop(oneshot::Sender<()>),
 }
@@ -131,6 +136,7 @@ impl Control {
             Command::Host(reply) => {
                 let _ = reply.send(self.counts());
             }
+            Command::Reload(prepared, reply) => self.reloading = Some((prepared, reply)),
             // Only reached while a stop is under way already.
             Command::Stop(_) => {}
         }
@@ -336,10 +342,10 @@ pub struct Remote {
     pub generation: watch::Receiver<u64>,
     /// What happens.
     pub news: broadcast::Sender<News>,
-    /// What does not change while the daemon runs.
-    pub about: HostSummary,
-    /// The policy of services that do not say otherwise.
-    pub policy: Policy,
+    /// What is told without the loop.
+    pub announced: Arc<ArcSwap<Announced>>,
+    /// Reads the config again.
+    pub reloader: Reloader,
 }
 
 impl Remote {
@@ -483,13 +489,23 @@ impl reveille_api::Control for Remote {
         Ok(stored.iter().map(|stored| Wake::of(stored.seq, &stored.entry)).collect())
     }
 
+    async fn reload(&self) -> Result<ReloadReport, ControlError> {
+        self.reloader.reload().await
+    }
+
     async fn host(&self) -> Result<HostSummary, ControlError> {
         let Counts { services, starts_running, starts_max, generation } = self.ask(Command::Host).await?;
-        Ok(HostSummary { services, starts_running, starts_max, generation, ..self.about.clone() })
+        Ok(HostSummary {
+            services,
+            starts_running,
+            starts_max,
+            generation,
+            ..self.announced.load().about.clone()
+        })
     }
 
     fn default_policy(&self) -> Policy {
-        self.policy
+        self.announced.load().policy
     }
 
     fn readiness(&self) -> Result<(), String> {

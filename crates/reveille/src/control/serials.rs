@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
-use reveille_core::answer::{Zone, is_newer_serial, serial_after};
+use reveille_core::answer::{Zone, Zones, is_newer_serial, serial_after};
 use reveille_core::model::DomainName;
 use reveille_store::{Change, Store, WriteError};
 
@@ -25,6 +25,17 @@ const STEP: u32 = 1_000;
 pub struct Serials {
     store: Arc<Store>,
     zones: BTreeMap<DomainName, Arc<Ceiling>>,
+    /// Of zones that are not served now.
+    left: BTreeMap<DomainName, u32>,
+}
+
+/// Zones that are to take the place of others, and what has to be durable before they may.
+pub struct PlannedSerials {
+    /// The zones; those that were not served have their first serial.
+    pub zones: Vec<Zone>,
+    /// To be written before [`Serials::take`].
+    pub changes: Vec<Change>,
+    ceilings: BTreeMap<DomainName, Arc<Ceiling>>,
 }
 
 /// One zone's.
@@ -56,11 +67,54 @@ impl Serials {
         let put =
             |(apex, &ceiling): (&DomainName, &u32)| Change::PutSerialCeiling { apex: apex.clone(), ceiling };
         store.write(risen.iter().map(put).collect()).await?;
-        let ceiling = |(apex, serial)| {
-            let ceiling = Ceiling { serial: AtomicU32::new(serial), rising: AtomicBool::new(false) };
-            (apex, Arc::new(ceiling))
+        let left = last.iter().filter(|(apex, _)| !risen.contains_key(*apex));
+        let left = left.map(|(apex, &ceiling)| (apex.clone(), ceiling)).collect();
+        let ceilings = risen.into_iter().map(|(apex, serial)| (apex, Ceiling::at(serial)));
+        Ok((Self { store, zones: ceilings.collect(), left }, zones))
+    }
+
+    /// What is needed for these zones to take the place of those that are served.
+    pub fn plan(&self, served: &Zones, zones: Vec<Zone>) -> PlannedSerials {
+        let mut planned = PlannedSerials {
+            zones: Vec::with_capacity(zones.len()),
+            changes: Vec::new(),
+            ceilings: BTreeMap::new(),
         };
-        Ok((Self { store, zones: risen.into_iter().map(ceiling).collect() }, zones))
+        for zone in zones {
+            let apex = zone.apex().clone();
+            let known = served.with_apex(&apex).zip(self.zones.get(&apex));
+            let (zone, serial) = match known {
+                Some((before, _)) => {
+                    let serial = zone.serial_in_place_of(before);
+                    (zone, serial)
+                }
+                None => {
+                    let serial = first_serial(zone.serial(), self.left.get(&apex).copied());
+                    (zone.with_serial(serial), serial)
+                }
+            };
+            planned.zones.push(zone);
+            let enough = known.filter(|(_, ceiling)| {
+                is_newer_serial(ceiling.serial.load(Acquire), serial.wrapping_add(STEP / 2))
+            });
+            if let Some((_, ceiling)) = enough {
+                planned.ceilings.insert(apex, Arc::clone(ceiling));
+                continue;
+            }
+            let ceiling = serial.wrapping_add(STEP);
+            planned.changes.push(Change::PutSerialCeiling { apex: apex.clone(), ceiling });
+            planned.ceilings.insert(apex, Ceiling::at(ceiling));
+        }
+        planned
+    }
+
+    /// Goes by what was planned, now that it is durable. Gives the zones that are to be published.
+    pub fn take(&mut self, planned: PlannedSerials) -> Vec<Zone> {
+        let before = std::mem::replace(&mut self.zones, planned.ceilings);
+        self.left.retain(|apex, _| !self.zones.contains_key(apex));
+        let gone = before.into_iter().filter(|(apex, _)| !self.zones.contains_key(apex));
+        self.left.extend(gone.map(|(apex, ceiling)| (apex, ceiling.serial.load(Acquire))));
+        planned.zones
     }
 
     /// Whether the zone may be published with the serial after its own. If not, it may soon: a higher ceiling is
@@ -87,6 +141,12 @@ impl Serials {
             }
             ceiling.rising.store(false, Release);
         });
+    }
+}
+
+impl Ceiling {
+    fn at(serial: u32) -> Arc<Self> {
+        Arc::new(Self { serial: AtomicU32::new(serial), rising: AtomicBool::new(false) })
     }
 }
 
