@@ -22,13 +22,13 @@ use reveille_core::model::Policy;
 use reveille_dns::limit::Gate;
 use reveille_dns::sign::Signing;
 use reveille_dns::tsig::Keyring;
-use reveille_dns::{Certificate, CertificateSource, NotifyList};
+use reveille_dns::{Certificate, CertificateSource, DnsServer, NotifyList};
 use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::config::{Config, ConfigError};
 use crate::control::{Command, Message};
-use crate::encrypted;
+use crate::encrypted::{self, Watched};
 use crate::zones::{Files, read_files};
 
 /// What the parts of a running daemon share with a reload.
@@ -44,7 +44,22 @@ pub struct Live {
     /// What TLS clients are shown.
     pub certificate: Option<Arc<Certificate>>,
     /// What the API tells.
-    pub announced: Arc<ArcSwap<Announced>>,
+    pub announced: ArcSwap<Announced>,
+}
+
+impl Live {
+    /// What these parts share.
+    pub fn of(
+        dns: &DnsServer,
+        gate: Arc<Gate>,
+        signing: Arc<Signing>,
+        certificate: Option<&Watched>,
+        announced: Announced,
+    ) -> Self {
+        let certificate = certificate.map(|watched| Arc::clone(&watched.certificate));
+        let announced = ArcSwap::from_pointee(announced);
+        Self { keys: dns.keys(), gate, notify: dns.notify_list(), signing, certificate, announced }
+    }
 }
 
 /// What the API tells without asking the control loop.
@@ -98,6 +113,11 @@ impl Reloader {
     pub fn new(path: &Path, running: Config, inbox: mpsc::Sender<Message>, live: Live) -> Self {
         let (path, running, live) = (path.to_owned(), Mutex::new(running), Arc::new(live));
         Self(Arc::new(Inner { path, running, inbox, live }))
+    }
+
+    /// What the API tells of the config in force.
+    pub fn announced(&self) -> Arc<Announced> {
+        self.0.live.announced.load_full()
     }
 
     /// Reads everything again and takes over what can be. Goes on to its end if nobody waits for it any more.

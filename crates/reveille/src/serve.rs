@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwap;
 use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
@@ -104,8 +103,7 @@ struct Daemon {
     dns: DnsServer,
     inbox: mpsc::Sender<crate::control::Message>,
     control: tokio::task::JoinHandle<()>,
-    stop_api: watch::Sender<bool>,
-    api: tokio::task::JoinHandle<()>,
+    api: ApiTask,
     keys: tokio::task::JoinHandle<()>,
     reloader: Reloader,
     /// External primaries; left alone when the daemon stops.
@@ -120,7 +118,7 @@ impl Daemon {
     async fn stop(self) {
         // First no new clients by name or by API, then the instances; the relay holds who comes in between.
         self.dns.shutdown().await;
-        self.stop_api.send_replace(true);
+        self.api.stop.send_replace(true);
         // A step that is being written is durable or as if it had not been begun.
         self.keys.abort();
         let (message, done) = crate::control::stop();
@@ -128,7 +126,7 @@ impl Daemon {
             let _ = done.await;
         }
         let _ = self.control.await;
-        let _ = self.api.await;
+        let _ = self.api.task.await;
     }
 }
 
@@ -202,12 +200,12 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
-    let keys = files.keys;
     let now: reveille_dns::Clock = Arc::new(move || clock.now());
-    let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
+    let published =
+        outbound::start(config::publications(config), &files.keys, notes, &view.load(), &store, &now);
     publisher.publish_to(&published);
     let gate = gate(config, &view.load(), clock)?;
-    let dns_config = dns_config(config, Arc::clone(&gate), keys.clone(), update_sender);
+    let dns_config = dns_config(config, Arc::clone(&gate), files.keys, update_sender);
     let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
     let certificate = encrypted::listen(config, &mut dns)?;
     publisher.count_with(dns.counters());
@@ -216,25 +214,14 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let announced = Arc::new(ArcSwap::from_pointee(Announced {
-        about: about(config, &*driver, clock),
-        policy: config.policy,
-    }));
-    let live = Live {
-        keys,
-        gate,
-        notify: dns.notify_list(),
-        signing: Arc::clone(&signing),
-        certificate: certificate.as_ref().map(|watched| Arc::clone(&watched.certificate)),
-        announced: Arc::clone(&announced),
-    };
+    let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
+    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
         generation: generations,
         news: news.clone(),
-        announced,
         reloader: reloader.clone(),
     };
     let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
@@ -256,35 +243,27 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     });
     let inputs = Inputs { asks, relay: relay_events, updates: update_asks, inbox: inbox_end };
     let control = tokio::spawn(control.run(inputs));
-    let (stop_api, stopped) = watch::channel(false);
-    let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
+    let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon {
-        services,
-        dns,
-        inbox,
-        control,
-        stop_api,
-        api,
-        keys,
-        reloader,
-        _published,
-        _certificate,
-        _token,
-    })
+    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
 }
 
-async fn serve_api(
-    listener: tokio::net::TcpListener,
-    remote: Arc<Remote>,
-    access: Arc<Access>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let stop = async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    reveille_api::serve(listener, remote, access, stop).await;
+/// The API's server.
+struct ApiTask {
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ApiTask {
+    fn start(listener: tokio::net::TcpListener, remote: Arc<Remote>, access: Arc<Access>) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let end = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let task = tokio::spawn(reveille_api::serve(listener, remote, access, end));
+        Self { stop, task }
+    }
 }
 
 async fn bind_services(

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use reveille_api::types::{
     DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
@@ -20,7 +19,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
 use super::run::Control;
-use crate::reload::{Announced, Prepared, Reloader};
+use crate::reload::{Prepared, Reloader};
 
 /// Longest time that a request with `wait` is kept open.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -342,8 +341,6 @@ pub struct Remote {
     pub generation: watch::Receiver<u64>,
     /// What happens.
     pub news: broadcast::Sender<News>,
-    /// What is told without the loop.
-    pub announced: Arc<ArcSwap<Announced>>,
     /// Reads the config again.
     pub reloader: Reloader,
 }
@@ -500,12 +497,12 @@ impl reveille_api::Control for Remote {
             starts_running,
             starts_max,
             generation,
-            ..self.announced.load().about.clone()
+            ..self.reloader.announced().about.clone()
         })
     }
 
     fn default_policy(&self) -> Policy {
-        self.announced.load().policy
+        self.reloader.announced().policy
     }
 
     fn readiness(&self) -> Result<(), String> {
