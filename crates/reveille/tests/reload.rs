@@ -115,11 +115,10 @@ fn a_fault_changes_nothing_and_every_fault_is_told_with_its_place() {
     );
     // A service that cannot be listened for takes everything back with it.
     let taken = place.some_pool_address();
-    let _listener =
-        std::net::TcpListener::bind((taken, 80)).or_else(|_| std::net::TcpListener::bind((taken, 8080)));
-    let port = _listener.as_ref().unwrap().local_addr().unwrap().port();
+    let listener = std::net::TcpListener::bind((taken, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
     place.config(&format!(
-        "[[zone]]\nname = \"vm.test\"\n{}[[service]]\nname = \"t.vm.test\"\nimage = \"none\"\nports = [\"tcp/{port}\"]\naddress = \"{taken}\"\n",
+        "[[zone]]\nname = \"vm.test\"\n[[zone]]\nname = \"still.test\"\ndnssec = \"on\"\n{}[[service]]\nname = \"t.vm.test\"\nimage = \"none\"\nports = [\"tcp/{port}\"]\naddress = \"{taken}\"\n",
         service(7),
     ));
     let told = place.reload().unwrap_err();
@@ -127,11 +126,14 @@ fn a_fault_changes_nothing_and_every_fault_is_told_with_its_place() {
     assert_eq!(place.dig(&["s7.vm.test", "A"]), [""; 0]);
     assert_eq!(place.dig(&["vm.test", "SOA"]), before);
     assert_eq!(place.dig(&["moving.vm.test", "A"]), ["192.0.2.1"]);
-    drop(_listener);
+    let ledger = place.path("state/keys/still.test/state.toml");
+    assert!(!std::path::Path::new(&ledger).exists(), "keys of a zone that was never signed");
+    drop(listener);
     // And what was taken back can be had.
     place.reload().unwrap();
     assert_eq!(place.dig(&["s7.vm.test", "A"]).len(), 1);
     assert_eq!(place.dig(&["t.vm.test", "A"]), [taken.to_string()]);
+    assert!(place.dig_all(&["+dnssec", "still.test", "SOA"]).contains("RRSIG"));
 }
 
 /// Settings of a zone that a secondary has and that clients update.
@@ -192,9 +194,12 @@ fn a_secondary_follows_by_differences_and_no_serial_comes_twice() {
         (last, steps) = (own.0, steps + 1);
         if round == 5 {
             // Killed right after a reload: the next life begins above, and the secondary has it in full once.
-            place.zone_file("vm.test.zone", "vm.test", &format!("{text}killed TXT \"x\"\n"));
+            // A serial in the file that is newer is taken over, and must not come again for what is to come.
+            let text = format!("{text}killed TXT \"x\"\n");
+            place.zone_file_at(5_000_000, "vm.test.zone", "vm.test", &text);
             place.reload().unwrap();
             let own = place.transfer(place.dns).unwrap();
+            assert_eq!(own.0, 5_000_000);
             daemon.kill();
             daemon = place.daemon();
             let next = place.transfer(place.dns).unwrap();

@@ -255,3 +255,15 @@ fn key_files_have_a_secret_or_statements_and_are_private() {
     let weak = format!("key xfr.test {{ algorithm hmac-md5; secret \"{secret}\"; }};");
     assert!(refused(0o600, &weak, None).contains("`hmac-md5` is not taken"));
 }
+
+#[test]
+fn who_shares_the_keys_has_those_that_take_their_place() {
+    let (keys, shared) = (ring(), ring());
+    let clone = keys.clone();
+    let name = "hmac-sha256.key.test".parse().unwrap();
+    let old = clone.key(&name).unwrap();
+    assert!(old.is_same(&shared.key(&name).unwrap()));
+    keys.exchange(&Keyring::new([key("hmac-sha256.key.test", Algorithm::HmacSha256, &[7; 32])]));
+    assert!(!clone.key(&name).unwrap().is_same(&old));
+    assert!(clone.key(&"hmac-sha512.key.test".parse().unwrap()).is_none());
+}

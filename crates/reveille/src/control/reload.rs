@@ -49,12 +49,18 @@ impl Control {
     pub(super) async fn reload(&mut self, (prepared, reply): ReloadAsk) {
         let result = match self.make_ready(&prepared).await {
             Ok(ready) => Ok(self.take_over(*prepared, ready).await),
-            Err(reasons) => Err(ControlError::NotReloaded { reasons }),
+            Err(reasons) => {
+                // Of keys that were opened in vain.
+                for error in stop_signing(&prepared.wanted, &prepared.before, &prepared.live).await {
+                    tracing::error!(error, "keys of a zone that stays unsigned");
+                }
+                Err(ControlError::NotReloaded { reasons })
+            }
         };
         let _ = reply.send(result);
     }
 
-    /// Everything that can fail. After a fault nothing is left of it but keys that nobody uses.
+    /// Everything that can fail. After a fault nothing is left of it but keys that were opened.
     async fn make_ready(&mut self, prepared: &Prepared) -> Result<Ready, Vec<String>> {
         let Prepared { before, wanted, files, live, .. } = prepared;
         let plan = self.plan_services(before, wanted)?;
@@ -79,7 +85,7 @@ impl Control {
 
     /// Opens the keys of zones that are signed from now on, and looks whether others may be served unsigned.
     async fn open_keys(&self, prepared: &Prepared, zones: Vec<Zone>) -> Result<Vec<Zone>, Vec<String>> {
-        let signed: BTreeSet<DomainName> = signed(&prepared.wanted).cloned().collect();
+        let wanted: BTreeSet<DomainName> = signed(&prepared.wanted).cloned().collect();
         let served = self.publisher.zones();
         let (live, state_dir) = (Arc::clone(&prepared.live), prepared.wanted.daemon.state_dir.clone());
         let now = self.clock.now().min(Clock::wall());
@@ -88,7 +94,7 @@ impl Control {
             for zone in &zones {
                 let apex = zone.apex();
                 let is_signed = live.signing.is_signed(apex);
-                let result = match signed.contains(apex) {
+                let result = match wanted.contains(apex) {
                     true if !is_signed => live.signing.add(zone, now),
                     false if is_signed || served.find(apex).is_none() => {
                         Signing::may_leave_unsigned(&state_dir, apex)
@@ -97,20 +103,11 @@ impl Control {
                 };
                 faults.extend(result.err().map(|error| error.to_string()));
             }
-            if faults.is_empty() {
-                return Ok(zones);
-            }
-            // Keys that were opened in vain.
-            for zone in zones.iter().filter(|zone| signed.contains(zone.apex())) {
-                if served.with_apex(zone.apex()).is_none_or(|before| before.signer().is_none()) {
-                    live.signing.remove(zone.apex());
-                }
-            }
-            Err(faults)
+            if faults.is_empty() { Ok(zones) } else { Err(faults) }
         });
         let zones: Vec<Zone> = opening.await.map_err(sentence)??;
         let signing = &prepared.live.signing;
-        let is_signed = |zone: &Zone| self_signed(&prepared.wanted, zone.apex());
+        let is_signed = |zone: &Zone| signed(&prepared.wanted).any(|name| name == zone.apex());
         Ok(zones.into_iter().map(|zone| if is_signed(&zone) { signing.sign(zone) } else { zone }).collect())
     }
 
@@ -174,10 +171,6 @@ fn change(key: &str, what: impl Into<String>) -> ReloadChange {
 
 fn signed(config: &Config) -> impl Iterator<Item = &DomainName> {
     config.zone.iter().filter(|zone| zone.dnssec == Dnssec::On).map(|zone| &zone.name)
-}
-
-fn self_signed(config: &Config, apex: &DomainName) -> bool {
-    signed(config).any(|name| name == apex)
 }
 
 /// Ends the signing of zones that go or are unsigned from now on; gives what went wrong.

@@ -231,6 +231,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_zone_that_comes_back_begins_above_what_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, loaded) = Store::open(dir.path()).unwrap();
+        let store = Arc::new(store);
+        let (mut serials, zones) =
+            Serials::begin(Arc::clone(&store), &loaded.serial_ceilings, vec![zone(1)]).await.unwrap();
+        let served = Zones::new(zones.into_iter().map(Arc::new));
+        // Goes on without a write while there is room, and with one where the file has a serial far ahead.
+        let same = serials.plan(&served, vec![zone(1)]);
+        assert_eq!((same.zones[0].serial(), same.changes.len()), (1, 0));
+        let ahead = serials.plan(&served, vec![zone(50_000)]);
+        assert!(matches!(&ahead.changes[..], [Change::PutSerialCeiling { ceiling: 51_000, .. }]));
+        serials.take(ahead);
+        serials.take(serials.plan(&served, vec![]));
+        let back = serials.plan(&Zones::default(), vec![zone(1)]);
+        assert_eq!(back.zones[0].serial(), 51_001);
+        // After a kill too, whether the zone was served then or not.
+        drop(serials);
+        let last = BTreeMap::from([(zone(1).apex().clone(), 51_000)]);
+        let (serials, _) = Serials::begin(store, &last, vec![]).await.unwrap();
+        assert_eq!(serials.plan(&Zones::default(), vec![zone(1)]).zones[0].serial(), 51_001);
+    }
+
+    #[tokio::test]
     async fn without_a_disk_the_serials_end() {
         let dir = tempfile::tempdir().unwrap();
         let (store, loaded) = Store::open(dir.path()).unwrap();

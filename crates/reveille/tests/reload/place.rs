@@ -104,7 +104,12 @@ impl Place {
 
     /// The records begin in line 6.
     pub fn zone_file(&self, name: &str, apex: &str, records: &str) {
-        let soa = "@ SOA ns1 hostmaster 1 3600 600 604800 30";
+        self.zone_file_at(1, name, apex, records);
+    }
+
+    /// The same with a serial.
+    pub fn zone_file_at(&self, serial: u32, name: &str, apex: &str, records: &str) {
+        let soa = format!("@ SOA ns1 hostmaster {serial} 3600 600 604800 30");
         let head = format!("$ORIGIN {apex}.\n$TTL 60\n{soa}\n@ NS ns1\nns1 A 127.0.0.1\n");
         self.write(name, &(head + records));
     }
