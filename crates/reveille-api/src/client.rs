@@ -15,12 +15,13 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use crate::access::Token;
-use crate::control::{Connections, Wait};
+use crate::control::{Connections, RolloverStep, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
 use crate::routes::{REQUEST_MS_MAX, WAIT_MS_MAX};
 use crate::types::{
-    HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    DnsReport, HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
 };
 
 /// Largest answer that is read.
@@ -154,16 +155,7 @@ impl Client {
     /// # Errors
     /// As every call here: see [`ClientError`].
     pub async fn services(&self) -> Result<Vec<ServiceSummary>, ClientError> {
-        let mut all = Vec::new();
-        let mut path = "/v1/services?limit=500".to_owned();
-        loop {
-            let page: Page<ServiceSummary> = self.call(Method::GET, &path, None, REQUEST_MS_MAX).await?;
-            all.extend(page.items);
-            match page.next_cursor {
-                Some(cursor) => path = format!("/v1/services?limit=500&cursor={}", escaped(&cursor)),
-                None => return Ok(all),
-            }
-        }
+        self.all("/v1/services").await
     }
 
     /// One service.
@@ -264,6 +256,41 @@ impl Client {
         self.call(Method::GET, "/v1/host", None, REQUEST_MS_MAX).await
     }
 
+    /// What the query room has counted and seen.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn dns(&self) -> Result<DnsReport, ClientError> {
+        self.call(Method::GET, "/v1/dns", None, REQUEST_MS_MAX).await
+    }
+
+    /// All zones, page by page.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn zones(&self) -> Result<Vec<ZoneSummary>, ClientError> {
+        self.all("/v1/zones").await
+    }
+
+    /// The keys of a signed zone.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn zone_keys(&self, zone: &DomainName) -> Result<ZoneKeys, ClientError> {
+        let path = format!("/v1/zones/{}/keys", escaped(&zone.to_string()));
+        self.call(Method::GET, &path, None, REQUEST_MS_MAX).await
+    }
+
+    /// Begins a rollover of the zone's key, or goes on with it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ClientError> {
+        let seen = step == RolloverStep::DsSeen;
+        let path = format!("/v1/zones/{}/rollover?ds_seen={seen}", escaped(&zone.to_string()));
+        self.call(Method::POST, &path, None, REQUEST_MS_MAX).await
+    }
+
     /// What happens from now on, of one service or of all.
     ///
     /// # Errors
@@ -280,6 +307,20 @@ impl Client {
             return Err(self.refusal(status, is_problem, &body));
         }
         Ok(EventStream { client: self.clone(), body: response.into_body(), buffer: Vec::new() })
+    }
+
+    /// Every item of a list.
+    async fn all<T: DeserializeOwned>(&self, list: &str) -> Result<Vec<T>, ClientError> {
+        let mut all = Vec::new();
+        let mut path = format!("{list}?limit=500");
+        loop {
+            let page: Page<T> = self.call(Method::GET, &path, None, REQUEST_MS_MAX).await?;
+            all.extend(page.items);
+            match page.next_cursor {
+                Some(cursor) => path = format!("{list}?limit=500&cursor={}", escaped(&cursor)),
+                None => return Ok(all),
+            }
+        }
     }
 
     async fn verb(&self, path: &str, more: &str, wait: Wait) -> Result<VerbReply, ClientError> {

@@ -5,7 +5,10 @@ use reveille_core::model::{DomainName, Policy, RequestError, ServiceSpec, SpecFa
 use tokio::sync::broadcast;
 
 use crate::events::Event;
-use crate::types::{HostSummary, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport};
+use crate::types::{
+    DnsReport, HostSummary, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
+};
 
 /// Whether a verb answers when it is accepted or when it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,6 +28,16 @@ pub enum Connections {
     Keep,
     /// They are cut.
     Cut,
+}
+
+/// What is asked of the keys of a signed zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RolloverStep {
+    /// A new key is made and published.
+    #[default]
+    Begin,
+    /// The parent has the awaited DS and no other: the key takes over.
+    DsSeen,
 }
 
 /// The daemon, as the API sees it.
@@ -83,6 +96,19 @@ pub trait Control: Send + Sync + 'static {
     /// The daemon and its host.
     async fn host(&self) -> Result<HostSummary, ControlError>;
 
+    /// What the query room has counted and seen.
+    async fn dns(&self) -> Result<DnsReport, ControlError>;
+
+    /// At most `limit` zones in the order of their names, beginning after the name `after`.
+    async fn zones(&self, after: Option<&DomainName>, limit: usize)
+    -> Result<Vec<ZoneSummary>, ControlError>;
+
+    /// The keys of a signed zone.
+    async fn zone_keys(&self, zone: &DomainName) -> Result<ZoneKeys, ControlError>;
+
+    /// Begins a rollover of the zone's key, or goes on with it. What is answered is durable.
+    async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ControlError>;
+
     /// The policy of services that do not say otherwise.
     fn default_policy(&self) -> Policy {
         Policy::default()
@@ -104,6 +130,12 @@ pub enum ControlError {
     /// No such service. 404.
     #[error("there is no service {name}; `reveille service list` shows what there is")]
     UnknownService {
+        /// What was asked for.
+        name: DomainName,
+    },
+    /// No such zone. 404.
+    #[error("{name} is no zone that is served here; `reveille zone list` shows what there is")]
+    UnknownZone {
         /// What was asked for.
         name: DomainName,
     },

@@ -15,6 +15,7 @@ pub mod client;
 pub mod control;
 pub mod events;
 mod guard;
+mod metrics;
 pub mod problem;
 mod routes;
 mod server;
@@ -24,7 +25,7 @@ pub mod types;
 
 pub use access::{Access, Anonymous, Scope, Token, TokenGrant, TokenHash};
 pub use client::{Client, ClientError};
-pub use control::{Connections, Control, ControlError, Wait};
+pub use control::{Connections, Control, ControlError, RolloverStep, Wait};
 pub use events::Event;
 pub use problem::Problem;
 pub use server::{BindError, bind, serve};

@@ -110,6 +110,9 @@ impl From<ControlError> for Problem {
             ControlError::UnknownService { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-service", "Unknown service", detail)
             }
+            ControlError::UnknownZone { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-zone", "Unknown zone", detail)
+            }
             ControlError::AmbiguousName { candidates, .. } => {
                 let candidates = candidates.into();
                 Self { candidates, ..Self::new(conflict, "ambiguous-name", "Ambiguous name", detail) }

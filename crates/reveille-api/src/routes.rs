@@ -1,4 +1,6 @@
-//! The paths under `/v1`, and the health checks beside them.
+//! The paths under `/v1`, and the health checks and metrics beside them.
+
+mod room;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -60,6 +62,11 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/why", get(why))
         .route("/v1/services/{name}/wakes", get(wakes))
         .route("/v1/host", get(host))
+        .route("/v1/dns", get(room::dns))
+        .route("/v1/zones", get(room::list_zones))
+        .route("/v1/zones/{zone}/keys", get(room::keys))
+        .route("/v1/zones/{zone}/rollover", post(room::rollover))
+        .route("/metrics", get(room::metrics))
         .route_layer(from_fn(|request, next| limit_time(REQUEST_MS_MAX, request, next)));
     let waiting = Router::new()
         .route("/v1/services/{name}/wake", post(wake))

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
 
+mod dns;
+mod zones;
+
+pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
+
 /// Items of a list that are sent when no `limit` is asked for.
 pub const PAGE_ITEMS_DEFAULT: usize = 100;
 /// Most items of a list that are sent at a time.
@@ -117,6 +123,9 @@ pub struct ServiceDetail {
     pub egress: Egress,
     /// By which rules it sleeps and wakes.
     pub policy: Policy,
+    /// Questions for it of late; absent where nobody counts them.
+    #[serde(default)]
+    pub queries: Option<QueriesReport>,
 }
 
 impl ServiceSummary {
@@ -162,6 +171,7 @@ impl ServiceDetail {
             ready: service.spec.ready_check(),
             egress: service.spec.egress,
             policy: service.spec.policy,
+            queries: None,
         }
     }
 }

@@ -24,6 +24,11 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("GET", "/v1/services/hello/why", "", Read, 200),
         ("GET", "/v1/services/hello/wakes", "", Read, 200),
         ("GET", "/v1/host", "", Read, 200),
+        ("GET", "/v1/dns", "", Read, 200),
+        ("GET", "/metrics", "", Read, 200),
+        ("GET", "/v1/zones", "", Read, 200),
+        ("GET", "/v1/zones/vm.test/keys", "", Read, 200),
+        ("POST", "/v1/zones/vm.test/rollover", "", Admin, 200),
         ("POST", "/v1/services/hello/wake?wait=true", "", Operate, 200),
         ("POST", "/v1/services/hello/hibernate", "", Operate, 200),
         ("POST", "/v1/services/hello/terminate", "", Operate, 200),
@@ -328,4 +333,36 @@ async fn health_is_told_to_everybody_and_readiness_truly() {
     let answer = ask("/readyz").await;
     assert_eq!((answer.status, answer.problem().as_str()), (503, "/problems/not-ready"));
     assert_eq!(ask("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_are_what_prometheus_reads() {
+    let daemon = Daemon::start(&[], Anonymous::Read).await;
+    let answer = daemon.ask("GET", "/metrics", None, "", "").await;
+    assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{answer:?}");
+    for line in [
+        "reveille_dns_queries_total{transport=\"udp\"} 12",
+        "reveille_dns_ways_total{way=\"fast\"} 10",
+        "reveille_dns_responses_total{rcode=\"NOERROR\"} 15",
+        "reveille_dns_gate_total{judged=\"rate\",verdict=\"positive_pass\"} 9",
+        "reveille_dns_secondary_in_step{zone=\"vm.test\",address=\"127.0.0.1:5301\"} 1",
+        "reveille_dns_truncated_total 1",
+    ] {
+        assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
+    }
+    // Each family is described once, before its first sample, and nothing else is there.
+    let mut described = "";
+    let mut families = std::collections::BTreeSet::new();
+    for line in answer.body.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            described = help.split(' ').next().unwrap();
+            assert!(families.insert(described), "{described} twice");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let counter = described.ends_with("_total");
+            assert_eq!(kind, format!("{described} {}", if counter { "counter" } else { "gauge" }));
+        } else {
+            assert_eq!(line.split(['{', ' ']).next().unwrap(), described, "{line}");
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        }
+    }
 }

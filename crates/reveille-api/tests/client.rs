@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 
 use reveille_api::events::Event;
 use reveille_api::token_file::{Places, TokenFile, find_token};
-use reveille_api::{Anonymous, Client, ClientError, Connections, Scope, Time, Wait};
+use reveille_api::{Anonymous, Client, ClientError, Connections, RolloverStep, Scope, Time, Wait};
 use reveille_core::model::{Phase, Timestamp, VmState};
 use support::{Daemon, LIMIT, name, spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,6 +136,26 @@ async fn the_command_line_of_the_same_user_needs_no_arguments() {
     let client = Client::new(&format!("http://localhost:{}", daemon.api.port())).unwrap();
     let token = find_token(None, None, &places, &client.addresses().await.unwrap()).unwrap();
     assert!(client.with_token(token).wake(&name("hello"), Wait::UntilDone).await.unwrap().done);
+}
+
+#[tokio::test]
+async fn zones_are_listed_and_their_keys_rolled() {
+    let daemon = Daemon::start(&[], Anonymous::None).await;
+    let client = daemon.client(Scope::Admin);
+    let zones: Vec<String> = client.zones().await.unwrap().iter().map(|zone| zone.name.to_string()).collect();
+    assert_eq!(zones, ["lab.test", "vm.test"]);
+    let zone = name("vm.test");
+    assert_eq!(client.zone_keys(&zone).await.unwrap().next_step, "nothing");
+    assert_eq!(client.rollover(&zone, RolloverStep::Begin).await.unwrap().next_step, "begun");
+    assert_eq!(client.rollover(&zone, RolloverStep::DsSeen).await.unwrap().next_step, "seen");
+    let refused = |error: ClientError| error.problem().map(|problem| (problem.status, problem.kind.clone()));
+    let unsigned = client.rollover(&name("lab.test"), RolloverStep::Begin).await.unwrap_err();
+    assert!(unsigned.to_string().contains("not signed"), "{unsigned}");
+    assert_eq!(refused(unsigned).unwrap().0, 409);
+    let unknown = client.zone_keys(&name("no.test")).await.unwrap_err();
+    assert!(unknown.to_string().contains("reveille zone list"), "{unknown}");
+    assert_eq!(refused(unknown).unwrap().0, 404);
+    assert_eq!(client.dns().await.unwrap().queries["udp"], 12);
 }
 
 fn removed(at: u64, service: &str) -> Event {

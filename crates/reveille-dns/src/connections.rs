@@ -55,6 +55,15 @@ pub(crate) enum Speech {
 }
 
 impl Speech {
+    /// How its queries come.
+    pub const fn transport(&self) -> Transport {
+        match self {
+            Self::Dns => Transport::Tcp,
+            Self::DnsOverTls(_) => Transport::Tls,
+            Self::Https(_) | Self::PlainHttp => Transport::Https,
+        }
+    }
+
     fn places(&self) -> Arc<Places> {
         let (total, per_client) = match self {
             Self::Dns => TCP_MAX,

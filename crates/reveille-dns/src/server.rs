@@ -20,9 +20,10 @@ use crate::connections::{self, Common, Shared, Speech};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
 use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
-use crate::tally::{Counts, Tally};
+use crate::respond::Transport;
+use crate::tally::{Counts, Tallies};
 use crate::tls::{ALPN_DOT, ALPN_H2, ALPN_HTTP1, Certificate, Handshakes};
-use crate::transfer::{NotifyList, ZoneNotify, keep_notifying, start_notifying};
+use crate::transfer::{NotifyList, Secondaries, ZoneNotify, keep_notifying, start_notifying};
 use crate::tsig::Keyring;
 use crate::udp::Worker;
 use crate::update::{UpdateAsk, UpdateDoor};
@@ -85,7 +86,8 @@ pub struct DnsServer {
     addresses: Vec<SocketAddr>,
     tls_addresses: Vec<SocketAddr>,
     https_addresses: Vec<SocketAddr>,
-    tallies: Vec<Arc<Tally>>,
+    tallies: Tallies,
+    secondaries: Secondaries,
     counts: Vec<Arc<NameCounts>>,
     rings: Vec<Consumer>,
     gate: Option<Arc<Gate>>,
@@ -123,10 +125,10 @@ impl DnsServer {
         let opened: Result<Vec<Sockets>, BindError> =
             config.listen.iter().map(|&address| open(address, threads)).collect();
         let (stop_tasks, stop) = watch::channel(false);
-        let tally = Arc::new(Tally::default());
+        let tallies = Tallies::default();
+        let tally = tallies.begin(None);
         let places = Arc::new(Semaphore::new(HELD_QUERIES_MAX));
         let asker = WakeAsker::new(wakes.clone(), Arc::clone(&tally));
-        let tallies = vec![Arc::clone(&tally)];
         let keys = config.keys.clone();
         let updates = config.updates.clone().map(|asks| UpdateDoor::new(asks, Arc::clone(&tally)));
         let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally };
@@ -139,6 +141,7 @@ impl DnsServer {
             tls_addresses: Vec::new(),
             https_addresses: Vec::new(),
             tallies,
+            secondaries: Secondaries::default(),
             counts: vec![counts],
             rings: vec![consumer],
             gate: config.gate.clone(),
@@ -163,7 +166,8 @@ impl DnsServer {
         let notifiers = start_notifying(&config.notify, &server.addresses, &server.hold)
             .map_err(BindError::NoNotifier)?;
         let (list, own, room) = (server.notify.clone(), server.addresses.clone(), server.hold.clone());
-        server.listeners.spawn(keep_notifying(notifiers, list, own, room));
+        let secondaries = server.secondaries.clone();
+        server.listeners.spawn(keep_notifying(notifiers, list, own, room, secondaries));
         Ok(server)
     }
 
@@ -223,11 +227,17 @@ impl DnsServer {
 
     /// What was counted since the start.
     pub fn counts(&self) -> Counts {
-        let mut sum = Counts::default();
-        for tally in &self.tallies {
-            tally.add_to(&mut sum);
-        }
-        sum
+        self.tallies.sum()
+    }
+
+    /// The counters themselves, to be looked at at any time.
+    pub fn tallies(&self) -> Tallies {
+        self.tallies.clone()
+    }
+
+    /// The secondaries that are told of new serials, and where each of them stands.
+    pub fn secondaries(&self) -> Secondaries {
+        self.secondaries.clone()
     }
 
     /// How often each name was asked for. There is room for as many counters as the first view has names.
@@ -260,8 +270,7 @@ impl DnsServer {
 
     /// What connections of one kind share, with counters of their own.
     fn connections(&mut self, speech: Speech) -> Arc<Shared> {
-        let tally = Arc::new(Tally::default());
-        self.tallies.push(Arc::clone(&tally));
+        let tally = self.tallies.begin(Some(speech.transport()));
         let hold = HoldRoom { tally, ..self.hold.clone() };
         Arc::new(Shared::new(hold, Arc::clone(&self.streams), speech))
     }
@@ -287,7 +296,7 @@ impl DnsServer {
         hold: &HoldRoom,
         wakes: Sender<WakeAsk>,
     ) -> std::io::Result<()> {
-        let tally = Arc::new(Tally::default());
+        let tally = self.tallies.begin(Some(Transport::Udp));
         let socket = Arc::new(socket);
         let counts = Arc::new(NameCounts::default());
         counts.reserve(hold.shared.load().names().len() + 1);
@@ -298,14 +307,13 @@ impl DnsServer {
             clock: Arc::clone(&hold.clock),
             asker: WakeAsker::new(wakes, Arc::clone(&tally)),
             hold: HoldRoom { tally: Arc::clone(&tally), ..hold.clone() },
-            tally: Arc::clone(&tally),
+            tally,
             counts: Arc::clone(&counts),
             ring: producer,
             gate: self.gate.clone(),
             stop: Arc::clone(&self.stop_threads),
         };
         let thread = worker.start(format!("dns-udp-{}", self.threads.len()))?;
-        self.tallies.push(tally);
         self.counts.push(counts);
         self.rings.push(consumer);
         self.sockets.push(socket);

@@ -1,16 +1,18 @@
 //! Counters of the query room. Each thread counts for itself; a snapshot sums them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reveille_core::answer::Rcode;
 
-use crate::respond::Outcome;
+use crate::respond::{Outcome, Transport};
 
 /// Counters of one thread. On a cache line of its own, so that threads do not slow each other down.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Tally {
     queries: AtomicU64,
+    general: AtomicU64,
     silent: AtomicU64,
     rcodes: [AtomicU64; Rcode::ALL.len()],
     truncated: AtomicU64,
@@ -43,6 +45,8 @@ pub(crate) struct Tally {
 pub struct Counts {
     /// Packets that came in.
     pub queries: u64,
+    /// Those that went the general way; the others went the fast one.
+    pub general: u64,
     /// Those that were not answered: too short, or answers themselves.
     pub silent: u64,
     /// Answers by response code, in the order of [`Rcode::ALL`].
@@ -106,6 +110,7 @@ impl Counts {
 #[derive(Debug, Default)]
 pub(crate) struct BatchTally {
     queries: u64,
+    general: u64,
     silent: u64,
     rcodes: [u64; Rcode::ALL.len()],
     truncated: u64,
@@ -126,8 +131,9 @@ impl BatchTally {
         self.silent += 1;
     }
 
-    /// Counts a packet and what came of it.
+    /// Counts a packet that went the general way, and what came of it.
     pub fn query(&mut self, outcome: &Outcome<'_>) {
+        self.general += 1;
         self.signatures_refused += u64::from(outcome.signature_refused);
         match outcome.written {
             None => self.dropped(),
@@ -146,6 +152,7 @@ impl Tally {
             }
         };
         add(&self.queries, batch.queries);
+        add(&self.general, batch.general);
         add(&self.silent, batch.silent);
         for (own, &more) in self.rcodes.iter().zip(&batch.rcodes) {
             add(own, more);
@@ -154,9 +161,10 @@ impl Tally {
         add(&self.signatures_refused, batch.signatures_refused);
     }
 
-    /// Counts a packet and what came of it.
+    /// Counts a packet that went the general way, and what came of it.
     pub fn query(&self, outcome: &Outcome<'_>) {
         bump(&self.queries);
+        bump(&self.general);
         if outcome.signature_refused {
             bump(&self.signatures_refused);
         }
@@ -177,6 +185,7 @@ impl Tally {
     pub fn add_to(&self, sum: &mut Counts) {
         let add = |total: &mut u64, own: &AtomicU64| *total += own.load(Relaxed);
         add(&mut sum.queries, &self.queries);
+        add(&mut sum.general, &self.general);
         add(&mut sum.silent, &self.silent);
         for (total, own) in sum.rcodes.iter_mut().zip(&self.rcodes) {
             add(total, own);
@@ -207,6 +216,45 @@ impl Tally {
     }
 }
 
+/// The counters of all threads and tasks of a server, by how queries came to them. Cloning shares them.
+#[derive(Debug, Clone, Default)]
+pub struct Tallies(Arc<Mutex<Vec<Counted>>>);
+
+/// What is counted in one tally: queries that come one way, or no queries (`None`) but what the server does by itself.
+type Counted = (Option<Transport>, Arc<Tally>);
+
+impl Tallies {
+    /// A new tally among them.
+    pub(crate) fn begin(&self, transport: Option<Transport>) -> Arc<Tally> {
+        let tally = Arc::new(Tally::default());
+        self.list().push((transport, Arc::clone(&tally)));
+        tally
+    }
+
+    /// What was counted since the start.
+    pub fn sum(&self) -> Counts {
+        self.sum_of(|_| true)
+    }
+
+    /// What was counted since the start of queries that came this way.
+    pub fn of(&self, transport: Transport) -> Counts {
+        self.sum_of(|of| of == Some(transport))
+    }
+
+    fn sum_of(&self, of: impl Fn(Option<Transport>) -> bool) -> Counts {
+        let mut sum = Counts::default();
+        self.list()
+            .iter()
+            .filter(|(transport, _)| of(*transport))
+            .for_each(|(_, tally)| tally.add_to(&mut sum));
+        sum
+    }
+
+    fn list(&self) -> std::sync::MutexGuard<'_, Vec<Counted>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Adds one.
 pub(crate) fn bump(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
@@ -233,6 +281,27 @@ const fn index(rcode: Rcode) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_counted_is_told_by_transport_and_as_a_whole() {
+        let tallies = Tallies::default();
+        let (own, udp, other) =
+            (tallies.begin(None), tallies.begin(Some(Transport::Udp)), tallies.begin(Some(Transport::Udp)));
+        let tcp = tallies.begin(Some(Transport::Tcp));
+        let mut batch = BatchTally::default();
+        batch.answered(Rcode::NxDomain, true);
+        batch.answered(Rcode::NoError, false);
+        batch.query(&Outcome::default());
+        udp.add(&batch);
+        other.add(&batch);
+        tcp.query(&Outcome::default());
+        bump(&own.notifies_sent);
+        let udp = tallies.of(Transport::Udp);
+        assert_eq!((udp.queries, udp.general, udp.silent, udp.truncated), (6, 2, 2, 2));
+        assert_eq!((udp.of(Rcode::NxDomain), udp.notifies_sent), (2, 0));
+        assert_eq!((tallies.of(Transport::Tcp).queries, tallies.of(Transport::Tls).queries), (1, 0));
+        assert_eq!((tallies.sum().queries, tallies.sum().general, tallies.sum().notifies_sent), (7, 3, 1));
+    }
 
     #[test]
     fn every_code_has_its_own_counter() {

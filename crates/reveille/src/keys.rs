@@ -7,6 +7,7 @@ use anyhow::bail;
 use reveille_core::answer::Zone;
 use reveille_core::model::Timestamp;
 use reveille_dns::sign::{Signing, SigningLimits};
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
@@ -43,8 +44,19 @@ pub fn open(config: &Config, zones: Vec<Zone>, now: Timestamp) -> anyhow::Result
     Ok((Arc::new(signing), zones))
 }
 
+/// Makes the next look at the keys come at once. Cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Looks(Arc<Notify>);
+
+impl Looks {
+    /// An operator has changed something.
+    pub fn hurry(&self) {
+        self.0.notify_one();
+    }
+}
+
 /// Looks at the keys from now on, whenever something is due.
-pub fn keep(signing: Arc<Signing>, clock: Clock) -> JoinHandle<()> {
+pub fn keep(signing: Arc<Signing>, looks: Looks, clock: Clock) -> JoinHandle<()> {
     tokio::spawn(async move {
         loop {
             let now = clock.now();
@@ -58,7 +70,10 @@ pub fn keep(signing: Arc<Signing>, clock: Clock) -> JoinHandle<()> {
                 tracing::error!(%zone, %error, "keys stay as they are");
             }
             let pause = look.next.map_or(LOOK_MS_MAX, |next| next.ms_since(clock.now()));
-            sleep(Duration::from_millis(pause.clamp(LOOK_MS_MIN, LOOK_MS_MAX))).await;
+            tokio::select! {
+                () = sleep(Duration::from_millis(pause.clamp(LOOK_MS_MIN, LOOK_MS_MAX))) => {}
+                () = looks.0.notified() => {}
+            }
         }
     })
 }

@@ -10,6 +10,7 @@ mod control;
 mod encrypted;
 mod keys;
 mod reload;
+mod room;
 mod serve;
 mod zones;
 

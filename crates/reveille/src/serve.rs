@@ -12,7 +12,7 @@ use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
 use reveille_core::answer::View;
-use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec};
+use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec, SpecFault};
 use reveille_dns::limit::Gate;
 use reveille_dns::publish::PublishTask;
 use reveille_dns::tsig::Keyring;
@@ -33,7 +33,9 @@ use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
 };
 use crate::encrypted;
+use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
+use crate::room::QueryRoom;
 use crate::zones::{Files, first_view, read_files};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
@@ -52,6 +54,9 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         Err(faults) => bail!("the files that the config names have faults:\n  {}", faults.join("\n  ")),
     };
     log_to_stderr();
+    for SpecFault { key, value, allowed } in config::warnings(&config) {
+        tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(path, config, files))
 }
@@ -206,8 +211,11 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     publisher.publish_to(&published);
     let gate = gate(config, &view.load(), clock)?;
     let dns_config = dns_config(config, Arc::clone(&gate), files.keys, update_sender);
-    let mut dns = DnsServer::bind(&dns_config, view, generations.clone(), ask_sender, now)?;
+    let mut dns = DnsServer::bind(&dns_config, Arc::clone(&view), generations.clone(), ask_sender, now)?;
     let certificate = encrypted::listen(config, &mut dns)?;
+    let looks = Looks::default();
+    let keys_of = (Arc::clone(&signing), looks.clone());
+    let room = QueryRoom::open(&mut dns, view, dns_config.gate, keys_of, &published, clock)?;
     publisher.count_with(dns.counters());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
@@ -223,6 +231,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         generation: generations,
         news: news.clone(),
         reloader: reloader.clone(),
+        room: Arc::new(room),
     };
     let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
     for (id, step) in found.steps {
@@ -244,7 +253,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let inputs = Inputs { asks, relay: relay_events, updates: update_asks, inbox: inbox_end };
     let control = tokio::spawn(control.run(inputs));
     let api = ApiTask::start(listener, Arc::new(remote), access);
-    let keys = crate::keys::keep(signing, clock);
+    let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
     Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
 }

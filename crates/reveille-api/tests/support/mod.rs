@@ -16,11 +16,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
-    WhyReport,
+    Counts, DecisionReport, DnsReport, HostSummary, ObservedReport, ReloadReport, SecondaryReport,
+    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
-    Access, Anonymous, Connections, Control, ControlError, Scope, Time, Token, TokenGrant, Wait,
+    Access, Anonymous, Connections, Control, ControlError, RolloverStep, Scope, Time, Token, TokenGrant, Wait,
 };
 use reveille_core::decide::{Action, Decision, Reason};
 use reveille_core::model::{
@@ -290,6 +290,88 @@ impl Control for Memory {
             starts_max: 4,
             generation: 1,
         })
+    }
+
+    async fn dns(&self) -> Result<DnsReport, ControlError> {
+        let counts = |of: &[(&str, u64)]| -> Counts {
+            of.iter().map(|(word, count)| ((*word).to_owned(), *count)).collect()
+        };
+        let at = Time(Timestamp::from_ms(1_000));
+        Ok(DnsReport {
+            at,
+            queries: counts(&[("udp", 12), ("tcp", 3)]),
+            ways: counts(&[("fast", 10), ("general", 5)]),
+            rcodes: counts(&[("NOERROR", 15)]),
+            silent: 0,
+            truncated: 1,
+            tsig_refused: 0,
+            socket_errors: 0,
+            connections: BTreeMap::from([("tcp".to_owned(), counts(&[("taken", 2)]))]),
+            holds: Counts::new(),
+            wakes: counts(&[("asked", 4)]),
+            gate: BTreeMap::from([("rate".to_owned(), counts(&[("positive_pass", 9)]))]),
+            transfers: Counts::new(),
+            notifies: Counts::new(),
+            updates: Counts::new(),
+            signing: Counts::new(),
+            secondaries: vec![SecondaryReport {
+                zone: name("vm.test"),
+                address: "127.0.0.1:5301".parse().unwrap(),
+                serial: Some(7),
+                acknowledged: true,
+                tries: 1,
+            }],
+            publications: Vec::new(),
+            observed: ObservedReport {
+                since: at,
+                queries: 15,
+                dropped_total: 0,
+                unique_clients: 2,
+                top_names: Vec::new(),
+                top_networks: Vec::new(),
+            },
+        })
+    }
+
+    async fn zones(
+        &self,
+        after: Option<&DomainName>,
+        limit: usize,
+    ) -> Result<Vec<ZoneSummary>, ControlError> {
+        let zone = |text| ZoneSummary {
+            name: name(text),
+            serial: 7,
+            signed: true,
+            secondaries: 1,
+            secondaries_in_step: 1,
+            next_step: None,
+        };
+        let zones = ["lab.test", "vm.test"].map(zone).into_iter();
+        Ok(zones.filter(|zone| after.is_none_or(|after| zone.name > *after)).take(limit).collect())
+    }
+
+    async fn zone_keys(&self, zone: &DomainName) -> Result<ZoneKeys, ControlError> {
+        match zone.to_string().as_str() {
+            "vm.test" => Ok(ZoneKeys {
+                zone: zone.clone(),
+                keys: Vec::new(),
+                ds: Vec::new(),
+                cds: Vec::new(),
+                next_look: None,
+                next_step: "nothing".to_owned(),
+            }),
+            "lab.test" => Err(ControlError::Refused { detail: "the zone lab.test is not signed".to_owned() }),
+            _ => Err(ControlError::UnknownZone { name: zone.clone() }),
+        }
+    }
+
+    async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ControlError> {
+        let keys = self.zone_keys(zone).await?;
+        let next_step = match step {
+            RolloverStep::Begin => "begun",
+            RolloverStep::DsSeen => "seen",
+        };
+        Ok(ZoneKeys { next_step: next_step.to_owned(), ..keys })
     }
 
     fn readiness(&self) -> Result<(), String> {

@@ -2,10 +2,17 @@
 //!
 //! ```text
 //!   thread ──► NameCounts   exact: one number a name, written by this thread alone ──► summed when somebody looks
-//!          └─► Ring         who asked what, when: bounded, what does not fit is dropped and counted ──► drained
+//!          └─► Ring         who asked what, when: bounded, what does not fit is dropped and counted
+//!                 └─► Observer   a thread of its own: counts per service and second, sketches of names and clients
 //! ```
+//!
+//! **Invariant:** no address of a client outlives the look at which its query is taken in, but as part of a network.
 
+mod aggregate;
 mod counts;
+mod distinct;
+mod heavy;
+mod observer;
 mod ring;
 
 use std::net::IpAddr;
@@ -13,8 +20,11 @@ use std::net::IpAddr;
 use reveille_core::answer::Rcode;
 use reveille_core::model::Timestamp;
 
+pub use aggregate::{Aggregate, EPOCH_S, Observations, SECONDS_KEPT, SERIES_MAX, SeenName, ServiceQueries};
 pub(crate) use counts::NameCounts;
 pub use counts::{COUNTERS_MAX, Counters};
+pub use heavy::Heavy;
+pub use observer::Observer;
 pub(crate) use ring::Producer;
 pub use ring::{CELLS_MAX, Consumer, ring};
 

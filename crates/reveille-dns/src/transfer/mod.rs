@@ -19,7 +19,7 @@ mod tests;
 
 pub(crate) use judge::{Transfer, judge};
 pub(crate) use messages::{Way, write};
-pub use notify::{NotifyList, NotifyTarget, ZoneNotify};
+pub use notify::{NotifyList, NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
 pub(crate) use notify::{keep as keep_notifying, start as start_notifying};
 
 /// Most transfers at a time; the next ones wait.

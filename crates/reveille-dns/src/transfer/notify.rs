@@ -9,7 +9,7 @@ mod telling;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -77,6 +77,41 @@ impl NotifyList {
     }
 }
 
+/// Where a secondary stands with one zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecondaryStatus {
+    /// The zone.
+    pub apex: DomainName,
+    /// The secondary.
+    pub address: SocketAddr,
+    /// The newest serial that it is to be told of.
+    pub serial: Option<u32>,
+    /// It has acknowledged that serial.
+    pub acknowledged: bool,
+    /// Messages about that serial that were sent; 16 stands for 16 and more.
+    pub tries: u32,
+}
+
+/// The secondaries that are told of new serials. Cloning shares what is known of them.
+#[derive(Debug, Clone, Default)]
+pub struct Secondaries(Arc<Mutex<Vec<watch::Receiver<Vec<SecondaryStatus>>>>>);
+
+impl Secondaries {
+    /// Where each stands.
+    pub fn status(&self) -> Vec<SecondaryStatus> {
+        self.told().iter().flat_map(|told| told.borrow().clone()).collect()
+    }
+
+    /// From now on it is these that are told.
+    fn are_told_by(&self, notifiers: &[Notifier]) {
+        *self.told() = notifiers.iter().map(|notifier| notifier.status.subscribe()).collect();
+    }
+
+    fn told(&self) -> MutexGuard<'_, Vec<watch::Receiver<Vec<SecondaryStatus>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One secondary of one zone.
 struct Secondary {
     apex: DomainName,
@@ -98,6 +133,8 @@ pub(crate) struct Notifier {
     stop: watch::Receiver<bool>,
     tally: Arc<Tally>,
     started: Instant,
+    /// Where each secondary stands, for whoever looks.
+    status: watch::Sender<Vec<SecondaryStatus>>,
 }
 
 /// One notifier for each address from which secondaries are told: the one that we listen on, where it fits theirs,
@@ -132,6 +169,7 @@ pub(crate) fn start(
             stop: room.stop.clone(),
             tally: Arc::clone(&room.tally),
             started: Instant::now(),
+            status: watch::Sender::new(Vec::new()),
         })
     };
     by_source.into_iter().map(of).collect()
@@ -143,10 +181,12 @@ pub(crate) async fn keep(
     list: NotifyList,
     listen: Vec<SocketAddr>,
     room: HoldRoom,
+    secondaries: Secondaries,
 ) {
     let (mut changes, mut stop) = (list.0.subscribe(), room.stop.clone());
     drop(list);
     loop {
+        secondaries.are_told_by(&notifiers);
         // Dropped, they end at once.
         let mut running: JoinSet<()> = notifiers.into_iter().map(Notifier::run).collect();
         tokio::select! {
@@ -186,6 +226,7 @@ impl Notifier {
             self.generation.borrow_and_update();
             self.look(&mut seen);
             let more = self.tell().await;
+            self.show();
             let due = self.secondaries.iter().filter_map(|secondary| secondary.telling.due_ms()).min();
             let due = due.map(|due| self.started + Duration::from_millis(due));
             let pause = more.then(|| Instant::now() + Duration::from_millis(BURST_PAUSE_MS));
@@ -205,6 +246,21 @@ impl Notifier {
                 () = stopped(&mut stop) => return,
             }
         }
+    }
+
+    fn show(&self) {
+        let status = self.secondaries.iter().map(|secondary| {
+            let Secondary { apex, address, telling, .. } = secondary;
+            let (serial, acknowledged) = (telling.serial(), telling.is_acknowledged());
+            SecondaryStatus {
+                apex: apex.clone(),
+                address: *address,
+                serial,
+                acknowledged,
+                tries: telling.tries(),
+            }
+        });
+        self.status.send_replace(status.collect());
     }
 
     fn now_ms(&self) -> u64 {

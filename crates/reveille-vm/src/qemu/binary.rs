@@ -183,7 +183,8 @@ async fn complaint(mut child: tokio::process::Child) -> String {
 }
 
 /// The absolute path of a program.
-fn locate(binary: &Path) -> Option<PathBuf> {
+/// The file that `binary` stands for: looked up in `PATH` if it is a bare name.
+pub fn locate(binary: &Path) -> Option<PathBuf> {
     if binary.components().count() > 1 {
         return std::path::absolute(binary).ok().filter(|path| path.is_file());
     }

@@ -41,7 +41,7 @@ use tokio::time::timeout;
 
 pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest};
 pub use self::argv::{Argv, GUEST_MAC};
-pub use self::binary::OpenError;
+pub use self::binary::{OpenError, locate};
 
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Output;
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::zones;
 
 #[derive(Serialize)]
@@ -15,6 +15,8 @@ struct Report {
     zones: usize,
     services: usize,
     faults: Vec<String>,
+    /// What hardly is meant; no reason to fail.
+    warnings: Vec<String>,
 }
 
 /// Checks the file at `path`.
@@ -22,8 +24,12 @@ struct Report {
 /// # Errors
 /// If it has any fault.
 pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
+    let mut warnings = Vec::new();
     let (config, mut faults) = match Config::load(path) {
-        Ok(config) => (config, Vec::new()),
+        Ok(config) => {
+            warnings.extend(config::warnings(&config).iter().map(ToString::to_string));
+            (config, Vec::new())
+        }
         Err(ConfigError::Faults { faults, .. }) if output.is_json() => {
             (Config::default(), faults.iter().map(ToString::to_string).collect())
         }
@@ -37,11 +43,14 @@ pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
         ok: faults.is_empty(),
         zones: config.zone.len(),
         services: config.service.len(),
+        warnings,
         faults,
     };
     if report.ok || output.is_json() {
         output.print(&report, |report| {
-            format!("{} is good: {} zones, {} services", report.file, report.zones, report.services)
+            let Report { file, zones, services, .. } = report;
+            let warnings = report.warnings.iter().map(|warning| format!("\n  warning: {warning}"));
+            format!("{file} is good: {zones} zones, {services} services{}", warnings.collect::<String>())
         })?;
     }
     anyhow::ensure!(report.ok, "{} has faults:\n  {}", report.file, report.faults.join("\n  "));

@@ -1,6 +1,7 @@
 //! The command line. Exit status 0 on success, 1 on failure, 2 on wrong use.
 
 mod check;
+mod dns;
 mod doctor;
 mod image;
 mod output;
@@ -58,9 +59,11 @@ enum Verb {
     /// Images: what virtual machines boot
     #[command(subcommand)]
     Image(image::Verb),
-    /// Zones: the keys that sign them
+    /// Zones, and the keys that sign them
     #[command(subcommand)]
     Zone(zone::Verb),
+    /// Show what the DNS server has counted, and who asks for what
+    Dns(dns::Dns),
     /// Wake a service and wait until it answers
     Wake(service::Wake),
     /// Put a service to sleep without waiting for its idle time
@@ -113,6 +116,7 @@ pub fn run() -> ExitCode {
         Verb::Service(verb) => verb.run(output),
         Verb::Image(verb) => verb.run(output),
         Verb::Zone(verb) => verb.run(output),
+        Verb::Dns(dns) => dns.run(output),
         Verb::Wake(wake) => wake.run(output),
         Verb::Hibernate(hibernate) => hibernate.run(output),
         Verb::Terminate(terminate) => terminate.run(output),

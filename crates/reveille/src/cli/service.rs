@@ -209,6 +209,13 @@ fn show(detail: &ServiceDetail) -> String {
             format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
         ),
     ];
+    if let Some(queries) = &detail.queries {
+        let parts: Vec<String> =
+            queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
+        let (most, types) = (if queries.complete { "" } else { "at least " }, parts.join(", "));
+        let types = if types.is_empty() { types } else { format!(" ({types})") };
+        rows.push(("questions", format!("{most}{} in the last minute{types}", queries.last_minute)));
+    }
     if let Some(failure) = &summary.failure {
         rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));
     }

@@ -1,5 +1,6 @@
 //! `[dns.tls]` and `[dns.https]`: DNS where nobody can look inside.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -48,8 +49,25 @@ impl Tls {
     }
 }
 
-/// Everything that is wrong with both, seen beside the addresses of plain DNS.
-pub(super) fn faults(tls: &Tls, https: &Https, dns: &[SocketAddr]) -> Vec<SpecFault> {
+/// Every address that is to be listened on more than once. Port 0 is another port each time.
+pub(super) fn shared_addresses(dns: &super::Dns, api: SocketAddr) -> Vec<SpecFault> {
+    let lists = [
+        ("dns.listen", &dns.listen),
+        ("dns.tls.listen", &dns.tls.listen),
+        ("dns.https.listen", &dns.https.listen),
+    ];
+    let (mut taken, mut faults) = (BTreeSet::new(), Vec::new());
+    let listened = lists.into_iter().flat_map(|(key, list)| list.iter().map(move |address| (key, *address)));
+    for (key, address) in listened.chain([("api.listen", api)]) {
+        if address.port() != 0 && !taken.insert(address) {
+            faults.push(SpecFault::new(key, address, "an address and port that nothing else here has"));
+        }
+    }
+    faults
+}
+
+/// Everything that is wrong with both.
+pub(super) fn faults(tls: &Tls, https: &Https) -> Vec<SpecFault> {
     let mut faults = Vec::new();
     let has = |path: &Path| !path.as_os_str().is_empty();
     if has(&tls.cert_file) != has(&tls.key_file) {
@@ -65,19 +83,6 @@ pub(super) fn faults(tls: &Tls, https: &Https, dns: &[SocketAddr]) -> Vec<SpecFa
             let value = format!("{} addresses", listen.len());
             faults.push(SpecFault::new(key, value, format!("up to {LISTEN_MAX}")));
         }
-    }
-    let mut taken: Vec<SocketAddr> = dns.to_vec();
-    for (key, address) in tls
-        .listen
-        .iter()
-        .map(|address| ("dns.tls.listen", address))
-        .chain(https.listen.iter().map(|address| ("dns.https.listen", address)))
-        .take(2 * LISTEN_MAX)
-    {
-        if address.port() != 0 && taken.contains(address) {
-            faults.push(SpecFault::new(key, address, "an address and port that nothing else here has"));
-        }
-        taken.push(*address);
     }
     if https.plain {
         for address in https.listen.iter().filter(|address| !address.ip().to_canonical().is_loopback()) {

@@ -6,6 +6,7 @@ mod overlay;
 mod secondaries;
 mod standing;
 mod updates;
+mod warnings;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,6 +21,7 @@ pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
+pub use warnings::warnings;
 
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -361,6 +363,10 @@ impl Config {
             let allowed = "addresses of this host, each by itself, so that answers leave from the asked one";
             faults.push(SpecFault::new("dns.listen", listen, allowed));
         }
+        if self.daemon.state_dir.as_os_str().is_empty() {
+            let allowed = "a directory, such as /var/lib/reveille";
+            faults.push(SpecFault::new("daemon.state_dir", "\"\"", allowed));
+        }
         if self.dns.udp_threads > 256 {
             faults.push(SpecFault::new("dns.udp_threads", self.dns.udp_threads, "0 to 256"));
         }
@@ -378,7 +384,8 @@ impl Config {
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
         faults.extend(updates::faults(self));
-        faults.extend(encrypted::faults(&self.dns.tls, &self.dns.https, &self.dns.listen));
+        faults.extend(encrypted::faults(&self.dns.tls, &self.dns.https));
+        faults.extend(encrypted::shared_addresses(&self.dns, self.api.listen));
         faults.extend(prefixed("policy", self.policy.faults()));
         let keys = self.dnssec.faults().into_iter();
         faults.extend(

@@ -222,3 +222,47 @@ fn networks_are_taken_exactly() {
         assert_eq!(Network::parse_v4(wrong), None, "{wrong}");
     }
 }
+
+#[test]
+fn an_address_is_listened_on_once_and_state_has_a_place() {
+    let text = r#"
+        [daemon]
+        state_dir = ""
+        [dns]
+        listen = ["127.0.0.1:5300", "127.0.0.2:0", "127.0.0.2:0", "127.0.0.1:5300"]
+        [dns.tls]
+        listen = ["127.0.0.1:8053"]
+        [api]
+        listen = "127.0.0.1:8053"
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "daemon.state_dir = \"\"\n      allowed: a directory",
+        "dns.listen = 127.0.0.1:5300\n      allowed: an address and port that nothing else here has",
+        "api.listen = 127.0.0.1:8053\n      allowed: an address and port that nothing else here has",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+    assert!(message.contains("3 faults"), "port 0 is another one each time: {message}");
+}
+
+#[test]
+fn what_is_hardly_meant_is_a_warning_and_no_fault() {
+    let text = r#"
+        [qemu]
+        binary = "/nonexistent/qemu"
+        [[zone]]
+        name = "vm.test"
+        dnssec = "on"
+        notify = [{ address = "127.0.0.1:53" }]
+        [[zone]]
+        name = "lab.test"
+        dnssec = "on"
+        [[zone]]
+        name = "plain.test"
+        notify = [{ address = "127.0.0.1:53" }]
+    "#;
+    let found = warnings(&Config::parse(text).unwrap());
+    let keys: Vec<_> = found.iter().map(|warning| (warning.key.as_str(), warning.value.as_str())).collect();
+    assert_eq!(keys, [("zone \"vm.test\".dnssec", "on"), ("qemu.binary", "/nonexistent/qemu")]);
+}

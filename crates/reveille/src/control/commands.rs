@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
-    WhyReport,
+    DecisionReport, DnsReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary,
+    VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
-use reveille_api::{Connections, ControlError, Event as News, Time, Wait};
+use reveille_api::{Connections, ControlError, Event as News, RolloverStep, Time, Wait};
 use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
     Applied, DomainName, Event, Instance, InstanceId, Phase, Policy, Service, ServiceSpec, SleepAsked,
@@ -20,6 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::Message;
 use super::run::Control;
 use crate::reload::{Prepared, Reloader};
+use crate::room::QueryRoom;
 
 /// Longest time that a request with `wait` is kept open.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -343,6 +344,8 @@ pub struct Remote {
     pub news: broadcast::Sender<News>,
     /// Reads the config again.
     pub reloader: Reloader,
+    /// The query room is looked at past the loop.
+    pub room: Arc<QueryRoom>,
 }
 
 impl Remote {
@@ -386,6 +389,16 @@ impl Remote {
         waited.await.unwrap_or_else(|_| Ok(reply.clone()))
     }
 
+    /// Looks at the query room where waiting is allowed.
+    async fn in_room<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&QueryRoom) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let room = Arc::clone(&self.room);
+        let looked = tokio::task::spawn_blocking(move || look(&room)).await;
+        looked.map_err(|_| ControlError::Unavailable { detail: "the daemon is stopping".to_owned() })
+    }
+
     fn history<T>(read: Result<T, reveille_store::ReadError>) -> Result<T, ControlError> {
         read.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
@@ -402,7 +415,10 @@ impl reveille_api::Control for Remote {
     }
 
     async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError> {
-        self.show(name).await.map(|shown| shown.detail)
+        let detail = self.show(name).await?.detail;
+        let name = detail.summary.name.clone();
+        let queries = self.in_room(move |room| room.queries_of(&name)).await?;
+        Ok(ServiceDetail { queries, ..detail })
     }
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
@@ -499,6 +515,29 @@ impl reveille_api::Control for Remote {
             generation,
             ..self.reloader.announced().about.clone()
         })
+    }
+
+    async fn dns(&self) -> Result<DnsReport, ControlError> {
+        self.in_room(QueryRoom::report).await
+    }
+
+    async fn zones(
+        &self,
+        after: Option<&DomainName>,
+        limit: usize,
+    ) -> Result<Vec<ZoneSummary>, ControlError> {
+        let after = after.cloned();
+        self.in_room(move |room| room.zones(after.as_ref(), limit)).await
+    }
+
+    async fn zone_keys(&self, zone: &DomainName) -> Result<ZoneKeys, ControlError> {
+        let zone = zone.clone();
+        self.in_room(move |room| room.keys(&zone)).await?
+    }
+
+    async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ControlError> {
+        let zone = zone.clone();
+        self.in_room(move |room| room.rollover(&zone, step)).await?
     }
 
     fn default_policy(&self) -> Policy {

@@ -37,6 +37,21 @@ impl Telling {
         self.due_ms
     }
 
+    /// The serial that it is to know.
+    pub fn serial(&self) -> Option<u32> {
+        self.newest
+    }
+
+    /// Whether it knows that serial.
+    pub fn is_acknowledged(&self) -> bool {
+        self.newest.is_some() && self.due_ms.is_none()
+    }
+
+    /// Messages of that serial that were sent; it is not counted beyond 16.
+    pub fn tries(&self) -> u32 {
+        self.tries
+    }
+
     /// It was told, with that ID.
     pub fn sent(&mut self, id: u16, now_ms: u64) {
         let pause = AGAIN_MS.checked_shl(self.tries).unwrap_or(AGAIN_MS_MAX).min(AGAIN_MS_MAX);
@@ -102,9 +117,10 @@ mod tests {
         telling.sent(8, 560_000);
         telling.newest(8, 570_000);
         assert!(!telling.awaits(8));
+        assert_eq!((telling.serial(), telling.tries(), telling.is_acknowledged()), (Some(8), 0, false));
         telling.sent(9, 570_000);
         assert_eq!(telling.due_ms(), Some(572_000));
         telling.acknowledged();
-        assert_eq!(telling.due_ms(), None);
+        assert_eq!((telling.due_ms(), telling.tries(), telling.is_acknowledged()), (None, 1, true));
     }
 }
