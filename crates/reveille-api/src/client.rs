@@ -19,8 +19,10 @@ use crate::control::{Connections, RolloverStep, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
 use crate::routes::{REQUEST_MS_MAX, WAIT_MS_MAX};
-use crate::types::{DnsReport, HostSummary, Page, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport};
-use crate::types::{ZoneKeys, ZoneSummary};
+use crate::types::{
+    DnsReport, HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
+};
 
 /// Largest answer that is read.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
@@ -236,6 +238,14 @@ impl Client {
         let cursor = cursor.map(|cursor| format!("&cursor={}", escaped(cursor))).unwrap_or_default();
         let path = path_of(name, &format!("/wakes?limit={limit}{cursor}"));
         self.call(Method::GET, &path, None, REQUEST_MS_MAX).await
+    }
+
+    /// Has the daemon read its config file again.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a problem lists every fault, and nothing has changed then.
+    pub async fn reload(&self) -> Result<ReloadReport, ClientError> {
+        self.call(Method::POST, "/v1/reload", None, WAIT_MS_MAX).await
     }
 
     /// The daemon and its host.

@@ -6,7 +6,8 @@ use tokio::sync::broadcast;
 
 use crate::events::Event;
 use crate::types::{
-    DnsReport, HostSummary, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    DnsReport, HostSummary, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -88,6 +89,10 @@ pub trait Control: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Wake>, ControlError>;
 
+    /// Reads the config file, and the files that it names, again; takes over what can change while the daemon runs.
+    /// Changes nothing if anything has a fault.
+    async fn reload(&self) -> Result<ReloadReport, ControlError>;
+
     /// The daemon and its host.
     async fn host(&self) -> Result<HostSummary, ControlError>;
 
@@ -165,6 +170,12 @@ pub enum ControlError {
     Invalid {
         /// Each with key, value and what is allowed.
         faults: Vec<SpecFault>,
+    },
+    /// The config file, or a file that it names, has faults. 422, with every fault.
+    #[error("nothing is changed, as the config or its files have faults:\n  {}", reasons.join("\n  "))]
+    NotReloaded {
+        /// Each as a sentence with its place.
+        reasons: Vec<String>,
     },
     /// The service failed to start too often. 503 with Retry-After.
     #[error("{detail}")]

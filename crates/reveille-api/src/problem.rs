@@ -28,11 +28,14 @@ pub struct Problem {
     #[serde(default)]
     pub detail: Box<str>,
     /// Every fault of what was given.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub faults: Vec<SpecFault>,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub faults: Box<[SpecFault]>,
+    /// Every fault of the files that were read, as sentences with their places.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub reasons: Box<[String]>,
     /// The services that an ambiguous name could mean.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub candidates: Vec<DomainName>,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub candidates: Box<[DomainName]>,
     /// Time after which trying again makes sense, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_ms: Option<u64>,
@@ -46,8 +49,9 @@ impl Problem {
             title: title.into(),
             status: status.as_u16(),
             detail: detail.into(),
-            faults: Vec::new(),
-            candidates: Vec::new(),
+            faults: Box::default(),
+            reasons: Box::default(),
+            candidates: Box::default(),
             retry_ms: None,
         }
     }
@@ -75,7 +79,7 @@ impl Problem {
     pub(crate) fn invalid(faults: Vec<SpecFault>) -> Self {
         let detail = ControlError::Invalid { faults: faults.clone() }.to_string();
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Self { faults, ..Self::new(status, "invalid", "Invalid values", detail) }
+        Self { faults: faults.into(), ..Self::new(status, "invalid", "Invalid values", detail) }
     }
 
     pub(crate) fn no_token(needed: Scope, what: &str) -> Self {
@@ -110,12 +114,20 @@ impl From<ControlError> for Problem {
                 Self::new(StatusCode::NOT_FOUND, "unknown-zone", "Unknown zone", detail)
             }
             ControlError::AmbiguousName { candidates, .. } => {
+                let candidates = candidates.into();
                 Self { candidates, ..Self::new(conflict, "ambiguous-name", "Ambiguous name", detail) }
             }
             ControlError::Exists { .. } => Self::new(conflict, "exists", "Exists already", detail),
             ControlError::Busy { .. } => Self::new(conflict, "busy", "Busy", detail),
             ControlError::Refused { .. } => Self::new(conflict, "refused", "Not in this state", detail),
             ControlError::Invalid { faults } => Self::invalid(faults),
+            ControlError::NotReloaded { reasons } => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Self {
+                    reasons: reasons.into(),
+                    ..Self::new(status, "not-reloaded", "The files have faults", detail)
+                }
+            }
             ControlError::GaveUp { retry_ms, .. } => {
                 let problem = Self::new(unavailable, "gave-up", "Cannot be woken for now", detail);
                 Self { retry_ms: Some(retry_ms), ..problem }

@@ -29,7 +29,7 @@ use crate::events::Event;
 use crate::guard::{guard, polish};
 use crate::problem::Problem;
 use crate::types::{HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ServiceDetail, ServiceSummary};
-use crate::types::{VerbReply, Wake, WhyReport};
+use crate::types::{ReloadReport, VerbReply, Wake, WhyReport};
 
 /// Largest body that is taken.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
@@ -72,6 +72,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/wake", post(wake))
         .route("/v1/services/{name}/hibernate", post(hibernate))
         .route("/v1/services/{name}/terminate", post(terminate))
+        // Many and large zone files take their time.
+        .route("/v1/reload", post(reload))
         .route_layer(from_fn(|request, next| limit_time(WAIT_MS_MAX, request, next)));
     let streaming = Router::new().route("/v1/events", get(events));
     let guarded =
@@ -299,6 +301,10 @@ async fn wakes(
     let (limit, before) = asked.checked::<u64>()?;
     let items = api.control.wakes(&checked_name(&name)?, before, limit + 1).await?;
     Ok(Json(page_of(items, limit, |wake| wake.seq.to_string())))
+}
+
+async fn reload(State(api): Shared) -> Result<Json<ReloadReport>, Problem> {
+    Ok(Json(api.control.reload().await?))
 }
 
 async fn host(State(api): Shared) -> Result<Json<HostSummary>, Problem> {

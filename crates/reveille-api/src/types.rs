@@ -32,6 +32,28 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
+/// What a reload has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// The config file.
+    pub file: String,
+    /// What is in force now.
+    pub changes: Vec<ReloadChange>,
+    /// Keys whose new values take effect at the next start.
+    pub needs_restart: Vec<String>,
+    /// What is in force and perhaps not as it was meant; sentences.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that a reload has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadChange {
+    /// The key, as the config file's faults name it: `gate`, `zone "vm.test"`.
+    pub key: String,
+    /// What has become of it: `added`, `removed`, `changed`, `serial 8, was 7`.
+    pub change: String,
+}
+
 /// A service in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSummary {

@@ -32,6 +32,7 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("POST", "/v1/services/hello/wake?wait=true", "", Operate, 200),
         ("POST", "/v1/services/hello/hibernate", "", Operate, 200),
         ("POST", "/v1/services/hello/terminate", "", Operate, 200),
+        ("POST", "/v1/reload", "", Admin, 200),
         ("POST", "/v1/services", HELLO, Admin, 201),
         ("DELETE", "/v1/services/new.vm.test", "", Admin, 204),
     ];

@@ -42,6 +42,6 @@ pub use respond::{Origin, Outcome, Setting, Transport, WakeWish, respond};
 pub use server::{Clock, DnsConfig, DnsServer, EncryptedConfig};
 pub use tally::{Counts, Tallies};
 pub use tls::{About, Certificate, CertificateError, CertificateSource, Refreshed};
-pub use transfer::{NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
+pub use transfer::{NotifyList, NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
 pub use udp::echo;
 pub use wake::WakeAsk;

@@ -23,7 +23,7 @@ use crate::observe::{Consumer, Counters, NameCounts, ring};
 use crate::respond::Transport;
 use crate::tally::{Counts, Tallies};
 use crate::tls::{ALPN_DOT, ALPN_H2, ALPN_HTTP1, Certificate, Handshakes};
-use crate::transfer::{Secondaries, ZoneNotify, start_notifying};
+use crate::transfer::{NotifyList, Secondaries, ZoneNotify, keep_notifying, start_notifying};
 use crate::tsig::Keyring;
 use crate::udp::Worker;
 use crate::update::{UpdateAsk, UpdateDoor};
@@ -98,6 +98,7 @@ pub struct DnsServer {
     threads: Vec<JoinHandle<()>>,
     listeners: JoinSet<()>,
     hold: HoldRoom,
+    notify: NotifyList,
     /// Of TCP, TLS and HTTPS.
     streams: Arc<Common>,
 }
@@ -151,6 +152,7 @@ impl DnsServer {
             threads: Vec::new(),
             listeners: JoinSet::new(),
             hold,
+            notify: NotifyList::new(&config.notify),
             streams: Arc::new(streams),
         };
         let connections = server.connections(Speech::Dns);
@@ -164,10 +166,9 @@ impl DnsServer {
         }
         let notifiers = start_notifying(&config.notify, &server.addresses, &server.hold)
             .map_err(BindError::NoNotifier)?;
-        server.secondaries = notifiers.iter().map(|notifier| notifier.watch()).collect();
-        for notifier in notifiers {
-            server.listeners.spawn(notifier.run());
-        }
+        let (list, own, room) = (server.notify.clone(), server.addresses.clone(), server.hold.clone());
+        let secondaries = server.secondaries.clone();
+        server.listeners.spawn(keep_notifying(notifiers, list, own, room, secondaries));
         Ok(server)
     }
 
@@ -243,6 +244,16 @@ impl DnsServer {
     /// How often each name was asked for. There is room for as many counters as the first view has names.
     pub fn counters(&self) -> Counters {
         Counters::of(self.counts.clone())
+    }
+
+    /// Who is told of new serials, to be changed while the server runs.
+    pub fn notify_list(&self) -> NotifyList {
+        self.notify.clone()
+    }
+
+    /// The keys, to be changed while the server runs.
+    pub fn keys(&self) -> Keyring {
+        self.hold.keys.clone()
     }
 
     /// What was observed, one ring a thread and one for all connections; once.

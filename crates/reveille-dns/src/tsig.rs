@@ -25,6 +25,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use reveille_core::answer::Rcode;
 use reveille_core::model::DomainName;
 
@@ -40,10 +41,11 @@ use exchange::is_in_time;
 /// How far the clocks of both sides may differ, in seconds (RFC 8945 §10).
 pub(crate) const FUDGE_S: u16 = 300;
 
-/// The keys that are known here. Cloning shares them.
+/// The keys that are known here. Cloning shares them, also those that take their place.
 #[derive(Clone)]
 pub struct Keyring {
-    keys: Arc<[Key]>,
+    /// In the order of their names.
+    keys: Arc<ArcSwap<Vec<Key>>>,
     unix_s: fn() -> u64,
 }
 
@@ -56,7 +58,7 @@ impl Default for Keyring {
 impl fmt::Debug for Keyring {
     /// The keys' names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter()).finish()
+        f.debug_list().entries(self.keys.load().iter()).finish()
     }
 }
 
@@ -75,13 +77,20 @@ impl Keyring {
                 Err(at) => sorted.insert(at, key),
             }
         }
-        Self { keys: sorted.into(), unix_s }
+        Self { keys: Arc::new(ArcSwap::from_pointee(sorted)), unix_s }
     }
 
     /// The key of that name.
-    pub fn key(&self, name: &DomainName) -> Option<&Key> {
-        let at = self.keys.binary_search_by(|key| key.name().cmp(name)).ok()?;
-        self.keys.get(at)
+    pub fn key(&self, name: &DomainName) -> Option<Key> {
+        let keys = self.keys.load();
+        let at = keys.binary_search_by(|key| key.name().cmp(name)).ok()?;
+        keys.get(at).cloned()
+    }
+
+    /// Puts the keys of another keyring in the place of these, for all that share them. What is under way goes on
+    /// with the key that it began with.
+    pub fn exchange(&self, others: &Self) {
+        self.keys.store(others.keys.load_full());
     }
 
     /// Signs a request of ours with a key, and gives what its answers are checked with.

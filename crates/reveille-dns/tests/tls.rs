@@ -208,11 +208,21 @@ fn a_new_certificate_is_for_new_clients_and_a_bad_one_for_none() {
         assert!(expected.is_empty() || said.contains(file.to_str().unwrap()), "{said}");
         assert!(is_shown(&second.pin));
     }
+    // From other files altogether.
+    let elsewhere = TempDir::new().unwrap();
+    let (certificate, key) = operators(elsewhere.path(), "ns1.vm.test");
+    let source = CertificateSource::Files { certificate: certificate.clone(), key };
+    let other = Certificate::open(source.clone(), SystemTime::now()).unwrap();
+    let third = other.about();
+    server.certificate.exchange(other);
+    assert!(is_shown(&third.pin) && !is_shown(&second.pin));
+    assert_eq!((server.certificate.source(), refresh().unwrap()), (source, Refreshed::Same));
+
     fs::remove_file(&certificate).unwrap();
     assert!(refresh().unwrap_err().to_string().starts_with("cannot read "));
     // The same fault is not told twice.
     assert_eq!(refresh().unwrap(), Refreshed::Same);
-    assert!(is_shown(&second.pin));
+    assert!(is_shown(&third.pin));
 }
 
 #[test]

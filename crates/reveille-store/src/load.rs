@@ -152,7 +152,7 @@ fn load_published(
     Ok(())
 }
 
-fn decode_static_set(
+pub(crate) fn decode_static_set(
     zone: &str,
     owner: &[u8],
     rtype: u16,

@@ -6,9 +6,9 @@ use reveille_core::model::{DomainName, WakeRecord};
 use serde::de::DeserializeOwned;
 
 use crate::Store;
-use crate::change::{StoredDecision, StoredToken, TokenHash, TokenRow};
-use crate::load::decode;
-use crate::schema::{DECISIONS, History, TOKENS, WAKES};
+use crate::change::{StoredDecision, StoredStaticSet, StoredToken, TokenHash, TokenRow};
+use crate::load::{decode, decode_static_set};
+use crate::schema::{DECISIONS, History, STATIC_SETS, TOKENS, WAKES};
 
 /// An entry of a service's history with its sequence number, which rises by one from entry to entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,14 @@ pub enum ReadError {
     /// The file could not be opened again after an I/O error; the next write tries it again.
     #[error("the state database is closed after an I/O error")]
     Closed,
+    /// A row is not what this Reveille writes.
+    #[error("the state database has a row in `{table}` that cannot be read: {source}")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
     /// The file cannot be read.
     #[error("the state database cannot be read: {0}")]
     Storage(Box<redb::Error>),
@@ -78,6 +86,23 @@ impl Store {
                 }
             }
             Ok(tokens)
+        })
+    }
+
+    /// What dynamic updates have changed, by zone, owner and type.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or has a row that this Reveille does not write.
+    pub fn static_sets(&self) -> Result<Vec<StoredStaticSet>, ReadError> {
+        self.read(|database| {
+            let mut sets = Vec::new();
+            for row in database.begin_read()?.open_table(STATIC_SETS)?.iter()? {
+                let (key, value) = row?;
+                let (zone, owner, rtype) = key.value();
+                let set = decode_static_set(zone, owner, rtype, value.value());
+                sets.push(set.map_err(|source| ReadError::Row { table: "static_sets", source })?);
+            }
+            Ok(sets)
         })
     }
 

@@ -23,14 +23,14 @@ const WARN_AGAIN: Duration = Duration::from_secs(86_400);
 ///
 /// # Errors
 /// The files of the certificate cannot be used, or an address cannot be had.
-pub fn listen(config: &Config, dns: &mut DnsServer) -> anyhow::Result<Option<JoinSet<()>>> {
+pub fn listen(config: &Config, dns: &mut DnsServer) -> anyhow::Result<Option<Watched>> {
     let (tls, https) = (&config.dns.tls, &config.dns.https);
     let wanted =
         EncryptedConfig { tls: tls.listen.clone(), https: https.listen.clone(), https_plain: https.plain };
     let opened = source(config).map(|source| Certificate::open(source, SystemTime::now()));
     let certificate = opened.transpose()?;
     dns.listen_encrypted(&wanted, certificate.as_ref())?;
-    Ok(certificate.map(watch))
+    Ok(certificate.map(|certificate| watch(Arc::new(certificate))))
 }
 
 /// Every fault of the certificate that the config names; makes none.
@@ -44,14 +44,22 @@ pub fn faults(config: &Config) -> Vec<String> {
     }
 }
 
-fn watch(certificate: Certificate) -> JoinSet<()> {
-    tell(certificate.source(), &certificate.about(), "certificate of DNS over TLS and HTTPS");
-    let mut watching = JoinSet::new();
-    watching.spawn(look(Arc::new(certificate)));
-    watching
+/// The certificate that is shown, and the look at its files, which ends with this.
+pub struct Watched {
+    /// The certificate.
+    pub certificate: Arc<Certificate>,
+    _watching: JoinSet<()>,
 }
 
-fn source(config: &Config) -> Option<CertificateSource> {
+fn watch(certificate: Arc<Certificate>) -> Watched {
+    tell(&certificate.source(), &certificate.about(), "certificate of DNS over TLS and HTTPS");
+    let mut watching = JoinSet::new();
+    watching.spawn(look(Arc::clone(&certificate)));
+    Watched { certificate, _watching: watching }
+}
+
+/// Where the certificate comes from; `None` if nobody is shown one.
+pub fn source(config: &Config) -> Option<CertificateSource> {
     let (tls, https) = (&config.dns.tls, &config.dns.https);
     if tls.listen.is_empty() && (https.plain || https.listen.is_empty()) {
         return None;
@@ -83,7 +91,7 @@ async fn look(certificate: Arc<Certificate>) {
         match refreshed {
             Ok(Ok(Refreshed::Same)) => {}
             Ok(Ok(Refreshed::Replaced(about))) => {
-                tell(certificate.source(), &about, "new certificate of DNS over TLS and HTTPS");
+                tell(&certificate.source(), &about, "new certificate of DNS over TLS and HTTPS");
                 (warned, last_fault) = (None, String::new());
             }
             Ok(Err(error)) => {

@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod encrypted;
 mod keys;
+mod reload;
 mod room;
 mod serve;
 mod zones;

@@ -34,8 +34,9 @@ use crate::control::{
 };
 use crate::encrypted;
 use crate::keys::Looks;
+use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
-use crate::zones::{file_faults, first_view, keyring, zones};
+use crate::zones::{Files, first_view, read_files};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
 const GATE_LOOK_EVERY: Duration = Duration::from_secs(300);
@@ -48,16 +49,16 @@ const ASKS_MAX: usize = 4_096;
 /// What cannot be set up, and what to do about it.
 pub fn serve(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let faults = file_faults(&config);
-    if !faults.is_empty() {
-        bail!("the files that the config names have faults:\n  {}", faults.join("\n  "));
-    }
+    let files = match read_files(&config) {
+        Ok(files) => files,
+        Err(faults) => bail!("the files that the config names have faults:\n  {}", faults.join("\n  ")),
+    };
     log_to_stderr();
     for SpecFault { key, value, allowed } in config::warnings(&config) {
         tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(config))
+    runtime.block_on(run(path, config, files))
 }
 
 fn log_to_stderr() {
@@ -73,13 +74,17 @@ fn log_to_stderr() {
         .init();
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
-    let daemon = start(&config).await?;
+async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
+    // From here on it does not end the process.
+    let hangup = signal(SignalKind::hangup())?;
+    let daemon = start(path, &config, files).await?;
+    let reloading = tokio::spawn(daemon.reloader.clone().at_each(hangup));
     let mut out = std::io::stdout();
     // Nobody may be reading any more; that is no reason not to serve.
     let _ = out.write_all(ready_lines(&config, &daemon.services).as_bytes());
     let _ = out.flush();
     told_to_stop().await?;
+    reloading.abort();
     tracing::info!("stopping; once more ends at once and leaves what runs to the next start");
     tokio::select! {
         () = daemon.stop() => Ok(()),
@@ -90,11 +95,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
 async fn told_to_stop() -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
     }
     Ok(())
 }
@@ -105,13 +108,13 @@ struct Daemon {
     dns: DnsServer,
     inbox: mpsc::Sender<crate::control::Message>,
     control: tokio::task::JoinHandle<()>,
-    stop_api: watch::Sender<bool>,
-    api: tokio::task::JoinHandle<()>,
+    api: ApiTask,
     keys: tokio::task::JoinHandle<()>,
+    reloader: Reloader,
     /// External primaries; left alone when the daemon stops.
     _published: Vec<PublishTask>,
     /// Looks at the files of the certificate; ended with the daemon.
-    _certificate: Option<tokio::task::JoinSet<()>>,
+    _certificate: Option<encrypted::Watched>,
     /// Removed with the daemon.
     _token: TokenFile,
 }
@@ -120,7 +123,7 @@ impl Daemon {
     async fn stop(self) {
         // First no new clients by name or by API, then the instances; the relay holds who comes in between.
         self.dns.shutdown().await;
-        self.stop_api.send_replace(true);
+        self.api.stop.send_replace(true);
         // A step that is being written is durable or as if it had not been begun.
         self.keys.abort();
         let (message, done) = crate::control::stop();
@@ -128,7 +131,7 @@ impl Daemon {
             let _ = done.await;
         }
         let _ = self.control.await;
-        let _ = self.api.await;
+        let _ = self.api.task.await;
     }
 }
 
@@ -184,7 +187,7 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
     Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
-async fn start(config: &Config) -> anyhow::Result<Daemon> {
+async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let Host { store, images, driver, found, book, services, kept } = take_stock(config, clock).await?;
 
@@ -192,8 +195,8 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
     bind_services(config, &relay, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
-    let zones = zones(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
-    let (updates, zones) = take_up_updates(zones, &config.zone, static_sets, &services);
+    let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
+    let (updates, zones) = take_up_updates(files.zones, &config.zone, static_sets, &names);
     let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
@@ -202,11 +205,12 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
     let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
-    let keys = keyring(config).map_err(|faults| anyhow::anyhow!("{}", faults.join("\n")))?;
     let now: reveille_dns::Clock = Arc::new(move || clock.now());
-    let published = outbound::start(config::publications(config), &keys, notes, &view.load(), &store, &now);
+    let published =
+        outbound::start(config::publications(config), &files.keys, notes, &view.load(), &store, &now);
     publisher.publish_to(&published);
-    let dns_config = dns_config(config, &view.load(), keys, update_sender, clock)?;
+    let gate = gate(config, &view.load(), clock)?;
+    let dns_config = dns_config(config, Arc::clone(&gate), files.keys, update_sender);
     let mut dns = DnsServer::bind(&dns_config, Arc::clone(&view), generations.clone(), ask_sender, now)?;
     let certificate = encrypted::listen(config, &mut dns)?;
     let looks = Looks::default();
@@ -218,13 +222,15 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
+    let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
+    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
+    let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
         generation: generations,
         news: news.clone(),
-        about: about(config, &*driver, clock),
-        policy: config.policy,
+        reloader: reloader.clone(),
         room: Arc::new(room),
     };
     let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
@@ -246,23 +252,27 @@ async fn start(config: &Config) -> anyhow::Result<Daemon> {
     });
     let inputs = Inputs { asks, relay: relay_events, updates: update_asks, inbox: inbox_end };
     let control = tokio::spawn(control.run(inputs));
-    let (stop_api, stopped) = watch::channel(false);
-    let api = tokio::spawn(serve_api(listener, Arc::new(remote), access, stopped));
+    let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, stop_api, api, keys, _published, _certificate, _token })
+    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
 }
 
-async fn serve_api(
-    listener: tokio::net::TcpListener,
-    remote: Arc<Remote>,
-    access: Arc<Access>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let stop = async move {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-    };
-    reveille_api::serve(listener, remote, access, stop).await;
+/// The API's server.
+struct ApiTask {
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ApiTask {
+    fn start(listener: tokio::net::TcpListener, remote: Arc<Remote>, access: Arc<Access>) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let end = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let task = tokio::spawn(reveille_api::serve(listener, remote, access, end));
+        Self { stop, task }
+    }
 }
 
 async fn bind_services(
@@ -356,20 +366,19 @@ pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
 
 fn dns_config(
     config: &Config,
-    view: &View,
+    gate: Arc<Gate>,
     keys: Keyring,
     updates: mpsc::Sender<UpdateAsk>,
-    clock: Clock,
-) -> anyhow::Result<DnsConfig> {
-    let takes_updates = config.zone.iter().any(|zone| !zone.update.is_empty());
-    Ok(DnsConfig {
+) -> DnsConfig {
+    DnsConfig {
         listen: config.dns.listen.clone(),
-        gate: Some(gate(config, view, clock)?),
+        gate: Some(gate),
         keys,
         notify: config::notify(config),
-        updates: takes_updates.then_some(updates),
+        // Zones that take updates may come with a reload.
+        updates: Some(updates),
         ..dns_threads(config.dns.udp_threads)
-    })
+    }
 }
 
 fn dns_threads(threads: usize) -> DnsConfig {

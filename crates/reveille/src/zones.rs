@@ -7,12 +7,15 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use reveille_core::answer::{View, Zone, ZoneDefaults, Zones, clashes};
 use reveille_core::model::DomainName;
+use reveille_dns::limit::Gate;
 use reveille_dns::tsig::{self, Keyring};
 use reveille_dns::zonefile;
 use reveille_store::Store;
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::control::Serials;
+use crate::encrypted;
 
 /// Serial number of zones without a file.
 const SERIAL: u32 = 1;
@@ -22,7 +25,7 @@ const APEX_TTL_S: u32 = 3_600;
 const NEGATIVE_TTL_S: u32 = 30;
 
 /// Every zone as its file has it, or every fault of their files.
-pub fn zones(config: &Config) -> Result<Vec<Zone>, Vec<String>> {
+fn zones(config: &Config) -> Result<Vec<Zone>, Vec<String>> {
     let (mut zones, mut faults) = (Vec::new(), Vec::new());
     for zone in &config.zone {
         match read_zone(zone, config) {
@@ -53,7 +56,7 @@ fn read_zone(zone: &config::Zone, config: &Config) -> Result<Zone, Vec<String>> 
 }
 
 /// Every key of the config, or every fault of their files.
-pub fn keyring(config: &Config) -> Result<Keyring, Vec<String>> {
+fn keyring(config: &Config) -> Result<Keyring, Vec<String>> {
     let (mut keys, mut faults) = (Vec::new(), Vec::new());
     for key in &config.key {
         let algorithm = key.algorithm.as_ref().and_then(|word| word.parse().ok());
@@ -65,19 +68,38 @@ pub fn keyring(config: &Config) -> Result<Keyring, Vec<String>> {
     if faults.is_empty() { Ok(Keyring::new(keys)) } else { Err(faults) }
 }
 
-/// Every fault of the zone and key files that `config` names, and every name that both a zone file and a service
-/// claim.
-pub fn file_faults(config: &Config) -> Vec<String> {
-    let mut faults = keyring(config).err().unwrap_or_default();
-    match zones(config) {
-        Err(more) => faults.extend(more),
+/// What the files say that a config names.
+pub struct Files {
+    /// Every zone, in the config's order.
+    pub zones: Vec<Zone>,
+    /// Every key.
+    pub keys: Keyring,
+}
+
+/// Reads the files that `config` names: at a start, at a reload and for `reveille check`. Changes nothing.
+///
+/// # Errors
+/// Every fault of the zones, keys, certificates and secrets of cookies, of what the gate's rules refer to, and every
+/// name that both a zone file and a service claim.
+pub fn read_files(config: &Config) -> Result<Files, Vec<String>> {
+    let (keys, zones) = (keyring(config), zones(config));
+    let mut faults: Vec<String> = keys.as_ref().err().cloned().unwrap_or_default();
+    match &zones {
+        Err(more) => faults.extend(more.iter().cloned()),
         Ok(zones) => {
             let names: Vec<DomainName> = config.service.iter().map(|service| service.name.clone()).collect();
-            let zones = Zones::new(zones.into_iter().map(Arc::new));
+            let zones = Zones::new(zones.iter().cloned().map(Arc::new));
             faults.extend(clashes(&zones, &names).iter().map(ToString::to_string));
+            let apexes = zones.iter().map(|zone| zone.apex());
+            faults
+                .extend(Gate::new(&config.gate, apexes, Clock::wall()).err().map(|error| error.to_string()));
         }
     }
-    faults
+    faults.extend(encrypted::faults(config));
+    match (zones, keys) {
+        (Ok(zones), Ok(keys)) if faults.is_empty() => Ok(Files { zones, keys }),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => Err(faults),
+    }
 }
 
 /// The zones without a service yet, at serials that nobody has seen.

@@ -10,13 +10,17 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use primaries::{KEY, Kind, Primary, SECRET, free_address, until};
 
 /// Lives of the daemon.
 const LIVES: u64 = 6;
+/// Updates that are acknowledged in each of them, at least.
+const UPDATES_A_LIFE: u64 = 12;
+/// Longest wait for them.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Clients that send updates at the same time.
 const CLIENTS: u32 = 3;
 const SERVICES: u32 = 6;
@@ -147,10 +151,10 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
         let now: u32 = place.dig(&["vm.test", "SOA"])[0].split(' ').nth(2).unwrap().parse().unwrap();
         assert!(now > serial, "{now} after {serial}");
         serial = now;
-        let killed = AtomicBool::new(false);
+        let (killed, acknowledgements) = (AtomicBool::new(false), AtomicU64::new(0));
         let made: Vec<(String, u64)> = std::thread::scope(|scope| {
             let clients = (0..CLIENTS).map(|client| {
-                let (place, killed) = (&place, &killed);
+                let (place, killed, acknowledgements) = (&place, &killed, &acknowledgements);
                 scope.spawn(move || {
                     let mut made = Vec::new();
                     // One name of its own that is always overwritten, and one for each update.
@@ -164,6 +168,7 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
                         if killed.load(Relaxed) || !place.update(&change) {
                             break;
                         }
+                        acknowledgements.fetch_add(1, Relaxed);
                         made.push((own, number));
                         made.push((each, number));
                     }
@@ -171,15 +176,19 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
                 })
             });
             let clients: Vec<_> = clients.collect();
-            // Killed in the middle of it: at another time in each life.
-            std::thread::sleep(Duration::from_millis(150 + 37 * life));
+            // Killed in the middle of it: after some updates, and at another time behind the last one in each life.
+            let began = Instant::now();
+            while acknowledgements.load(Relaxed) < UPDATES_A_LIFE {
+                assert!(began.elapsed() < WAIT_MAX, "no updates: {}", place.log());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_micros(730 * life));
             drop(daemon);
             killed.store(true, Relaxed);
             clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
         });
         acknowledged.extend(made);
     }
-    assert!(acknowledged.len() > 60, "{} updates, {}", acknowledged.len(), place.log());
     let _daemon = place.daemon();
     for (name, number) in &acknowledged {
         let found = place.dig(&[name, "TXT"]);

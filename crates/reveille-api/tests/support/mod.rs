@@ -16,8 +16,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    Counts, DecisionReport, DnsReport, HostSummary, ObservedReport, SecondaryReport, ServiceCounts,
-    ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    Counts, DecisionReport, DnsReport, HostSummary, ObservedReport, ReloadReport, SecondaryReport,
+    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     Access, Anonymous, Connections, Control, ControlError, RolloverStep, Scope, Time, Token, TokenGrant, Wait,
@@ -50,12 +50,17 @@ pub struct Memory {
     services: Mutex<BTreeMap<DomainName, (Service, Instance)>>,
     pub events: broadcast::Sender<Event>,
     pub ready: Mutex<Result<(), String>>,
+    pub reload: Mutex<Result<ReloadReport, ControlError>>,
 }
 
 impl Memory {
     pub fn new(names: &[&str]) -> Arc<Self> {
-        let memory =
-            Self { services: Mutex::default(), events: broadcast::channel(4).0, ready: Mutex::new(Ok(())) };
+        let memory = Self {
+            services: Mutex::default(),
+            events: broadcast::channel(4).0,
+            ready: Mutex::new(Ok(())),
+            reload: Mutex::new(Ok(ReloadReport::default())),
+        };
         for text in names {
             memory.insert(spec(text));
         }
@@ -266,6 +271,10 @@ impl Control for Memory {
             let seqs = (1..=newest).rev().take(limit);
             Ok(seqs.map(|seq| Wake::of(seq, &wake_record(&instance.service))).collect())
         })
+    }
+
+    async fn reload(&self) -> Result<ReloadReport, ControlError> {
+        self.reload.lock().unwrap().clone()
     }
 
     async fn host(&self) -> Result<HostSummary, ControlError> {

@@ -8,6 +8,7 @@
 //! it is. `_vmstate` is not content. The serial and the history stand in the zone, and the zone in the view: a
 //! transfer reads one view and is whole.
 
+mod rezone;
 #[cfg(test)]
 mod tests;
 
@@ -174,12 +175,7 @@ impl View {
             names_of_zone.extend(names);
         }
         for (index, names) in touched {
-            let (mut removed, mut added) = (Vec::new(), Vec::new());
-            for name in &names {
-                let (before, after) = (self.content_at(index, name), next.content_at(index, name));
-                removed.extend(before.iter().filter(|record| !after.contains(record)).cloned());
-                added.extend(after.into_iter().filter(|record| !before.contains(record)));
-            }
+            let (removed, added) = self.differences(index, &next, index, &names);
             if let Some(zone) = next.zones().at(index)
                 && !(removed.is_empty() && added.is_empty())
             {

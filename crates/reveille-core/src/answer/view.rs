@@ -313,6 +313,12 @@ impl View {
         next
     }
 
+    /// This view with others who may ask for `_vmstate`.
+    #[must_use]
+    pub(super) fn with_monitors(&self, generation: u64, monitors: Acl) -> Self {
+        Self { generation, monitors, ..self.clone() }
+    }
+
     /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs a walk over the
     /// zone's static names, and over all names if its delegations change.
     #[must_use]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::acl::Acl;
-use super::content::{Difference, History};
+use super::content::History;
 use super::key::{NameKey, QuestionName};
 use super::rdata::{self, CNAME, NS, SOA};
 use super::signing::Signer;
@@ -264,13 +264,7 @@ impl Zone {
     /// The zone at its next serial (RFC 1982 §3.1), to which that difference led. Nothing is copied but the apex
     /// and the list of what is kept of the history; without anybody who may transfer the zone there is none.
     pub(super) fn advanced(&self, removed: Vec<Record>, added: Vec<Record>) -> Self {
-        let mut next = self.clone();
-        next.set_serial(serial_after(self.serial));
-        if !self.transfer.is_nobody() {
-            let (from, to) = ((self.serial, self.soa.clone()), (next.serial, next.soa.clone()));
-            next.history = self.history.with(Difference { from, to, removed, added });
-        }
-        next
+        self.advanced_from(self, serial_after(self.serial), removed, added)
     }
 
     fn set_serial(&mut self, serial: u32) {

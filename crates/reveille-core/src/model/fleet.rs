@@ -66,6 +66,11 @@ pub enum Event {
         /// Its primary.
         instance: Box<Instance>,
     },
+    /// The user says something else about the service, under the same name.
+    Respecified {
+        /// The spec; what it says of addresses is not looked at.
+        spec: Box<ServiceSpec>,
+    },
     /// A query, a packet or an operator wants the service.
     WakeAsked {
         /// The service.
@@ -313,6 +318,7 @@ impl Fleet {
     pub fn apply(&mut self, event: Event, now: Timestamp) -> Result<Applied, RequestError> {
         match event {
             Event::Added { service, instance } => self.add(*service, *instance),
+            Event::Respecified { spec } => self.respecify(*spec),
             Event::WakeAsked { service, trigger } => self.wake_asked(&service, trigger, now),
             Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
             Event::RemoveAsked { service } => {
@@ -369,6 +375,21 @@ impl Fleet {
         let id = instance.id;
         self.services.insert(service.spec.name.clone(), service);
         self.instances.insert(id, instance);
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn respecify(&mut self, spec: ServiceSpec) -> Result<Applied, RequestError> {
+        let service = self
+            .services
+            .get_mut(&spec.name)
+            .ok_or_else(|| RequestError::UnknownService(spec.name.clone()))?;
+        if service.spec == spec {
+            return Ok(Applied::Unchanged);
+        }
+        service.spec = spec;
+        let id = service.primary;
+        // Whether it is at rest may depend on its policy.
         self.settle(id);
         Ok(Applied::Changed)
     }

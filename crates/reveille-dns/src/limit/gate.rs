@@ -46,6 +46,13 @@ pub struct Gate {
     pub(super) tallies: Mutex<Tallies>,
 }
 
+/// Rules and secrets that are not in force yet.
+#[derive(Debug)]
+pub struct PreparedRules {
+    rules: Rules,
+    secrets: Option<CookieSecrets>,
+}
+
 /// What the configuration comes to. Never changed once it is in force.
 #[derive(Debug)]
 pub(super) struct Rules {
@@ -118,20 +125,37 @@ impl Gate {
         zones: impl IntoIterator<Item = &'z DomainName>,
         now: Timestamp,
     ) -> Result<(), GateError> {
+        self.take(self.prepare(config, zones, now)?);
+        Ok(())
+    }
+
+    /// What [`Gate::exchange`] would bring, to be taken later.
+    ///
+    /// # Errors
+    /// As of [`Gate::new`].
+    pub fn prepare<'z>(
+        &self,
+        config: &GateConfig,
+        zones: impl IntoIterator<Item = &'z DomainName>,
+        now: Timestamp,
+    ) -> Result<PreparedRules, GateError> {
         let old = self.rules.load_full();
         let rules = Rules::new(config, zones, Some(&old.rate_table))?;
-        match &config.cookies.secret_file {
-            Some(path) if config.cookies.enabled => {
-                self.secrets.store(Arc::new(CookieSecrets::from_file(path, now)?));
-            }
+        let secrets = match &config.cookies.secret_file {
+            Some(path) if config.cookies.enabled => Some(CookieSecrets::from_file(path, now)?),
             // What was shared with others is not used any longer.
-            Some(_) | None if old.rotate_ms.is_none() => {
-                self.secrets.store(Arc::new(CookieSecrets::new(&Secret::random()?, now)));
-            }
-            Some(_) | None => {}
+            Some(_) | None if old.rotate_ms.is_none() => Some(CookieSecrets::new(&Secret::random()?, now)),
+            Some(_) | None => None,
+        };
+        Ok(PreparedRules { rules, secrets })
+    }
+
+    /// Puts what was prepared in force.
+    pub fn take(&self, prepared: PreparedRules) {
+        if let Some(secrets) = prepared.secrets {
+            self.secrets.store(Arc::new(secrets));
         }
-        self.rules.store(Arc::new(rules));
-        Ok(())
+        self.rules.store(Arc::new(prepared.rules));
     }
 
     /// Replaces the secret of cookies if it is time; to be called every few minutes. Tells whether it was.

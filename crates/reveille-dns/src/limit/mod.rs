@@ -91,7 +91,7 @@ pub use budget::{UNPROVEN_HOST_PERCENT, WakeLimit, WakeVerdict, ZONES_MAX};
 pub use client::Source;
 pub use config::{CookieConfig, GateConfig, RateConfig, WakeConfig, WakeMode};
 pub use cookie::{CookieSecrets, CookieStatus, SECRETS_MAX, Secret, SecretError};
-pub use gate::{Gate, GateError};
+pub use gate::{Gate, GateError, PreparedRules};
 pub use judge::{Arrival, Client, Entry, Judge};
 pub use list::{Action, QueryType, QueryTypeError, RULES_MAX, Rule};
 pub use rate::{Kind, RateVerdict};

@@ -82,7 +82,9 @@ impl Peer {
         // Without random numbers the signature still tells true answers from others.
         let _ = SystemRandom::new().fill(&mut id);
         let mut request = compose(u16::from_be_bytes(id));
-        let exchange = self.keyring.sign_request(&self.key, &mut request);
+        // The secret may have changed under the same name.
+        let key = self.keyring.key(self.key.name());
+        let exchange = self.keyring.sign_request(key.as_ref().unwrap_or(&self.key), &mut request);
         (request, exchange)
     }
 

@@ -30,8 +30,10 @@ mod store;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use reveille_core::answer::{Signer, Zone};
 use reveille_core::model::{DomainName, Timestamp};
 
@@ -48,9 +50,11 @@ pub use store::KeyError;
 
 /// Every signed zone: its keys, its signer.
 pub struct Signing {
-    policy: KeyPolicy,
+    store: KeyStore,
+    policy: Mutex<KeyPolicy>,
     room: Arc<room::SigningRoom>,
-    zones: BTreeMap<DomainName, SignedZone>,
+    /// Replaced as a whole when zones come or go, by one task alone.
+    zones: ArcSwap<BTreeMap<DomainName, Arc<SignedZone>>>,
 }
 
 /// One zone.
@@ -58,6 +62,8 @@ struct SignedZone {
     signer: Arc<ZoneSigner>,
     /// Only the slow loop and the command line look here.
     keys: Mutex<ZoneKeys>,
+    /// It is not signed any more, whoever still holds it.
+    left: AtomicBool,
 }
 
 /// What came of a look at all keys.
@@ -73,7 +79,7 @@ pub struct Look {
 
 impl fmt::Debug for Signing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signing").field("zones", &self.zones.keys()).finish_non_exhaustive()
+        f.debug_struct("Signing").field("zones", &self.zones.load().keys()).finish_non_exhaustive()
     }
 }
 
@@ -90,16 +96,11 @@ impl Signing {
         limits: &SigningLimits,
         now: Timestamp,
     ) -> Result<Self, Vec<KeyError>> {
-        let store = KeyStore::new(state_dir);
         let room = Arc::new(room::SigningRoom::new(limits));
-        let mut signing = Self { policy, room, zones: BTreeMap::new() };
-        let mut errors = Vec::new();
-        for zone in zones {
-            match store.open(zone.apex(), &policy, longest_ttl_s(zone), now) {
-                Ok(keys) => signing.add(keys),
-                Err(error) => errors.push(error),
-            }
-        }
+        let (policy, store) = (Mutex::new(policy), KeyStore::new(state_dir));
+        let signing = Self { store, policy, room, zones: ArcSwap::default() };
+        let opened = zones.into_iter().map(|zone| signing.add(zone, now));
+        let errors: Vec<KeyError> = opened.filter_map(Result::err).collect();
         if errors.is_empty() { Ok(signing) } else { Err(errors) }
     }
 
@@ -110,6 +111,62 @@ impl Signing {
     /// If its parent may have a DS for it, or its keys are lost.
     pub fn leave_unsigned(state_dir: &Path, zone: &DomainName) -> Result<(), KeyError> {
         KeyStore::new(state_dir).leave_unsigned(zone)
+    }
+
+    /// Why the zone cannot be served unsigned; changes nothing.
+    ///
+    /// # Errors
+    /// As of [`Signing::leave_unsigned`].
+    pub fn may_leave_unsigned(state_dir: &Path, zone: &DomainName) -> Result<(), KeyError> {
+        KeyStore::new(state_dir).may_leave_unsigned(zone).map(|_| ())
+    }
+
+    /// Opens the keys of one more zone, or makes its first one. Waits for the disk. One task alone may change which
+    /// zones are signed.
+    ///
+    /// # Errors
+    /// If it cannot be signed.
+    pub fn add(&self, zone: &Zone, now: Timestamp) -> Result<(), KeyError> {
+        let policy = self.policy();
+        let keys = self.store.open(zone.apex(), &policy, longest_ttl_s(zone), now)?;
+        // A ledger without an active key is refused when it is read.
+        let Some(keyset) = keyset(&keys, &policy) else { return Ok(()) };
+        let apex = keys.zone().clone();
+        let signer = Arc::new(ZoneSigner::new(apex.clone(), keyset, Arc::clone(&self.room)));
+        let (keys, left) = (Mutex::new(keys), AtomicBool::new(false));
+        let mut zones = BTreeMap::clone(&self.zones.load());
+        zones.insert(apex, Arc::new(SignedZone { signer, keys, left }));
+        self.zones.store(Arc::new(zones));
+        Ok(())
+    }
+
+    /// The zone is not served any more, or unsigned from here on: its keys are left as they lie. Nothing of a zone
+    /// that was not signed.
+    pub fn remove(&self, apex: &DomainName) {
+        let mut zones = BTreeMap::clone(&self.zones.load());
+        let Some(zone) = zones.remove(apex) else { return };
+        // A step that is being written ends first.
+        let keys = zone.lock();
+        zone.left.store(true, Release);
+        drop(keys);
+        self.zones.store(Arc::new(zones));
+    }
+
+    /// Whether the zone is signed.
+    pub fn is_signed(&self, apex: &DomainName) -> bool {
+        self.zones.load().contains_key(apex)
+    }
+
+    /// Goes by another policy from the next step on.
+    pub fn set_policy(&self, policy: KeyPolicy) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        for zone in self.zones.load().values() {
+            zone.use_keys(&zone.lock(), &policy);
+        }
+    }
+
+    fn policy(&self) -> KeyPolicy {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The keys of a zone as they lie below the state directory, without changing anything.
@@ -129,8 +186,9 @@ impl Signing {
     /// The zone with its signer, if it is a signed one.
     #[must_use]
     pub fn sign(&self, zone: Zone) -> Zone {
+        let zones = self.zones.load();
         let signer =
-            self.zones.get(zone.apex()).map(|signed| Signer::new(Arc::<ZoneSigner>::clone(&signed.signer)));
+            zones.get(zone.apex()).map(|signed| Signer::new(Arc::<ZoneSigner>::clone(&signed.signer)));
         zone.with_signer(signer)
     }
 
@@ -140,10 +198,13 @@ impl Signing {
     pub fn step(&self, now: Timestamp, wall: Timestamp) -> Look {
         self.room.compare_clocks(now, wall);
         let now = now.min(wall);
-        let mut look = Look::default();
-        for (zone, signed) in &self.zones {
+        let (mut look, policy) = (Look::default(), self.policy());
+        for (zone, signed) in self.zones.load_full().iter() {
             let mut keys = signed.lock();
-            let step = match keys.step(&self.policy, now) {
+            if signed.left.load(Acquire) {
+                continue;
+            }
+            let step = match keys.step(&policy, now) {
                 Ok(step) => step,
                 Err(error) => {
                     look.errors.push((zone.clone(), error));
@@ -166,7 +227,7 @@ impl Signing {
                 (next, other) => next.or(other),
             };
             if changed {
-                signed.use_keys(&keys, &self.policy);
+                signed.use_keys(&keys, &policy);
             }
         }
         look
@@ -186,7 +247,8 @@ impl Signing {
     /// # Errors
     /// If that DS must not be there yet.
     pub fn ds_seen(&self, zone: &DomainName, now: Timestamp) -> Result<ZoneKeyReport, KeyError> {
-        self.change(zone, now, |keys| keys.ds_seen(&self.policy, now).map(|_| ()))
+        let policy = self.policy();
+        self.change(zone, now, |keys| keys.ds_seen(&policy, now).map(|_| ()))
     }
 
     /// The keys of a zone.
@@ -208,19 +270,16 @@ impl Signing {
         now: Timestamp,
         change: impl FnOnce(&mut ZoneKeys) -> Result<(), KeyError>,
     ) -> Result<ZoneKeyReport, KeyError> {
-        let signed = self.zones.get(zone).ok_or_else(|| KeyError::Unsigned(zone.clone()))?;
+        let signed = self.zones.load().get(zone).cloned();
+        let signed = signed.ok_or_else(|| KeyError::Unsigned(zone.clone()))?;
+        let policy = self.policy();
         let mut keys = signed.lock();
+        if signed.left.load(Acquire) {
+            return Err(KeyError::Unsigned(zone.clone()));
+        }
         change(&mut keys)?;
-        signed.use_keys(&keys, &self.policy);
-        Ok(report::of(&keys, &self.policy, now))
-    }
-
-    fn add(&mut self, keys: ZoneKeys) {
-        // A ledger without an active key is refused when it is read.
-        let Some(keyset) = keyset(&keys, &self.policy) else { return };
-        let apex = keys.zone().clone();
-        let signer = Arc::new(ZoneSigner::new(apex.clone(), keyset, Arc::clone(&self.room)));
-        self.zones.insert(apex, SignedZone { signer, keys: Mutex::new(keys) });
+        signed.use_keys(&keys, &policy);
+        Ok(report::of(&keys, &policy, now))
     }
 }
 

@@ -179,21 +179,28 @@ impl KeyStore {
     /// # Errors
     /// If its parent may have a DS of a key that was made here.
     pub fn leave_unsigned(&self, zone: &DomainName) -> Result<(), KeyError> {
-        let (dir, list) = (self.zone_dir(zone), self.list_path());
+        if !self.may_leave_unsigned(zone)? {
+            return Ok(());
+        }
+        // In this order: what is in the list must have a ledger.
         let lines = self.list()?;
-        let listed = lines.iter().any(|line| *line == zone.to_string());
+        self.write_list(lines.into_iter().filter(|line| *line != zone.to_string()).collect())?;
+        let path = state_path(&self.zone_dir(zone));
+        fs::remove_file(&path).map_err(|source| KeyError::Io { path, source })
+    }
+
+    /// Whether there is a ledger to forget, if the zone may be served unsigned; as of
+    /// [`KeyStore::leave_unsigned`], without changing anything.
+    pub fn may_leave_unsigned(&self, zone: &DomainName) -> Result<bool, KeyError> {
+        let (dir, list) = (self.zone_dir(zone), self.list_path());
+        let listed = self.list()?.iter().any(|line| *line == zone.to_string());
         match read_ledger(&dir, zone)? {
             None if listed => Err(KeyError::Lost { zone: zone.clone(), state: state_path(&dir), list }),
-            None => Ok(()),
+            None => Ok(false),
             Some(ledger) if ledger.may_be_delegated() => {
                 Err(KeyError::Delegated { zone: zone.clone(), dir, list })
             }
-            Some(_) => {
-                // In this order: what is in the list must have a ledger.
-                self.write_list(lines.into_iter().filter(|line| *line != zone.to_string()).collect())?;
-                let path = state_path(&dir);
-                fs::remove_file(&path).map_err(|source| KeyError::Io { path, source })
-            }
+            Some(_) => Ok(true),
         }
     }
 

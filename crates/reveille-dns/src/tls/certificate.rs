@@ -55,10 +55,9 @@ pub enum Refreshed {
 /// The certificate that new handshakes see.
 #[derive(Debug)]
 pub struct Certificate {
-    source: CertificateSource,
     shown: Arc<Shown>,
-    /// The files as they were when they were last looked at.
-    seen: Mutex<[Stamp; 2]>,
+    /// Where it comes from, and the files as they were when they were last looked at.
+    seen: Mutex<(CertificateSource, [Stamp; 2])>,
 }
 
 /// What rustls asks for the certificate.
@@ -77,9 +76,10 @@ impl Certificate {
     /// # Errors
     /// One sentence with the file and the remedy.
     pub fn open(source: CertificateSource, now: SystemTime) -> Result<Self, CertificateError> {
-        let seen = Mutex::new(source.stamps());
+        let stamps = source.stamps();
         let (pair, _) = source.read(now)?;
-        Ok(Self { source, shown: Arc::new(Shown(ArcSwap::from_pointee(pair))), seen })
+        let seen = Mutex::new((source, stamps));
+        Ok(Self { shown: Arc::new(Shown(ArcSwap::from_pointee(pair))), seen })
     }
 
     /// Looks at the source again: takes what has changed in the files, renews what the server has made for itself.
@@ -89,8 +89,9 @@ impl Certificate {
     /// What is there cannot be used; the certificate stays as it was. The same files are not tried again.
     pub fn refresh(&self, now: SystemTime) -> Result<Refreshed, CertificateError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamps = self.source.stamps();
-        let is_due = match &self.source {
+        let (source, seen) = &mut *seen;
+        let stamps = source.stamps();
+        let is_due = match source {
             CertificateSource::Files { .. } => false,
             CertificateSource::SelfSigned { .. } => own::is_due(&self.shown.0.load(), now),
         };
@@ -98,12 +99,12 @@ impl Certificate {
             return Ok(Refreshed::Same);
         }
         *seen = stamps;
-        let (pair, is_new) = self.source.read(now)?;
+        let (pair, is_new) = source.read(now)?;
         if !is_new && pair.certified.cert == self.shown.0.load().certified.cert {
             return Ok(Refreshed::Same);
         }
         if is_new {
-            *seen = self.source.stamps();
+            *seen = source.stamps();
         }
         self.shown.0.store(Arc::new(pair));
         Ok(Refreshed::Replaced(self.about()))
@@ -118,8 +119,16 @@ impl Certificate {
     }
 
     /// Where it comes from.
-    pub fn source(&self) -> &CertificateSource {
-        &self.source
+    pub fn source(&self) -> CertificateSource {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// From here on new handshakes see the other one, and its source is looked at.
+    pub fn exchange(&self, other: Self) {
+        let theirs = other.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = theirs;
+        self.shown.0.store(other.shown.0.load_full());
     }
 
     pub(super) fn resolver(&self) -> Arc<dyn ResolvesServerCert> {

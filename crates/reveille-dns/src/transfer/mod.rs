@@ -19,8 +19,8 @@ mod tests;
 
 pub(crate) use judge::{Transfer, judge};
 pub(crate) use messages::{Way, write};
-pub(crate) use notify::start as start_notifying;
-pub use notify::{NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
+pub use notify::{NotifyList, NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
+pub(crate) use notify::{keep as keep_notifying, start as start_notifying};
 
 /// Most transfers at a time; the next ones wait.
 pub(crate) const TRANSFERS_MAX: usize = 16;

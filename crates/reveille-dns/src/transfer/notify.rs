@@ -9,7 +9,7 @@ mod telling;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,11 +18,12 @@ use reveille_core::model::DomainName;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::hold::{HoldRoom, stopped};
 use crate::tally::{Tally, bump};
-use crate::tsig::{Exchange, Key, Keyring};
+use crate::tsig::{Exchange, Keyring};
 use telling::Telling;
 
 /// Most messages that leave in one go; the next ones follow after a pause.
@@ -54,6 +55,28 @@ pub struct ZoneNotify {
     pub targets: Vec<NotifyTarget>,
 }
 
+/// Who is told, to be changed while the server runs. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct NotifyList(watch::Sender<Arc<[ZoneNotify]>>);
+
+impl NotifyList {
+    pub(crate) fn new(zones: &[ZoneNotify]) -> Self {
+        Self(watch::Sender::new(zones.into()))
+    }
+
+    /// From here on these are told of new serials, and nobody else. If that changes anything, all of them are told
+    /// of the serials of now once more, which costs each secondary a look.
+    pub fn set(&self, zones: Vec<ZoneNotify>) {
+        self.0.send_if_modified(|known| {
+            let differs = **known != *zones;
+            if differs {
+                *known = zones.into();
+            }
+            differs
+        });
+    }
+}
+
 /// Where a secondary stands with one zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecondaryStatus {
@@ -71,18 +94,21 @@ pub struct SecondaryStatus {
 
 /// The secondaries that are told of new serials. Cloning shares what is known of them.
 #[derive(Debug, Clone, Default)]
-pub struct Secondaries(Vec<watch::Receiver<Vec<SecondaryStatus>>>);
+pub struct Secondaries(Arc<Mutex<Vec<watch::Receiver<Vec<SecondaryStatus>>>>>);
 
 impl Secondaries {
     /// Where each stands.
     pub fn status(&self) -> Vec<SecondaryStatus> {
-        self.0.iter().flat_map(|told| told.borrow().clone()).collect()
+        self.told().iter().flat_map(|told| told.borrow().clone()).collect()
     }
-}
 
-impl FromIterator<watch::Receiver<Vec<SecondaryStatus>>> for Secondaries {
-    fn from_iter<I: IntoIterator<Item = watch::Receiver<Vec<SecondaryStatus>>>>(told: I) -> Self {
-        Self(told.into_iter().collect())
+    /// From now on it is these that are told.
+    fn are_told_by(&self, notifiers: &[Notifier]) {
+        *self.told() = notifiers.iter().map(|notifier| notifier.status.subscribe()).collect();
+    }
+
+    fn told(&self) -> MutexGuard<'_, Vec<watch::Receiver<Vec<SecondaryStatus>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,7 +116,8 @@ impl FromIterator<watch::Receiver<Vec<SecondaryStatus>>> for Secondaries {
 struct Secondary {
     apex: DomainName,
     address: SocketAddr,
-    key: Option<Key>,
+    /// Name of the key that it is told with; which key that is may change.
+    key: Option<DomainName>,
     telling: Telling,
     /// What the answer to the last message is checked with, if that was signed.
     exchange: Option<Exchange>,
@@ -123,12 +150,10 @@ pub(crate) fn start(
     let mut by_source: BTreeMap<IpAddr, Vec<Secondary>> = BTreeMap::new();
     for zone in zones {
         for target in &zone.targets {
-            // Keys that are not known were refused with the configuration.
-            let key = target.key.as_ref().and_then(|name| room.keys.key(name)).cloned();
             by_source.entry(source_for(target.address.ip(), listen)).or_default().push(Secondary {
                 apex: zone.apex.clone(),
                 address: target.address,
-                key,
+                key: target.key.clone(),
                 telling: Telling::default(),
                 exchange: None,
             });
@@ -148,6 +173,33 @@ pub(crate) fn start(
         })
     };
     by_source.into_iter().map(of).collect()
+}
+
+/// Runs these notifiers, and others in their place when the list changes, until the server stops.
+pub(crate) async fn keep(
+    mut notifiers: Vec<Notifier>,
+    list: NotifyList,
+    listen: Vec<SocketAddr>,
+    room: HoldRoom,
+    secondaries: Secondaries,
+) {
+    let (mut changes, mut stop) = (list.0.subscribe(), room.stop.clone());
+    drop(list);
+    loop {
+        secondaries.are_told_by(&notifiers);
+        // Dropped, they end at once.
+        let mut running: JoinSet<()> = notifiers.into_iter().map(Notifier::run).collect();
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = stopped(&mut stop) => return,
+        }
+        running.shutdown().await;
+        let zones = Arc::clone(&changes.borrow_and_update());
+        notifiers = start(&zones, &listen, &room).unwrap_or_else(|error| {
+            tracing::error!(%error, "secondaries are not told of new serials; they find them by their own refresh");
+            Vec::new()
+        });
+    }
 }
 
 /// The address of ours from which that one is told.
@@ -194,11 +246,6 @@ impl Notifier {
                 () = stopped(&mut stop) => return,
             }
         }
-    }
-
-    /// Where each secondary stands, from now on.
-    pub fn watch(&self) -> watch::Receiver<Vec<SecondaryStatus>> {
-        self.status.subscribe()
     }
 
     fn show(&self) {
@@ -251,8 +298,15 @@ impl Notifier {
             let id = random_id();
             let view = self.shared.load_full();
             let Some(mut message) = notification(&view, &secondary.apex, id) else { continue };
-            let key = secondary.key.as_ref();
-            secondary.exchange = key.map(|key| self.keys.sign_request(key, &mut message));
+            secondary.exchange = None;
+            if let Some(name) = &secondary.key {
+                let Some(key) = self.keys.key(name) else {
+                    // On its way out of the configuration, and the secondary with it.
+                    secondary.telling.refused(now_ms);
+                    continue;
+                };
+                secondary.exchange = Some(self.keys.sign_request(&key, &mut message));
+            }
             secondary.telling.sent(id, now_ms);
             match self.socket.send_to(&message, secondary.address).await {
                 Ok(_) => bump(&self.tally.notifies_sent),

@@ -293,7 +293,7 @@ fn any_packet() -> impl Strategy<Value = Vec<u8>> {
             harm(&mut packet, &before);
             let keys = keys();
             if signed {
-                keys.sign_request(keys.key(&name("xfr.key.test")).unwrap(), &mut packet);
+                keys.sign_request(&keys.key(&name("xfr.key.test")).unwrap(), &mut packet);
             }
             harm(&mut packet, &after);
             packet.truncate(cut.map_or(packet.len(), |cut| cut.index(packet.len())));
@@ -332,7 +332,7 @@ proptest! {
     fn noise_is_no_answer_to_us(packet in any_packet()) {
         let keys = keys();
         let mut request = question("vm.test", Rtype::SOA, None).finish();
-        let mut exchange = keys.sign_request(keys.key(&name("xfr.key.test")).unwrap(), &mut request);
+        let mut exchange = keys.sign_request(&keys.key(&name("xfr.key.test")).unwrap(), &mut request);
         prop_assert!(exchange.check_answer(&packet).is_err());
     }
 }

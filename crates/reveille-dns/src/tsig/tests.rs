@@ -75,7 +75,7 @@ fn another_implementation_and_ours_believe_each_other() {
         let ours = ring();
         let key = ours.key(&format!("{algorithm}.key.test").parse().unwrap()).unwrap();
         let mut packet = question().finish();
-        let mut exchange = ours.sign_request(key, &mut packet);
+        let mut exchange = ours.sign_request(&key, &mut packet);
         let mut request = Message::from_octets(packet).unwrap();
         let theirs = std::collections::HashMap::from([(
             (their_key(algorithm, SECRET).name().clone(), algorithm.word().parse().unwrap()),
@@ -117,7 +117,7 @@ fn each_message_of_many_is_signed_in_the_light_of_the_one_before() {
     // A message that was left out is noticed.
     let our_key = keys.key(&"hmac-sha256.key.test".parse().unwrap()).unwrap();
     let mut packet = question().finish();
-    let mut exchange = keys.sign_request(our_key, &mut packet);
+    let mut exchange = keys.sign_request(&our_key, &mut packet);
     let signature = Signature::find(&packet).unwrap().unwrap();
     let mut swapped = keys.verify(&packet, &signature).unwrap();
     let answers: Vec<Vec<u8>> = std::iter::repeat_with(|| {
@@ -156,7 +156,7 @@ fn clocks_that_differ_are_told_by_how_much_with_a_signature() {
         Keyring::with_clock([key("hmac-sha256.key.test", Algorithm::HmacSha256, SECRET)], || NOW_S + 301);
     let own = ahead.key(&"hmac-sha256.key.test".parse().unwrap()).unwrap();
     let mut packet = question().finish();
-    let mut exchange = ahead.sign_request(own, &mut packet);
+    let mut exchange = ahead.sign_request(&own, &mut packet);
     let (rcode, message) = answer(&keys, &packet);
     assert_eq!(rcode, Some(Rcode::NotAuth));
     let (error, mac, other) = error_of(&message);
@@ -254,4 +254,16 @@ fn key_files_have_a_secret_or_statements_and_are_private() {
     assert!(differs.contains("says hmac-sha512 for the key xfr.test, the configuration hmac-sha256"));
     let weak = format!("key xfr.test {{ algorithm hmac-md5; secret \"{secret}\"; }};");
     assert!(refused(0o600, &weak, None).contains("`hmac-md5` is not taken"));
+}
+
+#[test]
+fn who_shares_the_keys_has_those_that_take_their_place() {
+    let (keys, shared) = (ring(), ring());
+    let clone = keys.clone();
+    let name = "hmac-sha256.key.test".parse().unwrap();
+    let old = clone.key(&name).unwrap();
+    assert!(old.is_same(&shared.key(&name).unwrap()));
+    keys.exchange(&Keyring::new([key("hmac-sha256.key.test", Algorithm::HmacSha256, &[7; 32])]));
+    assert!(!clone.key(&name).unwrap().is_same(&old));
+    assert!(clone.key(&"hmac-sha512.key.test".parse().unwrap()).is_none());
 }

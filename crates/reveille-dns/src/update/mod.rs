@@ -13,14 +13,14 @@
 //!
 //! The zone file stays as its author wrote it. What updates have changed is kept beside it, one row for each
 //! RRset that differs: the records that it has more and less than the file, and its TTL if that differs
-//! ([`SetChange`]). At each start the rows are laid over the file ([`lay_over`]), so an edited file and the
+//! ([`SetChange`]). At each start and reload the rows are laid over the file ([`lay_over`]), so an edited file and the
 //! updates meet record by record:
 //!
 //! - a record that the file gained or lost, and no update touched, is as the file says;
 //! - a record that updates added stays, and one that they removed stays away, whatever the file says; when the
 //!   file says the same, the row shrinks at the next update of the RRset;
 //! - a row that no longer fits (the file has a CNAME where updates added an address; a service has the name now)
-//!   is set aside with a warning, is not served, and is tried again at the next start.
+//!   is set aside with a warning, is not served, and is tried again at the next start or reload.
 
 mod book;
 mod desk;

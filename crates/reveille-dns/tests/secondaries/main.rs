@@ -263,7 +263,7 @@ fn begun(world: &World) -> TcpStream {
     let mut question =
         b"\x00\x07\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02vm\x04test\x00\x00\xfc\x00\x01".to_vec();
     let keys = keyring();
-    keys.sign_request(keys.key(&name("knot.key.test")).unwrap(), &mut question);
+    keys.sign_request(&keys.key(&name("knot.key.test")).unwrap(), &mut question);
     let mut stream = TcpStream::connect(world.address()).unwrap();
     stream.set_read_timeout(Some(common::WAIT_MAX)).unwrap();
     let length = u16::try_from(question.len()).unwrap().to_be_bytes();

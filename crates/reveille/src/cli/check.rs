@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Output;
 use crate::config::{self, Config, ConfigError};
-use crate::{encrypted, zones};
+use crate::zones;
 
 #[derive(Serialize)]
 struct Report {
@@ -36,8 +36,7 @@ pub fn check(path: &Path, output: Output) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     if faults.is_empty() {
-        faults = zones::file_faults(&config);
-        faults.extend(encrypted::faults(&config));
+        faults = zones::read_files(&config).err().unwrap_or_default();
     }
     let report = Report {
         file: path.display().to_string(),

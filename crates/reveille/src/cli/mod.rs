@@ -5,6 +5,7 @@ mod dns;
 mod doctor;
 mod image;
 mod output;
+mod reload;
 mod remote;
 mod service;
 mod why;
@@ -43,6 +44,13 @@ enum Verb {
     Serve(ConfigFile),
     /// Read a config file and report every fault, without starting anything
     Check(ConfigFile),
+    /// Have a running daemon read its config file again, and the files that it names
+    ///
+    /// Everything is checked first: if anything has a fault, every fault is told and the daemon runs on as before.
+    /// Otherwise zones, keys, certificates, services, policies and limits are taken over without a query lost, and
+    /// what has changed is printed, with the keys of what only the next start can take up, such as addresses that
+    /// are listened on. `kill -HUP` does the same and logs it.
+    Reload(reload::Reload),
     /// Say what works on this host, and what to do about what does not
     Doctor(doctor::Doctor),
     /// Services: what names stand for
@@ -103,6 +111,7 @@ pub fn run() -> ExitCode {
     let result = match cli.verb {
         Verb::Serve(file) => crate::serve::serve(&file.config),
         Verb::Check(file) => check::check(&file.config, output),
+        Verb::Reload(reload) => reload.run(output),
         Verb::Doctor(doctor) => doctor.run(output),
         Verb::Service(verb) => verb.run(output),
         Verb::Image(verb) => verb.run(output),

@@ -4,6 +4,7 @@ mod encrypted;
 mod faults;
 mod overlay;
 mod secondaries;
+mod standing;
 mod updates;
 mod warnings;
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DnsReport, HostSummary, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake,
-    WhyReport, ZoneKeys, ZoneSummary,
+    DecisionReport, DnsReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary,
+    VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{Connections, ControlError, Event as News, RolloverStep, Time, Wait};
 use reveille_core::answer::{Clash, clashes};
@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
 use super::run::Control;
+use crate::reload::{Prepared, Reloader};
 use crate::room::QueryRoom;
 
 /// Longest time that a request with `wait` is kept open.
@@ -43,6 +44,8 @@ pub enum Command {
     Sleep(DomainName, SleepAsked, Reply<VerbReply>),
     /// Counts.
     Host(oneshot::Sender<Counts>),
+    /// Takes a config over that was read again.
+    Reload(Box<Prepared>, Reply<ReloadReport>),
     /// Ends the loop when nothing is half done, as `daemon.on_stop` says.
     Stop(oneshot::Sender<()>),
 }
@@ -133,6 +136,7 @@ impl Control {
             Command::Host(reply) => {
                 let _ = reply.send(self.counts());
             }
+            Command::Reload(prepared, reply) => self.reloading = Some((prepared, reply)),
             // Only reached while a stop is under way already.
             Command::Stop(_) => {}
         }
@@ -338,10 +342,8 @@ pub struct Remote {
     pub generation: watch::Receiver<u64>,
     /// What happens.
     pub news: broadcast::Sender<News>,
-    /// What does not change while the daemon runs.
-    pub about: HostSummary,
-    /// The policy of services that do not say otherwise.
-    pub policy: Policy,
+    /// Reads the config again.
+    pub reloader: Reloader,
     /// The query room is looked at past the loop.
     pub room: Arc<QueryRoom>,
 }
@@ -500,9 +502,19 @@ impl reveille_api::Control for Remote {
         Ok(stored.iter().map(|stored| Wake::of(stored.seq, &stored.entry)).collect())
     }
 
+    async fn reload(&self) -> Result<ReloadReport, ControlError> {
+        self.reloader.reload().await
+    }
+
     async fn host(&self) -> Result<HostSummary, ControlError> {
         let Counts { services, starts_running, starts_max, generation } = self.ask(Command::Host).await?;
-        Ok(HostSummary { services, starts_running, starts_max, generation, ..self.about.clone() })
+        Ok(HostSummary {
+            services,
+            starts_running,
+            starts_max,
+            generation,
+            ..self.reloader.announced().about.clone()
+        })
     }
 
     async fn dns(&self) -> Result<DnsReport, ControlError> {
@@ -529,7 +541,7 @@ impl reveille_api::Control for Remote {
     }
 
     fn default_policy(&self) -> Policy {
-        self.policy
+        self.reloader.announced().policy
     }
 
     fn readiness(&self) -> Result<(), String> {

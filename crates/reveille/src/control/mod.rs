@@ -16,6 +16,7 @@ pub mod executor;
 pub mod outbound;
 mod publish;
 pub mod ready;
+mod reload;
 mod run;
 mod serials;
 pub mod startup;

@@ -31,7 +31,7 @@ pub fn start(
     for config in configs {
         let target = target(&config);
         // The config was checked: every key that it names is there.
-        let Some(key) = keys.key(&config.key).cloned() else { continue };
+        let Some(key) = keys.key(&config.key) else { continue };
         let rows = notes.published.remove(&target).unwrap_or_default().into_iter().map(row).collect();
         let serial = notes.serials.remove(&target);
         let covered = view.services().filter(|service| config.covers(&service.name));

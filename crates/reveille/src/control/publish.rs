@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Refused, ServiceView, View, WakeTime, ZoneEdit};
+use reveille_core::answer::{Acl, Refused, ServiceView, View, WakeTime, Zone, ZoneEdit};
 use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
 use reveille_dns::observe::Counters;
@@ -13,7 +13,7 @@ use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
 use reveille_net::Relay;
 use tokio::sync::watch;
 
-use super::serials::Serials;
+use super::serials::{PlannedSerials, Serials};
 
 /// Replaced views that are kept until no reader can be in them, so that none of them has to take one apart.
 const RETIRED_VIEWS_MAX: usize = 8;
@@ -40,6 +40,8 @@ pub struct Publisher {
     without_serial: BTreeMap<InstanceId, DomainName>,
     /// Zones that wait for their next serials to have other static records.
     edits: Vec<ZoneEdit>,
+    /// Zones that take the place of all others with the next publication, and who may ask for `_vmstate` then.
+    rezone: Option<(Vec<Zone>, Acl)>,
     look_again: Option<Timestamp>,
     /// External primaries, and where they hear of services that come, move and go.
     outbound: Vec<(PublishConfig, Feed)>,
@@ -109,6 +111,7 @@ impl Publisher {
             serials,
             without_serial: BTreeMap::new(),
             edits: Vec::new(),
+            rezone: None,
             look_again: None,
             outbound: Vec::new(),
         }
@@ -122,6 +125,16 @@ impl Publisher {
     /// Gives zones other static records with the next publication for which all of them have serials.
     pub fn edit_zones(&mut self, edits: Vec<ZoneEdit>) {
         self.edits.extend(edits);
+    }
+
+    /// What has to be durable for these zones to take the place of those that are served.
+    pub fn plan_zones(&self, zones: Vec<Zone>) -> PlannedSerials {
+        self.serials.plan(self.view.load().zones(), zones)
+    }
+
+    /// The next publication serves these zones and no others: what was planned is durable. No edits may wait.
+    pub fn rezone(&mut self, planned: PlannedSerials, monitors: Acl) {
+        self.rezone = Some((self.serials.take(planned), monitors));
     }
 
     /// Whether zones still wait to have other static records.
@@ -166,14 +179,21 @@ impl Publisher {
         }
         let waiting = std::mem::take(&mut self.without_serial);
         changed.extend(waiting.keys());
-        if changed.is_empty() && self.edits.is_empty() {
+        if changed.is_empty() && self.edits.is_empty() && self.rezone.is_none() {
             return;
         }
         let before = self.view.load_full();
-        let edits = self.edits_with_serials(&before);
+        let next = before.generation + 1;
+        let base = match self.rezone.take() {
+            Some((zones, monitors)) => {
+                Arc::new(before.rezoned(next, zones.into_iter().map(Arc::new), monitors))
+            }
+            None => Arc::clone(&before),
+        };
+        let edits = self.edits_with_serials(&base);
         let mut services = self.look(fleet, changed, &waiting, now);
         services.retain(|(id, name, seen)| {
-            let publishable = self.has_serial_for(&before, name, seen.as_deref());
+            let publishable = self.has_serial_for(&base, name, seen.as_deref());
             if !publishable {
                 self.without_serial.insert(*id, name.clone());
             }
@@ -184,9 +204,8 @@ impl Publisher {
         for (_, name, seen) in &services {
             self.tell_primaries(&before, name, seen.as_deref());
         }
-        let next = before.generation + 1;
         let services = services.into_iter().map(|(_, name, seen)| (name, seen));
-        self.view.store(Arc::new(before.advanced(next, services, edits)));
+        self.view.store(Arc::new(base.advanced(next, services, edits)));
         self.generation.send_replace(next);
         self.retire(before);
     }

@@ -22,6 +22,7 @@ use super::Message;
 use super::commands::Command;
 use super::executor::{Executor, Order};
 use super::publish::Publisher;
+use super::reload::ReloadAsk;
 use super::startup::Services;
 use super::wakes::Wakes;
 use crate::clock::Clock;
@@ -89,6 +90,8 @@ pub struct Control {
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
+    /// A reload that waits until no update is under way.
+    pub(super) reloading: Option<ReloadAsk>,
     pub(super) stopping: bool,
 }
 
@@ -123,6 +126,7 @@ impl Control {
             on_stop,
             waiting: BTreeMap::new(),
             next_look: None,
+            reloading: None,
             stopping: false,
         }
     }
@@ -131,6 +135,9 @@ impl Control {
     pub async fn run(mut self, mut inputs: Inputs) {
         self.turn();
         loop {
+            if let Some(ask) = self.reloading.take_if(|_| self.updates.is_free()) {
+                self.reload(ask).await;
+            }
             let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due()];
             let due = due.into_iter().flatten().min();
             let timer = async {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 
-use reveille_core::answer::{Zone, is_newer_serial, serial_after};
+use reveille_core::answer::{Zone, Zones, is_newer_serial, serial_after};
 use reveille_core::model::DomainName;
 use reveille_store::{Change, Store, WriteError};
 
@@ -25,6 +25,17 @@ const STEP: u32 = 1_000;
 pub struct Serials {
     store: Arc<Store>,
     zones: BTreeMap<DomainName, Arc<Ceiling>>,
+    /// Of zones that are not served now.
+    left: BTreeMap<DomainName, u32>,
+}
+
+/// Zones that are to take the place of others, and what has to be durable before they may.
+pub struct PlannedSerials {
+    /// The zones; those that were not served have their first serial.
+    pub zones: Vec<Zone>,
+    /// To be written before [`Serials::take`].
+    pub changes: Vec<Change>,
+    ceilings: BTreeMap<DomainName, Arc<Ceiling>>,
 }
 
 /// One zone's.
@@ -56,11 +67,54 @@ impl Serials {
         let put =
             |(apex, &ceiling): (&DomainName, &u32)| Change::PutSerialCeiling { apex: apex.clone(), ceiling };
         store.write(risen.iter().map(put).collect()).await?;
-        let ceiling = |(apex, serial)| {
-            let ceiling = Ceiling { serial: AtomicU32::new(serial), rising: AtomicBool::new(false) };
-            (apex, Arc::new(ceiling))
+        let left = last.iter().filter(|(apex, _)| !risen.contains_key(*apex));
+        let left = left.map(|(apex, &ceiling)| (apex.clone(), ceiling)).collect();
+        let ceilings = risen.into_iter().map(|(apex, serial)| (apex, Ceiling::at(serial)));
+        Ok((Self { store, zones: ceilings.collect(), left }, zones))
+    }
+
+    /// What is needed for these zones to take the place of those that are served.
+    pub fn plan(&self, served: &Zones, zones: Vec<Zone>) -> PlannedSerials {
+        let mut planned = PlannedSerials {
+            zones: Vec::with_capacity(zones.len()),
+            changes: Vec::new(),
+            ceilings: BTreeMap::new(),
         };
-        Ok((Self { store, zones: risen.into_iter().map(ceiling).collect() }, zones))
+        for zone in zones {
+            let apex = zone.apex().clone();
+            let known = served.with_apex(&apex).zip(self.zones.get(&apex));
+            let (zone, serial) = match known {
+                Some((before, _)) => {
+                    let serial = zone.serial_in_place_of(before);
+                    (zone, serial)
+                }
+                None => {
+                    let serial = first_serial(zone.serial(), self.left.get(&apex).copied());
+                    (zone.with_serial(serial), serial)
+                }
+            };
+            planned.zones.push(zone);
+            let enough = known.filter(|(_, ceiling)| {
+                is_newer_serial(ceiling.serial.load(Acquire), serial.wrapping_add(STEP / 2))
+            });
+            if let Some((_, ceiling)) = enough {
+                planned.ceilings.insert(apex, Arc::clone(ceiling));
+                continue;
+            }
+            let ceiling = serial.wrapping_add(STEP);
+            planned.changes.push(Change::PutSerialCeiling { apex: apex.clone(), ceiling });
+            planned.ceilings.insert(apex, Ceiling::at(ceiling));
+        }
+        planned
+    }
+
+    /// Goes by what was planned, now that it is durable. Gives the zones that are to be published.
+    pub fn take(&mut self, planned: PlannedSerials) -> Vec<Zone> {
+        let before = std::mem::replace(&mut self.zones, planned.ceilings);
+        self.left.retain(|apex, _| !self.zones.contains_key(apex));
+        let gone = before.into_iter().filter(|(apex, _)| !self.zones.contains_key(apex));
+        self.left.extend(gone.map(|(apex, ceiling)| (apex, ceiling.serial.load(Acquire))));
+        planned.zones
     }
 
     /// Whether the zone may be published with the serial after its own. If not, it may soon: a higher ceiling is
@@ -87,6 +141,12 @@ impl Serials {
             }
             ceiling.rising.store(false, Release);
         });
+    }
+}
+
+impl Ceiling {
+    fn at(serial: u32) -> Arc<Self> {
+        Arc::new(Self { serial: AtomicU32::new(serial), rising: AtomicBool::new(false) })
     }
 }
 
@@ -168,6 +228,30 @@ mod tests {
             assert!(now.serial() == ceiling || is_newer_serial(ceiling, now.serial()));
         }
         assert!(published.is_sorted() && published.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+
+    #[tokio::test]
+    async fn a_zone_that_comes_back_begins_above_what_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, loaded) = Store::open(dir.path()).unwrap();
+        let store = Arc::new(store);
+        let (mut serials, zones) =
+            Serials::begin(Arc::clone(&store), &loaded.serial_ceilings, vec![zone(1)]).await.unwrap();
+        let served = Zones::new(zones.into_iter().map(Arc::new));
+        // Goes on without a write while there is room, and with one where the file has a serial far ahead.
+        let same = serials.plan(&served, vec![zone(1)]);
+        assert_eq!((same.zones[0].serial(), same.changes.len()), (1, 0));
+        let ahead = serials.plan(&served, vec![zone(50_000)]);
+        assert!(matches!(&ahead.changes[..], [Change::PutSerialCeiling { ceiling: 51_000, .. }]));
+        serials.take(ahead);
+        serials.take(serials.plan(&served, vec![]));
+        let back = serials.plan(&Zones::default(), vec![zone(1)]);
+        assert_eq!(back.zones[0].serial(), 51_001);
+        // After a kill too, whether the zone was served then or not.
+        drop(serials);
+        let last = BTreeMap::from([(zone(1).apex().clone(), 51_000)]);
+        let (serials, _) = Serials::begin(store, &last, vec![]).await.unwrap();
+        assert_eq!(serials.plan(&Zones::default(), vec![zone(1)]).zones[0].serial(), 51_001);
     }
 
     #[tokio::test]

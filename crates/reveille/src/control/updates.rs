@@ -2,11 +2,10 @@
 //! before anybody sees them; answered when everybody does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use reveille_core::answer::{Zone, rdata};
-use reveille_core::model::{DomainName, ServiceSpec};
+use reveille_core::model::DomainName;
 use reveille_dns::update::{
     SetChange, StaticBook, UPDATE_GROUP_MAX, UpdateAsk, UpdateDesk, ZoneRows, lay_over, taken_by,
 };
@@ -82,9 +81,8 @@ pub fn take_up(
     files: Vec<Zone>,
     configs: &[config::Zone],
     stored: Vec<StoredStaticSet>,
-    services: &[(ServiceSpec, Ipv4Addr)],
+    services: &BTreeSet<DomainName>,
 ) -> (UpdateDesk, Vec<Zone>) {
-    let services: BTreeSet<DomainName> = services.iter().map(|(spec, _)| spec.name.clone()).collect();
     let (mut book, mut zones) = (StaticBook::default(), Vec::with_capacity(files.len()));
     let mut by_zone: BTreeMap<DomainName, Vec<SetChange>> = BTreeMap::new();
     for StoredStaticSet { zone, owner, rtype, ttl, added, removed } in stored {
@@ -98,11 +96,11 @@ pub fn take_up(
             config::grants(config),
             rows.iter().map(|row| (row.owner.clone(), row.rtype)),
         );
-        let (zone, aside) = lay_over(file, rows, taken_by(&services));
+        let (zone, aside) = lay_over(file, rows, taken_by(services));
         for aside in aside {
             let (owner, rtype) = (&aside.change.owner, rdata::type_word(aside.change.rtype));
             let (zone, why) = (zone.apex(), aside.why);
-            tracing::warn!(%zone, %owner, rtype, why, "what updates changed does not fit any more and is set aside until the next start");
+            tracing::warn!(%zone, %owner, rtype, why, "what updates changed does not fit any more and is set aside until the next start or reload");
         }
         zones.push(Arc::unwrap_or_clone(zone));
     }

@@ -338,3 +338,102 @@ proptest! {
         }
     }
 }
+
+// --- Other zones -------------------------------------------------------------------------------------------------
+
+/// The view after a reload that brings these zones.
+fn rezoned(view: &View, zones: impl IntoIterator<Item = Zone>) -> View {
+    view.rezoned(view.generation + 1, zones.into_iter().map(Arc::new), vec![])
+}
+
+/// From serial, to serial, `-`what went and `+`what came.
+fn last_step(view: &View, apex: &str) -> (u32, u32, Vec<String>) {
+    let zone = of(view, apex);
+    let last = zone.history().differences.last().unwrap();
+    let removed = last.removed.iter().map(|record| format!("-{}", line(record)));
+    let added = last.added.iter().map(|record| format!("+{}", line(record)));
+    (last.from.0, last.to.0, removed.chain(added).collect())
+}
+
+#[test]
+fn a_zone_that_comes_again_goes_on_and_what_differs_is_one_step() {
+    let www = record("www.vm.test", A, &[192, 0, 2, 1]);
+    let first = view([zone("vm.test", std::slice::from_ref(&www))], [service("s.vm.test", 1)]);
+    let first = first.advanced(2, [(name("t.vm.test"), Some(Arc::new(service("t.vm.test", 2))))], []);
+    assert_eq!(of(&first, "vm.test").serial(), 2);
+
+    let same = rezoned(&first, [zone("vm.test", std::slice::from_ref(&www))]);
+    assert_eq!(*of(&same, "vm.test"), *of(&first, "vm.test"));
+
+    let moved = record("www.vm.test", A, &[192, 0, 2, 2]);
+    let next = rezoned(&same, [zone("vm.test", &[moved, record("new.vm.test", TXT, b"\x01x")])]);
+    let (from, to, step) = last_step(&next, "vm.test");
+    assert_eq!((from, to, step.len()), (2, 3, 3), "{step:?}");
+    assert!(
+        step.iter().all(|line| line.contains("www.vm.test") || line.contains("+new.vm.test")),
+        "{step:?}"
+    );
+    let history = of(&next, "vm.test");
+    assert_eq!(
+        history.history().since(1).map(<[_]>::len),
+        Some(2),
+        "secondaries go on from before the reload"
+    );
+    assert_eq!(content(&next, "vm.test").len(), 5);
+    let gone = rezoned(&next, [zone("vm.test", &[])]);
+    assert!(gone.names().find(name("new.vm.test").as_wire()).is_none());
+    assert!(gone.service(&name("t.vm.test")).is_some());
+}
+
+#[test]
+fn a_newer_serial_and_other_timers_are_news_by_themselves() {
+    let first = view([zone("vm.test", &[])], []);
+    let renumbered = rezoned(&first, [zone("vm.test", &[]).with_serial(2_026)]);
+    assert_eq!(last_step(&renumbered, "vm.test"), (1, 2_026, vec![]));
+    let older = rezoned(&renumbered, [zone("vm.test", &[]).with_serial(7)]);
+    assert_eq!(of(&older, "vm.test").serial(), 2_026);
+    let hostmaster = name("hostmaster.test");
+    let ns = (name("ns1.vm.test"), vec![]);
+    let slow = ZoneDefaults {
+        apex: name("vm.test"),
+        name_servers: vec![ns],
+        hostmaster,
+        serial: 1,
+        ttl: 3_600,
+        negative_ttl: 31,
+    };
+    let acl: Acl = vec![Network::LOOPBACK4].into();
+    let slow = rezoned(&older, [slow.zone().unwrap().with_transfer(acl)]);
+    assert_eq!(last_step(&slow, "vm.test"), (2_026, 2_027, vec![]));
+}
+
+#[test]
+fn a_zone_that_comes_below_another_takes_its_services_along() {
+    let first = view([zone("vm.test", &[])], [service("s.sub.vm.test", 1), service("t.vm.test", 2)]);
+    let both = rezoned(&first, [zone("vm.test", &[]), zone("sub.vm.test", &[])]);
+    let (from, to, step) = last_step(&both, "vm.test");
+    assert_eq!((from, to, step.len()), (1, 2, 1), "{step:?}");
+    assert!(content(&both, "sub.vm.test").iter().any(|line| line.contains("s.sub.vm.test")));
+    assert_eq!(of(&both, "sub.vm.test").serial(), 1);
+    let back = rezoned(&both, [zone("vm.test", &[])]);
+    assert_eq!(content(&back, "vm.test"), content(&first, "vm.test"));
+    assert_eq!(of(&back, "vm.test").serial(), 3);
+    // Without any zone the services stay, and are nobody's.
+    let none = rezoned(&back, []);
+    assert_eq!((none.zones().iter().count(), none.services().count()), (0, 2));
+}
+
+#[test]
+fn steps_that_nobody_may_have_leave_no_gap() {
+    let txt = |text: &[u8]| [record("a.vm.test", TXT, text)];
+    let first = view([zone("vm.test", &[])], []);
+    let second = rezoned(&first, [zone("vm.test", &txt(b"\x011"))]);
+    let closed = rezoned(&second, [zone("vm.test", &txt(b"\x012")).with_transfer(Acl::default())]);
+    assert_eq!(of(&closed, "vm.test").serial(), 3);
+    let open = rezoned(&closed, [zone("vm.test", &txt(b"\x013"))]);
+    let zone = of(&open, "vm.test");
+    assert_eq!(
+        (zone.serial(), zone.history().since(1), zone.history().since(3).map(<[_]>::len)),
+        (4, None, Some(1))
+    );
+}

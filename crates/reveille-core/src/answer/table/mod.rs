@@ -62,6 +62,11 @@ impl NameTable {
         Self { seed, names: 0, depth: 0, bits: BRANCH_BITS, branches: Arc::new([empty_branch()]) }
     }
 
+    /// What its hashes depend on.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// How many names there are.
     pub fn len(&self) -> usize {
         self.names

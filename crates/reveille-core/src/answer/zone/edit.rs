@@ -2,9 +2,10 @@
 //! with the zone before.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::super::content::{Difference, History};
 use super::super::key::NameKey;
 use super::super::rdata::{self, NS, SOA};
 use super::{Node, Record, RecordSet, Zone, ZoneFault, ZoneFaultKind, record_fault, unreachable_servers};
@@ -133,6 +134,60 @@ impl ZoneDraft {
 }
 
 impl Zone {
+    /// These static records, with their own signer and those who may transfer them, at the serial and with the history
+    /// of the zone in whose place they come.
+    pub(in crate::answer) fn in_place_of(&self, before: &Self) -> Self {
+        let mut next = self.clone();
+        // With a step that nobody could have seen it would have a gap.
+        next.history = if self.transfer.is_nobody() { History::default() } else { before.history.clone() };
+        next.set_serial(before.serial);
+        next
+    }
+
+    /// Whether the SOA is the same but for its serial.
+    pub(in crate::answer) fn has_soa_of(&self, other: &Self) -> bool {
+        let mut soa = self.soa.clone();
+        for data in &mut soa.data {
+            rdata::set_soa_serial(data, other.serial);
+        }
+        soa == other.soa
+    }
+
+    /// The zone at that serial, to which that difference to another zone led, in whose place it came.
+    pub(in crate::answer) fn advanced_from(
+        &self,
+        before: &Self,
+        serial: u32,
+        removed: Vec<Record>,
+        added: Vec<Record>,
+    ) -> Self {
+        let mut next = self.clone();
+        next.set_serial(serial);
+        if !self.transfer.is_nobody() {
+            let (from, to) = ((before.serial, before.soa.clone()), (serial, next.soa.clone()));
+            next.history = self.history.with(Difference { from, to, removed, added });
+        }
+        next
+    }
+
+    /// Whether nothing but the serial and what led to it differs, given that all names have the same records.
+    pub(in crate::answer) fn is_in_place(&self, before: &Self) -> bool {
+        self.transfer == before.transfer && self.signer == before.signer && self.has_soa_of(before)
+    }
+
+    /// The names that have other records here than there, the SOA's serial not counted.
+    pub(in crate::answer) fn names_that_differ(&self, other: &Self) -> BTreeSet<DomainName> {
+        if Arc::ptr_eq(&self.nodes, &other.nodes) {
+            return BTreeSet::new();
+        }
+        let mut names: BTreeSet<DomainName> =
+            self.names_apart(other).into_iter().flatten().cloned().collect();
+        let both = self.nodes.iter().filter_map(|(key, node)| Some((node, other.nodes.get(key)?)));
+        let differ = both.filter(|(own, theirs)| !Arc::ptr_eq(own, theirs) && own != theirs);
+        names.extend(differ.map(|(node, _)| node.owner().clone()));
+        names
+    }
+
     /// The names that only this zone has, and those that only the other has.
     pub(in crate::answer) fn names_apart<'z>(&'z self, other: &'z Self) -> [Vec<&'z DomainName>; 2] {
         let mut apart = [Vec::new(), Vec::new()];
