@@ -21,7 +21,8 @@ const ID: InstanceId = InstanceId(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     None,
-    Armed,
+    /// Armed or paused.
+    Waiting,
     Starting,
     Running,
 }
@@ -31,6 +32,9 @@ enum Vmm {
 enum Work {
     Start,
     Arm,
+    Pause,
+    Fetch,
+    Evict,
     Disarm,
     Capture,
     Kill { discard: bool },
@@ -46,6 +50,8 @@ enum Happening {
     Ready,
     Dies,
     Traffic(bool),
+    /// What is on its way to the object store has come, or has not.
+    Uploaded(bool),
 }
 
 fn happenings() -> impl Strategy<Value = Vec<Happening>> {
@@ -59,6 +65,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         4 => Just(Happening::Ready),
         1 => Just(Happening::Dies),
         2 => any::<bool>().prop_map(Happening::Traffic),
+        4 => prop::bool::weighted(0.7).prop_map(Happening::Uploaded),
     ];
     prop::collection::vec(one, 1..200)
 }
@@ -68,18 +75,34 @@ struct Host {
     now: Timestamp,
     name: DomainName,
     vmm: Vmm,
+    /// The version on the local disk.
     version: Option<u64>,
-    versions: u64,
+    /// The version in the object store.
+    stored: Option<u64>,
+    /// Versions on their way there, and whether they are checkpoints.
+    uploads: VecDeque<(u64, bool)>,
+    /// Whether a guest ran, for anybody to see, since the version in the store was taken.
+    ran_since: bool,
+    /// Whether the process that waits leaves the version's files as they are.
+    keeps: bool,
     work: VecDeque<(u64, Work)>,
     abandon: bool,
     busy_gate: bool,
 }
 
 impl Host {
-    fn new(rest: Rung) -> Self {
+    fn new(rest: Rung, has_depot: bool) -> Self {
         let name: DomainName = "hello.vm.test".parse().unwrap();
         let now = Timestamp::from_ms(1_000_000);
-        let policy = Policy { idle_ms: 5_000, min_on_ms: 1_000, grace_ms: 0, rest, ..Policy::default() };
+        let checkpoint_ms = if has_depot { 10_000 } else { 0 };
+        let policy = Policy {
+            idle_ms: 5_000,
+            min_on_ms: 1_000,
+            grace_ms: 0,
+            rest,
+            checkpoint_ms,
+            ..Policy::default()
+        };
         let spec = ServiceSpec {
             name: name.clone(),
             kind: Kind::Single,
@@ -96,11 +119,24 @@ impl Host {
         let address = Ipv4Addr::new(127, 64, 0, 1);
         let service = Service { spec, address, created_at: now, primary: ID, demand: None };
         let instance = Instance::new(ID, name.clone(), now);
-        let mut fleet = Fleet::new(HostLimits::default());
+        let mut fleet = Fleet::new(HostLimits { has_depot, ..HostLimits::default() });
         let added = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         fleet.apply(added, now).unwrap();
         let (vmm, work) = (Vmm::None, VecDeque::new());
-        Self { fleet, now, name, vmm, version: None, versions: 0, work, abandon: false, busy_gate: false }
+        Self {
+            fleet,
+            now,
+            name,
+            vmm,
+            version: None,
+            stored: None,
+            uploads: VecDeque::new(),
+            ran_since: true,
+            keeps: false,
+            work,
+            abandon: false,
+            busy_gate: false,
+        }
     }
 
     fn row(&self) -> &Instance {
@@ -131,6 +167,7 @@ impl Host {
                 }
             }
             Happening::Dies => self.dies(),
+            Happening::Uploaded(well) => self.uploaded(well),
             Happening::Traffic(busy) => {
                 self.busy_gate = busy;
                 let open_connections = u32::from(busy);
@@ -151,6 +188,23 @@ impl Host {
         }
     }
 
+    fn uploaded(&mut self, well: bool) {
+        let Some((number, is_checkpoint)) = self.uploads.pop_front() else { return };
+        let result = if well {
+            self.stored = Some(number);
+            self.ran_since = is_checkpoint || self.version != Some(number);
+            Ok(self.numbered(number))
+        } else {
+            Err(Cause::StoreFailed { detail: "test".into() })
+        };
+        let event = if is_checkpoint {
+            Event::Checkpointed { instance: ID, number, result }
+        } else {
+            Event::Published { instance: ID, number, result }
+        };
+        self.fleet.apply(event, self.now).unwrap();
+    }
+
     fn finish(&mut self, well: bool) {
         // A kill overtakes whatever goes on: that ends, badly, before the kill itself is over.
         let killed = self.work.iter().any(|(_, work)| matches!(work, Work::Kill { .. }));
@@ -161,15 +215,30 @@ impl Host {
             Work::Start if well => {
                 self.vmm = Vmm::Running;
                 self.version = None;
+                self.ran_since = true;
                 Report::Running
             }
             Work::Start => Report::Lost { cause },
             Work::Arm if well => {
                 assert_eq!(self.vmm, Vmm::None, "armed beside a process");
-                self.vmm = Vmm::Armed;
+                self.vmm = Vmm::Waiting;
                 Report::Armed
             }
-            Work::Arm => Report::ArmFailed { cause },
+            Work::Pause if well => {
+                assert_eq!(self.vmm, Vmm::None, "paused beside a process");
+                self.vmm = Vmm::Waiting;
+                Report::Paused
+            }
+            Work::Fetch if well => {
+                self.version = self.stored;
+                Report::Fetched { version: self.intact().unwrap() }
+            }
+            Work::Evict if well => {
+                assert_eq!(self.version, self.stored, "the only copy is removed");
+                self.version = None;
+                Report::Evicted
+            }
+            Work::Arm | Work::Pause | Work::Fetch | Work::Evict => Report::RestFailed { cause },
             Work::Disarm => {
                 self.vmm = Vmm::None;
                 Report::Disarmed
@@ -178,8 +247,7 @@ impl Host {
             Work::Capture if self.abandon => Report::CaptureAbandoned,
             Work::Capture if well => {
                 self.vmm = Vmm::None;
-                self.versions += 1;
-                self.version = Some(self.versions);
+                self.version = Some(self.row().version_number_last + 1);
                 Report::Captured { version: self.intact().unwrap() }
             }
             Work::Capture => Report::CaptureFailed { cause },
@@ -187,6 +255,7 @@ impl Host {
                 self.vmm = Vmm::None;
                 if discard {
                     self.version = None;
+                    self.stored = None;
                 }
                 Report::Fenced { version: self.intact() }
             }
@@ -199,14 +268,11 @@ impl Host {
     }
 
     fn intact(&self) -> Option<SnapshotVersion> {
-        let image = "demo".to_owned();
-        self.version.map(|number| SnapshotVersion {
-            number,
-            at: self.now,
-            stored_bytes: 1,
-            paused_us: 1,
-            image,
-        })
+        self.version.map(|number| self.numbered(number))
+    }
+
+    fn numbered(&self, number: u64) -> SnapshotVersion {
+        SnapshotVersion { number, at: self.now, stored_bytes: 1, paused_us: 1, image: "demo".to_owned() }
     }
 
     /// Decides and begins until nothing is left to do now.
@@ -231,16 +297,41 @@ impl Host {
         let start = self.row().start;
         match action {
             Action::Boot => {
-                assert!(matches!(self.vmm, Vmm::None | Vmm::Armed), "booted beside {:?}", self.vmm);
+                assert!(matches!(self.vmm, Vmm::None | Vmm::Waiting), "booted beside {:?}", self.vmm);
                 self.begin(start, Work::Start);
             }
-            Action::Restore { from } => {
-                assert!(self.version.is_some(), "restored without a version");
-                let expected = if from == Rung::Armed { Vmm::Armed } else { Vmm::None };
+            Action::Restore { from, keep } => {
+                if from == Rung::Remote {
+                    assert!(self.stored.is_some() && !self.ran_since, "something is rolled back");
+                } else {
+                    assert!(self.version.is_some(), "restored without a version");
+                }
+                let reading = self.uploads.iter().any(|(number, _)| Some(*number) == self.version);
+                let keeps = if from >= Rung::Armed { self.keeps } else { keep };
+                assert!(keeps || !reading, "files are written to while they are sent");
+                let expected = if from >= Rung::Armed { Vmm::Waiting } else { Vmm::None };
                 assert_eq!(self.vmm, expected, "restored beside another process");
                 self.begin(start, Work::Start);
             }
-            Action::Arm => self.begin(start, Work::Arm),
+            Action::Arm { keep } => {
+                self.keeps = keep;
+                self.begin(start, Work::Arm);
+            }
+            Action::Pause => {
+                self.keeps = true;
+                self.begin(start, Work::Pause);
+            }
+            Action::Fetch => self.begin(start, Work::Fetch),
+            Action::Evict => self.begin(start, Work::Evict),
+            Action::Publish { number } => {
+                assert_eq!(self.version, Some(number));
+                self.uploads.push_back((number, false));
+            }
+            Action::Checkpoint { number } => {
+                assert_eq!(self.vmm, Vmm::Running);
+                assert!(self.stored.is_none_or(|stored| stored < number), "a number is used twice");
+                self.uploads.push_back((number, true));
+            }
             Action::Disarm => self.begin(start, Work::Disarm),
             Action::Drain { force, .. } => {
                 let report = if self.busy_gate && !force {
@@ -279,6 +370,7 @@ impl Host {
             }
             self.happen(Happening::Wake);
             self.happen(Happening::Finish(true));
+            self.happen(Happening::Uploaded(true));
             self.happen(Happening::Ready);
             self.happen(Happening::Later(500));
         }
@@ -290,8 +382,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_a_later_request_is_answered(walk in happenings(), armed in any::<bool>()) {
-        let mut host = Host::new(if armed { Rung::Armed } else { Rung::Local });
+    fn whatever_happens_a_later_request_is_answered(walk in happenings(), rest in 0..4_usize, has_depot: bool) {
+        let mut host = Host::new([Rung::Remote, Rung::Local, Rung::Armed, Rung::Paused][rest], has_depot);
         for happening in walk {
             host.happen(happening);
         }

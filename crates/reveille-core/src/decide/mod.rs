@@ -4,6 +4,7 @@
 //! Waiting is an action too, with its reason, so that `reveille why` can tell why nothing happens.
 
 mod reason;
+mod room;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use crate::model::{
 };
 
 pub use reason::Reason;
+
+/// Without a packet for this long an instance may be put to sleep for another one that waits.
+const PRESSURE_IDLE_MS: u64 = 1_000;
 
 /// One thing to do with one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,11 +27,33 @@ pub enum Action {
     Restore {
         /// The rung that it is restored from.
         from: Rung,
+        /// Whether the version's files stay as they are, because they are being sent to the object store. A process that
+        /// is there already was started so that it can.
+        keep: bool,
     },
     /// Bring the process up with the version mapped.
-    Arm,
-    /// End that process.
+    Arm {
+        /// Whether the version's files will have to stay as they are, because the object store does not have them yet.
+        keep: bool,
+    },
+    /// Restore it beside the version, check readiness, and stop the vCPUs.
+    Pause,
+    /// End the armed or paused process.
     Disarm,
+    /// Get the version from the object store to the local disk.
+    Fetch,
+    /// Remove the version from the local disk; the object store has it.
+    Evict,
+    /// Send the version to the object store. The instance may wake meanwhile.
+    Publish {
+        /// Its number.
+        number: u64,
+    },
+    /// Take a version of the running guest.
+    Checkpoint {
+        /// Its number.
+        number: u64,
+    },
     /// Hold new clients and look at the traffic once more.
     Drain {
         /// Without a packet for this long the instance counts as idle.
@@ -85,16 +111,20 @@ pub struct Plan {
 /// The plan for `fleet` at `now`.
 pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
     let mut plan = Plan { generation: fleet.generation(), decisions: Vec::new(), next_look: None };
-    let mut starts = Vec::new();
+    let mut wishes = room::Wishes::default();
     for (instance, service) in fleet.attention() {
-        match choose(instance, service, now) {
-            Choice::Start(reason) => starts.push((instance, service, reason)),
+        if let Some((action, reason)) = choose_beside(fleet, instance, service, now, &mut plan) {
+            plan.push(instance, action, reason);
+        }
+        match choose(fleet, instance, service, now) {
+            Choice::Start(reason) => wishes.starts.push((instance, service, reason)),
+            Choice::Rest(action, reason) => wishes.rests.push((instance, service, action, reason)),
             Choice::Do(action, reason) => plan.push(instance, action, reason),
             Choice::LookAt(when) => plan.look_at(when),
             Choice::Nothing => {}
         }
     }
-    admit(fleet, starts, &mut plan);
+    room::admit(fleet, wishes, now, &mut plan);
     plan
 }
 
@@ -102,6 +132,8 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
 enum Choice {
     /// To be started, if the host admits it.
     Start(Reason),
+    /// To be brought to its resting rung, if there is room.
+    Rest(Action, Reason),
     /// This, now.
     Do(Action, Reason),
     /// To be looked at again at this time.
@@ -124,27 +156,47 @@ impl Plan {
     }
 }
 
-/// Lets as many starts begin as the host allows: higher priority first, then who waited longest.
-fn admit(fleet: &Fleet, mut starts: Vec<(&Instance, &Service, Reason)>, plan: &mut Plan) {
-    starts.sort_by_key(|(instance, service, _)| {
-        let since = service.demand.as_ref().map(|demand| demand.since);
-        (std::cmp::Reverse(service.spec.priority), since, instance.id)
-    });
-    let limit = fleet.limits.starts_max as usize;
-    let running = fleet.attention().filter(|(instance, _)| instance.phase.is_starting()).count();
-    for (position, (instance, _, reason)) in starts.into_iter().enumerate() {
-        if running + position >= limit {
-            let ahead = position - limit.saturating_sub(running).min(position);
-            plan.push(instance, Action::Wait { until: None }, Reason::Queued { ahead, running, limit });
-        } else if instance.restores_next() {
-            plan.push(instance, Action::Restore { from: instance.rung }, reason);
-        } else {
-            plan.push(instance, Action::Boot, reason);
-        }
+/// What is done beside the life of the instance: its versions on their way to the object store.
+fn choose_beside(
+    fleet: &Fleet,
+    instance: &Instance,
+    service: &Service,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<(Action, Reason)> {
+    if !fleet.limits.has_depot || instance.retiring {
+        return None;
     }
+    if let Some(version) = &instance.version
+        && instance.wants_publishing()
+        // Else it is about to run, and that is not to wait for anything.
+        && service.demand.is_none()
+    {
+        return match instance.publish_retry_at {
+            Some(retry_at) if now < retry_at => {
+                plan.look_at(retry_at);
+                None
+            }
+            Some(_) | None => Some((Action::Publish { number: version.number }, Reason::NotStored)),
+        };
+    }
+    let every_ms = service.spec.policy.checkpoint_ms;
+    if instance.phase != Phase::Active || every_ms == 0 || instance.checkpointing.is_some() {
+        return None;
+    }
+    let since = instance.stored.as_ref().map_or(Timestamp::default(), |version| version.at);
+    let due = since.max(awake_since(instance)).plus_ms(every_ms);
+    let due = instance.checkpoint_retry_at.map_or(due, |retry_at| due.max(retry_at));
+    if now < due {
+        plan.look_at(due);
+        return None;
+    }
+    let age_ms = now.ms_since(since.max(awake_since(instance)));
+    let number = instance.version_number_last + 1;
+    Some((Action::Checkpoint { number }, Reason::VersionTooOld { age_ms, limit_ms: every_ms }))
 }
 
-fn choose(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp) -> Choice {
     let busy = instance.in_flight;
     if (instance.retiring || instance.sleep_asked == Some(SleepAsked::Terminate)) && !busy {
         let reason = if instance.retiring { Reason::Removed } else { Reason::Terminated };
@@ -168,7 +220,7 @@ fn choose(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.unfenced => {
             Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
         }
-        Phase::Off | Phase::Hibernated => choose_asleep(instance, service, now),
+        Phase::Off | Phase::Hibernated => choose_asleep(fleet, instance, service, now),
         Phase::Failed => choose_retry(instance, service, now),
     }
 }
@@ -236,23 +288,60 @@ pub fn sleeps_at(instance: &Instance, service: &Service) -> Timestamp {
     due.into_iter().max().unwrap_or_default()
 }
 
+/// From when on an awake instance may be put to sleep for another one, and how long it must be without a packet then:
+/// its minimum times hold, its idle time does not.
+fn sleeps_at_pressure(instance: &Instance, service: &Service) -> (Timestamp, u64) {
+    let policy = &service.spec.policy;
+    let idle_ms = policy.idle_ms.min(PRESSURE_IDLE_MS);
+    let leased_until = match policy.dns_lease {
+        DnsLease::Always => instance.leased_until,
+        DnsLease::Uncovered => Timestamp::default(),
+    };
+    let due = [
+        instance.last_activity.plus_ms(idle_ms),
+        awake_since(instance).plus_ms(policy.min_on_ms),
+        leased_until,
+        instance.sleep_retry.as_ref().map_or(Timestamp::default(), |(retry_at, _)| *retry_at),
+    ];
+    (due.into_iter().max().unwrap_or_default(), idle_ms)
+}
+
 fn awake_since(instance: &Instance) -> Timestamp {
     instance.running_since.unwrap_or(instance.phase_since)
 }
 
 /// Asleep: woken on demand, otherwise brought to its resting rung.
-fn choose_asleep(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp) -> Choice {
     if let Some(demand) = &service.demand {
         return Choice::Start(Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks });
     }
     let rest = service.spec.policy.rest;
-    match (instance.rung, rest) {
-        (Rung::Local, Rung::Armed) => match instance.arm_retry_at {
-            Some(retry_at) if now < retry_at => Choice::LookAt(retry_at),
-            Some(_) | None => Choice::Do(Action::Arm, Reason::RestRung { rest }),
+    if instance.rung == rest {
+        return Choice::Nothing;
+    }
+    if let Some(retry_at) = instance.rest_retry_at
+        && now < retry_at
+    {
+        return Choice::LookAt(retry_at);
+    }
+    let reason = Reason::RestRung { rest };
+    match instance.rung {
+        // There is nothing to keep warm.
+        Rung::Cold | Rung::Active => Choice::Nothing,
+        // What was evicted comes back when it is asked for.
+        Rung::Remote if rest == Rung::Local => Choice::Nothing,
+        Rung::Remote => Choice::Rest(Action::Fetch, reason),
+        Rung::Local => match rest {
+            Rung::Armed => {
+                let keep = fleet.limits.has_depot && !instance.stored_is_current;
+                Choice::Rest(Action::Arm { keep }, reason)
+            }
+            Rung::Paused => Choice::Rest(Action::Pause, reason),
+            Rung::Remote if instance.stored_is_current => Choice::Do(Action::Evict, reason),
+            Rung::Cold | Rung::Remote | Rung::Local | Rung::Active => Choice::Nothing,
         },
-        (Rung::Armed, rest) if rest < Rung::Armed => Choice::Do(Action::Disarm, Reason::RestRung { rest }),
-        _ => Choice::Nothing,
+        // Whether the version is mapped beside itself or not is settled when the process starts.
+        Rung::Armed | Rung::Paused => Choice::Do(Action::Disarm, reason),
     }
 }
 

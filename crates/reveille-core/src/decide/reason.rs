@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Cause, Rung, Trigger};
+use crate::model::{Cause, DomainName, Rung, Trigger};
 
 /// Why an action was chosen, with the numbers that it was chosen by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,51 @@ pub enum Reason {
         running: usize,
         /// The limit.
         limit: usize,
+    },
+    /// The host has no room for it yet.
+    NoRoom {
+        /// Memory that it needs, in MiB.
+        needed_mib: u64,
+        /// Memory that is held, in MiB.
+        held_mib: u64,
+        /// The host's limit, if it has one.
+        limit_mib: Option<u64>,
+        /// Instances that go to sleep to make room.
+        making_room: usize,
+    },
+    /// It will never fit: it needs more than the host may give.
+    TooLarge {
+        /// Memory that it needs, in MiB.
+        needed_mib: u64,
+        /// The host's limit, if it has one.
+        limit_mib: Option<u64>,
+    },
+    /// Another service that is asked for needs the room.
+    MakesRoom {
+        /// The service that waits.
+        waiting: DomainName,
+        /// Its priority.
+        waiting_priority: u8,
+        /// Its own.
+        priority: u8,
+        /// Time without traffic.
+        idle_ms: u64,
+    },
+    /// The object store does not have its version yet.
+    NotStored,
+    /// The cache is over its limit, and this version is needed last.
+    CacheFull {
+        /// Bytes in the cache.
+        cached_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The last version of the running guest is older than the policy allows.
+    VersionTooOld {
+        /// Its age.
+        age_ms: u64,
+        /// The policy's limit.
+        limit_ms: u64,
     },
     /// No open connection and no packet for long enough.
     Idle {
@@ -100,6 +145,33 @@ impl fmt::Display for Reason {
             }
             Self::Queued { ahead, running, limit } => {
                 write!(f, "{running} of {limit} starts are under way and {ahead} others go first")
+            }
+            Self::NoRoom { needed_mib, held_mib, limit_mib, making_room } => {
+                write!(f, "it needs {needed_mib} MiB and {held_mib}")?;
+                match limit_mib {
+                    Some(limit) => write!(f, " of {limit} MiB are held")?,
+                    None => f.write_str(" MiB are held; the host has no processor left")?,
+                }
+                write!(f, "; {making_room} go to sleep to make room")
+            }
+            Self::TooLarge { needed_mib, limit_mib } => match limit_mib {
+                Some(limit) => write!(f, "it needs {needed_mib} MiB, the host may give {limit} in all"),
+                None => f.write_str("it needs more processors than the host may give in all"),
+            },
+            Self::MakesRoom { waiting, waiting_priority, priority, idle_ms } => write!(
+                f,
+                "{waiting} (priority {waiting_priority}) needs the room; no packet for {} s, priority {priority}",
+                seconds(*idle_ms)
+            ),
+            Self::NotStored => f.write_str("the object store does not have its version yet"),
+            Self::CacheFull { cached_bytes, limit_bytes } => write!(
+                f,
+                "{} MiB of {} are cached, and this version is needed last",
+                cached_bytes >> 20,
+                limit_bytes >> 20
+            ),
+            Self::VersionTooOld { age_ms, limit_ms } => {
+                write!(f, "its last version is {} s old (limit {} s)", seconds(*age_ms), seconds(*limit_ms))
             }
             Self::Idle { idle_ms, limit_ms, awake_ms } => write!(
                 f,

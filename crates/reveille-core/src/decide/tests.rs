@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report, RequestError,
-    Resources, ServiceSpec, SnapshotVersion, Trigger,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report,
+    RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
 };
 
 const T0: u64 = 1_000_000;
@@ -39,7 +39,7 @@ struct World {
 
 impl World {
     fn new(starts_max: u32) -> Self {
-        Self { fleet: Fleet::new(HostLimits { starts_max }) }
+        Self { fleet: Fleet::new(HostLimits { starts_max, ..HostLimits::default() }) }
     }
 
     fn add(&mut self, id: u64, label: &str, priority: u8, policy: Policy) -> DomainName {
@@ -86,8 +86,15 @@ impl World {
         for decision in &plan.decisions {
             let action = match &decision.action {
                 Action::Boot => "boot".to_owned(),
-                Action::Restore { from } => format!("restore from {from}"),
-                Action::Arm => "arm".to_owned(),
+                Action::Restore { from, keep } => {
+                    format!("restore from {from}{}", if *keep { ", keeping it" } else { "" })
+                }
+                Action::Arm { keep } => format!("arm{}", if *keep { ", keeping it" } else { "" }),
+                Action::Pause => "pause".to_owned(),
+                Action::Fetch => "fetch".to_owned(),
+                Action::Evict => "evict".to_owned(),
+                Action::Publish { number } => format!("publish {number}"),
+                Action::Checkpoint { number } => format!("checkpoint {number}"),
                 Action::Disarm => "disarm".to_owned(),
                 Action::Drain { idle_ms, force } => format!("drain idle {idle_ms} force {force}"),
                 Action::Undrain => "undrain".to_owned(),
@@ -478,7 +485,7 @@ fn a_failed_arming_does_not_hinder_a_wake() {
     world.asleep(1, &hello);
     world.plan(13_020);
     let cause = Cause::StartFailed { detail: "no memory".into() };
-    world.report(1, Report::ArmFailed { cause }, 13_050);
+    world.report(1, Report::RestFailed { cause }, 13_050);
     assert_eq!(world.plan(13_050), ["look at 43050"]);
     world.wake(&hello, 13_060).unwrap();
     let plan = world.plan(13_060);
@@ -550,4 +557,249 @@ fn a_report_of_an_earlier_start_changes_nothing() {
     let stale = Event::Reported { instance: InstanceId(1), start: 1, report: Report::Running };
     assert_eq!(world.fleet.apply(stale, at(20_001)), Ok(Applied::Stale));
     assert_eq!(world.phase(1).0, Phase::Restoring);
+}
+
+// --- Room on the host ------------------------------------------------------------------------------------------
+
+/// A host for `guests` guests of 128 MiB.
+fn small_host(guests: u64) -> World {
+    let limits = HostLimits { starts_max: 10, memory_mib_max: Some(guests * 128), ..HostLimits::default() };
+    World { fleet: Fleet::new(limits) }
+}
+
+#[test]
+fn who_waits_for_room_gets_it_from_the_longest_idle_and_never_from_who_is_busy() {
+    let mut world = small_host(2);
+    let quick = Policy { min_on_ms: 1_000, ..policy() };
+    let names =
+        ["a", "b", "c"].map(|label| world.add(u64::from(label.as_bytes()[0] - b'a') + 1, label, 0, quick));
+    world.wake(&names[0], 0).unwrap();
+    world.wake(&names[1], 0).unwrap();
+    world.plan(0);
+    for id in [1, 2] {
+        world.report(id, Report::Running, 100);
+        world.report(id, Report::Ready, 200);
+    }
+    let traffic = Event::Traffic { instance: InstanceId(1), open_connections: 1, last_packet: Some(at(300)) };
+    world.fleet.apply(traffic, at(300)).unwrap();
+    world.plan(300);
+
+    world.wake(&names[2], 400).unwrap();
+    let plan = world.plan(400);
+    assert!(
+        plan.contains(
+            &"i3 wait until None: it needs 128 MiB and 256 of 256 MiB are held; 0 go to sleep to make room"
+                .to_owned()
+        ),
+        "{plan:#?}"
+    );
+    assert_eq!(
+        plan.last().unwrap(),
+        "look at 1200",
+        "when the idle one has been without a packet for a second"
+    );
+    let plan = world.plan(1_200);
+    assert_eq!(
+        plan[..2],
+        [
+            "i2 drain idle 1000 force false: c.vm.test (priority 0) needs the room; no packet for 1.0 s, priority 0",
+            "i3 wait until None: it needs 128 MiB and 256 of 256 MiB are held; 1 go to sleep to make room"
+        ]
+    );
+    world.report(2, Report::GateClosed, 1_200);
+    assert_eq!(world.plan(1_200)[0], "i2 capture: the last look found no traffic");
+    world.report(2, Report::Captured { version: version(1) }, 1_210);
+    assert_eq!(world.plan(1_210)[0], "i3 boot: a DNS query of type 1 from 127.0.0.1 asked for it");
+    assert_eq!(world.fleet.held().memory_mib, 256);
+}
+
+#[test]
+fn a_lower_priority_makes_room_and_a_higher_one_does_not() {
+    let mut world = small_host(1);
+    let quick = Policy { min_on_ms: 0, ..policy() };
+    let (low, high) = (world.add(1, "low", 0, quick), world.add(2, "high", 9, quick));
+    world.wake(&high, 0).unwrap();
+    world.plan(0);
+    world.report(2, Report::Running, 1);
+    world.report(2, Report::Ready, 2);
+    world.wake(&low, 3_000).unwrap();
+    let plan = world.plan(3_000);
+    assert!(plan.iter().all(|line| !line.starts_with("i2 drain")), "{plan:#?}");
+    // Its own idle time ends it, as it would alone.
+    let plan = world.plan(10_002);
+    assert!(plan[0].starts_with("i2 drain idle 10000"), "{plan:#?}");
+}
+
+#[test]
+fn what_can_never_fit_waits_alone() {
+    let mut world = small_host(1);
+    let (large, small) = (world.add(1, "large", 9, policy()), world.add(2, "small", 0, policy()));
+    let mut service = world.fleet.service(&large).unwrap().clone();
+    service.spec.resources.memory_mib = 4_096;
+    world.fleet = {
+        let mut fleet = Fleet::new(world.fleet.limits);
+        for (service, id) in [(service, 1), (world.fleet.service(&small).unwrap().clone(), 2)] {
+            let instance = Instance::new(InstanceId(id), service.spec.name.clone(), at(0));
+            let added = Event::Added { service: Box::new(service), instance: Box::new(instance) };
+            fleet.apply(added, at(0)).unwrap();
+        }
+        fleet
+    };
+    world.wake(&large, 0).unwrap();
+    world.wake(&small, 0).unwrap();
+    let plan = world.plan(0);
+    assert_eq!(plan[0], "i1 wait until None: it needs 4096 MiB, the host may give 128 in all");
+    assert!(plan[1].starts_with("i2 boot"), "{plan:#?}");
+}
+
+// --- Versions in the object store --------------------------------------------------------------------------------
+
+fn with_depot() -> World {
+    World { fleet: Fleet::new(HostLimits { has_depot: true, ..HostLimits::default() }) }
+}
+
+impl World {
+    fn published(&mut self, id: u64, number: u64, result: Result<SnapshotVersion, Cause>, ms: u64) {
+        self.fleet.apply(Event::Published { instance: InstanceId(id), number, result }, at(ms)).unwrap();
+    }
+}
+
+#[test]
+fn a_version_goes_to_the_store_and_a_wake_does_not_wait_for_it() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    assert_eq!(world.plan(13_010), ["i1 publish 1: the object store does not have its version yet"]);
+    assert_eq!(world.plan(13_020), NOTHING, "once");
+    // The files are being read: the guest goes on beside them.
+    world.wake(&hello, 13_030).unwrap();
+    let plan = world.plan(13_030);
+    assert_eq!(
+        plan[0],
+        "i1 restore from local, keeping it: a DNS query of type 1 from 127.0.0.1 asked for it"
+    );
+    world.report(1, Report::Running, 13_040);
+    world.published(1, 1, Ok(version(1)), 13_050);
+    let row = world.fleet.instance(InstanceId(1)).unwrap();
+    assert_eq!(row.stored, Some(version(1)));
+    assert!(!row.stored_is_current, "the guest has run since");
+}
+
+#[test]
+fn what_could_not_be_sent_is_sent_later() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.plan(13_010);
+    let cause = Cause::StoreFailed { detail: "no answer".into() };
+    world.published(1, 1, Err(cause), 13_100);
+    assert_eq!(world.plan(13_100), ["look at 43100"]);
+    assert_eq!(world.plan(43_100), ["i1 publish 1: the object store does not have its version yet"]);
+    world.published(1, 1, Ok(version(1)), 43_200);
+    assert_eq!(world.plan(43_200), NOTHING);
+}
+
+#[test]
+fn a_service_that_rests_remote_leaves_the_disk_and_comes_back() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, Policy { rest: Rung::Remote, ..policy() });
+    world.asleep(1, &hello);
+    world.plan(13_010);
+    world.published(1, 1, Ok(version(1)), 13_100);
+    assert_eq!(world.plan(13_100), ["i1 evict: its policy is to sleep on the rung remote"]);
+    world.report(1, Report::Evicted, 13_110);
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Remote));
+    assert_eq!(world.plan(13_110), NOTHING);
+    world.wake(&hello, 20_000).unwrap();
+    assert_eq!(
+        world.plan(20_000)[0],
+        "i1 restore from remote: a DNS query of type 1 from 127.0.0.1 asked for it"
+    );
+}
+
+#[test]
+fn a_full_cache_gives_up_what_was_asked_for_longest_ago_and_keeps_what_the_store_lacks() {
+    let mut world = with_depot();
+    world.fleet.limits.cache_bytes_max = Some(1);
+    let (old, new) = (world.add(1, "old", 0, policy()), world.add(2, "new", 0, policy()));
+    world.asleep(1, &old);
+    world.wake(&new, 14_000).unwrap();
+    world.plan(14_000);
+    world.report(2, Report::Running, 14_100);
+    world.report(2, Report::Ready, 14_200);
+    world.plan(24_200);
+    world.report(2, Report::GateClosed, 24_200);
+    world.plan(24_200);
+    world.report(2, Report::Captured { version: version(1) }, 24_300);
+    let plan = world.plan(24_300);
+    assert!(plan.iter().all(|line| !line.contains("evict")), "nothing is in the store: {plan:#?}");
+    world.published(2, 1, Ok(version(1)), 24_400);
+    world.published(1, 1, Ok(version(1)), 24_400);
+    let plan = world.plan(24_400);
+    assert_eq!(plan, ["i1 evict: 0 MiB of 0 are cached, and this version is needed last"]);
+    world.report(1, Report::Evicted, 24_500);
+    assert_eq!(world.plan(24_500), NOTHING, "and it is not fetched again");
+}
+
+#[test]
+fn a_busy_guest_has_a_version_of_bounded_age() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, Policy { checkpoint_ms: 5_000, ..policy() });
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 200);
+    let traffic = Event::Traffic { instance: InstanceId(1), open_connections: 1, last_packet: Some(at(300)) };
+    world.fleet.apply(traffic, at(300)).unwrap();
+    assert!(world.plan(300).contains(&"look at 5100".to_owned()));
+    let plan = world.plan(5_100);
+    assert_eq!(plan[0], "i1 checkpoint 1: its last version is 5.0 s old (limit 5.0 s)");
+    assert!(world.plan(6_000).iter().all(|line| !line.contains("checkpoint")), "one at a time");
+    let taken = SnapshotVersion { at: at(5_200), ..version(1) };
+    let event = Event::Checkpointed { instance: InstanceId(1), number: 1, result: Ok(taken) };
+    world.fleet.apply(event, at(5_900)).unwrap();
+    assert!(world.plan(5_900).contains(&"look at 10200".to_owned()));
+    assert!(world.plan(10_200)[0].starts_with("i1 checkpoint 2"));
+}
+
+#[test]
+fn after_a_crash_the_last_version_counts_only_where_the_policy_says_so() {
+    for (after_crash, next) in
+        [(AfterCrash::Boot, "i1 boot"), (AfterCrash::LastVersion, "i1 restore from remote")]
+    {
+        let mut world = with_depot();
+        let hello = world.add(1, "hello", 0, Policy { after_crash, ..policy() });
+        world.asleep(1, &hello);
+        world.plan(13_010);
+        world.published(1, 1, Ok(version(1)), 13_100);
+        world.wake(&hello, 14_000).unwrap();
+        world.plan(14_000);
+        world.report(1, Report::Running, 14_100);
+        world.report(1, Report::Ready, 14_200);
+        world.report(1, Report::Lost { cause: Cause::VmmDied { detail: "test".into() } }, 15_000);
+        world.plan(15_000);
+        world.report(1, Report::Fenced { version: None }, 15_010);
+        world.wake(&hello, 15_100).unwrap();
+        let plan = world.plan(15_100);
+        assert!(plan[0].starts_with(next), "{plan:#?}");
+    }
+}
+
+#[test]
+fn a_paused_instance_is_let_run_and_gives_its_room_to_who_is_asked_for() {
+    let mut world = small_host(1);
+    let paused = world.add(1, "paused", 0, Policy { rest: Rung::Paused, ..policy() });
+    let other = world.add(2, "other", 0, policy());
+    world.asleep(1, &paused);
+    assert_eq!(world.plan(13_010), ["i1 pause: its policy is to sleep on the rung paused"]);
+    world.report(1, Report::Paused, 13_500);
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Paused));
+    assert_eq!(world.fleet.held().memory_mib, 128);
+    world.wake(&other, 14_000).unwrap();
+    let plan = world.plan(14_000);
+    assert!(plan[0].starts_with("i1 disarm: other.vm.test (priority 0) needs the room"), "{plan:#?}");
+    world.report(1, Report::Disarmed, 14_010);
+    let plan = world.plan(14_010);
+    assert!(plan[0].starts_with("i2 boot"), "{plan:#?}");
+    assert!(plan.iter().all(|line| !line.starts_with("i1 pause")), "there is no room: {plan:#?}");
 }

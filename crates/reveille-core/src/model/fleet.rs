@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::instance::{Cause, Instance, InstanceId, SleepAsked, SnapshotVersion};
 use super::name::DomainName;
 use super::phase::{Move, Phase, Refusal, Rung};
+use super::room::{Held, Ledger};
 use super::service::ServiceSpec;
 use super::time::Timestamp;
 use super::wake::Trigger;
@@ -22,11 +23,20 @@ use crate::decide::{Action, Decision};
 pub struct HostLimits {
     /// Most instances that boot, restore or warm up at a time.
     pub starts_max: u32,
+    /// Most memory that guests have together, in MiB, overcommitment included.
+    pub memory_mib_max: Option<u64>,
+    /// Most virtual CPUs that run at a time, overcommitment included.
+    pub cpus_max: Option<u64>,
+    /// Most bytes of versions on the local disk that the object store has too.
+    pub cache_bytes_max: Option<u64>,
+    /// Whether there is an object store that versions are sent to.
+    pub has_depot: bool,
 }
 
 impl Default for HostLimits {
     fn default() -> Self {
-        Self { starts_max: 4 }
+        let (memory_mib_max, cpus_max, cache_bytes_max) = (None, None, None);
+        Self { starts_max: 4, memory_mib_max, cpus_max, cache_bytes_max, has_depot: false }
     }
 }
 
@@ -106,6 +116,25 @@ pub enum Event {
         /// Until then a resolver may hold such an answer.
         until: Timestamp,
     },
+    /// Sending a version to the object store has ended. It does not belong to a start: the instance may have woken
+    /// meanwhile.
+    Published {
+        /// The instance.
+        instance: InstanceId,
+        /// The version.
+        number: u64,
+        /// What the store has now, or why it has not.
+        result: Result<SnapshotVersion, Cause>,
+    },
+    /// A checkpoint of the running guest has ended.
+    Checkpointed {
+        /// The instance.
+        instance: InstanceId,
+        /// Its version.
+        number: u64,
+        /// What the store has now, or why it has not.
+        result: Result<SnapshotVersion, Cause>,
+    },
     /// What the executor did.
     Reported {
         /// The instance.
@@ -147,12 +176,21 @@ pub enum Report {
     },
     /// The process is up with the version mapped.
     Armed,
-    /// It is not; the version is as it was.
-    ArmFailed {
+    /// It was restored, passed its readiness check and stands still; the version is as it was.
+    Paused,
+    /// The version was fetched from the object store.
+    Fetched {
+        /// The version.
+        version: SnapshotVersion,
+    },
+    /// The version is no longer on the local disk.
+    Evicted,
+    /// The change of rung did not come about; the version is as it was.
+    RestFailed {
         /// Why.
         cause: Cause,
     },
-    /// The armed process has ended; the version is as it was.
+    /// The armed or paused process has ended; the version is as it was.
     Disarmed,
     /// The instance, or the start under way, is lost.
     Lost {
@@ -227,6 +265,7 @@ pub struct Fleet {
     attention: BTreeSet<InstanceId>,
     /// Instances changed since [`Fleet::take_changed`].
     changed: BTreeSet<InstanceId>,
+    ledger: Ledger,
 }
 
 // --- Reading ---------------------------------------------------------------------------------------------------
@@ -272,6 +311,19 @@ impl Fleet {
         self.attention.iter().filter_map(|id| {
             let instance = self.instances.get(id)?;
             Some((instance, self.services.get(&instance.service)?))
+        })
+    }
+
+    /// What all instances hold of the host.
+    pub fn held(&self) -> Held {
+        self.ledger.total()
+    }
+
+    /// Who holds anything of the host, with its service and what it holds.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = (&Instance, &Service, Held)> {
+        self.ledger.holders().filter_map(|(id, held)| {
+            let instance = self.instances.get(&id)?;
+            Some((instance, self.services.get(&instance.service)?, held))
         })
     }
 
@@ -336,6 +388,14 @@ impl Fleet {
             }
             Event::Answered { instance, until } => self.change(instance, |instance, _| {
                 instance.leased_until = instance.leased_until.max(until);
+                Ok(())
+            }),
+            Event::Published { instance, number, result } => self.change(instance, |instance, service| {
+                instance.take_published(service, number, result, now);
+                Ok(())
+            }),
+            Event::Checkpointed { instance, number, result } => self.change(instance, |instance, service| {
+                instance.take_checkpointed(service, number, result, now);
                 Ok(())
             }),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
@@ -472,6 +532,7 @@ impl Fleet {
         if gone && let Some(instance) = self.instances.remove(&id) {
             self.services.remove(&instance.service);
             self.attention.remove(&id);
+            self.ledger.set(id, Held::default());
         }
         Ok(applied)
     }
@@ -499,9 +560,14 @@ impl Fleet {
     fn settle(&mut self, id: InstanceId) {
         self.generation += 1;
         self.changed.insert(id);
-        let at_rest = self.instances.get(&id).is_none_or(|instance| {
-            self.services.get(&instance.service).is_none_or(|service| is_at_rest(instance, service))
-        });
+        let (mut at_rest, mut held) = (true, Held::default());
+        if let Some(instance) = self.instances.get(&id)
+            && let Some(service) = self.services.get(&instance.service)
+        {
+            at_rest = is_at_rest(instance, service, &self.limits);
+            held = Held::by(instance, service.spec.resources);
+        }
+        self.ledger.set(id, held);
         if at_rest {
             self.attention.remove(&id);
         } else {
@@ -511,8 +577,9 @@ impl Fleet {
 }
 
 /// Whether nothing is to be decided for the instance until something happens to it.
-fn is_at_rest(instance: &Instance, service: &Service) -> bool {
+fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
     let quiet = service.demand.is_none()
+        && !(limits.has_depot && instance.wants_publishing())
         && !instance.retiring
         && !instance.unfenced
         && !instance.in_flight
@@ -520,7 +587,10 @@ fn is_at_rest(instance: &Instance, service: &Service) -> bool {
     quiet
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
-            Phase::Hibernated => instance.rung == service.spec.policy.rest,
+            Phase::Hibernated => {
+                let rest = service.spec.policy.rest;
+                instance.rung == rest || (instance.rung, rest) == (Rung::Remote, Rung::Local)
+            }
             Phase::Booting
             | Phase::Restoring
             | Phase::Warming
@@ -545,11 +615,18 @@ impl Fleet {
                     instance.begin_start(Rung::Cold, now);
                     instance.version = None;
                 }
-                Action::Restore { from } => {
+                Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
                     instance.begin_start(*from, now);
                 }
-                Action::Arm | Action::Disarm => instance.in_flight = true,
+                Action::Arm { .. } | Action::Pause | Action::Fetch | Action::Evict | Action::Disarm => {
+                    instance.in_flight = true;
+                }
+                Action::Publish { number } => instance.publishing = Some(*number),
+                Action::Checkpoint { number } => {
+                    instance.checkpointing = Some(*number);
+                    instance.version_number_last = *number;
+                }
                 Action::Drain { .. } => {
                     instance.step(Move::Drain, now)?;
                     instance.in_flight = true;
@@ -573,6 +650,8 @@ impl Fleet {
                         instance.step(Move::Stop, now)?;
                         instance.failure = None;
                         instance.version = None;
+                        instance.stored = None;
+                        instance.stored_is_current = false;
                         instance.unfenced = true;
                         instance.sleep_asked = None;
                     }

@@ -70,6 +70,11 @@ pub enum Cause {
         /// What does not fit.
         detail: String,
     },
+    /// The object store does not have, or cannot give, the version.
+    StoreFailed {
+        /// One sentence with the remedy.
+        detail: String,
+    },
     /// The capture failed; the guest runs on.
     CaptureFailed {
         /// One sentence with the remedy.
@@ -88,6 +93,7 @@ impl fmt::Display for Cause {
             }
             Self::StartFailed { detail } => write!(f, "the start failed: {detail}"),
             Self::VersionUnusable { detail } => write!(f, "its snapshot cannot be restored: {detail}"),
+            Self::StoreFailed { detail } => write!(f, "the object store failed: {detail}"),
             Self::CaptureFailed { detail } => write!(f, "the hibernation failed: {detail}"),
         }
     }
@@ -159,8 +165,20 @@ pub struct Instance {
     /// The version that can be restored. `None` from the moment its vCPUs run again: the running guest writes
     /// to the version's memory file, which is then no version any more.
     pub version: Option<SnapshotVersion>,
-    /// Number of the newest version ever published, so that numbers are not used twice.
+    /// Number of the newest version ever begun, so that numbers are not used twice.
     pub version_number_last: u64,
+    /// The newest version that is complete in the object store.
+    #[serde(default)]
+    pub stored: Option<SnapshotVersion>,
+    /// Whether no vCPU has run for a client since `stored` was taken: restoring it loses nothing.
+    #[serde(default)]
+    pub stored_is_current: bool,
+    /// Before this time no version is sent to the object store (the last try failed).
+    #[serde(default)]
+    pub publish_retry_at: Option<Timestamp>,
+    /// Before this time no checkpoint is tried (the last one failed).
+    #[serde(default)]
+    pub checkpoint_retry_at: Option<Timestamp>,
     /// When it last hibernated.
     pub hibernated_at: Option<Timestamp>,
     /// The last failure, until it is ready again.
@@ -179,9 +197,9 @@ pub struct Instance {
     pub start_since: Timestamp,
     /// The rung that it began from; `Cold` is a boot.
     pub start_from: Rung,
-    /// Before this time arming is not tried again (the last try failed).
-    #[serde(default)]
-    pub arm_retry_at: Option<Timestamp>,
+    /// Before this time it is not brought to its resting rung (the last try failed).
+    #[serde(default, alias = "arm_retry_at")]
+    pub rest_retry_at: Option<Timestamp>,
 
     /// Connections through the relay at the last look. Not stored: a restart closes them all.
     #[serde(skip)]
@@ -189,9 +207,16 @@ pub struct Instance {
     /// The process of an earlier start may still be there and must be ended before the next one.
     #[serde(default)]
     pub unfenced: bool,
-    /// An arm, disarm, kill or abandoned capture is being carried out. Not stored: nothing is in flight after a restart.
+    /// A change of rung, a kill or an abandoned capture is being carried out. Not stored: nothing is in flight after
+    /// a restart.
     #[serde(skip)]
     pub in_flight: bool,
+    /// The number of the version that is being sent to the object store. It may go on while the instance wakes.
+    #[serde(skip)]
+    pub publishing: Option<u64>,
+    /// The number of the checkpoint that is being taken of the running guest.
+    #[serde(skip)]
+    pub checkpointing: Option<u64>,
     /// An operator asked for sleep; the idle time is not waited for.
     #[serde(skip)]
     pub sleep_asked: Option<SleepAsked>,
@@ -226,6 +251,10 @@ impl Instance {
             leased_until: Timestamp::default(),
             version: None,
             version_number_last: 0,
+            stored: None,
+            stored_is_current: false,
+            publish_retry_at: None,
+            checkpoint_retry_at: None,
             hibernated_at: None,
             failure: None,
             sleep_retry: None,
@@ -234,10 +263,12 @@ impl Instance {
             start: 0,
             start_since: now,
             start_from: Rung::Cold,
-            arm_retry_at: None,
+            rest_retry_at: None,
             open_connections: 0,
             unfenced: false,
             in_flight: false,
+            publishing: None,
+            checkpointing: None,
             sleep_asked: None,
             retiring: false,
         }

@@ -6,6 +6,7 @@ mod name;
 mod phase;
 mod reconcile;
 mod report;
+mod room;
 mod service;
 mod time;
 mod wake;
@@ -15,8 +16,10 @@ pub use instance::{Cause, Failure, Instance, InstanceId, RecentDurations, SleepA
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};
+pub use room::Held;
 pub use service::{
-    AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources, ServiceSpec, SpecFault,
+    AfterCrash, AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources,
+    ServiceSpec, SpecFault,
 };
 pub use time::Timestamp;
 pub use wake::{Stage, Trigger, WakeOutcome, WakeRecord};

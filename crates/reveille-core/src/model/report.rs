@@ -3,6 +3,7 @@
 use super::fleet::{Report, RequestError, Service};
 use super::instance::{Cause, Failure, Instance, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
+use super::service::AfterCrash;
 use super::time::Timestamp;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
@@ -32,6 +33,7 @@ impl Instance {
                 self.running_since = Some(now);
                 self.rung = Rung::Active;
                 self.version = None;
+                self.stored_is_current = false;
             }
             Report::Ready => self.take_ready(service, now)?,
             Report::GateClosed => {
@@ -63,23 +65,27 @@ impl Instance {
                 self.sleep_retry = Some((now.plus_ms(service.spec.policy.backoff_ms_max), cause));
                 service.demand = None;
             }
-            Report::Armed => {
-                self.step(Move::Arm, now)?;
-                self.in_flight = false;
-                self.rung = Rung::Armed;
-                self.arm_retry_at = None;
+            Report::Armed => self.take_rest(Rung::Armed, now)?,
+            Report::Paused => self.take_rest(Rung::Paused, now)?,
+            Report::Fetched { version } => {
+                self.take_rest(Rung::Local, now)?;
+                self.version = Some(version);
             }
-            Report::ArmFailed { cause: _ } => {
+            Report::Evicted => {
+                self.take_rest(Rung::Remote, now)?;
+                self.version = None;
+            }
+            Report::RestFailed { cause: _ } => {
                 self.in_flight = false;
-                self.rung = Rung::Local;
-                self.arm_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max));
+                self.rung = self.coldest_rung(service);
+                self.rest_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max));
             }
             Report::Disarmed => {
                 self.in_flight = false;
-                self.rung = if self.version.is_some() { Rung::Local } else { Rung::Cold };
+                self.rung = self.coldest_rung(service);
             }
             Report::Lost { cause } => self.fail(service, cause, now)?,
-            Report::Fenced { version } => self.take_fenced(version),
+            Report::Fenced { version } => self.take_fenced(service, version),
         }
         Ok(())
     }
@@ -114,16 +120,96 @@ impl Instance {
         Ok(())
     }
 
-    fn take_fenced(&mut self, version: Option<SnapshotVersion>) {
+    fn take_rest(&mut self, rung: Rung, now: Timestamp) -> Result<(), RequestError> {
+        self.step(Move::Arm, now)?;
+        self.in_flight = false;
+        self.rung = rung;
+        self.rest_retry_at = None;
+        Ok(())
+    }
+
+    fn take_fenced(&mut self, service: &Service, version: Option<SnapshotVersion>) {
         self.unfenced = false;
         self.in_flight = false;
         self.running_since = None;
         self.open_connections = 0;
-        self.rung = if version.is_some() { Rung::Local } else { Rung::Cold };
         if let Some(version) = &version {
             self.version_number_last = self.version_number_last.max(version.number);
         }
         self.version = version;
+        self.rung = self.coldest_rung(service);
+    }
+
+    /// The rung of an instance without a process.
+    pub(crate) fn coldest_rung(&self, service: &Service) -> Rung {
+        if self.version.is_some() {
+            Rung::Local
+        } else if self.can_fetch(service) {
+            Rung::Remote
+        } else {
+            Rung::Cold
+        }
+    }
+
+    /// Whether the version in the object store may be restored: nothing has run since, or the policy prefers it to what
+    /// was lost with the guest.
+    pub(crate) fn can_fetch(&self, service: &Service) -> bool {
+        let preferred = service.spec.policy.after_crash == AfterCrash::LastVersion;
+        self.stored.is_some() && (self.stored_is_current || preferred)
+    }
+
+    /// Whether there is a version that the object store does not have, and that is not on its way.
+    pub(crate) fn wants_publishing(&self) -> bool {
+        let number = |version: &SnapshotVersion| version.number;
+        self.phase == Phase::Hibernated
+            && self.publishing.is_none()
+            && self
+                .version
+                .as_ref()
+                .map(number)
+                .is_some_and(|own| self.stored.as_ref().map(number) != Some(own))
+    }
+
+    pub(super) fn take_published(
+        &mut self,
+        service: &Service,
+        number: u64,
+        result: Result<SnapshotVersion, Cause>,
+        now: Timestamp,
+    ) {
+        if self.publishing != Some(number) {
+            return;
+        }
+        self.publishing = None;
+        match result {
+            Ok(version) => {
+                self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
+                self.stored = Some(version);
+                self.publish_retry_at = None;
+            }
+            Err(_) => self.publish_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
+        }
+    }
+
+    pub(super) fn take_checkpointed(
+        &mut self,
+        service: &Service,
+        number: u64,
+        result: Result<SnapshotVersion, Cause>,
+        now: Timestamp,
+    ) {
+        if self.checkpointing != Some(number) {
+            return;
+        }
+        self.checkpointing = None;
+        match result {
+            Ok(version) => {
+                self.stored = Some(version);
+                self.stored_is_current = false;
+                self.checkpoint_retry_at = None;
+            }
+            Err(_) => self.checkpoint_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
+        }
     }
 
     pub(super) fn fail(
@@ -157,10 +243,10 @@ impl Instance {
     }
 
     /// Whether the next start restores the version rather than boots the image.
-    pub(crate) fn restores_next(&self) -> bool {
+    pub(crate) fn restores_next(&self, service: &Service) -> bool {
         let unusable = self.failure.as_ref().is_some_and(|failure| match failure.cause {
             // No room, no QEMU: the host's fault, for which no guest is given up.
-            Cause::StartFailed { .. } => false,
+            Cause::StartFailed { .. } | Cause::StoreFailed { .. } => false,
             // What an armed process could not load, a fresh one may: the fault can be the process's own.
             Cause::VersionUnusable { .. } if self.start_from < Rung::Armed => true,
             Cause::VersionUnusable { .. }
@@ -170,7 +256,7 @@ impl Instance {
             | Cause::StartTimedOut { .. }
             | Cause::CaptureFailed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
-        self.version.is_some() && !unusable
+        (self.version.is_some() || self.can_fetch(service)) && !unusable
     }
 }
 

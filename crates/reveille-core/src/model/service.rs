@@ -15,6 +15,8 @@ pub const PORTS_MAX: usize = 64;
 pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 /// Least memory with which a Linux guest comes up, in MiB.
 pub const MEMORY_MIB_MIN: u32 = 32;
+/// Shortest time between two checkpoints of a running guest: each reads its whole memory.
+pub const CHECKPOINT_MS_MIN: u64 = 1_000;
 /// Most virtual CPUs of one instance.
 pub const CPUS_MAX: u32 = 64;
 
@@ -139,6 +141,17 @@ pub enum DnsLease {
     Always,
 }
 
+/// What an instance starts from after its guest was lost (H5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterCrash {
+    /// From its image and its disk: nothing that the guest was told is durable is rolled back.
+    #[default]
+    Boot,
+    /// From the last version in the object store, whose disk is that of the same instant.
+    LastVersion,
+}
+
 /// What a guest may reach by itself (W6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
@@ -162,8 +175,12 @@ pub struct Policy {
     pub grace_ms: u64,
     /// Sleep even while connections are open.
     pub sleep_with_connections: bool,
-    /// The rung on which the service sleeps: `local` or `armed`.
+    /// The rung on which the service sleeps: `remote`, `local`, `armed` or `paused`.
     pub rest: Rung,
+    /// While it runs, a version no older than this is kept in the object store; 0: only those of its sleep.
+    pub checkpoint_ms: u64,
+    /// What it starts from after its guest was lost.
+    pub after_crash: AfterCrash,
     /// What a question for the sleeping service is answered with.
     pub answer: AnswerPolicy,
     /// Longest time that a question is held under the policy `hold`.
@@ -202,6 +219,8 @@ impl Default for Policy {
             grace_ms: 60_000,
             sleep_with_connections: false,
             rest: Rung::Local,
+            checkpoint_ms: 0,
+            after_crash: AfterCrash::Boot,
             answer: AnswerPolicy::Immediate,
             hold_ms_max: 800,
             boot_ms_max: 60_000,
@@ -307,8 +326,13 @@ impl Policy {
             .filter(|(_, value, least, most)| value < least || value > most)
             .map(|(key, value, least, most)| SpecFault::new(key, value, format!("{least} to {most}")))
             .collect();
-        if !matches!(self.rest, Rung::Local | Rung::Armed) {
-            faults.push(SpecFault::new("rest", self.rest, "\"local\" or \"armed\""));
+        if !matches!(self.rest, Rung::Remote | Rung::Local | Rung::Armed | Rung::Paused) {
+            let allowed = "\"remote\", \"local\", \"armed\" or \"paused\"";
+            faults.push(SpecFault::new("rest", self.rest, allowed));
+        }
+        if self.checkpoint_ms != 0 && !(CHECKPOINT_MS_MIN..=DAY_MS).contains(&self.checkpoint_ms) {
+            let allowed = format!("0, or {CHECKPOINT_MS_MIN} to {DAY_MS}");
+            faults.push(SpecFault::new("checkpoint_ms", self.checkpoint_ms, allowed));
         }
         faults
     }

@@ -1,0 +1,195 @@
+//! Who is let in when the host cannot have all at once, and who makes room.
+
+use std::cmp::Reverse;
+
+use super::{Action, Plan, Reason, sleeps_at_pressure};
+use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Rung, Service, Timestamp};
+
+/// What instances want, before the limits of the host are applied.
+#[derive(Default)]
+pub(super) struct Wishes<'f> {
+    /// To be started.
+    pub starts: Vec<(&'f Instance, &'f Service, Reason)>,
+    /// To be kept warmer.
+    pub rests: Vec<(&'f Instance, &'f Service, Action, Reason)>,
+}
+
+/// Lets as many starts begin as the host allows: higher priority first, then who waited longest. When there is no room
+/// for the first that waits, nobody behind it goes first, and others are put to sleep for it. What is to be kept warmer
+/// comes last.
+pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan: &mut Plan) {
+    wishes.starts.sort_by_key(|(instance, service, _)| {
+        let since = service.demand.as_ref().map(|demand| demand.since);
+        (Reverse(service.spec.priority), since, instance.id)
+    });
+    let limits = &fleet.limits;
+    let most = limits.starts_max as usize;
+    let under_way = fleet.attention().filter(|(instance, _)| instance.phase.is_starting()).count();
+    let mut room = Room { fleet, held: fleet.held(), making: 0, taken: Vec::new() };
+    let (mut begun, mut waiting) = (0, 0);
+    for (instance, service, reason) in wishes.starts {
+        let needed = Held::running(service.spec.resources);
+        if !needed.fits(limits) {
+            let (needed_mib, limit_mib) = (needed.memory_mib, limits.memory_mib_max);
+            plan.push(instance, Action::Wait { until: None }, Reason::TooLarge { needed_mib, limit_mib });
+            continue;
+        }
+        let after = room.held + needed - Held::by(instance, service.spec.resources);
+        if under_way + begun >= most {
+            let reason = Reason::Queued { ahead: waiting, running: under_way, limit: most };
+            plan.push(instance, Action::Wait { until: None }, reason);
+            waiting += 1;
+        } else if waiting > 0 || !after.fits(limits) {
+            room.make(instance, service, after, now, plan);
+            let reason = Reason::NoRoom {
+                needed_mib: needed.memory_mib,
+                held_mib: fleet.held().memory_mib,
+                limit_mib: limits.memory_mib_max,
+                making_room: room.making,
+            };
+            plan.push(instance, Action::Wait { until: None }, reason);
+            waiting += 1;
+        } else {
+            begun += 1;
+            room.held = after;
+            let keep = instance.publishing.is_some();
+            let action = if instance.restores_next(service) {
+                Action::Restore { from: instance.rung, keep }
+            } else {
+                Action::Boot
+            };
+            plan.push(instance, action, reason);
+        }
+    }
+    if waiting == 0 {
+        warm(wishes.rests, &mut room, plan);
+    }
+    evict(fleet, plan);
+}
+
+/// Room that is made while a plan is made.
+struct Room<'f> {
+    fleet: &'f Fleet,
+    /// What is held once the plan has begun.
+    held: Held,
+    /// Instances that go to sleep for them.
+    making: usize,
+    /// Which these are, and those that leave by themselves.
+    taken: Vec<InstanceId>,
+}
+
+impl Room<'_> {
+    /// Puts as many to sleep as are needed for one more that waits: who is only kept warm first, then the idle ones, of
+    /// lower or equal priority, longest idle first. Nobody with an open connection, and nobody before its minimum time.
+    fn make(&mut self, waiting: &Instance, service: &Service, after: Held, now: Timestamp, plan: &mut Plan) {
+        let fleet = self.fleet;
+        self.held = after;
+        let mut short = after.beyond(&fleet.limits);
+        let mut candidates = Vec::new();
+        for (instance, owner, held) in fleet.holders() {
+            if instance.id == waiting.id || self.taken.contains(&instance.id) {
+                continue;
+            }
+            let asleep = instance.phase == Phase::Hibernated;
+            let leaves = matches!(instance.phase, Phase::Draining | Phase::Hibernating | Phase::Failed)
+                || (instance.in_flight && asleep && instance.rung > Rung::Local);
+            if leaves {
+                // It gives its room back in any case.
+                short = short - held;
+                self.taken.push(instance.id);
+                self.making += 1;
+                self.held -= held;
+                continue;
+            }
+            let stays = instance.in_flight
+                || owner.demand.is_some()
+                || owner.spec.priority > service.spec.priority
+                || instance.open_connections > 0;
+            if !stays && (asleep || instance.phase == Phase::Active) {
+                candidates.push((
+                    !asleep,
+                    owner.spec.priority,
+                    instance.last_activity,
+                    instance,
+                    owner,
+                    held,
+                ));
+            }
+        }
+        candidates
+            .sort_by_key(|(awake, priority, last, instance, ..)| (*awake, *priority, *last, instance.id));
+        for (awake, priority, last_activity, instance, owner, held) in candidates {
+            if short.is_met() {
+                break;
+            }
+            if held.memory_mib == 0 && held.cpus == 0 {
+                continue;
+            }
+            let reason = Reason::MakesRoom {
+                waiting: service.spec.name.clone(),
+                waiting_priority: service.spec.priority,
+                priority,
+                idle_ms: now.ms_since(last_activity),
+            };
+            if awake {
+                let (due, idle_ms) = sleeps_at_pressure(instance, owner);
+                if now < due {
+                    plan.look_at(due);
+                    continue;
+                }
+                plan.push(instance, Action::Drain { idle_ms, force: false }, reason);
+            } else {
+                plan.push(instance, Action::Disarm, reason);
+            }
+            short = short - held;
+            self.held -= held;
+            self.taken.push(instance.id);
+            self.making += 1;
+        }
+    }
+}
+
+/// Brings to their resting rungs those for which there is room.
+fn warm(rests: Vec<(&Instance, &Service, Action, Reason)>, room: &mut Room<'_>, plan: &mut Plan) {
+    for (instance, service, action, reason) in rests {
+        let before = Held::by(instance, service.spec.resources);
+        let warmer = Held::running(service.spec.resources);
+        let after = room.held + warmer - before;
+        if matches!(action, Action::Fetch) || after.fits(&room.fleet.limits) {
+            room.held = after;
+            plan.push(instance, action, reason);
+        }
+    }
+}
+
+/// Takes from the local disk what the object store has too, as long as the cache is over its limit: lowest priority
+/// first, then what was asked for longest ago.
+fn evict(fleet: &Fleet, plan: &mut Plan) {
+    let Some(limit_bytes) = fleet.limits.cache_bytes_max else { return };
+    let mut over = fleet.held().beyond(&fleet.limits).cached_bytes;
+    if over == 0 {
+        return;
+    }
+    let cached_bytes = fleet.held().cached_bytes;
+    let mut candidates: Vec<_> = fleet
+        .holders()
+        .filter(|(instance, service, held)| {
+            held.cached_bytes > 0
+                && instance.phase == Phase::Hibernated
+                && !instance.in_flight
+                && instance.publishing.is_none()
+                && instance.stored_is_current
+                && service.spec.policy.rest <= Rung::Local
+                && service.demand.is_none()
+        })
+        .collect();
+    candidates
+        .sort_by_key(|(instance, service, _)| (service.spec.priority, instance.last_activity, instance.id));
+    for (instance, _, held) in candidates {
+        if over == 0 {
+            break;
+        }
+        over = over.saturating_sub(held.cached_bytes);
+        plan.push(instance, Action::Evict, Reason::CacheFull { cached_bytes, limit_bytes });
+    }
+}
