@@ -50,6 +50,24 @@ pub struct Launch {
     pub egress: Egress,
 }
 
+/// How a version's memory is mapped by the process that is to run it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// The guest writes to the version's own file: the cheapest to sleep from again.
+    Consume,
+    /// The guest's writes stay its own, and the files are as they were for whoever reads them.
+    Beside,
+}
+
+/// A version that was taken of a running guest: files in a directory, to be sent to the object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// What it is.
+    pub version: SnapshotVersion,
+    /// Where its files are.
+    pub dir: PathBuf,
+}
+
 /// Told when a stage of a start is over, in order.
 pub type OnStage<'a> = &'a (dyn Fn(Stage) + Send + Sync);
 
@@ -133,11 +151,31 @@ pub trait Driver: Send + Sync {
     async fn boot(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
 
     /// Brings the process up with the version mapped; the vCPUs do not run and the version stays intact.
-    async fn arm(&self, launch: &Launch) -> Result<(), DriverError>;
+    async fn arm(&self, launch: &Launch, mapping: Mapping) -> Result<(), DriverError>;
 
-    /// Restores the version and lets the vCPUs run, in the armed process if there is one. The version ceases to
-    /// be one, durably, before the vCPUs run.
-    async fn restore(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
+    /// Restores the version and lets the vCPUs run, in the armed or paused process if there is one. The version ceases
+    /// to be one, durably, before the vCPUs run.
+    async fn restore(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError>;
+
+    /// Restores beside the version and lets the vCPUs run without any client, to be paused when the guest is warm. The
+    /// version stays one: what the guest does meanwhile may be lost.
+    async fn warm(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
+
+    /// Stops the vCPUs of an instance that was warmed (rung Paused).
+    async fn pause(&self, instance: InstanceId) -> Result<(), DriverError>;
+
+    /// Takes version `number` of a running guest, which stands still for some milliseconds only.
+    async fn checkpoint(
+        &self,
+        launch: &Launch,
+        number: u64,
+        now: Timestamp,
+    ) -> Result<Checkpoint, DriverError>;
 
     /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
     /// process is ended, the guest is let run again instead.

@@ -8,7 +8,7 @@ mod world;
 
 use std::fs;
 
-use reveille_vm::driver::{Driver, Launch};
+use reveille_vm::driver::{Driver, Launch, Mapping};
 use reveille_vm::qemu::Qemu;
 use world::{World, boot, capture, restore, until};
 
@@ -36,7 +36,7 @@ async fn whole_life(world: &World, qemu: &Qemu) {
     qemu.beat(instance, 10_000).await.unwrap();
     capture(world, qemu, 1).await;
     drop(link);
-    qemu.arm(&world.launch()).await.unwrap();
+    qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     qemu.disarm(instance).await.unwrap();
     restore(world, qemu).await;
     world.tick_after(count).await;

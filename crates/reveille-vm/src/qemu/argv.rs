@@ -13,10 +13,12 @@ use reveille_core::model::{Egress, Resources};
 use super::accel::Accel;
 use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET};
 use super::tsc;
-use crate::driver::Launch;
+use crate::driver::{Launch, Mapping};
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// Name of the guest's memory, on the command line and in QEMU's streams.
+pub const MEMORY_BLOCK: &str = "m0";
 /// Hardware address of every guest: each is alone on its link.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
 
@@ -86,8 +88,8 @@ pub struct Guest<'a> {
     pub kernel: &'a Path,
     /// Initial RAM file system.
     pub initrd: &'a Path,
-    /// File that backs the guest's memory; anonymous memory without one.
-    pub memory: Option<&'a Path>,
+    /// File that backs the guest's memory, and how; anonymous memory without one.
+    pub memory: Option<(&'a Path, Mapping)>,
     /// File that its console is appended to.
     pub serial: &'a Path,
     /// Its host name.
@@ -99,14 +101,18 @@ impl Guest<'_> {
     pub fn add_to(&self, argv: &mut Argv) {
         let Resources { cpus, memory_mib, .. } = self.resources;
         let mut machine = "microvm,acpi=on".to_owned();
-        if let Some(path) = self.memory {
-            // Shared, so that a hibernation need not write the memory out again.
+        if let Some((path, mapping)) = self.memory {
+            let share = match mapping {
+                // A hibernation need not write the memory out again.
+                Mapping::Consume => "on",
+                Mapping::Beside => "off",
+            };
             let mut backend = OsString::from(format!(
-                "memory-backend-file,id=m0,size={memory_mib}M,share=on,dump=off,mem-path="
+                "memory-backend-file,id={MEMORY_BLOCK},size={memory_mib}M,share={share},dump=off,mem-path="
             ));
             backend.push(escaped(path));
             argv.option("-object", backend);
-            machine.push_str(",memory-backend=m0");
+            let _ = write!(machine, ",memory-backend={MEMORY_BLOCK}");
         }
         argv.option("-M", machine)
             .option("-accel", self.accel.word())
@@ -141,17 +147,21 @@ pub enum Start {
     /// The vCPUs run at once.
     Boot,
     /// The vCPUs stand still, also after the version was loaded, until they are told to run.
-    Incoming,
+    Incoming(Mapping),
 }
 
 /// The command line of an instance; its working directory is to be the instance's.
 pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) -> Argv {
     let mut argv = program.argv();
     argv.option("-name", format!("guest={}", launch.service));
-    guest(accel, launch, Path::new(MEMORY), Path::new(SERIAL)).add_to(&mut argv);
+    let (mapping, waits) = match start {
+        Start::Boot => (Mapping::Consume, false),
+        Start::Incoming(mapping) => (mapping, true),
+    };
+    guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
-    if start == Start::Incoming {
+    if waits {
         argv.option("-incoming", "defer").flag("-S");
     }
     argv
@@ -161,12 +171,12 @@ pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) 
 /// `net.sock` in its working directory, its memory and console in the given files. For comparisons.
 pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
     let mut argv = program.argv();
-    guest(accel, launch, memory, serial).add_to(&mut argv);
+    guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
     add_devices(&mut argv, launch);
     argv
 }
 
-fn guest<'a>(accel: Accel, launch: &'a Launch, memory: &'a Path, serial: &'a Path) -> Guest<'a> {
+fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), serial: &'a Path) -> Guest<'a> {
     let hostname =
         launch.service.labels().next().and_then(|label| str::from_utf8(label).ok()).unwrap_or("guest");
     Guest {
@@ -237,7 +247,7 @@ mod tests {
     fn a_waking_guest_differs_from_a_booting_one_only_in_waiting() {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
         let boot = instance(&program, Accel::Tcg, &launch(), Start::Boot);
-        let wake = instance(&program, Accel::Tcg, &launch(), Start::Incoming);
+        let wake = instance(&program, Accel::Tcg, &launch(), Start::Incoming(Mapping::Consume));
         assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
         assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);
     }

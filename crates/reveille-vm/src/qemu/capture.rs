@@ -19,15 +19,16 @@ use tokio::time::timeout;
 
 use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
+use super::version::Devices;
 use super::vm::Vm;
-use super::{Qemu, Slot, Turn, blocking};
-use crate::driver::{Abandon, Capture, DriverError, Launch};
+use super::{Qemu, Slot, Turn, blocking, live};
+use crate::driver::{Abandon, Capture, DriverError, Launch, Mapping};
 
 /// Longest flush of a guest's memory.
 const FLUSH_MS_MAX: u64 = 60_000;
 
 /// Why a capture did not come to its end.
-enum Halt {
+pub(super) enum Halt {
     /// A client came.
     Abandoned,
     /// A step failed: one sentence.
@@ -136,8 +137,12 @@ async fn publish(
     version: &mut SnapshotVersion,
     abandon: &Abandon,
 ) -> Result<(), Halt> {
+    match vm.mapping().await? {
+        Mapping::Consume => {}
+        Mapping::Beside => return live::publish(qemu, slot, turn, vm, launch, version, abandon).await,
+    }
     // Everything that needs no stopped guest first.
-    vm.ignore_shared_memory().await?;
+    vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
     let stopped = Instant::now();
     vm.stop().await?;
@@ -159,7 +164,10 @@ async fn publish(
 }
 
 /// The outcome of a flush, which ends by itself only as soon as the disk wants.
-async fn flush<T>(abandon: &Abandon, work: impl Future<Output = io::Result<T>>) -> Result<T, Halt> {
+pub(super) async fn flush<T>(
+    abandon: &Abandon,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, Halt> {
     match timeout(Duration::from_millis(FLUSH_MS_MAX), unless(abandon, work)).await {
         Ok(done) => Ok(done??),
         Err(_) => Err(Halt::Failed(format!(
@@ -170,7 +178,7 @@ async fn flush<T>(abandon: &Abandon, work: impl Future<Output = io::Result<T>>) 
 }
 
 /// The outcome of `work`, or [`Halt::Abandoned`] as soon as `abandon` is raised.
-async fn unless<T>(abandon: &Abandon, work: impl Future<Output = T>) -> Result<T, Halt> {
+pub(super) async fn unless<T>(abandon: &Abandon, work: impl Future<Output = T>) -> Result<T, Halt> {
     tokio::select! {
         biased;
         () = abandon.raised() => Err(Halt::Abandoned),

@@ -14,12 +14,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Found, SnapshotVersion};
+use reveille_core::model::Found;
 use tokio::time::{sleep, timeout};
 
 use super::layout::SOCKET;
 use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
+use super::version::{Devices, Manifest};
 use super::vm::Vm;
 use super::{Qemu, Slot, Turn, blocking, start};
 use crate::driver::Launch;
@@ -44,7 +45,9 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     };
     let Some(vm) = vm else {
         slot.set_vm(None);
-        return Found::Nothing { version: fitting(qemu, slot, launch).await };
+        return Found::Nothing {
+            version: fitting(qemu, slot, launch).await.map(|manifest| manifest.version),
+        };
     };
     let began = Instant::now();
     let hung = || Found::Hung { waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) };
@@ -52,7 +55,7 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
         Ok(found) => found,
         Err(_) if vm.process.ended().is_some() => {
             slot.set_vm(None);
-            Found::Nothing { version: fitting(qemu, slot, launch).await }
+            Found::Nothing { version: fitting(qemu, slot, launch).await.map(|manifest| manifest.version) }
         }
         Err(error) => {
             tracing::warn!(instance = %slot.instance, pid = vm.process.pid, %error, "its process does not answer");
@@ -96,9 +99,9 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none() && prepared(vm).await?;
+            let armed = waits && migration.is_none() && prepared(vm, version.devices).await?;
             vm.set_armed(armed);
-            Found::Untouched { version, armed }
+            Found::Untouched { version: version.version, armed }
         }
         // It waits for a version that it cannot be given: there is nothing in it. An intact one that does not fit
         // is told all the same; the restore will say what about it does not.
@@ -112,8 +115,8 @@ async fn state_of(
 
 /// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
 /// may have ended in between.
-async fn prepared(vm: &Vm) -> Result<bool, QmpError> {
-    match vm.ignore_shared_memory().await {
+async fn prepared(vm: &Vm, devices: Devices) -> Result<bool, QmpError> {
+    match vm.leave_memory_out(devices).await {
         Ok(()) => Ok(vm.meet_network().await.is_ok()),
         Err(QmpError::Refused { .. }) => Ok(false),
         Err(error) => Err(error),
@@ -121,9 +124,9 @@ async fn prepared(vm: &Vm) -> Result<bool, QmpError> {
 }
 
 /// The version that is intact and can be restored for this launch.
-async fn fitting(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Option<SnapshotVersion> {
+async fn fitting(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Option<Manifest> {
     match start::check_version(qemu, slot, launch).await {
-        Ok(version) => Some(version),
+        Ok(manifest) => Some(manifest),
         Err(fault) => {
             if slot.state.has_manifest() {
                 tracing::warn!(instance = %slot.instance, %fault, "the version on disk is not used");

@@ -8,6 +8,8 @@
 //!   serial.log, serial.log.1    what the guest wrote on its console
 //!   qemu.log, qemu.log.1        what QEMU complained of
 //!   state/                      one state of the guest (see `version`)
+//!   next/                       a state in the making, which takes the place of `state/` as a whole
+//!   checkpoint/                 the last checkpoint of the running guest
 //!   aside/1, aside/2, …         states that a cold boot took the place of
 //! ```
 
@@ -84,6 +86,16 @@ impl InstanceDir {
     /// The guest's state.
     pub fn state(&self) -> PathBuf {
         self.root.join("state")
+    }
+
+    /// A version that is being made of a running guest, to take the place of [`InstanceDir::state`].
+    pub fn next(&self) -> PathBuf {
+        self.root.join("next")
+    }
+
+    /// The last checkpoint of the running guest.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.root.join("checkpoint")
     }
 
     fn aside(&self) -> PathBuf {

@@ -7,7 +7,8 @@
 //! | `layout`, `version` | what lies where, and when it is a version |
 //! | `argv` | the command line |
 //! | `process`, `qmp`, `vm` | one process: started, found, asked, ended |
-//! | `start`, `capture`, `find` | the driver's verbs |
+//! | `start`, `capture`, `live`, `find` | the driver's verbs |
+//! | `stream` | QEMU's migration stream |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
 //! QEMU outlives the daemon. Nothing about it is remembered anywhere but in its own files and its lock, so there
@@ -19,9 +20,11 @@ mod binary;
 mod capture;
 mod find;
 mod layout;
+mod live;
 mod process;
 mod qmp;
 mod start;
+mod stream;
 mod tsc;
 mod version;
 mod vm;
@@ -48,7 +51,9 @@ use self::layout::{InstanceDir, create_private_dir};
 use self::process::Lock;
 use self::version::{Needs, StateDir, VersionFault};
 use self::vm::Vm;
-use crate::driver::{Abandon, Capabilities, Capture, Driver, DriverError, Launch, OnStage};
+use crate::driver::{
+    Abandon, Capabilities, Capture, Checkpoint, Driver, DriverError, Launch, Mapping, OnStage,
+};
 
 /// The driver's name.
 const NAME: &str = "qemu";
@@ -321,12 +326,34 @@ impl Driver for Qemu {
         start::boot(self, launch, on_stage).await.map_err(DriverError::Lost)
     }
 
-    async fn arm(&self, launch: &Launch) -> Result<(), DriverError> {
-        start::arm(self, launch).await.map_err(DriverError::Lost)
+    async fn arm(&self, launch: &Launch, mapping: Mapping) -> Result<(), DriverError> {
+        start::arm(self, launch, mapping).await.map_err(DriverError::Lost)
     }
 
-    async fn restore(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
-        start::restore(self, launch, on_stage).await.map_err(DriverError::Lost)
+    async fn restore(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
+        start::restore(self, launch, mapping, on_stage).await.map_err(DriverError::Lost)
+    }
+
+    async fn warm(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+        start::warm(self, launch, on_stage).await.map_err(DriverError::Lost)
+    }
+
+    async fn pause(&self, instance: InstanceId) -> Result<(), DriverError> {
+        start::pause(self, instance).await
+    }
+
+    async fn checkpoint(
+        &self,
+        launch: &Launch,
+        number: u64,
+        now: Timestamp,
+    ) -> Result<Checkpoint, DriverError> {
+        live::checkpoint(self, launch, number, now).await
     }
 
     async fn capture(

@@ -7,15 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use reveille_core::model::{Cause, Resources, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 
 use super::argv::{self, Start};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
 use super::version::{Manifest, memory_bytes};
 use super::vm::Vm;
-use super::{Qemu, Slot, blocking};
-use crate::driver::{Launch, OnStage};
+use super::{NAME, Qemu, Slot, blocking};
+use crate::driver::{DriverError, Launch, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
 pub const SPARE_BYTES: u64 = 16 << 20;
@@ -50,23 +50,110 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
 }
 
 /// Brings a process up that waits for the version; one that already does is left as it is.
-pub async fn arm(qemu: &Qemu, launch: &Launch) -> Result<(), Cause> {
+pub async fn arm(qemu: &Qemu, launch: &Launch, mapping: Mapping) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let _turn = slot.take_turn().await;
-    check_version(qemu, &slot, launch).await?;
-    armed(qemu, &slot, launch, kills).await.map(|_| ())
+    let manifest = check_version(qemu, &slot, launch).await?;
+    armed(qemu, &slot, launch, &manifest, mapping, kills).await.map(|_| ())
 }
 
-/// Loads the version and lets the vCPUs run. Up to the moment at which the manifest is taken away every failure
-/// leaves the version as it was.
-pub async fn restore(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
+/// Loads the version, if it is not loaded in a process that was paused, and lets the vCPUs run. Up to the moment at
+/// which the manifest is taken away every failure leaves the version as it was.
+pub async fn restore(
+    qemu: &Qemu,
+    launch: &Launch,
+    mapping: Mapping,
+    on_stage: OnStage<'_>,
+) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let turn = slot.take_turn().await;
-    check_version(qemu, &slot, launch).await?;
-    let vm = armed(qemu, &slot, launch, kills).await?;
+    let paused = slot.vm().filter(|vm| vm.is_paused() && vm.process.ended().is_none());
+    let vm = match paused {
+        Some(vm) => vm,
+        None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
+    };
     let _busy = vm.busy();
+
+    // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
+    let _committed = slot.commit.lock().await;
+    if slot.kills.load(Ordering::Acquire) != kills {
+        return Err(killed());
+    }
+    let state = slot.state.clone();
+    turn.blocking(move || state.consume()).await.map_err(no_files)?;
+    vm.set_paused(false);
+    match vm.cont(|| on_stage(Stage::Running)).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(vm.cause_of(error).await),
+    }
+}
+
+/// Loads the version beside its files and lets the vCPUs run, with the manifest where it is: nobody has seen the guest,
+/// and should it be lost, nothing is.
+pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.take_turn().await;
+    let vm = load(qemu, &slot, launch, Mapping::Beside, kills, on_stage).await?;
+    let _busy = vm.busy();
+    if slot.kills.load(Ordering::Acquire) != kills {
+        return Err(killed());
+    }
+    match vm.cont(|| on_stage(Stage::Running)).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(vm.cause_of(error).await),
+    }
+}
+
+/// Stops the vCPUs of a guest that was warmed.
+pub async fn pause(qemu: &Qemu, instance: InstanceId) -> Result<(), DriverError> {
+    let slot = qemu.slot(instance);
+    let _turn = slot.take_turn().await;
+    let vm = slot.live()?;
+    if !slot.state.has_manifest() {
+        return Err(DriverError::Unsupported {
+            driver: NAME,
+            verb: "pause a guest that has been seen to run",
+        });
+    }
+    let stopped = async {
+        vm.stop().await?;
+        vm.status(super::qmp::COMMAND_MS_MAX).await
+    };
+    match stopped.await.as_deref() {
+        Ok("paused") => {
+            vm.set_paused(true);
+            Ok(())
+        }
+        Ok(other) => {
+            let detail = format!("the guest cannot be paused (QEMU calls it `{other}`)");
+            Err(DriverError::Lost(Cause::StartFailed { detail }))
+        }
+        Err(error) => {
+            let detail = error.to_string();
+            Err(DriverError::Lost(Cause::StartFailed { detail }))
+        }
+    }
+}
+
+fn killed() -> Cause {
+    Cause::VmmDied { detail: "it was killed while it started".to_owned() }
+}
+
+/// A process into which the version was loaded; its vCPUs stand still.
+async fn load(
+    qemu: &Qemu,
+    slot: &Arc<Slot>,
+    launch: &Launch,
+    mapping: Mapping,
+    kills: u64,
+    on_stage: OnStage<'_>,
+) -> Result<Arc<Vm>, Cause> {
+    let manifest = check_version(qemu, slot, launch).await?;
+    let vm = armed(qemu, slot, launch, &manifest, mapping, kills).await?;
+    let busy = vm.busy();
     on_stage(Stage::Spawned);
 
     let device = File::open(slot.state.device()).map_err(no_files)?;
@@ -75,35 +162,37 @@ pub async fn restore(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Res
         vm.pass_device(OwnedFd::from(device)).await?;
         vm.load_device().await
     };
-    match loaded.await {
-        Ok(()) => {}
-        Err(error) => return Err(load_fault(&vm, error).await),
-    }
-    on_stage(Stage::Restored);
-
-    // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
-    let _committed = slot.commit.lock().await;
-    if slot.kills.load(Ordering::Acquire) != kills {
-        return Err(Cause::VmmDied { detail: "it was killed while it started".to_owned() });
-    }
-    let state = slot.state.clone();
-    turn.blocking(move || state.consume()).await.map_err(no_files)?;
-    match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => Ok(()),
-        Err(error) => Err(vm.cause_of(error).await),
+    let loaded = loaded.await;
+    drop(busy);
+    match loaded {
+        Ok(()) => {
+            on_stage(Stage::Restored);
+            Ok(vm)
+        }
+        Err(error) => Err(load_fault(&vm, error).await),
     }
 }
 
-/// The process that waits for the version: the one that is there, or a new one.
-async fn armed(qemu: &Qemu, slot: &Arc<Slot>, launch: &Launch, kills: u64) -> Result<Arc<Vm>, Cause> {
+/// The process that waits for the version: the one that is there, if it maps the memory as it has to, or a new one.
+async fn armed(
+    qemu: &Qemu,
+    slot: &Arc<Slot>,
+    launch: &Launch,
+    manifest: &Manifest,
+    mapping: Mapping,
+    kills: u64,
+) -> Result<Arc<Vm>, Cause> {
     if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
-        return Ok(vm);
+        let fits = mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside);
+        if fits {
+            return Ok(vm);
+        }
     }
     check_files(launch)?;
     let lock = claim(slot).await?;
     check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
-    let vm = spawn(qemu, slot, lock, launch, Start::Incoming, kills).await?;
-    match vm.ignore_shared_memory().await {
+    let vm = spawn(qemu, slot, lock, launch, Start::Incoming(mapping), kills).await?;
+    match vm.leave_memory_out(manifest.devices).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
@@ -144,6 +233,10 @@ async fn spawn(
         Cause::StartFailed { detail: format!("`{}` cannot be started: {error}", argv.program.display()) }
     })?;
     let vm = Arc::new(Vm::new(process, slot.dir.clone()));
+    vm.started_as(match start {
+        Start::Boot => Mapping::Consume,
+        Start::Incoming(mapping) => mapping,
+    });
     slot.set_vm(Some(Arc::clone(&vm)));
     if slot.kills.load(Ordering::Acquire) != kills {
         vm.process.kill();
@@ -153,14 +246,14 @@ async fn spawn(
 }
 
 /// The version, if it is intact and fits what is to be started.
-pub async fn check_version(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Result<SnapshotVersion, Cause> {
+pub async fn check_version(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Result<Manifest, Cause> {
     let state = slot.state.clone();
     let read = blocking(move || Ok(state.read())).await.map_err(no_files)?;
     let unusable = |detail: String| Cause::VersionUnusable { detail };
     let manifest = read.map_err(|fault| unusable(fault.to_string()))?;
     match misfit(&manifest, qemu, launch) {
         Some(detail) => Err(unusable(detail)),
-        None => Ok(manifest.version),
+        None => Ok(manifest),
     }
 }
 

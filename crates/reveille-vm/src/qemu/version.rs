@@ -44,8 +44,22 @@ pub struct Manifest {
     pub accelerator: String,
     /// Version of the monitor that took it.
     pub vmm: String,
+    /// How the device state is loaded.
+    #[serde(default)]
+    pub devices: Devices,
     device_bytes: u64,
     device_blake3: String,
+}
+
+/// How a device state was taken, and so how it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Devices {
+    /// Memory that is mapped shared was left out by QEMU itself (`x-ignore-shared`).
+    #[default]
+    Alone,
+    /// The memory was taken out of the whole stream.
+    Separated,
 }
 
 /// Why what is on disk is no version that can be restored.
@@ -173,6 +187,17 @@ impl StateDir {
         private().write(true).create_new(true).open(self.memory())?.set_len(memory_bytes(resources))
     }
 
+    /// Removes all but the memory.
+    pub fn discard(&self) -> io::Result<()> {
+        for file in [self.manifest(), self.device(), self.0.join("consumed.json")] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a new, empty device state for QEMU to write.
     pub fn create_device(&self) -> io::Result<File> {
         private().write(true).create(true).truncate(true).open(self.device())
@@ -185,21 +210,35 @@ impl StateDir {
     }
 
     /// Makes memory and device state of a guest that stands still since `stopped` durable and describes them.
-    pub fn seal(&self, mut version: SnapshotVersion, needs: Needs, stopped: Instant) -> io::Result<Manifest> {
+    pub fn seal(&self, version: SnapshotVersion, needs: Needs, stopped: Instant) -> io::Result<Manifest> {
         self.sync_memory()?;
+        self.describe(version, needs, Devices::Alone, || {
+            u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX)
+        })
+    }
+
+    /// Makes the device state durable and describes it together with memory that is.
+    pub fn describe(
+        &self,
+        mut version: SnapshotVersion,
+        needs: Needs,
+        devices: Devices,
+        paused_us: impl FnOnce() -> u64,
+    ) -> io::Result<Manifest> {
         let mut device = Vec::new();
         let mut file = File::open(self.device())?;
         file.read_to_end(&mut device)?;
         file.sync_all()?;
         let device_bytes = device.len() as u64;
         version.stored_bytes = self.memory_blocks_bytes()? + device_bytes;
-        version.paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        version.paused_us = paused_us();
         Ok(Manifest {
             format: FORMAT,
             version,
             resources: needs.resources,
             accelerator: needs.accelerator,
             vmm: needs.vmm,
+            devices,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
         })

@@ -12,9 +12,12 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
+use super::argv::MEMORY_BLOCK;
 use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
+use super::version::Devices;
+use crate::driver::Mapping;
 
 /// Longest wait for a started process to answer its control socket.
 pub const CONNECT_MS_MAX: u64 = 15_000;
@@ -32,6 +35,8 @@ const QUIT_MS_MAX: u64 = 2_000;
 const LAST_BREATH_MS_MAX: u64 = 200;
 /// Longest wait for a process to end after it was killed.
 pub const KILL_MS_MAX: u64 = 10_000;
+/// Limit of a transfer of the whole guest: none, as it never leaves the host.
+const TRANSFER_BYTES_PER_S: u64 = 1 << 40;
 /// Name under which a device state is passed.
 const DEVICE_FD: &str = "device";
 /// Longest wait for the network link to be listened on.
@@ -46,6 +51,10 @@ pub struct Vm {
     qmp: OnceLock<Qmp>,
     /// Waits for a version to be loaded; nothing was loaded yet.
     armed: AtomicBool,
+    /// Was warmed beside its version and stopped; nobody has seen it run.
+    paused: AtomicBool,
+    /// Whether the guest's writes to memory stay its own; unknown of a process that was found, until asked.
+    beside: OnceLock<bool>,
     /// A capture or a start is under way, so that standing still is no fault.
     busy: AtomicBool,
     /// The network link that is open before anybody asked for it.
@@ -71,6 +80,8 @@ impl Vm {
             dir,
             qmp: OnceLock::new(),
             armed: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            beside: OnceLock::new(),
             busy: AtomicBool::new(false),
             link: Mutex::default(),
             met: AtomicBool::new(false),
@@ -90,6 +101,40 @@ impl Vm {
     /// Sets whether it waits for a version to be loaded.
     pub fn set_armed(&self, armed: bool) {
         self.armed.store(armed, Ordering::Release);
+    }
+
+    /// Whether it was warmed and stands still.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Sets whether it was warmed and stands still.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+    }
+
+    /// Notes how the memory was mapped when the process was started.
+    pub fn started_as(&self, mapping: Mapping) {
+        let _ = self.beside.set(mapping == Mapping::Beside);
+    }
+
+    /// How the memory is mapped.
+    pub async fn mapping(&self) -> Result<Mapping, QmpError> {
+        let beside = match self.beside.get() {
+            Some(beside) => *beside,
+            None => {
+                let backends = self.qmp()?.command("query-memdev", json!({})).await?;
+                let ours = |backend: &&Value| backend.get("id").and_then(Value::as_str) == Some(MEMORY_BLOCK);
+                let share = backends
+                    .as_array()
+                    .and_then(|all| all.iter().find(ours))
+                    .and_then(|backend| backend.get("share").and_then(Value::as_bool));
+                let share =
+                    share.ok_or_else(|| QmpError::Protocol("query-memdev without the memory".to_owned()))?;
+                *self.beside.get_or_init(|| !share)
+            }
+        };
+        Ok(if beside { Mapping::Beside } else { Mapping::Consume })
     }
 
     /// From now until the guard is dropped, a guest that stands still is no fault.
@@ -183,11 +228,20 @@ impl Vm {
         outcome.map(|_| ())
     }
 
-    /// Leaves the guest's memory out of what is transferred: it is in its file already.
-    pub async fn ignore_shared_memory(&self) -> Result<(), QmpError> {
-        let on = |name: &str| json!({ "capability": name, "state": true });
-        let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+    /// Settles whether QEMU leaves the guest's memory out of what is transferred, for it is in its file already.
+    pub async fn leave_memory_out(&self, devices: Devices) -> Result<(), QmpError> {
+        let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
+        let alone = devices == Devices::Alone;
+        let capabilities =
+            json!({ "capabilities": [capability("x-ignore-shared", alone), capability("events", true)] });
         self.qmp()?.command("migrate-set-capabilities", capabilities).await.map(|_| ())
+    }
+
+    /// Lets a transfer of the whole guest go as fast as it can, and stop the guest for `pause_ms` at most as far as QEMU
+    /// can tell.
+    pub async fn transfer_fast(&self, pause_ms: u64) -> Result<(), QmpError> {
+        let parameters = json!({ "max-bandwidth": TRANSFER_BYTES_PER_S, "downtime-limit": pause_ms });
+        self.qmp()?.command("migrate-set-parameters", parameters).await.map(|_| ())
     }
 
     /// Hands over the file that the device state will be written to or read from.
@@ -203,6 +257,31 @@ impl Vm {
     /// Loads the device state from the file that was passed; returns when it is loaded.
     pub async fn load_device(&self) -> Result<(), QmpError> {
         self.transfer("migrate-incoming").await
+    }
+
+    /// Writes the whole guest to the socket that was passed, while it runs, and stops it for the rest; gives the instant
+    /// of the stop.
+    pub async fn save_whole(&self) -> Result<Instant, QmpError> {
+        let mut events = self.qmp()?.events();
+        let stopped = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.name == "STOP" => return Instant::now(),
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        tokio::pin!(stopped);
+        let transfer = self.transfer("migrate");
+        tokio::pin!(transfer);
+        let mut since = None;
+        loop {
+            tokio::select! {
+                at = &mut stopped, if since.is_none() => since = Some(at),
+                done = &mut transfer => return done.map(|()| since.unwrap_or_else(Instant::now)),
+            }
+        }
     }
 
     async fn transfer(&self, command: &'static str) -> Result<(), QmpError> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reveille_core::model::{Egress, Found, Stage};
-use reveille_vm::driver::{Driver, Launch};
+use reveille_vm::driver::{Driver, Launch, Mapping};
 use reveille_vm::qemu::{Accel, AccelChoice, KvmVerdict, Qemu, QemuConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -33,15 +33,15 @@ async fn a_woken_guest_goes_on_where_it_was() {
 
     // The second sleep writes to the very memory file that the first was woken from.
     let second = capture(&world, &qemu, 2).await;
-    qemu.arm(&world.launch()).await.unwrap();
+    qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     let armed = world.process();
-    qemu.arm(&world.launch()).await.unwrap();
+    qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     assert_eq!(world.process(), armed, "an armed process stays");
     assert!(qemu.cpu_ms(world.launch().instance).is_some());
     assert_eq!(qemu.find(&world.launch()).await, Found::Untouched { version: second.clone(), armed: true });
     qemu.disarm(world.launch().instance).await.unwrap();
     assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(second) });
-    qemu.arm(&world.launch()).await.unwrap();
+    qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     let armed = world.process();
     restore(&world, &qemu).await;
     assert_eq!(world.process(), armed, "the armed process is the one that wakes");
@@ -80,7 +80,7 @@ async fn the_network_link_reaches_the_guest_again_and_again() {
         }
         // A question that is put before the guest was restored is answered once it is.
         capture(&world, &qemu, 1).await;
-        qemu.arm(&launch).await.unwrap();
+        qemu.arm(&launch, Mapping::Consume).await.unwrap();
         let mut link = qemu.network(launch.instance).await.unwrap();
         link.write_all(&arp_request()).await.unwrap();
         restore(&world, &qemu).await;

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Cause, Found, Timestamp};
-use reveille_vm::driver::{Abandon, Capture, Driver, DriverError};
+use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Mapping};
 use reveille_vm::qemu::Qemu;
 use rustix::process::Signal;
 
@@ -94,7 +94,7 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
             Found::Untouched { armed, .. } => {
                 assert!(world.manifest().exists());
                 if armed && step % 2 == 0 {
-                    let _ = tokio::time::timeout(cut, qemu.restore(&launch, &|_| ())).await;
+                    let _ = tokio::time::timeout(cut, qemu.restore(&launch, Mapping::Consume, &|_| ())).await;
                 } else {
                     qemu.kill(launch.instance, false).await.unwrap().unwrap();
                 }
@@ -102,9 +102,10 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
             Found::Nothing { version } => {
                 assert!(version.is_some(), "step {step}: the guest is lost");
                 if step % 3 == 0 {
-                    qemu.arm(&launch).await.unwrap();
+                    qemu.arm(&launch, Mapping::Consume).await.unwrap();
                 } else {
-                    let _ = tokio::time::timeout(cut * 2, qemu.restore(&launch, &|_| ())).await;
+                    let _ =
+                        tokio::time::timeout(cut * 2, qemu.restore(&launch, Mapping::Consume, &|_| ())).await;
                 }
             }
             Found::Hung { waited_ms } => panic!("step {step}: hung for {waited_ms} ms"),
@@ -212,7 +213,7 @@ async fn a_guest_killed_after_its_version_was_consumed_is_not_restored() {
 
     let qemu: Qemu = world.open().await;
     assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: None });
-    let refused = qemu.restore(&world.launch(), &|_| ()).await.unwrap_err();
+    let refused = qemu.restore(&world.launch(), Mapping::Consume, &|_| ()).await.unwrap_err();
     assert!(matches!(refused, DriverError::Lost(Cause::VersionUnusable { .. })), "{refused}");
     assert!(world.processes().is_empty());
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use reveille_core::model::{Cause, Found, Resources};
-use reveille_vm::driver::{Driver, DriverError, Launch};
+use reveille_vm::driver::{Driver, DriverError, Launch, Mapping};
 use reveille_vm::qemu::{OpenError, Qemu, QemuConfig};
 
 use crate::world::{World, boot, capture, damage, restore};
@@ -43,10 +43,10 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
         let path = state.join(file);
         let whole = fs::read(&path).unwrap();
         damage(&path);
-        let refused = detail(qemu.restore(&launch, &|_| ()).await.unwrap_err());
+        let refused = detail(qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap_err());
         assert!(refused.starts_with(reason), "{refused}");
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        let refused = detail(qemu.arm(&launch).await.unwrap_err());
+        let refused = detail(qemu.arm(&launch, Mapping::Consume).await.unwrap_err());
         assert!(refused.starts_with("version: "), "{refused}");
         assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
         assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
@@ -55,17 +55,17 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
     }
 
     let other_image = Launch { image: "another".to_owned(), ..launch.clone() };
-    let refused = detail(qemu.restore(&other_image, &|_| ()).await.unwrap_err());
+    let refused = detail(qemu.restore(&other_image, Mapping::Consume, &|_| ()).await.unwrap_err());
     assert_eq!(refused, "version: it was taken from another image");
     assert_eq!(qemu.find(&other_image).await, Found::Nothing { version: None });
-    qemu.arm(&launch).await.unwrap();
+    qemu.arm(&launch, Mapping::Consume).await.unwrap();
     assert_eq!(qemu.find(&other_image).await, Found::Untouched { version: version.clone(), armed: false });
     qemu.disarm(launch.instance).await.unwrap();
     let larger = Launch {
         resources: Resources { cpus: 1, memory_mib: 128, ..Resources::default() },
         ..launch.clone()
     };
-    let refused = detail(qemu.restore(&larger, &|_| ()).await.unwrap_err());
+    let refused = detail(qemu.restore(&larger, Mapping::Consume, &|_| ()).await.unwrap_err());
     assert!(refused.contains("96 MiB") && refused.contains("128 MiB"), "{refused}");
 
     assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
@@ -92,7 +92,7 @@ async fn a_device_state_that_qemu_cannot_read_leaves_the_version() {
     fs::write(world.manifest(), format!("{body}\n\"blake3:{}\"\n", blake3::hash(body.as_bytes()).to_hex()))
         .unwrap();
     fs::write(&device, hollow).unwrap();
-    let refused = detail(qemu.restore(&world.launch(), &|_| ()).await.unwrap_err());
+    let refused = detail(qemu.restore(&world.launch(), Mapping::Consume, &|_| ()).await.unwrap_err());
     assert!(refused.starts_with("version: "), "{refused}");
     let left = qemu.kill(world.launch().instance, false).await.unwrap().unwrap();
     assert_eq!(left, version);
@@ -130,7 +130,7 @@ async fn a_guest_that_was_not_looked_for_is_not_trampled_on() {
     let launch = world.launch();
     let refused = detail(qemu.boot(&launch, &|_| ()).await.unwrap_err());
     assert_eq!(refused, "start: an earlier process of it is still there; end it first");
-    qemu.restore(&launch, &|_| ()).await.unwrap_err();
+    qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap_err();
     assert_eq!(world.tick_after(count).await.1, nonce);
     assert_eq!(qemu.find(&launch).await, Found::Running);
     capture(&world, &qemu, 1).await;

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Egress, InstanceId, Resources, SnapshotVersion, Stage, Timestamp};
-use reveille_vm::driver::{Abandon, Capture, Driver, Launch};
+use reveille_vm::driver::{Abandon, Capture, Driver, Launch, Mapping};
 use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
 use rustix::process::{Pid, Signal, WaitOptions};
 
@@ -166,7 +166,9 @@ pub async fn capture(world: &World, qemu: &Qemu, number: u64) -> SnapshotVersion
 /// Restores; returns the stages that were told.
 pub async fn restore(world: &World, qemu: &Qemu) -> Vec<Stage> {
     let stages = Mutex::new(Vec::new());
-    qemu.restore(&world.launch(), &|stage| stages.lock().unwrap().push(stage)).await.unwrap();
+    qemu.restore(&world.launch(), Mapping::Consume, &|stage| stages.lock().unwrap().push(stage))
+        .await
+        .unwrap();
     stages.into_inner().unwrap()
 }
 

@@ -1,0 +1,258 @@
+//! Versions of guests whose memory is not simply there in the version's file: of one that runs on (a checkpoint), and of
+//! one whose writes stayed its own because the file was needed as it was.
+//!
+//! Both are transfers of the whole guest into a socket of ours (see `stream`): pages come while the guest runs, those that
+//! it changes come again, and it stands still only for the rest. Pages that are as they were are not written again.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
+use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom};
+
+use super::argv::MEMORY_BLOCK;
+use super::capture::{Halt, flush, let_run, unless};
+use super::layout::{create_private_dir, private, sync_dir};
+use super::start::{SPARE_BYTES, no_room};
+use super::stream::{PAGE_BYTES, Page, Pages, StreamFault, separate};
+use super::version::{Devices, StateDir, memory_bytes};
+use super::vm::Vm;
+use super::{Qemu, Slot, Turn, blocking};
+use crate::driver::{Abandon, Checkpoint, DriverError, Launch};
+
+/// For how long QEMU may stop the guest for the rest of its memory, as far as it can tell.
+const PAUSE_MS: u64 = 10;
+/// Bytes of the socket between QEMU and us.
+const SOCKET_BYTES: usize = 1 << 20;
+
+/// Publishes the version in `state/` of a guest whose memory is mapped beside it. The guest stands still afterwards.
+pub async fn publish(
+    qemu: &Qemu,
+    slot: &Slot,
+    turn: &Turn,
+    vm: &Vm,
+    launch: &Launch,
+    version: &mut SnapshotVersion,
+    abandon: &Abandon,
+) -> Result<(), Halt> {
+    let next = StateDir::at(slot.dir.next());
+    let stopped = transfer(slot, vm, launch, &next, Some(&slot.state), abandon).await?;
+    let (state, needs, described) = (next.clone(), qemu.needs(launch), version.clone());
+    let seal = blocking(move || {
+        state.sync_memory()?;
+        let paused_us = || u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        state.describe(described, needs, Devices::Separated, paused_us)
+    });
+    let manifest = flush(abandon, seal).await?;
+    *version = manifest.version.clone();
+    let (root, from, to) = (slot.dir.root().to_owned(), slot.dir.next(), slot.dir.state());
+    // Not given up half-way: a manifest that appeared after it was looked for would lie.
+    let published = turn.blocking(move || {
+        next.publish(&manifest)?;
+        let cwd = rustix::fs::CWD;
+        rustix::fs::renameat_with(cwd, &from, cwd, &to, RenameFlags::EXCHANGE)?;
+        sync_dir(&root)?;
+        fs::remove_dir_all(&from)
+    });
+    published.await?;
+    if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
+}
+
+/// Takes version `number` of a running guest into `checkpoint/`, and lets it run on.
+pub async fn checkpoint(
+    qemu: &Qemu,
+    launch: &Launch,
+    number: u64,
+    now: Timestamp,
+) -> Result<Checkpoint, DriverError> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let turn = slot.take_turn().await;
+    let vm = slot.live()?;
+    if slot.kills.load(Ordering::Acquire) != kills {
+        return Err(DriverError::NoProcess(launch.instance));
+    }
+    let _busy = vm.busy();
+    let version =
+        SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
+    let target = StateDir::at(slot.dir.checkpoint());
+    let taken = transfer(&slot, &vm, launch, &target, Some(&target.clone()), &Abandon::default()).await;
+    // Whatever came of it, the guest is to run again first.
+    let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
+    let failed = |detail: String| DriverError::RunsOn(Cause::CaptureFailed { detail });
+    let stopped = match taken {
+        Ok(stopped) => stopped,
+        Err(Halt::Abandoned) => return Err(failed("it was given up".to_owned())),
+        Err(Halt::Failed(detail)) => return Err(failed(detail)),
+        Err(Halt::Qmp(error)) => return Err(DriverError::Lost(vm.cause_of(error).await)),
+    };
+    let paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (state, needs) = (target.clone(), qemu.needs(launch));
+    let sealed = turn.blocking(move || {
+        state.sync_memory()?;
+        let manifest = state.describe(version, needs, Devices::Separated, || paused_us)?;
+        state.publish(&manifest)?;
+        Ok(manifest)
+    });
+    let manifest = sealed.await.map_err(|error| failed(error.to_string()))?;
+    Ok(Checkpoint { version: manifest.version, dir: slot.dir.checkpoint() })
+}
+
+/// Transfers the guest into `target`, beginning with the pages that `base` has; gives the instant at which the guest
+/// was stopped. It stands still afterwards, unless this fails early.
+async fn transfer(
+    slot: &Slot,
+    vm: &Vm,
+    launch: &Launch,
+    target: &StateDir,
+    base: Option<&StateDir>,
+    abandon: &Abandon,
+) -> Result<Instant, Halt> {
+    let status = vm.status(super::qmp::COMMAND_MS_MAX).await?;
+    if status != "running" {
+        return Err(Halt::Failed(format!("the guest is in no state to be kept (QEMU calls it `{status}`)")));
+    }
+    let bytes = memory_bytes(launch.resources);
+    if let Some(detail) = no_room(slot.dir.root(), bytes + SPARE_BYTES) {
+        return Err(Halt::Failed(detail));
+    }
+    let (prepared, base) = (target.clone(), base.cloned());
+    let prepare = blocking(move || Memory::prepare(&prepared, base.as_ref(), bytes));
+    let mut memory = unless(abandon, prepare).await??;
+
+    vm.leave_memory_out(Devices::Separated).await?;
+    vm.transfer_fast(PAUSE_MS).await?;
+    let (ours, theirs) = UnixStream::pair()?;
+    rustix::net::sockopt::set_socket_recv_buffer_size(&ours, SOCKET_BYTES).map_err(io::Error::from)?;
+    vm.pass_device(OwnedFd::from(theirs)).await?;
+    let reading = tokio::task::spawn_blocking(move || separate(ours, MEMORY_BLOCK, bytes, &mut memory));
+    // When this is given up the guest runs on, and what is read ends with the transfer.
+    let stopped = unless(abandon, vm.save_whole()).await?;
+    if stopped.is_err() {
+        // Why it ended is told best by who read it, unless that only saw the end.
+        vm.settle_migration().await?;
+        if let Ok(Err(fault)) = reading.await
+            && !matches!(&fault, StreamFault::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
+        {
+            return Err(Halt::Failed(fault.to_string()));
+        }
+        return Err(Halt::Qmp(stopped.err().unwrap_or(super::qmp::QmpError::Closed)));
+    }
+    let devices = match reading.await {
+        Ok(Ok(devices)) => devices,
+        Ok(Err(fault)) => return Err(Halt::Failed(format!("QEMU's stream was not understood: {fault}"))),
+        Err(error) => return Err(Halt::Failed(error.to_string())),
+    };
+    let target = target.clone();
+    blocking(move || io::Write::write_all(&mut target.create_device()?, &devices)).await?;
+    Ok(stopped?)
+}
+
+/// A memory file that becomes that of a version page by page.
+struct Memory(File);
+
+impl Memory {
+    /// Sets up the directory of `target` with a memory file that has the pages of `base`'s, or zeros.
+    fn prepare(target: &StateDir, base: Option<&StateDir>, bytes: u64) -> io::Result<Self> {
+        let path = target.memory();
+        let dir = path.parent().unwrap_or(Path::new("."));
+        create_private_dir(dir)?;
+        target.discard()?;
+        let same = base.is_some_and(|base| base.memory() == path);
+        let fits = |path: &Path| path.metadata().is_ok_and(|file| file.len() == bytes);
+        if same && fits(&path) {
+            return Ok(Self(fs::OpenOptions::new().read(true).write(true).open(path)?));
+        }
+        let file = private().read(true).write(true).create(true).truncate(true).open(&path)?;
+        file.set_len(bytes)?;
+        if let Some(base) = base.map(StateDir::memory).filter(|base| !same && fits(base)) {
+            copy_sparse(&File::open(base)?, &file)?;
+        }
+        Ok(Self(file))
+    }
+}
+
+impl Pages for Memory {
+    fn take(&mut self, number: u64, page: Page<'_>) -> io::Result<()> {
+        let at = number * PAGE_BYTES as u64;
+        let mut before = [0; PAGE_BYTES];
+        self.0.read_exact_at(&mut before, at)?;
+        match page {
+            Page::Whole(now) if *now != before => self.0.write_all_at(now, at),
+            Page::Filled(0) if before != [0; PAGE_BYTES] => {
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match rustix::fs::fallocate(&self.0, hole, at, PAGE_BYTES as u64) {
+                    Ok(()) => Ok(()),
+                    Err(rustix::io::Errno::OPNOTSUPP) => self.0.write_all_at(&[0; PAGE_BYTES], at),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Page::Filled(byte) if before != [byte; PAGE_BYTES] => {
+                self.0.write_all_at(&[byte; PAGE_BYTES], at)
+            }
+            Page::Whole(_) | Page::Filled(_) => Ok(()),
+        }
+    }
+}
+
+/// Copies what is in a file and leaves its holes holes; where the file system can, nothing is copied but references.
+fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    let end = from.metadata()?.len();
+    let mut at = 0;
+    while at < end {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let stop = rustix::fs::seek(from, SeekFrom::Hole(start))?;
+        let (mut source, mut target) = (start, start);
+        while source < stop {
+            let wanted = usize::try_from(stop - source).unwrap_or(usize::MAX);
+            if rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), wanted)? == 0 {
+                break;
+            }
+        }
+        at = stop;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_replace_what_was_there_and_holes_stay_holes() {
+        let temp = tempfile::tempdir().unwrap();
+        let (base, target) = (StateDir::at(temp.path().join("a")), StateDir::at(temp.path().join("b")));
+        let bytes = 64 * PAGE_BYTES as u64;
+        let mut memory = Memory::prepare(&base, None, bytes).unwrap();
+        memory.take(1, Page::Filled(7)).unwrap();
+        memory.take(40, Page::Whole(&[8; PAGE_BYTES])).unwrap();
+
+        let mut memory = Memory::prepare(&target, Some(&base), bytes).unwrap();
+        memory.take(1, Page::Filled(0)).unwrap();
+        memory.take(2, Page::Filled(0)).unwrap();
+        memory.take(3, Page::Whole(&[9; PAGE_BYTES])).unwrap();
+        let read = fs::read(target.memory()).unwrap();
+        let first: Vec<u8> = read.chunks(PAGE_BYTES).map(|page| page[0]).collect();
+        assert_eq!((first[1], first[3], first[40], first.len()), (0, 9, 8, 64));
+        assert!(target.memory_blocks_bytes().unwrap() <= 4 * PAGE_BYTES as u64);
+        assert_eq!(fs::read(base.memory()).unwrap()[PAGE_BYTES], 7, "the other file is as it was");
+
+        // Into the same place again: what is there is the beginning.
+        let again = Memory::prepare(&target, Some(&target), bytes).unwrap();
+        drop(again);
+        assert_eq!(fs::read(target.memory()).unwrap(), read);
+    }
+}
