@@ -11,6 +11,7 @@
 //! CONFIGURATION   length, name of the machine
 //! START "ram"     records … EOS, footer      sizes of all blocks
 //! PART  "ram"     records … EOS, footer      any number of times, the guest running
+//! COMMAND         number, length, data        said to the other side, such as that the switch-over begins (10.x)
 //! END   "ram"     records … EOS, footer      the guest standing still
 //! FULL  …         devices: kept as they are, to the end
 //! ```
@@ -35,6 +36,7 @@ const SECTION_PART: u8 = 2;
 const SECTION_END: u8 = 3;
 const SECTION_FULL: u8 = 4;
 const CONFIGURATION: u8 = 7;
+const COMMAND: u8 = 8;
 const FOOTER: u8 = 0x7e;
 
 const RAM_ZERO: u64 = 0x02;
@@ -150,6 +152,12 @@ pub fn separate(
                 }
                 ram.records(&mut reader)?;
                 reader.keep_footer(id)?;
+            }
+            COMMAND => {
+                reader.keep_all(&[kind])?;
+                reader.keep::<2>()?;
+                let length = u16::from_be_bytes(reader.keep()?);
+                reader.keep_counted(length.into())?;
             }
             SECTION_FULL => {
                 reader.keep_all(&[kind])?;
@@ -392,7 +400,7 @@ mod tests {
         bytes.extend((0x2000 | RAM_ZERO | RAM_CONTINUE).to_be_bytes());
         bytes.push(0);
         bytes.extend(page(0, 0, Some("rom"), 9));
-        bytes.extend([&EOS[..], &END, &[SECTION_END, 0, 0, 0, 2]].concat());
+        bytes.extend([&EOS[..], &END, &[COMMAND, 0, 12, 0, 1, 5], &[SECTION_END, 0, 0, 0, 2]].concat());
         bytes.extend(page(0x1000, 0, Some("m0"), 8));
         bytes.extend(page(0x3000, RAM_CONTINUE, None, 6));
         bytes.extend([&EOS[..], &END, &[SECTION_FULL], b"devices and whatever follows"].concat());
@@ -407,7 +415,8 @@ mod tests {
         let mut expected = head();
         expected.extend([SECTION_PART, 0, 0, 0, 2]);
         expected.extend(page(0, 0, Some("rom"), 9));
-        expected.extend([&EOS[..], &END, &[SECTION_END, 0, 0, 0, 2], &EOS, &END].concat());
+        let command = [COMMAND, 0, 12, 0, 1, 5];
+        expected.extend([&EOS[..], &END, &command, &[SECTION_END, 0, 0, 0, 2], &EOS, &END].concat());
         expected.extend([&[SECTION_FULL][..], b"devices and whatever follows"].concat());
         assert_eq!(kept, expected);
         // What was kept is a stream in which no page of the guest's comes.
