@@ -301,11 +301,7 @@ impl Host {
                 self.begin(start, Work::Start);
             }
             Action::Restore { from, keep } => {
-                if from == Rung::Remote {
-                    assert!(self.stored.is_some() && !self.ran_since, "something is rolled back");
-                } else {
-                    assert!(self.version.is_some(), "restored without a version");
-                }
+                assert!(self.version.is_some(), "restored without a version");
                 let reading = self.uploads.iter().any(|(number, _)| Some(*number) == self.version);
                 let keeps = if from >= Rung::Armed { self.keeps } else { keep };
                 assert!(keeps || !reading, "files are written to while they are sent");
@@ -321,7 +317,10 @@ impl Host {
                 self.keeps = true;
                 self.begin(start, Work::Pause);
             }
-            Action::Fetch => self.begin(start, Work::Fetch),
+            Action::Fetch => {
+                assert!(self.stored.is_some() && !self.ran_since, "something is rolled back");
+                self.begin(start, Work::Fetch);
+            }
             Action::Evict => self.begin(start, Work::Evict),
             Action::Publish { number } => {
                 assert_eq!(self.version, Some(number));

@@ -313,7 +313,12 @@ fn awake_since(instance: &Instance) -> Timestamp {
 /// Asleep: woken on demand, otherwise brought to its resting rung.
 fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp) -> Choice {
     if let Some(demand) = &service.demand {
-        return Choice::Start(Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks });
+        let reason = Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks };
+        return if instance.rung == Rung::Remote {
+            fetch(instance, reason, now)
+        } else {
+            Choice::Start(reason)
+        };
     }
     let rest = service.spec.policy.rest;
     if instance.rung == rest {
@@ -352,11 +357,20 @@ fn choose_retry(instance: &Instance, service: &Service, now: Timestamp) -> Choic
         let reason = Reason::BackingOff { attempts: failure.attempts, cause: failure.cause.clone() };
         return Choice::Do(Action::Wait { until: Some(failure.retry_at) }, reason);
     }
-    Choice::Start(Reason::Retry {
+    let reason = Reason::Retry {
         trigger: demand.trigger.clone(),
         attempts: failure.attempts,
         cause: failure.cause.clone(),
-    })
+    };
+    if instance.rung == Rung::Remote { fetch(instance, reason, now) } else { Choice::Start(reason) }
+}
+
+/// Somebody waits for what only the object store has: it is fetched before anything starts.
+fn fetch(instance: &Instance, reason: Reason, now: Timestamp) -> Choice {
+    match instance.rest_retry_at {
+        Some(retry_at) if now < retry_at => Choice::LookAt(retry_at),
+        Some(_) | None => Choice::Do(Action::Fetch, reason),
+    }
 }
 
 #[cfg(test)]

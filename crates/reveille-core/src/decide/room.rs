@@ -53,7 +53,7 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
             begun += 1;
             room.held = after;
             let keep = instance.publishing.is_some();
-            let action = if instance.restores_next(service) {
+            let action = if instance.restores_next() {
                 Action::Restore { from: instance.rung, keep }
             } else {
                 Action::Boot

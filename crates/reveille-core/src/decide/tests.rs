@@ -711,10 +711,14 @@ fn a_service_that_rests_remote_leaves_the_disk_and_comes_back() {
     assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Remote));
     assert_eq!(world.plan(13_110), NOTHING);
     world.wake(&hello, 20_000).unwrap();
-    assert_eq!(
-        world.plan(20_000)[0],
-        "i1 restore from remote: a DNS query of type 1 from 127.0.0.1 asked for it"
-    );
+    assert_eq!(world.plan(20_000)[0], "i1 fetch: a DNS query of type 1 from 127.0.0.1 asked for it");
+    let cause = Cause::StoreFailed { detail: "no answer".into() };
+    world.report(1, Report::RestFailed { cause }, 20_100);
+    assert_eq!(world.plan(20_100), ["look at 20600"], "who waits does not wait for the long pause");
+    assert_eq!(world.plan(20_600)[0], "i1 fetch: a DNS query of type 1 from 127.0.0.1 asked for it");
+    world.report(1, Report::Fetched { version: version(1) }, 20_700);
+    let plan = world.plan(20_700);
+    assert_eq!(plan[0], "i1 restore from local: a DNS query of type 1 from 127.0.0.1 asked for it");
 }
 
 #[test]
@@ -764,9 +768,7 @@ fn a_busy_guest_has_a_version_of_bounded_age() {
 
 #[test]
 fn after_a_crash_the_last_version_counts_only_where_the_policy_says_so() {
-    for (after_crash, next) in
-        [(AfterCrash::Boot, "i1 boot"), (AfterCrash::LastVersion, "i1 restore from remote")]
-    {
+    for (after_crash, next) in [(AfterCrash::Boot, "i1 boot"), (AfterCrash::LastVersion, "i1 fetch")] {
         let mut world = with_depot();
         let hello = world.add(1, "hello", 0, Policy { after_crash, ..policy() });
         world.asleep(1, &hello);

@@ -614,10 +614,13 @@ impl Fleet {
                     instance.step(Move::Boot, now)?;
                     instance.begin_start(Rung::Cold, now);
                     instance.version = None;
+                    instance.stored_is_current = false;
                 }
                 Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
                     instance.begin_start(*from, now);
+                    // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
+                    instance.stored_is_current = false;
                 }
                 Action::Arm { .. } | Action::Pause | Action::Fetch | Action::Evict | Action::Disarm => {
                     instance.in_flight = true;

@@ -71,6 +71,7 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.phase = Phase::Hibernated;
             row.version_number_last = row.version_number_last.max(version.number);
             row.version = Some(version);
+            row.stored_is_current |= row.has_stored_version();
             row.rung = if armed { Rung::Armed } else { Rung::Local };
             (row, if armed { Reconciled::Settled } else { Reconciled::End })
         }
@@ -79,6 +80,7 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.phase = Phase::Warming;
             row.rung = Rung::Active;
             row.version = None;
+            row.stored_is_current = false;
             row.unfenced = false;
             row.running_since = Some(row.running_since.unwrap_or(now).min(now));
             row.last_activity = now;
@@ -108,6 +110,13 @@ fn settle_without_process(row: &mut Instance, was: Phase, version: Option<Snapsh
             row.rung = Rung::Local;
             row.version_number_last = row.version_number_last.max(version.number);
             row.version = Some(version);
+            row.stored_is_current |= row.has_stored_version();
+        }
+        // What is not on this host's disk may be in the object store, and nothing has run since.
+        None if row.stored_is_current => {
+            row.phase = Phase::Hibernated;
+            row.rung = Rung::Remote;
+            row.version = None;
         }
         None => {
             row.rung = Rung::Cold;

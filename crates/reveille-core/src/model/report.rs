@@ -68,17 +68,23 @@ impl Instance {
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
             Report::Fetched { version } => {
-                self.take_rest(Rung::Local, now)?;
+                self.in_flight = false;
+                self.rung = Rung::Local;
                 self.version = Some(version);
+                self.rest_retry_at = None;
             }
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
             Report::RestFailed { cause: _ } => {
+                let policy = &service.spec.policy;
+                // Whoever waits does not wait for the long pause.
+                let pause_ms =
+                    if service.demand.is_some() { policy.backoff_ms } else { policy.backoff_ms_max };
                 self.in_flight = false;
                 self.rung = self.coldest_rung(service);
-                self.rest_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max));
+                self.rest_retry_at = Some(now.plus_ms(pause_ms));
             }
             Report::Disarmed => {
                 self.in_flight = false;
@@ -137,7 +143,16 @@ impl Instance {
             self.version_number_last = self.version_number_last.max(version.number);
         }
         self.version = version;
+        self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
+    }
+
+    /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
+    pub(super) fn has_stored_version(&self) -> bool {
+        self.version
+            .as_ref()
+            .zip(self.stored.as_ref())
+            .is_some_and(|(own, stored)| own.number == stored.number)
     }
 
     /// The rung of an instance without a process.
@@ -243,7 +258,7 @@ impl Instance {
     }
 
     /// Whether the next start restores the version rather than boots the image.
-    pub(crate) fn restores_next(&self, service: &Service) -> bool {
+    pub(crate) fn restores_next(&self) -> bool {
         let unusable = self.failure.as_ref().is_some_and(|failure| match failure.cause {
             // No room, no QEMU: the host's fault, for which no guest is given up.
             Cause::StartFailed { .. } | Cause::StoreFailed { .. } => false,
@@ -256,7 +271,7 @@ impl Instance {
             | Cause::StartTimedOut { .. }
             | Cause::CaptureFailed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
-        (self.version.is_some() || self.can_fetch(service)) && !unusable
+        self.version.is_some() && !unusable
     }
 }
 
