@@ -95,7 +95,14 @@ impl FileSource {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::of(File::open(path)?)
+    }
+
+    /// A file that is open, as long as it is now.
+    ///
+    /// # Errors
+    /// If its length cannot be told.
+    pub fn of(file: File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
         Ok(Self { file, bytes })
     }

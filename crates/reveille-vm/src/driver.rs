@@ -4,6 +4,7 @@
 //! sockets of its instances to itself; the control loop names instances by identity. Calls for one instance are
 //! carried out one after another, except [`Driver::kill`], which ends whatever goes on.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,13 +60,28 @@ pub enum Mapping {
     Beside,
 }
 
-/// A version that was taken of a running guest: files in a directory, to be sent to the object store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checkpoint {
+/// The files of a version, opened: they stay what they are whatever becomes of their names.
+#[derive(Debug)]
+pub struct VersionFiles {
     /// What it is.
     pub version: SnapshotVersion,
-    /// Where its files are.
-    pub dir: PathBuf,
+    /// What it needs.
+    pub needs: VersionNeeds,
+    /// Each file, by the name under which it has to come back.
+    pub files: Vec<(String, File)>,
+}
+
+/// What a version needs to be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionNeeds {
+    /// What the guest was given.
+    pub resources: Resources,
+    /// Version of the monitor.
+    pub vmm: String,
+    /// Machine type.
+    pub machine: String,
+    /// How its code was run, and on which kind of CPU.
+    pub accelerator: String,
 }
 
 /// Told when a stage of a start is over, in order.
@@ -175,7 +191,19 @@ pub trait Driver: Send + Sync {
         launch: &Launch,
         number: u64,
         now: Timestamp,
-    ) -> Result<Checkpoint, DriverError>;
+    ) -> Result<VersionFiles, DriverError>;
+
+    /// The intact version of an instance, to be sent to the object store.
+    async fn version_files(&self, instance: InstanceId) -> Result<VersionFiles, DriverError>;
+
+    /// Where a version is to be fetched to: a directory that is not there.
+    async fn fetch_dir(&self, instance: InstanceId) -> Result<PathBuf, DriverError>;
+
+    /// Makes the version that was fetched the instance's.
+    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError>;
+
+    /// Removes the version of an instance without a process; the object store has it.
+    async fn evict(&self, instance: InstanceId) -> Result<(), DriverError>;
 
     /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
     /// process is ended, the guest is let run again instead.

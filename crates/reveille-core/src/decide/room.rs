@@ -30,7 +30,7 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
     for (instance, service, reason) in wishes.starts {
         let needed = Held::running(service.spec.resources);
         if !needed.fits(limits) {
-            let (needed_mib, limit_mib) = (needed.memory_mib, limits.memory_mib_max);
+            let (needed_mib, limit_mib) = (needed.memory_mib, limits.memory_mib());
             plan.push(instance, Action::Wait { until: None }, Reason::TooLarge { needed_mib, limit_mib });
             continue;
         }
@@ -44,7 +44,7 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
             let reason = Reason::NoRoom {
                 needed_mib: needed.memory_mib,
                 held_mib: fleet.held().memory_mib,
-                limit_mib: limits.memory_mib_max,
+                limit_mib: limits.memory_mib(),
                 making_room: room.making,
             };
             plan.push(instance, Action::Wait { until: None }, reason);
@@ -165,7 +165,7 @@ fn warm(rests: Vec<(&Instance, &Service, Action, Reason)>, room: &mut Room<'_>, 
 /// Takes from the local disk what the object store has too, as long as the cache is over its limit: lowest priority
 /// first, then what was asked for longest ago.
 fn evict(fleet: &Fleet, plan: &mut Plan) {
-    let Some(limit_bytes) = fleet.limits.cache_bytes_max else { return };
+    let Some(limit_bytes) = fleet.limits.cache_bytes() else { return };
     let mut over = fleet.held().beyond(&fleet.limits).cached_bytes;
     if over == 0 {
         return;

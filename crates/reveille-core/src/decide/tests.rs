@@ -132,7 +132,7 @@ impl World {
 }
 
 fn version(number: u64) -> SnapshotVersion {
-    SnapshotVersion { number, at: at(13_000), stored_bytes: 1, paused_us: 1, image: "demo".into() }
+    SnapshotVersion { number, at: at(13_000), stored_bytes: 1 << 20, paused_us: 1, image: "demo".into() }
 }
 
 const NOTHING: [&str; 0] = [];
@@ -563,7 +563,7 @@ fn a_report_of_an_earlier_start_changes_nothing() {
 
 /// A host for `guests` guests of 128 MiB.
 fn small_host(guests: u64) -> World {
-    let limits = HostLimits { starts_max: 10, memory_mib_max: Some(guests * 128), ..HostLimits::default() };
+    let limits = HostLimits { starts_max: 10, memory_mib_max: guests * 128, ..HostLimits::default() };
     World { fleet: Fleet::new(limits) }
 }
 
@@ -724,7 +724,7 @@ fn a_service_that_rests_remote_leaves_the_disk_and_comes_back() {
 #[test]
 fn a_full_cache_gives_up_what_was_asked_for_longest_ago_and_keeps_what_the_store_lacks() {
     let mut world = with_depot();
-    world.fleet.limits.cache_bytes_max = Some(1);
+    world.fleet.limits.cache_mib_max = 1;
     let (old, new) = (world.add(1, "old", 0, policy()), world.add(2, "new", 0, policy()));
     world.asleep(1, &old);
     world.wake(&new, 14_000).unwrap();
@@ -740,7 +740,7 @@ fn a_full_cache_gives_up_what_was_asked_for_longest_ago_and_keeps_what_the_store
     world.published(2, 1, Ok(version(1)), 24_400);
     world.published(1, 1, Ok(version(1)), 24_400);
     let plan = world.plan(24_400);
-    assert_eq!(plan, ["i1 evict: 0 MiB of 0 are cached, and this version is needed last"]);
+    assert_eq!(plan, ["i1 evict: 2 MiB of 1 are cached, and this version is needed last"]);
     world.report(1, Report::Evicted, 24_500);
     assert_eq!(world.plan(24_500), NOTHING, "and it is not fetched again");
 }

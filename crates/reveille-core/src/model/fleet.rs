@@ -23,20 +23,37 @@ use crate::decide::{Action, Decision};
 pub struct HostLimits {
     /// Most instances that boot, restore or warm up at a time.
     pub starts_max: u32,
-    /// Most memory that guests have together, in MiB, overcommitment included.
-    pub memory_mib_max: Option<u64>,
-    /// Most virtual CPUs that run at a time, overcommitment included.
-    pub cpus_max: Option<u64>,
-    /// Most bytes of versions on the local disk that the object store has too.
-    pub cache_bytes_max: Option<u64>,
+    /// Most memory that guests have together, in MiB; 0: not limited.
+    pub memory_mib_max: u64,
+    /// Most virtual CPUs that run at a time; 0: not limited.
+    pub cpus_max: u64,
+    /// Most MiB of versions on the local disk that the object store has too; 0: not limited.
+    pub cache_mib_max: u64,
     /// Whether there is an object store that versions are sent to.
+    #[serde(skip)]
     pub has_depot: bool,
 }
 
 impl Default for HostLimits {
     fn default() -> Self {
-        let (memory_mib_max, cpus_max, cache_bytes_max) = (None, None, None);
-        Self { starts_max: 4, memory_mib_max, cpus_max, cache_bytes_max, has_depot: false }
+        Self { starts_max: 4, memory_mib_max: 0, cpus_max: 0, cache_mib_max: 0, has_depot: false }
+    }
+}
+
+impl HostLimits {
+    /// The limit on memory, if there is one.
+    pub fn memory_mib(&self) -> Option<u64> {
+        Some(self.memory_mib_max).filter(|most| *most > 0)
+    }
+
+    /// The limit on virtual CPUs, if there is one.
+    pub fn cpus(&self) -> Option<u64> {
+        Some(self.cpus_max).filter(|most| *most > 0)
+    }
+
+    /// The limit on the cache in bytes, if there is one.
+    pub fn cache_bytes(&self) -> Option<u64> {
+        Some(self.cache_mib_max.saturating_mul(1 << 20)).filter(|most| *most > 0)
     }
 }
 

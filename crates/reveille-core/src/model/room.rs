@@ -62,17 +62,17 @@ impl Held {
 
     /// Whether as much fits within the host's limits.
     pub fn fits(self, limits: &HostLimits) -> bool {
-        limits.memory_mib_max.is_none_or(|most| self.memory_mib <= most)
-            && limits.cpus_max.is_none_or(|most| self.cpus <= most)
+        limits.memory_mib().is_none_or(|most| self.memory_mib <= most)
+            && limits.cpus().is_none_or(|most| self.cpus <= most)
     }
 
     /// What is more than the limits allow.
     pub fn beyond(self, limits: &HostLimits) -> Self {
         let over = |held: u64, most: Option<u64>| most.map_or(0, |most| held.saturating_sub(most));
         Self {
-            memory_mib: over(self.memory_mib, limits.memory_mib_max),
-            cpus: over(self.cpus, limits.cpus_max),
-            cached_bytes: over(self.cached_bytes, limits.cache_bytes_max),
+            memory_mib: over(self.memory_mib, limits.memory_mib()),
+            cpus: over(self.cpus, limits.cpus()),
+            cached_bytes: over(self.cached_bytes, limits.cache_bytes()),
         }
     }
 

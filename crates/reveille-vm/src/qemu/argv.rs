@@ -17,6 +17,8 @@ use crate::driver::{Launch, Mapping};
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// Machine type.
+pub const MACHINE: &str = "microvm";
 /// Name of the guest's memory, on the command line and in QEMU's streams.
 pub const MEMORY_BLOCK: &str = "m0";
 /// Hardware address of every guest: each is alone on its link.
@@ -100,7 +102,7 @@ impl Guest<'_> {
     /// Adds machine, CPU, memory, kernel and console.
     pub fn add_to(&self, argv: &mut Argv) {
         let Resources { cpus, memory_mib, .. } = self.resources;
-        let mut machine = "microvm,acpi=on".to_owned();
+        let mut machine = format!("{MACHINE},acpi=on");
         if let Some((path, mapping)) = self.memory {
             let share = match mapping {
                 // A hibernation need not write the memory out again.

@@ -9,6 +9,7 @@
 //!   qemu.log, qemu.log.1        what QEMU complained of
 //!   state/                      one state of the guest (see `version`)
 //!   next/                       a state in the making, which takes the place of `state/` as a whole
+//!   fetched/                    a version on its way from the object store
 //!   checkpoint/                 the last checkpoint of the running guest
 //!   aside/1, aside/2, …         states that a cold boot took the place of
 //! ```
@@ -20,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use reveille_core::model::InstanceId;
+use rustix::fs::RenameFlags;
 
 /// States set aside that are kept per instance; older ones are removed.
 const ASIDE_MAX: usize = 2;
@@ -91,6 +93,33 @@ impl InstanceDir {
     /// A version that is being made of a running guest, to take the place of [`InstanceDir::state`].
     pub fn next(&self) -> PathBuf {
         self.root.join("next")
+    }
+
+    /// A version that is fetched from the object store.
+    pub fn fetched(&self) -> PathBuf {
+        self.root.join("fetched")
+    }
+
+    /// Makes the directory `new` the state, durably, and removes what was there.
+    pub fn replace_state(&self, new: &Path) -> io::Result<()> {
+        let (cwd, state) = (rustix::fs::CWD, self.state());
+        match rustix::fs::renameat_with(cwd, new, cwd, &state, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT) => fs::rename(new, &state)?,
+            Err(error) => return Err(error.into()),
+        }
+        sync_dir(&self.root)?;
+        match fs::remove_dir_all(new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes the state: first it is no longer in its place, durably.
+    pub fn drop_state(&self) -> io::Result<()> {
+        let empty = self.root.join("empty");
+        create_private_dir(&empty)?;
+        self.replace_state(&empty)
     }
 
     /// The last checkpoint of the running guest.

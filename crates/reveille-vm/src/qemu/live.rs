@@ -14,17 +14,17 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
-use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::argv::MEMORY_BLOCK;
 use super::capture::{Halt, flush, let_run, unless};
-use super::layout::{create_private_dir, private, sync_dir};
+use super::layout::{create_private_dir, private};
 use super::start::{SPARE_BYTES, no_room};
 use super::stream::{PAGE_BYTES, Page, Pages, StreamFault, separate};
 use super::version::{Devices, StateDir, memory_bytes};
 use super::vm::Vm;
 use super::{Qemu, Slot, Turn, blocking};
-use crate::driver::{Abandon, Checkpoint, DriverError, Launch};
+use crate::driver::{Abandon, DriverError, Launch, VersionFiles};
 
 /// For how long QEMU may stop the guest for the rest of its memory, as far as it can tell.
 const PAUSE_MS: u64 = 10;
@@ -51,14 +51,11 @@ pub async fn publish(
     });
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
-    let (root, from, to) = (slot.dir.root().to_owned(), slot.dir.next(), slot.dir.state());
+    let dir = slot.dir.clone();
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
     let published = turn.blocking(move || {
         next.publish(&manifest)?;
-        let cwd = rustix::fs::CWD;
-        rustix::fs::renameat_with(cwd, &from, cwd, &to, RenameFlags::EXCHANGE)?;
-        sync_dir(&root)?;
-        fs::remove_dir_all(&from)
+        dir.replace_state(&dir.next())
     });
     published.await?;
     if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
@@ -70,7 +67,7 @@ pub async fn checkpoint(
     launch: &Launch,
     number: u64,
     now: Timestamp,
-) -> Result<Checkpoint, DriverError> {
+) -> Result<VersionFiles, DriverError> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let turn = slot.take_turn().await;
@@ -98,10 +95,9 @@ pub async fn checkpoint(
         state.sync_memory()?;
         let manifest = state.describe(version, needs, Devices::Separated, || paused_us)?;
         state.publish(&manifest)?;
-        Ok(manifest)
+        state.open_files()
     });
-    let manifest = sealed.await.map_err(|error| failed(error.to_string()))?;
-    Ok(Checkpoint { version: manifest.version, dir: slot.dir.checkpoint() })
+    sealed.await.map_err(|error| failed(error.to_string()))
 }
 
 /// Transfers the guest into `target`, beginning with the pages that `base` has; gives the instant at which the guest

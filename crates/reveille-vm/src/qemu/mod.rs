@@ -52,7 +52,7 @@ use self::process::Lock;
 use self::version::{Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, Capabilities, Capture, Checkpoint, Driver, DriverError, Launch, Mapping, OnStage,
+    Abandon, Capabilities, Capture, Driver, DriverError, Launch, Mapping, OnStage, VersionFiles,
 };
 
 /// The driver's name.
@@ -352,8 +352,50 @@ impl Driver for Qemu {
         launch: &Launch,
         number: u64,
         now: Timestamp,
-    ) -> Result<Checkpoint, DriverError> {
+    ) -> Result<VersionFiles, DriverError> {
         live::checkpoint(self, launch, number, now).await
+    }
+
+    async fn version_files(&self, instance: InstanceId) -> Result<VersionFiles, DriverError> {
+        let state = self.slot(instance).state.clone();
+        blocking(move || state.open_files()).await.map_err(store_fault)
+    }
+
+    async fn fetch_dir(&self, instance: InstanceId) -> Result<PathBuf, DriverError> {
+        let slot = self.slot(instance);
+        let _turn = slot.take_turn().await;
+        let dir = slot.dir.clone();
+        let prepared = blocking(move || {
+            dir.create()?;
+            match std::fs::remove_dir_all(dir.fetched()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                Ok(()) | Err(_) => Ok(dir.fetched()),
+            }
+        });
+        prepared.await.map_err(store_fault)
+    }
+
+    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError> {
+        let slot = self.slot(launch.instance);
+        let turn = slot.take_turn().await;
+        slot.fence().await.map_err(DriverError::Lost)?;
+        let (dir, fetched) = (slot.dir.clone(), StateDir::at(slot.dir.fetched()));
+        let installed = turn.blocking(move || {
+            fetched.name_files()?;
+            let manifest =
+                fetched.read().map_err(|fault| io::Error::other(format!("it was fetched, and {fault}")))?;
+            dir.replace_state(&dir.fetched())?;
+            Ok(manifest.version)
+        });
+        installed.await.map_err(store_fault)
+    }
+
+    async fn evict(&self, instance: InstanceId) -> Result<(), DriverError> {
+        let slot = self.slot(instance);
+        let turn = slot.take_turn().await;
+        slot.fence().await.map_err(DriverError::Lost)?;
+        let dir = slot.dir.clone();
+        turn.blocking(move || dir.drop_state()).await.map_err(store_fault)
     }
 
     async fn capture(
@@ -449,6 +491,10 @@ impl Driver for Qemu {
     fn cpu_ms(&self, instance: InstanceId) -> Option<u64> {
         self.live(instance).ok()?.1.process.cpu_ms()
     }
+}
+
+fn store_fault(error: io::Error) -> DriverError {
+    DriverError::RunsOn(Cause::StoreFailed { detail: error.to_string() })
 }
 
 /// Runs what waits for the disk where it holds nobody up.

@@ -13,6 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -20,7 +21,9 @@ use std::time::Instant;
 use reveille_core::model::{Resources, SnapshotVersion};
 use serde::{Deserialize, Serialize};
 
+use super::argv::MACHINE;
 use super::layout::{private, replace_durably, sync_dir};
+use crate::driver::{VersionFiles, VersionNeeds};
 
 /// The layout of manifest and files that this code reads and writes.
 const FORMAT: u32 = 1;
@@ -258,6 +261,30 @@ impl StateDir {
             Err(error) => Err(error),
             Ok(()) => sync_dir(&self.0),
         }
+    }
+
+    /// Gives files that came under the names of [`StateDir::open_files`] the ones that they have here.
+    pub fn name_files(&self) -> io::Result<()> {
+        fs::rename(self.0.join("manifest"), self.manifest())?;
+        sync_dir(&self.0)
+    }
+
+    /// Opens what the intact version consists of.
+    pub fn open_files(&self) -> io::Result<VersionFiles> {
+        // Whatever takes the directory's place meanwhile: it is this one that is read.
+        let dir = File::open(&self.0)?;
+        let held = Self(format!("/proc/self/fd/{}", dir.as_raw_fd()).into());
+        let manifest = held.read().map_err(|fault| io::Error::other(fault.to_string()))?;
+        let open = |(name, file): (&str, &str)| Ok((name.to_owned(), File::open(held.0.join(file))?));
+        let files = [("memory", "memory"), ("device", "device"), ("manifest", "manifest.json")];
+        let files = files.map(open).into_iter().collect::<io::Result<_>>()?;
+        let needs = VersionNeeds {
+            resources: manifest.resources,
+            vmm: manifest.vmm,
+            machine: MACHINE.to_owned(),
+            accelerator: manifest.accelerator,
+        };
+        Ok(VersionFiles { version: manifest.version, needs, files })
     }
 
     /// Bytes that the memory takes on disk; the rest of it are holes.

@@ -84,6 +84,7 @@ async fn a_checkpoint_is_a_version_of_a_guest_that_runs_on() {
     for number in 1..3 {
         let checkpoint = qemu.checkpoint(&launch, number, Timestamp::from_ms(1_000)).await.unwrap();
         assert_eq!(checkpoint.version.number, number);
+        assert_eq!(checkpoint.files.len(), 3);
         assert!(checkpoint.version.paused_us > 0);
         taken = world.tick().unwrap().0;
         assert_eq!(world.tick_after(taken).await.1, nonce, "it runs on");

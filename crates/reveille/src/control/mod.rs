@@ -20,6 +20,7 @@ mod reload;
 mod run;
 mod serials;
 pub mod startup;
+pub mod versions;
 mod stop;
 mod updates;
 mod wakes;

@@ -1,0 +1,186 @@
+//! Versions on their way to the object store and back.
+//!
+//! A host writes versions of a service, and restores them, only while it owns the service in the object store: the epoch
+//! is read before the first of either, and a put is refused by the depot when another host has taken over.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reveille_core::model::{Cause, DomainName, SnapshotVersion};
+use reveille_depot::fetch::FetchOrder;
+use reveille_depot::format::manifest::{Description, Needs};
+use reveille_depot::names::{ServiceName, VersionId};
+use reveille_depot::owner::{ClaimError, Owner};
+use reveille_depot::source::{FileSource, NewPart};
+use reveille_depot::{Depot, Watch};
+use reveille_vm::driver::VersionFiles;
+use std::path::Path;
+
+/// Without a word from its owner for this long, a service may be taken over by a host that has none of it.
+pub const SILENT_MS_MAX: u64 = 60_000;
+
+/// The depot as this host uses it.
+pub struct Versions {
+    depot: Arc<Depot>,
+    /// How this host is known in the depot.
+    host: String,
+    /// The epochs in which services are owned.
+    epochs: Mutex<BTreeMap<DomainName, u64>>,
+}
+
+/// Whose a service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// This host's.
+    Ours {
+        /// The newest version in the store, if any.
+        newest: Option<u64>,
+    },
+    /// Another host's.
+    Foreign(String),
+}
+
+impl Versions {
+    /// For the host of that name.
+    pub fn new(depot: Arc<Depot>, host: String) -> Self {
+        Self { depot, host, epochs: Mutex::default() }
+    }
+
+    /// The depot.
+    pub fn depot(&self) -> &Arc<Depot> {
+        &self.depot
+    }
+
+    /// Makes sure that the service is this host's: it has no owner, or its owner has been silent for too long.
+    ///
+    /// # Errors
+    /// The store does not answer, or has something odd.
+    pub async fn own(&self, service: &DomainName) -> Result<Ownership, Cause> {
+        let name = service_name(service)?;
+        let epoch = match self.depot.owner(&name).await.map_err(failed)? {
+            Some(owner) if owner.host == self.host => owner.epoch,
+            Some(owner) if !self.is_silent(&owner).await? => return Ok(Ownership::Foreign(owner.host)),
+            taken => match self.depot.claim(&name, &self.host, taken.map(|owner| owner.epoch)).await {
+                Ok(epoch) => epoch,
+                Err(ClaimError::Owned { owner, .. }) if owner.host != self.host => {
+                    return Ok(Ownership::Foreign(owner.host));
+                }
+                Err(error) => return Err(failed(error)),
+            },
+        };
+        self.epochs().insert(service.clone(), epoch);
+        let newest = self.depot.list(&name).await.map_err(failed)?.iter().map(|entry| entry.id.number).max();
+        Ok(Ownership::Ours { newest })
+    }
+
+    async fn is_silent(&self, owner: &Owner) -> Result<bool, Cause> {
+        let now_ms = self.depot.store_now_ms().await.map_err(failed)?;
+        Ok(owner.silent_ms(now_ms) > SILENT_MS_MAX)
+    }
+
+    /// Says of every service that this host owns that it is still there; gives those that it owns no longer.
+    pub async fn renew(&self) -> Vec<(DomainName, String)> {
+        let owned: Vec<(DomainName, u64)> =
+            self.epochs().iter().map(|(service, epoch)| (service.clone(), *epoch)).collect();
+        let mut lost = Vec::new();
+        for (service, epoch) in owned {
+            let Ok(name) = service_name(&service) else { continue };
+            match self.depot.renew(&name, &self.host, epoch).await {
+                Ok(()) => {}
+                Err(ClaimError::Owned { owner, .. }) => {
+                    self.epochs().remove(&service);
+                    lost.push((service, owner.host));
+                }
+                Err(error) => tracing::warn!(%service, %error, "the object store was not told that it is served here"),
+            }
+        }
+        lost
+    }
+
+    /// Puts a version; what it has in common with the one before, or with that of `sibling`, is not stored again.
+    ///
+    /// # Errors
+    /// Why it is not in the store.
+    pub async fn publish(
+        &self,
+        service: &DomainName,
+        files: VersionFiles,
+        before: Option<u64>,
+    ) -> Result<SnapshotVersion, Cause> {
+        let name = service_name(service)?;
+        let epoch = self.epochs().get(service).copied();
+        let epoch = match epoch {
+            Some(epoch) => epoch,
+            None => match self.own(service).await? {
+                Ownership::Ours { .. } => self.epochs().get(service).copied().unwrap_or(1),
+                Ownership::Foreign(host) => {
+                    return Err(Cause::StoreFailed { detail: format!("{service} is served by the host {host}") });
+                }
+            },
+        };
+        let VersionFiles { version, needs, files } = files;
+        let about = Description {
+            id: VersionId { service: name.clone(), number: version.number },
+            epoch,
+            parent: before,
+            image: version.image.clone(),
+            taken_at_ms: version.at.as_ms(),
+            paused_us: version.paused_us,
+            needs: Needs {
+                vmm: "qemu".to_owned(),
+                vmm_version: needs.vmm,
+                machine: needs.machine,
+                cpu: needs.accelerator.clone(),
+                // The image names its kernel.
+                kernel: version.image.clone(),
+                accelerator: needs.accelerator,
+                cpus: needs.resources.cpus,
+                memory_mib: needs.resources.memory_mib.into(),
+            },
+            wake_ms: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        };
+        let mut parts = Vec::with_capacity(files.len());
+        for (part, file) in files {
+            let source = FileSource::of(file).map_err(failed)?;
+            parts.push(NewPart::new(&part, source));
+        }
+        let compare_with = before.map(|number| VersionId { service: name, number });
+        let summary = self
+            .depot
+            .put_version(&about, parts, compare_with.as_ref(), &Watch::default())
+            .await
+            .map_err(failed)?;
+        tracing::info!(
+            %service,
+            version = version.number,
+            stored_kib = summary.own_bytes >> 10,
+            shared_kib = summary.shared_bytes >> 10,
+            "in the object store"
+        );
+        Ok(version)
+    }
+
+    /// Fetches a version to the directory `to`.
+    ///
+    /// # Errors
+    /// Why it is not there.
+    pub async fn fetch(&self, service: &DomainName, number: u64, to: &Path) -> Result<(), Cause> {
+        let id = VersionId { service: service_name(service)?, number };
+        let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &Watch::default());
+        fetched.await.map(|_| ()).map_err(failed)
+    }
+
+    fn epochs(&self) -> std::sync::MutexGuard<'_, BTreeMap<DomainName, u64>> {
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {
+    // A wildcard's star is no letter of a path.
+    service.to_string().trim_end_matches('.').replace('*', "_").parse().map_err(failed)
+}
+
+fn failed(error: impl std::fmt::Display) -> Cause {
+    Cause::StoreFailed { detail: error.to_string() }
+}
