@@ -26,6 +26,7 @@ mod listen;
 mod open_files;
 mod relay;
 mod splice;
+pub mod tap;
 mod tcp;
 mod udp;
 mod upstream;

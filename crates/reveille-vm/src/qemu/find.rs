@@ -96,7 +96,7 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none() && prepared(vm).await?;
+            let armed = waits && migration.is_none() && prepared(vm, launch).await?;
             vm.set_armed(armed);
             Found::Untouched { version, armed }
         }
@@ -112,9 +112,9 @@ async fn state_of(
 
 /// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
 /// may have ended in between.
-async fn prepared(vm: &Vm) -> Result<bool, QmpError> {
+async fn prepared(vm: &Vm, launch: &Launch) -> Result<bool, QmpError> {
     match vm.ignore_shared_memory().await {
-        Ok(()) => Ok(vm.meet_network().await.is_ok()),
+        Ok(()) => Ok(start::meet(vm, &launch.link).await.is_ok()),
         Err(QmpError::Refused { .. }) => Ok(false),
         Err(error) => Err(error),
     }

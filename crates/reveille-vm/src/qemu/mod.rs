@@ -48,7 +48,7 @@ use self::layout::{InstanceDir, create_private_dir};
 use self::process::Lock;
 use self::version::{Needs, StateDir, VersionFault};
 use self::vm::Vm;
-use crate::driver::{Abandon, Capabilities, Capture, Driver, DriverError, Launch, OnStage};
+use crate::driver::{Abandon, Capabilities, Capture, Driver, DriverError, Launch, Link, OnStage};
 
 /// The driver's name.
 const NAME: &str = "qemu";
@@ -213,6 +213,13 @@ impl Qemu {
             resources: launch.resources,
             accelerator: self.accel.needs(),
             vmm: self.binary.version.clone(),
+            network: match &launch.link {
+                Link::Stream => String::new(),
+                Link::Tap(tap) => {
+                    let v6 = tap.v6.map_or_else(String::new, |(address, _)| format!(" and {address}"));
+                    format!("a tap device at {}{v6}", tap.address)
+                }
+            },
         }
     }
 }

@@ -75,6 +75,7 @@ impl Tools {
             initrd: image.initrd,
             resources: order.spec.resources,
             egress: order.spec.egress,
+            link: reveille_vm::driver::Link::Stream,
         })
     }
 

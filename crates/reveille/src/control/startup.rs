@@ -227,6 +227,7 @@ async fn launch_to_find(spec: &ServiceSpec, instance: InstanceId, images: &Arc<I
         initrd: image.map(|image| image.initrd).unwrap_or_default(),
         resources: spec.resources,
         egress: spec.egress,
+        link: reveille_vm::driver::Link::Stream,
     }
 }
 
