@@ -32,6 +32,8 @@ const RELEASE_BATCH: usize = 16;
 const RELEASE_TIME_MAX: Duration = Duration::from_millis(200);
 /// Frames that are read from the holder before anything else is done.
 const READ_BATCH: usize = 64;
+/// How long a guest that was woken by a packet may take to answer before it counts as unused.
+const FIRST_ANSWER_MS_MAX: u64 = 5_000;
 /// Packets after which the first answer of a woken guest is no longer looked for.
 const FIRST_ANSWER_PACKETS_MAX: u32 = 256;
 
@@ -69,6 +71,8 @@ struct State {
     last_packet: u64,
     /// How many packets may still pass before the first answer is given up.
     first_answer_due: u32,
+    /// Until when an answer is waited for, in milliseconds; 0 if nobody waited when the gate opened.
+    answer_until: u64,
     frame: Box<[u8]>,
 }
 
@@ -104,6 +108,7 @@ impl Service {
             deaf_until: 0,
             last_packet: 0,
             first_answer_due: 0,
+            answer_until: 0,
             frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
         };
         Self {
@@ -229,7 +234,8 @@ impl Service {
     fn check_idle(&self, state: &mut State, idle_ms: u64) -> Result<(), Busy> {
         let open = state.flows.open(self.now_ms()) > 0;
         let recent = self.last_packet(state).is_some_and(|last| (self.now)().ms_since(last) < idle_ms.max(1));
-        let used = state.gate == Gate::Open && (recent || !state.held.is_empty());
+        let unanswered = self.now_ms() < state.answer_until;
+        let used = state.gate == Gate::Open && (recent || unanswered || !state.held.is_empty());
         if open || used { Err(self.busy(state)) } else { Ok(()) }
     }
 
@@ -247,6 +253,8 @@ impl Service {
         state.first_answer_due = FIRST_ANSWER_PACKETS_MAX;
         self.listen(state, Listening::All)?;
         self.read_holder(state, |state, frame| self.keep(state, frame));
+        let waited = !state.held.is_empty();
+        state.answer_until = if waited { self.now_ms().saturating_add(FIRST_ANSWER_MS_MAX) } else { 0 };
         self.hand_over(state, &ear, RELEASE_BATCH);
         if state.held.is_empty() {
             self.flip_to_guest(state, &ear)
@@ -503,10 +511,11 @@ impl Service {
     pub(super) fn listen_again(&self) {
         let mut state = self.lock();
         if state.listening == Listening::Deaf && state.gate == Gate::Open && self.now_ms() >= state.deaf_until {
-            state.last_packet = state.last_packet.max(state.deaf_until);
             if let Err(error) = self.listen(&mut state, Listening::All) {
                 tracing::warn!(device = %self.devices.guest_name(), %error, "packets are not heard");
             }
+            // What passed until now was not heard.
+            state.last_packet = self.now_ms();
         }
     }
 
@@ -529,6 +538,7 @@ impl Service {
         state.last_packet = now;
         if first_answer && state.first_answer_due > 0 {
             state.first_answer_due = 0;
+            state.answer_until = 0;
             self.events.first_byte();
         }
         if state.first_answer_due == 0 && self.listen(state, Listening::Deaf).is_ok() {
@@ -607,7 +617,7 @@ impl Service {
     fn last_packet(&self, state: &State) -> Option<Timestamp> {
         // What passes while nothing is listened to is not known, so it is taken to pass.
         let deaf = state.listening == Listening::Deaf && state.gate == Gate::Open && state.last_packet > 0;
-        let last = if deaf { self.now_ms().min(state.deaf_until) } else { state.last_packet };
+        let last = if deaf { self.now_ms() } else { state.last_packet };
         (last > 0).then(|| Timestamp::from_ms(last))
     }
 

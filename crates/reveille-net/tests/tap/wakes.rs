@@ -14,6 +14,8 @@ use crate::spaces::{Spaces, may_run, tcp_count};
 
 /// How often clients come; `REVEILLE_TEST_TAP_WAKES` raises it.
 const WAKES: u64 = 60;
+/// Quiet time after which the guest is put to sleep: longer than it takes to answer on a busy machine.
+const IDLE_MS: u64 = 300;
 
 #[test]
 fn clients_at_random_moments_are_all_served_by_their_first_packet() {
@@ -65,7 +67,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool) -> Counts {
     while !done.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(random.below(60))).await;
         while world.events.try_recv().is_some() {}
-        if world.taps.close_if_idle(&service(), 100, false).is_err() {
+        if world.taps.close_if_idle(&service(), IDLE_MS, false).is_err() {
             counts.awake += 1;
             continue;
         }
@@ -121,7 +123,7 @@ fn come(count: u64, ready: &AtomicBool) {
     let mut random = Random(std::process::id().into());
     let (mut slowest, mut slow) = (Duration::ZERO, 0);
     for number in 0..count {
-        std::thread::sleep(Duration::from_millis(random.below(700)));
+        std::thread::sleep(Duration::from_millis(random.below(1_200)));
         let address: IpAddr = if random.below(2) == 0 { V4.into() } else { V6.into() };
         let to = SocketAddr::new(address, PORT);
         let began = Instant::now();
