@@ -33,7 +33,7 @@ pub const PROBE_SOURCE: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The host's hardware address on all taps: what was held by one device is sent through the other, and a guest that
 /// was restored still knows it.
-pub const HOST_MAC: [u8; 6] = [0x52, 0x56, 0xff, 0xff, 0xff, 0xff];
+pub const HOST_MAC: [u8; 6] = [0x52, 0x56, 0, 0, 0, 0];
 
 const HOLDER_METRIC: u32 = 1;
 const GUEST_METRIC: u32 = 2;
@@ -93,11 +93,28 @@ pub struct TapAddresses {
     pub v4: Ipv4Addr,
     /// Its stable IPv6 address.
     pub v6: Option<Ipv6Addr>,
-    /// The guest's hardware address.
-    pub mac: [u8; 6],
 }
 
 impl TapAddresses {
+    /// Those among `stable`: the first of each family. `None` without an IPv4 address.
+    pub fn among(stable: &[IpAddr]) -> Option<Self> {
+        let v4 = stable.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })?;
+        let v6 = stable.iter().find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        });
+        Some(Self { v4, v6 })
+    }
+
+    /// The guest's hardware address: locally administered, and of no other service of the host, also on a bridge.
+    pub fn mac(&self) -> [u8; 6] {
+        let [a, b, c, d] = self.v4.octets();
+        [0x52, 0x56, a, b, c, d]
+    }
+
     /// Its stable addresses.
     pub(super) fn stable(&self) -> impl Iterator<Item = IpAddr> {
         [Some(IpAddr::V4(self.v4)), self.v6.map(IpAddr::V6)].into_iter().flatten()
@@ -239,7 +256,7 @@ fn configure(netlink: &Netlink, index: u32, addresses: TapAddresses) -> io::Resu
         netlink.add_address(index, GATEWAY6.into(), FE80_PREFIX)?;
     }
     for address in addresses.stable() {
-        netlink.add_neighbour(index, address, addresses.mac)?;
+        netlink.add_neighbour(index, address, addresses.mac())?;
     }
     Ok(())
 }

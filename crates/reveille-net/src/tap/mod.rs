@@ -1,4 +1,60 @@
-//! The activator in tap mode (essay to come).
+//! The activator in tap mode: holds the frames that come to a guest that sleeps, and is out of the way of all others.
+//!
+//! A guest has the service's stable addresses itself, on a network card that is a tap device of the host. Each service
+//! has two devices, the *holder*, which the daemon reads, and the *guest's*, which QEMU reads, and a route that leads to
+//! one of them (`device`).
+//!
+//! ```text
+//!            asleep                                     awake
+//! client ──► route ──► holder ──► queue, Wanted         client ──► route ──► guest's device ──► QEMU
+//!                                                                    ╎ (copies of SYN, FIN, RST; a packet now and then)
+//!                                                                    └╌╌► ear
+//! ```
+//!
+//! # Why nothing is lost, and nothing overtakes
+//!
+//! **Waking** ([`Taps::set_gate`] with [`Gate::Open`], called when the vCPUs run, after a cold boot when the guest is
+//! ready). Under the service's lock: what waits at the holder is read into the queue; the queue is sent through the
+//! guest's device, in order; only then the route is flipped; then what was on its way to the holder meanwhile is read
+//! and sent. A queue that is longer than a batch is sent in steps first, so a newcomer stays behind those that waited.
+//! Between the last look at the holder and the flip lie some ten microseconds: a packet of that time may be overtaken
+//! by the next, as on any network, and is not lost, because the holder is read as long as the daemon lives.
+//!
+//! **Going to sleep** ([`Taps::close_if_idle`]). The ear listens to packets to the guest, then the route is flipped, then
+//! it is looked what was heard: anything, and the route goes back, and the holder's frames with it. A packet that was
+//! routed before the flip and is sent after that look is heard by the ear when it enters the guest's device, and raises
+//! `Wanted`, which gives the capture up: the guest runs again, QEMU delivers what it had read and reads on. The
+//! packets that a NIC forwards cannot be that late (route and transmission are one softirq); one that a process of this
+//! host sends can, if it is preempted between the two for as long as a capture takes. If the process has ended
+//! by then, that packet is lost with QEMU's own queue, and the client's retransmission wakes the guest.
+//!
+//! **While it stands still** QEMU reads one frame of the device, cannot deliver it, and reads no more. So nothing but the
+//! host's own noise (neighbour discovery, group membership) may be sent there: the route is at the holder. That noise is
+//! dropped before the next process gets the device.
+//!
+//! **A cold boot.** Frames come when the guest is ready and not earlier: the gate is held until then. The looks whether it
+//! is ([`Taps::look`]) pass the gate, bound to the device, from an address of their own, by which the ear
+//! tells them from clients.
+//!
+//! **Hardware addresses** are the same for the host's side of both devices, and for a guest in all its processes: the
+//! neighbours that a restored guest remembers are still right. Ours are permanent, so the kernel asks for nobody; they
+//! are set after the hardware address, which would take them away.
+//!
+//! **Checksums.** The holder is a device without offloads: the kernel finishes checksums and cuts segments before it
+//! gives a frame to it, so what is held is as on a wire and can be sent again by anybody. The guest's device has
+//! offloads, which QEMU arranges with the guest.
+//!
+//! # What wakes
+//!
+//! A SYN or a datagram to a declared port; what is said on a connection that sleeps with its guest. Not ARP, neighbour or
+//! router discovery, group membership, a ping, a keep-alive, an end of a connection, another port (which is answered
+//! as by a host on which nobody listens).
+//!
+//! # What is in use
+//!
+//! An open connection, and a packet within the idle time (`ear`, `flows`): judged from copies of few frames' heads, beside
+//! the data path. After a restart of the daemon the connections of a guest that runs are not known: only its packets
+//! keep it awake. If it is put to sleep, its connections sleep with it, and what is said on them wakes it.
 
 mod device;
 mod ear;
@@ -9,10 +65,12 @@ mod held;
 mod netlink;
 mod service;
 mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,6 +155,12 @@ pub enum TapError {
     /// It is bound already.
     #[error("{0} has its tap devices already; unbind it first")]
     AlreadyBound(DomainName),
+    /// No address that a guest could have.
+    #[error("{0} has no IPv4 address, which tap mode needs")]
+    NoAddress(DomainName),
+    /// An address that packets never leave the host for.
+    #[error("{0} is no address that packets are routed to; give the service one outside 127.0.0.0/8")]
+    Loopback(Ipv4Addr),
     /// Anything else.
     #[error("{service}: its tap devices cannot be made: {source}")]
     Device {
@@ -154,6 +218,9 @@ impl Taps {
         let mut bound = self.inner.lock();
         if bound.contains_key(&binding.service) {
             return Err(TapError::AlreadyBound(binding.service.clone()));
+        }
+        if binding.addresses.v4.is_loopback() {
+            return Err(TapError::Loopback(binding.addresses.v4));
         }
         let fault = |source: io::Error| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => TapError::Forbidden,
@@ -222,6 +289,11 @@ impl Taps {
     /// the interface does.
     pub fn traffic(&self, service: &DomainName) -> Option<Traffic> {
         self.inner.service(service).map(|found| found.traffic())
+    }
+
+    /// The addresses of a service that is bound.
+    pub fn addresses(&self, service: &DomainName) -> Option<TapAddresses> {
+        self.inner.service(service).map(|found| found.addresses)
     }
 
     /// The open guest's device, for a process that is about to be started.

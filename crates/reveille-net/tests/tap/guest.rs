@@ -20,7 +20,6 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 pub const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7);
 pub const PORT: u16 = 7007;
-const MAC: [u8; 6] = [0x52, 0x56, 0, 0, 0, 17];
 
 /// An echo on TCP and UDP, IPv4 and IPv6, in the place of the image's own init.
 const INIT: &str = r#"#!/.reveille/busybox sh
@@ -82,7 +81,7 @@ pub fn service() -> DomainName {
 pub fn binding() -> TapBinding {
     TapBinding {
         service: service(),
-        addresses: TapAddresses { v4: V4, v6: Some(V6), mac: MAC },
+        addresses: TapAddresses { v4: V4, v6: Some(V6) },
         ports: vec!["tcp/7007".parse().unwrap(), "udp/7007".parse().unwrap()],
         held_clients_max: 100,
         held_ms_max: 60_000,
@@ -130,7 +129,7 @@ impl World {
             resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
             link: Link::Tap(Tap {
-                mac: MAC,
+                mac: binding().addresses.mac(),
                 address: V4,
                 gateway: GATEWAY,
                 v6: Some((V6, GATEWAY6)),

@@ -8,4 +8,5 @@
 mod guest;
 mod spaces;
 
+mod holder;
 mod wakes;

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use reveille_core::model::Timestamp;
@@ -24,13 +24,13 @@ fn clients_at_random_moments_are_all_served_by_their_first_packet() {
     }
     let wakes = std::env::var("REVEILLE_TEST_TAP_WAKES").map_or(WAKES, |text| text.parse().unwrap());
     let spaces = Spaces::new();
-    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (ready, done, closings) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let (ready, done, spaces) = (&ready, &done, &spaces);
-        let host = scope.spawn(move || spaces.run_on_host(sleep_and_wake(ready, done)));
+        let (ready, done, closings, spaces) = (&ready, &done, &closings, &spaces);
+        let host = scope.spawn(move || spaces.run_on_host(sleep_and_wake(ready, done, closings)));
         scope.spawn(move || {
             let _end = End(done);
-            spaces.on_client(|| come(wakes, ready))
+            spaces.on_client(|| come(wakes, ready, closings))
         });
         let counts = host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         println!("{counts:?}");
@@ -56,7 +56,7 @@ struct Counts {
 }
 
 /// The host: sleeps whenever it may, wakes whenever it is wanted.
-async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool) -> Counts {
+async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool, closings: &AtomicU64) -> Counts {
     let mut world = World::new().await;
     let mut counts = Counts::default();
     let mut random = Random(7);
@@ -67,7 +67,9 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool) -> Counts {
     while !done.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(random.below(60))).await;
         while world.events.try_recv().is_some() {}
+        closings.fetch_add(1, Ordering::SeqCst);
         if world.taps.close_if_idle(&service(), IDLE_MS, false).is_err() {
+            closings.fetch_sub(1, Ordering::SeqCst);
             counts.awake += 1;
             continue;
         }
@@ -114,7 +116,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool) -> Counts {
 }
 
 /// The clients, one after another.
-fn come(count: u64, ready: &AtomicBool) {
+fn come(count: u64, ready: &AtomicBool, closings: &AtomicU64) {
     let began = Instant::now();
     while !ready.load(Ordering::SeqCst) {
         assert!(began.elapsed() < PATIENCE, "the guest does not boot");
@@ -123,7 +125,11 @@ fn come(count: u64, ready: &AtomicBool) {
     let mut random = Random(std::process::id().into());
     let (mut slowest, mut slow) = (Duration::ZERO, 0);
     for number in 0..count {
-        std::thread::sleep(Duration::from_millis(random.below(1_200)));
+        if random.below(3) == 0 {
+            in_a_hibernation(closings, &mut random);
+        } else {
+            std::thread::sleep(Duration::from_millis(random.below(1_200)));
+        }
         let address: IpAddr = if random.below(2) == 0 { V4.into() } else { V6.into() };
         let to = SocketAddr::new(address, PORT);
         let began = Instant::now();
@@ -140,6 +146,15 @@ fn come(count: u64, ready: &AtomicBool) {
         }
     }
     println!("{count} clients, the slowest waited {slowest:?}, {slow} more than 0.9 s");
+}
+
+/// Waits until the gate is being closed, and a moment more.
+fn in_a_hibernation(closings: &AtomicU64, random: &mut Random) {
+    let (before, began) = (closings.load(Ordering::SeqCst), Instant::now());
+    while closings.load(Ordering::SeqCst) <= before && began.elapsed() < Duration::from_secs(2) {
+        std::hint::spin_loop();
+    }
+    std::thread::sleep(Duration::from_micros(random.below(20_000)));
 }
 
 fn text(number: u64) -> String {

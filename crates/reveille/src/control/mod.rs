@@ -10,6 +10,7 @@
 //! Everything that changes a service or an instance comes through here, one message after another, so each
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
+mod cable;
 mod commands;
 mod damping;
 pub mod executor;
