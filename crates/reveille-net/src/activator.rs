@@ -41,7 +41,8 @@ impl Activator {
             Self::Relay(relay) => Ok(relay.bind(binding).await?),
             Self::Tap(taps) => {
                 let Binding { service, stable, ports, held_clients_max, held_ms_max, .. } = binding;
-                let addresses = TapAddresses::among(&stable).ok_or_else(|| TapError::NoAddress(service.clone()))?;
+                let addresses =
+                    TapAddresses::among(&stable).ok_or_else(|| TapError::NoAddress(service.clone()))?;
                 let echo = Echo::default();
                 let binding = TapBinding { service, addresses, ports, held_clients_max, held_ms_max, echo };
                 Ok(taps.bind(&binding)?)

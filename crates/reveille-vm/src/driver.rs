@@ -79,7 +79,10 @@ pub trait TapQueue: Send + Sync {
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").field("mac", &self.mac_text()).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Tap")
+            .field("mac", &self.mac_text())
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 

@@ -184,23 +184,17 @@ async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> any
             tracing::warn!(service = %service.name, %error, "cannot be woken");
         }
     }
-    let found = startup::find(
-        rows.entries,
-        &rows.dropped,
-        config.host,
-        &driver,
-        &images,
-        activator,
-        clock.now(),
-    )
-    .await;
+    let found =
+        startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, activator, clock.now())
+            .await;
     Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let (activator, relay_events) = activator(config, clock)?;
-    let Host { store, images, driver, found, book, services, kept } = take_stock(config, &activator, clock).await?;
+    let Host { store, images, driver, found, book, services, kept } =
+        take_stock(config, &activator, clock).await?;
 
     bind_services(config, &activator, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;

@@ -86,6 +86,11 @@ impl fmt::Debug for DeviceName {
     }
 }
 
+/// Makes a device that no service has, which is gone when this returns.
+pub(super) fn try_one() -> io::Result<()> {
+    open_tap(DeviceName::new('t', Ipv4Addr::from_bits(std::process::id())), Offload::Header).map(drop)
+}
+
 /// Who a service is on the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TapAddresses {

@@ -45,7 +45,10 @@ pub(super) struct Packet<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content<'a> {
     Tcp(Segment),
-    Udp { from: u16, to: u16 },
+    Udp {
+        from: u16,
+        to: u16,
+    },
     /// An echo request, with the ICMP message.
     Echo(&'a [u8]),
     /// A fragment that is not the first one.
@@ -97,7 +100,8 @@ impl<'a> Packet<'a> {
         let total = usize::from(word(packet, 2)?);
         // A captured frame may be cut off, its lengths are what they were.
         let body = packet.get(head_bytes..total.min(packet.len()))?;
-        let address = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(<Ipv4Addr as From<[u8; 4]>>::from);
+        let address =
+            |at: usize| packet.get(at..at + 4)?.try_into().ok().map(<Ipv4Addr as From<[u8; 4]>>::from);
         let fragment_offset = word(packet, 6)? & 0x1fff;
         let content = if fragment_offset == 0 {
             content(*packet.get(9)?, body, total.checked_sub(head_bytes)?)
@@ -114,7 +118,8 @@ impl<'a> Packet<'a> {
         let total = usize::from(word(packet, 4)?);
         let end = IPV6_BYTES.checked_add(total)?.min(packet.len());
         let body = packet.get(IPV6_BYTES..end)?;
-        let address = |at: usize| packet.get(at..at + 16)?.try_into().ok().map(<Ipv6Addr as From<[u8; 16]>>::from);
+        let address =
+            |at: usize| packet.get(at..at + 16)?.try_into().ok().map(<Ipv6Addr as From<[u8; 16]>>::from);
         let content = match *packet.get(6)? {
             IPV6_FRAGMENT if word(body, 2)? & 0xfff8 != 0 => Content::Fragment,
             IPV6_FRAGMENT => content(*body.first()?, body.get(8..)?, total.checked_sub(8)?),
@@ -152,7 +157,8 @@ impl<'a> Packet<'a> {
             (segment.acknowledged, 0, RST)
         } else {
             let taken = u32::try_from(segment.payload_bytes).unwrap_or_default();
-            let taken = taken.wrapping_add(u32::from(segment.has(SYN))).wrapping_add(u32::from(segment.has(FIN)));
+            let taken =
+                taken.wrapping_add(u32::from(segment.has(SYN))).wrapping_add(u32::from(segment.has(FIN)));
             (0, segment.sequence.wrapping_add(taken), RST | ACK)
         };
         let mut body = Vec::with_capacity(TCP_BYTES);

@@ -174,6 +174,25 @@ pub enum TapError {
     Netlink(io::Error),
 }
 
+impl TapError {
+    fn of(service: DomainName, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Forbidden,
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => Self::NoTun,
+            Some(_) | None => Self::Device { service, source },
+        }
+    }
+}
+
+/// Makes a tap device and a socket to the routes, to see whether that is possible; both are gone when it returns.
+///
+/// # Errors
+/// What is missing and what to do.
+pub fn try_device() -> Result<(), TapError> {
+    Netlink::open().map_err(TapError::Netlink)?;
+    device::try_one().map_err(|error| TapError::of(DomainName::root(), error))
+}
+
 /// All services in tap mode. Cheap to clone; when the last clone is dropped all services are unbound.
 ///
 /// The counterpart of [`Relay`](crate::Relay), with the same meanings; see the [module](self) for what is different.
@@ -222,11 +241,7 @@ impl Taps {
         if binding.addresses.v4.is_loopback() {
             return Err(TapError::Loopback(binding.addresses.v4));
         }
-        let fault = |source: io::Error| match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => TapError::Forbidden,
-            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TapError::NoTun,
-            Some(_) | None => TapError::Device { service: binding.service.clone(), source },
-        };
+        let fault = |source| TapError::of(binding.service.clone(), source);
         let Inner { limits, now, events, netlink, .. } = &*self.inner;
         let devices = Devices::make(netlink, binding.addresses).map_err(fault)?;
         let limits = HeldLimits {
@@ -240,10 +255,8 @@ impl Taps {
         let events = ServiceEvents::new(binding.service.clone(), events.clone());
         let service = Service::new(binding, devices, limits, Arc::clone(netlink), events, Arc::clone(now));
         let service = Arc::new(service);
-        let tasks = [
-            tokio::spawn(hold(Arc::clone(&service), holder)),
-            tokio::spawn(listen(Arc::clone(&service))),
-        ];
+        let tasks =
+            [tokio::spawn(hold(Arc::clone(&service), holder)), tokio::spawn(listen(Arc::clone(&service)))];
         bound.insert(binding.service.clone(), Bound { service, tasks });
         Ok(())
     }

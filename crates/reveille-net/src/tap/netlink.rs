@@ -2,8 +2,8 @@
 //!
 //! A client of our own, because a route has to flip inside a critical section of the gate: the kernel carries a
 //! request out before the call that sends it returns, so a request is some ten microseconds of one system call and
-//! needs no task to wait in. A general client, of which five messages would be used, is asynchronous and brings a dozen
-//! crates.
+//! needs no task to wait in. The general client for this (`rtnetlink`), of which five messages
+//! would be used, is asynchronous.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with, sockopt,
+};
 
 /// Longest answer: that to a request about one object.
 const ANSWER_BYTES_MAX: usize = 16 << 10;

@@ -93,7 +93,10 @@ pub(super) fn sending_socket(index: u32) -> io::Result<Socket> {
 /// # Panics
 /// Outside a tokio runtime.
 pub(super) fn readable<T: AsRawFd>(file: T) -> io::Result<AsyncFd<T>> {
-    #[expect(deprecated, reason = "its replacement is unsafe for types that close themselves; none of ours does")]
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe for types that close themselves; none of ours does"
+    )]
     AsyncFd::with_interest(file, Interest::READABLE)
 }
 
@@ -101,7 +104,7 @@ fn bind_packet(socket: &Socket, index: u32, hears: bool) -> io::Result<()> {
     let protocol = if hears { libc::ETH_P_ALL } else { 0 };
     let protocol = u16::try_from(protocol).unwrap_or_default().to_be();
     let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as libc::sa_family_t,
+        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
         sll_protocol: protocol,
         sll_ifindex: i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?,
         sll_hatype: 0,

@@ -134,7 +134,8 @@ fn a_ping_is_answered_with_what_it_said() {
 
 #[test]
 fn frames_of_any_length_and_content_do_no_harm() {
-    let mut frames = vec![tcp(false, 1, SYN, b"x"), tcp(true, 1, ACK, b"x"), udp(false, 1, b"x"), udp(true, 1, b"x")];
+    let mut frames =
+        vec![tcp(false, 1, SYN, b"x"), tcp(true, 1, ACK, b"x"), udp(false, 1, b"x"), udp(true, 1, b"x")];
     frames.push(ip(true, 44, &[17, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 53, 0, 8, 0, 0]));
     for frame in frames {
         for length in 0..frame.len() {

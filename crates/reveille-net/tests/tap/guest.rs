@@ -102,8 +102,6 @@ impl World {
         // A later archive replaces files of an earlier one.
         initrd.resize(initrd.len().next_multiple_of(512), 0);
         initrd.extend(archive_of("sbin/init", INIT.as_bytes()));
-        initrd.resize(initrd.len().next_multiple_of(512), 0);
-        initrd.extend(archive_of("init", include_bytes!("../../../reveille-vm/src/image/stage1.sh")));
         let path = temp.path().join("initrd");
         fs::write(&path, initrd).unwrap();
         let config = QemuConfig {
@@ -149,7 +147,11 @@ impl World {
                 return;
             }
             let dead = self.console().contains("Kernel panic");
-            assert!(!dead && began.elapsed() < PATIENCE, "it does not answer; its console:\n{}", self.console());
+            assert!(
+                !dead && began.elapsed() < PATIENCE,
+                "it does not answer; its console:\n{}",
+                self.console()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -159,9 +159,9 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         let probe = spaces.on_client(|| udp(SocketAddr::new(V4.into(), PORT))).unwrap();
         let mut frame = [0; 2_000];
         let began = std::time::Instant::now();
-        while !rustix::io::read(&qemu, &mut frame).is_ok_and(|length| {
-            frame[..length].windows(17).any(|bytes| bytes == b"is anybody there?")
-        }) {
+        while !rustix::io::read(&qemu, &mut frame)
+            .is_ok_and(|length| frame[..length].windows(17).any(|bytes| bytes == b"is anybody there?"))
+        {
             assert!(began.elapsed() < LONG, "the datagram did not come to the guest");
         }
         drop(probe);

@@ -19,7 +19,8 @@ pub fn may_run(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         // Not by a macro: those are silent in tests that pass.
-        let _ = writeln!(std::io::stderr(), "NOT RUN: {test} needs root, for network namespaces and tap devices");
+        let _ =
+            writeln!(std::io::stderr(), "NOT RUN: {test} needs root, for network namespaces and tap devices");
     }
     root
 }
@@ -93,7 +94,8 @@ pub fn inside<T: Send>(space: &str, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let file = File::open(format!("/run/netns/{space}")).unwrap();
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))
+                .unwrap();
             work()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -137,7 +137,10 @@ fn come(count: u64, ready: &AtomicBool, closings: &AtomicU64) {
         let before = tcp_count("TCPSynRetrans");
         let answer = if protocol == "tcp" { over_tcp(to, number) } else { over_udp(to, number) };
         let took = began.elapsed();
-        assert_eq!(answer.unwrap_or_else(|error| panic!("{number}: {protocol} to {to}: {error}")), text(number));
+        assert_eq!(
+            answer.unwrap_or_else(|error| panic!("{number}: {protocol} to {to}: {error}")),
+            text(number)
+        );
         slowest = slowest.max(took);
         if took < Duration::from_millis(900) {
             assert_eq!(tcp_count("TCPSynRetrans"), before, "{number}: {protocol} to {to} after {took:?}");

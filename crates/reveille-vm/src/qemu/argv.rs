@@ -134,7 +134,10 @@ impl Guest<'_> {
         }
         let _ = write!(line, " reveille.hostname={}", self.hostname);
         if let Some(Tap { address, gateway, v6, .. }) = self.tap {
-            let _ = write!(line, " reveille.address={address}/32 reveille.gateway={gateway} reveille.nameserver=");
+            let _ = write!(
+                line,
+                " reveille.address={address}/32 reveille.gateway={gateway} reveille.nameserver="
+            );
             if let Some((address, gateway)) = v6 {
                 let _ = write!(line, " reveille.address6={address}/128 reveille.gateway6={gateway}");
             }

@@ -115,13 +115,7 @@ pub fn question(argv: &Argv) -> tokio::process::Command {
 impl Process {
     /// Starts QEMU in `dir`, which holds `lock` until its end and writes its complaints to `log`. A tap device takes
     /// the place of its standard output.
-    pub fn spawn(
-        argv: &Argv,
-        dir: &Path,
-        lock: Lock,
-        log: &Path,
-        tap: Option<OwnedFd>,
-    ) -> io::Result<Self> {
+    pub fn spawn(argv: &Argv, dir: &Path, lock: Lock, log: &Path, tap: Option<OwnedFd>) -> io::Result<Self> {
         let stderr = OpenOptions::new().append(true).open(log)?;
         let stdout = match tap {
             Some(tap) => Stdio::from(tap),

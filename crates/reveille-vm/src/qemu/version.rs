@@ -282,7 +282,12 @@ mod tests {
             paused_us: 0,
             image: "abc".to_owned(),
         };
-        let needs = Needs { resources, accelerator: "tcg".to_owned(), vmm: "7.2.22".to_owned(), network: String::new() };
+        let needs = Needs {
+            resources,
+            accelerator: "tcg".to_owned(),
+            vmm: "7.2.22".to_owned(),
+            network: String::new(),
+        };
         let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));
         state.publish(&manifest).unwrap();

@@ -44,7 +44,9 @@ impl Cable {
             },
             Self::Tap(taps, service) => match taps.look(service, port).await {
                 Ok(stream) => Ok(Box::new(stream)),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(NotReady::Refused { port }),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    Err(NotReady::Refused { port })
+                }
                 Err(error) => Err(NotReady::Unreachable { detail: error.to_string() }),
             },
         }
