@@ -85,6 +85,11 @@ impl Tools {
     fn plug(&self, order: &Order) -> Result<reveille_vm::driver::Link, Cause> {
         let name = &order.spec.name;
         let Activator::Tap(taps) = &self.activator else { return Ok(reveille_vm::driver::Link::Stream) };
+        if order.spec.egress != Egress::None {
+            let detail =
+                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
+            return Err(Cause::StartFailed { detail });
+        }
         let addresses = taps.addresses(name);
         let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
             detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
