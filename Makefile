@@ -1,8 +1,9 @@
 # Each target sets up what it needs.
 .PHONY: demo test bench soak lint
 
+# `make demo NET=tap`, as root: through tap devices, in a network namespace of its own.
 demo:
-	@demo/run.sh
+	@demo/$(if $(filter tap,$(NET)),tap,run).sh
 
 test:
 	@scripts/test.sh

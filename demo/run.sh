@@ -1,19 +1,23 @@
 #!/bin/sh
 # Builds Reveille and the demo image and runs the demo in the foreground. Its state is under target/demo.
+# demo/tap.sh has it run elsewhere, by the variables below.
 set -eu
 
 cd "$(dirname "$0")/.."
 scripts/setup.sh demo
 cargo build --release --locked --quiet --bin reveille
 reveille=target/release/reveille
-state=target/demo
+state=${REVEILLE_DEMO_STATE:-target/demo}
+config=${REVEILLE_DEMO_CONFIG:-demo/reveille.toml}
+# What the daemon and its clients are started with, if anything.
+within=${REVEILLE_DEMO_IN:-}
 scripts/demo-image.sh "$reveille" "$state" target/demo-packages
 
 # The first start of a service is a cold boot. Taken here once, so that what sleeps is a snapshot.
 if [ ! -e "$state/prepared" ]; then
     echo "booting the demo's services once, so that they have a snapshot to wake from"
     mkfifo "$state/lines.$$"
-    "$reveille" serve --config demo/reveille.toml >"$state/lines.$$" &
+    $within "$reveille" serve --config "$config" >"$state/lines.$$" &
     daemon=$!
     trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null; rm -f "$state/lines.$$"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -22,8 +26,8 @@ if [ ! -e "$state/prepared" ]; then
     done <"$state/lines.$$"
     [ -n "${ready:-}" ] || exit 1
     for service in hello echo; do
-        "$reveille" wake $service
-        "$reveille" hibernate $service
+        $within "$reveille" wake $service
+        $within "$reveille" hibernate $service
     done
     kill $daemon
     wait $daemon
@@ -31,4 +35,4 @@ if [ ! -e "$state/prepared" ]; then
     trap - EXIT HUP INT TERM
     : >"$state/prepared"
 fi
-exec "$reveille" serve --config demo/reveille.toml
+exec $within "$reveille" serve --config "$config"

@@ -22,6 +22,9 @@ if [ -n "${REVEILLE_DNS_CORPUS:-}" ]; then
 fi
 scripts/fuzz.sh "${4:-900}"
 
+# Wakes through tap devices, at random moments.
+REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test tap -- --nocapture clients_at_random
+
 soak() {
     echo "with $("$1" --version | head -n 1)"
     # One after the other: what is drawn at random is to hit the daemon and not a busy host. The whole workspace and

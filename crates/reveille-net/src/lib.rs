@@ -16,6 +16,7 @@
 //! addresses that are configured on the host, or addresses of a prefix that is routed to it
 //! (`ip route add local PREFIX dev lo`, with [`Binding::freebind`] for IPv6).
 
+mod activator;
 mod binding;
 mod counters;
 mod events;
@@ -26,10 +27,12 @@ mod listen;
 mod open_files;
 mod relay;
 mod splice;
+pub mod tap;
 mod tcp;
 mod udp;
 mod upstream;
 
+pub use activator::{Activator, ActivatorError};
 pub use binding::{BindError, Binding, RelayLimits};
 pub use counters::Traffic;
 pub use events::{RelayEvent, RelayEvents};

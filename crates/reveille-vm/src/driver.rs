@@ -4,8 +4,13 @@
 //! sockets of its instances to itself; the control loop names instances by identity. Calls for one instance are
 //! carried out one after another, except [`Driver::kill`], which ends whatever goes on.
 
+use std::fmt;
 use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -32,6 +37,64 @@ pub struct Capabilities {
     pub sandbox: bool,
 }
 
+/// What an instance's network card is plugged into.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Link {
+    /// A stream of Ethernet frames that the daemon reads and writes: see [`Driver::network`].
+    #[default]
+    Stream,
+    /// A tap device of the host.
+    Tap(Tap),
+}
+
+/// A guest's end of a tap device, and what the guest calls itself there.
+#[derive(Clone)]
+pub struct Tap {
+    /// Hardware address of the guest.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Whom it sends everything to.
+    pub gateway: Ipv4Addr,
+    /// Its IPv6 address and gateway.
+    pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
+    /// The device itself.
+    pub queue: Arc<dyn TapQueue>,
+}
+
+impl Tap {
+    /// The hardware address as it is written.
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+/// Whence a driver has the open tap device of an instance. Only one process may have it at a time.
+pub trait TapQueue: Send + Sync {
+    /// The open device, for a process that is about to be started; the one before it is gone.
+    ///
+    /// # Errors
+    /// The device cannot be had.
+    fn open(&self) -> io::Result<OwnedFd>;
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tap")
+            .field("mac", &self.mac_text())
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Tap {
+    fn eq(&self, other: &Self) -> bool {
+        (self.mac, self.address, self.gateway, self.v6) == (other.mac, other.address, other.gateway, other.v6)
+    }
+}
+
+impl Eq for Tap {}
+
 /// Everything that is needed to start an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
@@ -49,6 +112,8 @@ pub struct Launch {
     pub resources: Resources,
     /// What the guest may reach by itself.
     pub egress: Egress,
+    /// What its network card is plugged into.
+    pub link: Link,
 }
 
 /// How a version's memory is mapped by the process that is to run it.

@@ -18,7 +18,8 @@ use reveille_dns::publish::PublishTask;
 use reveille_dns::tsig::Keyring;
 use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk};
 use reveille_dns::{DnsConfig, DnsServer};
-use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
+use reveille_net::tap::{TapLimits, Taps};
+use reveille_net::{Activator, Binding, Relay, RelayEvents, RelayLimits, raise_open_files};
 use reveille_store::{Store, StoredStaticSet};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
@@ -27,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{self, Accelerator, Anonymous, Config, Network};
+use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
 use crate::control::executor::{Executor, Order};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
@@ -156,7 +157,7 @@ struct Kept {
     outbound: outbound::Notes,
 }
 
-async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
+async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> anyhow::Result<Host> {
     let state_dir = &config.daemon.state_dir;
     make_private(state_dir)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
@@ -183,24 +184,26 @@ async fn take_stock(config: &Config, clock: Clock) -> anyhow::Result<Host> {
             tracing::warn!(service = %service.name, %error, "cannot be woken");
         }
     }
-    let found = startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, clock.now()).await;
+    let found =
+        startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, activator, clock.now())
+            .await;
     Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
-    let Host { store, images, driver, found, book, services, kept } = take_stock(config, clock).await?;
+    let (activator, relay_events) = activator(config, clock)?;
+    let Host { store, images, driver, found, book, services, kept } =
+        take_stock(config, &activator, clock).await?;
 
-    let open_files = raise_open_files().context("cannot raise the limit of open files")?;
-    let (relay, relay_events) = Relay::new(RelayLimits::within(open_files), Arc::new(move || clock.now()));
-    bind_services(config, &relay, &services).await?;
+    bind_services(config, &activator, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
     let (updates, zones) = take_up_updates(files.zones, &config.zone, static_sets, &names);
     let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
-    let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone(), serials);
+    let mut publisher = Publisher::new(Arc::clone(&view), generation, activator.clone(), serials);
     publisher.begin(&found.fleet, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
@@ -233,7 +236,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         reloader: reloader.clone(),
         room: Arc::new(room),
     };
-    let mut executor = Executor::new(driver, images, relay.clone(), inbox.clone(), clock);
+    let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);
     }
@@ -241,7 +244,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         fleet: found.fleet,
         clock,
         store,
-        relay,
+        activator,
         executor,
         publisher,
         news,
@@ -275,14 +278,30 @@ impl ApiTask {
     }
 }
 
+/// The activator in the mode of this config.
+fn activator(config: &Config, clock: Clock) -> anyhow::Result<(Activator, RelayEvents)> {
+    let open_files = raise_open_files().context("cannot raise the limit of open files")?;
+    let now: reveille_net::Now = Arc::new(move || clock.now());
+    Ok(match config.net.mode {
+        NetMode::Relay => {
+            let (relay, events) = Relay::new(RelayLimits::within(open_files), now);
+            (Activator::Relay(relay), events)
+        }
+        NetMode::Tap => {
+            let (taps, events) = Taps::open(TapLimits::default(), now)?;
+            (Activator::Tap(taps), events)
+        }
+    })
+}
+
 async fn bind_services(
     config: &Config,
-    relay: &Relay,
+    activator: &Activator,
     services: &[(ServiceSpec, Ipv4Addr)],
 ) -> anyhow::Result<()> {
     for (spec, address) in services {
         let declared = config.service.iter().any(|service| service.name == spec.name);
-        match relay.bind(binding(spec, *address)).await {
+        match activator.bind(binding(spec, *address)).await {
             Ok(()) => {}
             Err(error) if declared => return Err(error.into()),
             // Nobody who could mend it is at the keyboard, and the others are not to suffer from it.

@@ -37,6 +37,8 @@ done
 
 address=10.0.2.15/24
 gateway=10.0.2.2
+address6=
+gateway6=
 nameserver=10.0.2.3
 hostname=localhost
 read -r words </proc/cmdline
@@ -45,6 +47,8 @@ for word in $words; do
     case $word in
     reveille.address=*) address=$value ;;
     reveille.gateway=*) gateway=$value ;;
+    reveille.address6=*) address6=$value ;;
+    reveille.gateway6=*) gateway6=$value ;;
     reveille.nameserver=*) nameserver=$value ;;
     reveille.hostname=*) hostname=$value ;;
     esac
@@ -55,7 +59,17 @@ ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
     ip address add "$address" dev eth0
     ip link set eth0 up
+    case $address in
+    # Nobody else is on the link: the gateway is reached although it is in no network of the guest's.
+    */32) ip route add "$gateway" dev eth0 ;;
+    esac
     [ -z "$gateway" ] || ip route add default via "$gateway"
+    if [ -n "$address6" ]; then
+        # In use at once: nobody else can have it.
+        echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+        ip -6 address add "$address6" dev eth0
+        ip -6 route add default via "$gateway6" dev eth0
+    fi
 fi
 [ -z "$nameserver" ] || [ -e /etc/resolv.conf ] || [ -L /etc/resolv.conf ] ||
     echo "nameserver $nameserver" >/etc/resolv.conf
@@ -66,6 +80,6 @@ if [ -e /.reveille/root-init ] || [ -L /.reveille/root-init ]; then
     mv /.reveille/root-init /init
 fi
 
-unset PATH kind device word words value address gateway nameserver hostname module PWD OLDPWD
+unset PATH kind device word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
 echo "reveille: starting $init"
 exec "$init"

@@ -198,6 +198,7 @@ pub async fn probe(program: &Program, guest: &ProbeGuest, scratch: &Path) -> io:
         memory: None,
         serial: &serial,
         hostname: "probe",
+        tap: None,
     }
     .add_to(&mut argv);
     let began = Instant::now();

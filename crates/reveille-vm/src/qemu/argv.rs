@@ -13,7 +13,7 @@ use reveille_core::model::{Egress, Resources};
 use super::accel::Accel;
 use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET};
 use super::tsc;
-use crate::driver::{Launch, Mapping};
+use crate::driver::{Launch, Link, Mapping, Tap};
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -21,7 +21,7 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub const MACHINE: &str = "microvm";
 /// Name of the guest's memory, on the command line and in QEMU's streams.
 pub const MEMORY_BLOCK: &str = "m0";
-/// Hardware address of every guest: each is alone on its link.
+/// Hardware address of every guest on a stream: each is alone on its link.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
 
 /// A program and its arguments.
@@ -96,6 +96,8 @@ pub struct Guest<'a> {
     pub serial: &'a Path,
     /// Its host name.
     pub hostname: &'a str,
+    /// How it is addressed, if otherwise than the boot stage assumes.
+    pub tap: Option<&'a Tap>,
 }
 
 impl Guest<'_> {
@@ -139,6 +141,15 @@ impl Guest<'_> {
             let _ = write!(line, " tsc_early_khz={khz} mitigations=off");
         }
         let _ = write!(line, " reveille.hostname={}", self.hostname);
+        if let Some(Tap { address, gateway, v6, .. }) = self.tap {
+            let _ = write!(
+                line,
+                " reveille.address={address}/32 reveille.gateway={gateway} reveille.nameserver="
+            );
+            if let Some((address, gateway)) = v6 {
+                let _ = write!(line, " reveille.address6={address}/128 reveille.gateway6={gateway}");
+            }
+        }
         line
     }
 }
@@ -189,13 +200,33 @@ fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), seri
         memory: Some(memory),
         serial,
         hostname,
+        tap: match &launch.link {
+            Link::Stream => None,
+            Link::Tap(tap) => Some(tap),
+        },
     }
 }
 
 fn add_devices(argv: &mut Argv, launch: &Launch) {
+    let (nic, mac) = match &launch.link {
+        Link::Stream => (add_stream(argv, launch.egress), GUEST_MAC.to_owned()),
+        Link::Tap(tap) => {
+            // The open device is its standard output, which it has no other use for: nothing has to be found by
+            // name, no right is needed, and the process is started as any other.
+            argv.option("-netdev", "tap,id=n0,fd=1,vhost=off");
+            ("n0", tap.mac_text())
+        }
+    };
+    argv.option("-device", format!("virtio-net-device,netdev={nic},mac={mac}"))
+        .option("-device", "virtio-rng-device")
+        .option("-device", "virtio-balloon-device");
+}
+
+/// The link as a stream; returns what the card is plugged into.
+fn add_stream(argv: &mut Argv, egress: Egress) -> &'static str {
     // Frames come and go through a socket that the daemon connects to, and again after it was restarted.
     argv.option("-netdev", format!("stream,id=n0,server=on,addr.type=unix,addr.path={NETWORK}"));
-    let nic = match launch.egress {
+    match egress {
         Egress::None => "n0",
         Egress::Nat => {
             // QEMU's own address translation beside it, both on one hub with the guest.
@@ -205,10 +236,7 @@ fn add_devices(argv: &mut Argv, launch: &Launch) {
                 .option("-netdev", "hubport,id=h0,hubid=0");
             "h0"
         }
-    };
-    argv.option("-device", format!("virtio-net-device,netdev={nic},mac={GUEST_MAC}"))
-        .option("-device", "virtio-rng-device")
-        .option("-device", "virtio-balloon-device");
+    }
 }
 
 /// A path as part of a value with commas between its keys: QEMU reads two commas as one that separates nothing.
@@ -237,6 +265,7 @@ mod tests {
             initrd: "/i".into(),
             resources: Resources { cpus: 2, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
+            link: Link::Stream,
         }
     }
 

@@ -99,7 +99,7 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none() && prepared(vm, version.devices).await?;
+            let armed = waits && migration.is_none() && prepared(vm, launch, version.devices).await?;
             vm.set_armed(armed);
             Found::Untouched { version: version.version, armed }
         }
@@ -115,9 +115,9 @@ async fn state_of(
 
 /// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
 /// may have ended in between.
-async fn prepared(vm: &Vm, devices: Devices) -> Result<bool, QmpError> {
+async fn prepared(vm: &Vm, launch: &Launch, devices: Devices) -> Result<bool, QmpError> {
     match vm.leave_memory_out(devices).await {
-        Ok(()) => Ok(vm.meet_network().await.is_ok()),
+        Ok(()) => Ok(start::meet(vm, &launch.link).await.is_ok()),
         Err(QmpError::Refused { .. }) => Ok(false),
         Err(error) => Err(error),
     }

@@ -52,7 +52,7 @@ use self::process::Lock;
 use self::version::{Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, Capabilities, Capture, Driver, DriverError, Launch, Mapping, OnStage, VersionFiles,
+    Abandon, Capabilities, Capture, Driver, DriverError, Launch, Link, Mapping, OnStage, VersionFiles,
 };
 
 /// The driver's name.
@@ -218,6 +218,13 @@ impl Qemu {
             resources: launch.resources,
             accelerator: self.accel.needs(),
             vmm: self.binary.version.clone(),
+            network: match &launch.link {
+                Link::Stream => String::new(),
+                Link::Tap(tap) => {
+                    let v6 = tap.v6.map_or_else(String::new, |(address, _)| format!(" and {address}"));
+                    format!("a tap device at {}{v6}", tap.address)
+                }
+            },
         }
     }
 }

@@ -113,10 +113,14 @@ pub fn question(argv: &Argv) -> tokio::process::Command {
 }
 
 impl Process {
-    /// Starts QEMU in `dir`, which holds `lock` until its end and writes its complaints to `log`.
-    pub fn spawn(argv: &Argv, dir: &Path, lock: Lock, log: &Path) -> io::Result<Self> {
-        let stdout = OpenOptions::new().append(true).open(log)?;
-        let stderr = stdout.try_clone()?;
+    /// Starts QEMU in `dir`, which holds `lock` until its end and writes its complaints to `log`. A tap device takes
+    /// the place of its standard output.
+    pub fn spawn(argv: &Argv, dir: &Path, lock: Lock, log: &Path, tap: Option<OwnedFd>) -> io::Result<Self> {
+        let stderr = OpenOptions::new().append(true).open(log)?;
+        let stdout = match tap {
+            Some(tap) => Stdio::from(tap),
+            None => Stdio::from(stderr.try_clone()?),
+        };
         let child = Command::new(&argv.program)
             .args(&argv.arguments)
             .current_dir(dir)

@@ -15,7 +15,7 @@ use super::qmp::QmpError;
 use super::version::{Manifest, memory_bytes};
 use super::vm::Vm;
 use super::{NAME, Qemu, Slot, blocking};
-use crate::driver::{DriverError, Launch, Mapping, OnStage};
+use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
 pub const SPARE_BYTES: u64 = 16 << 20;
@@ -196,9 +196,17 @@ async fn armed(
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
-    vm.meet_network().await?;
+    meet(&vm, &launch.link).await?;
     vm.set_armed(true);
     Ok(vm)
+}
+
+/// Waits until the process has its network: a tap device it has from the beginning.
+pub async fn meet(vm: &Vm, link: &Link) -> Result<(), Cause> {
+    match link {
+        Link::Stream => vm.meet_network().await,
+        Link::Tap(_) => Ok(()),
+    }
 }
 
 /// Makes sure that no earlier process is left, and that none can come. One that holds nothing of its own is ended;
@@ -229,8 +237,15 @@ async fn spawn(
     slot.dir.rotate_logs().map_err(no_files)?;
     slot.dir.remove_sockets().map_err(no_files)?;
     let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, start);
-    let process = Process::spawn(&argv, slot.dir.root(), lock, &slot.dir.log()).map_err(|error| {
-        Cause::StartFailed { detail: format!("`{}` cannot be started: {error}", argv.program.display()) }
+    let tap = match &launch.link {
+        Link::Stream => None,
+        Link::Tap(tap) => Some(tap.queue.open().map_err(|error| Cause::StartFailed {
+            detail: format!("its tap device cannot be had: {error}"),
+        })?),
+    };
+    let spawned = Process::spawn(&argv, slot.dir.root(), lock, &slot.dir.log(), tap);
+    let process = spawned.map_err(|error| Cause::StartFailed {
+        detail: format!("`{}` cannot be started: {error}", argv.program.display()),
     })?;
     let vm = Arc::new(Vm::new(process, slot.dir.clone()));
     vm.started_as(match start {
@@ -271,11 +286,19 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
         ))
     } else if manifest.accelerator != needs.accelerator {
         Some(format!("it was taken under {}, this host runs {}", manifest.accelerator, needs.accelerator))
+    } else if manifest.network != needs.network {
+        let (had, has) = (network(&manifest.network), network(&needs.network));
+        Some(format!("it was taken with {had}, the service has {has} now"))
     } else if series(&manifest.vmm) != series(&needs.vmm) {
         Some(format!("it was taken by QEMU {}, this is QEMU {}", manifest.vmm, needs.vmm))
     } else {
         None
     }
+}
+
+/// How a guest is on the network, for people.
+fn network(noted: &str) -> &str {
+    if noted.is_empty() { "a network link to the daemon" } else { noted }
 }
 
 /// `7.2` of `7.2.22`: within a series QEMU reads its own device states; the machine `microvm` promises no more.

@@ -50,6 +50,9 @@ pub struct Manifest {
     /// How the device state is loaded.
     #[serde(default)]
     pub devices: Devices,
+    /// What the guest knows of its network: see [`Needs::network`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub network: String,
     device_bytes: u64,
     device_blake3: String,
 }
@@ -242,6 +245,7 @@ impl StateDir {
             accelerator: needs.accelerator,
             vmm: needs.vmm,
             devices,
+            network: needs.network,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
         })
@@ -302,6 +306,9 @@ pub struct Needs {
     pub accelerator: String,
     /// Version of the monitor.
     pub vmm: String,
+    /// The tap device's addresses, which the guest has in its memory; empty for a link to the daemon, where all
+    /// guests have the same.
+    pub network: String,
 }
 
 /// Bytes of guest memory.
@@ -341,7 +348,12 @@ mod tests {
             paused_us: 0,
             image: "abc".to_owned(),
         };
-        let needs = Needs { resources, accelerator: "tcg".to_owned(), vmm: "7.2.22".to_owned() };
+        let needs = Needs {
+            resources,
+            accelerator: "tcg".to_owned(),
+            vmm: "7.2.22".to_owned(),
+            network: String::new(),
+        };
         let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));
         state.publish(&manifest).unwrap();

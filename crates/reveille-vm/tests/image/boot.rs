@@ -36,6 +36,7 @@ async fn console_of(bench: &Bench, image: &Image) -> String {
         initrd: image.initrd.clone(),
         resources: Resources { cpus: 1, memory_mib: 256, ..Resources::default() },
         egress: Egress::None,
+        link: reveille_vm::driver::Link::Stream,
     };
     let qemu = Qemu::open(config).await.unwrap();
     qemu.boot(&launch, &|_| ()).await.unwrap();

@@ -81,6 +81,7 @@ impl World {
             initrd: self.initrd.clone(),
             resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
+            link: reveille_vm::driver::Link::Stream,
         }
     }
 

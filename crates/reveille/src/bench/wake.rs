@@ -181,6 +181,7 @@ impl Bench {
                 ..reveille_core::model::Resources::default()
             },
             egress: reveille_core::model::Egress::None,
+            link: reveille_vm::driver::Link::Stream,
         };
         Ok(Self { daemon, qemu, launch, port: options.port, scratch: scratch.to_owned() })
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::output::bytes;
 use super::remote::runtime;
 use super::{CONFIG_DEFAULT, Output};
-use crate::config::{Config, Network};
+use crate::config::{Config, NetMode, Network};
 use crate::serve::qemu_config;
 
 /// Free space under which a hibernation may fail for lack of room.
@@ -89,8 +89,11 @@ impl Doctor {
         }
         findings.extend(runtime()?.block_on(qemu(&config, self.probe)));
         findings.push(busybox());
-        findings.push(privileges());
-        findings.push(addresses(&config));
+        findings.push(privileges(config.net.mode));
+        findings.push(match config.net.mode {
+            NetMode::Relay => addresses(&config),
+            NetMode::Tap => taps(),
+        });
         findings.extend(config.dns.listen.iter().map(|listen| dns_port(*listen)));
         output.print(&findings, |findings| text(findings))?;
         let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
@@ -229,8 +232,15 @@ fn busybox() -> Finding {
     }
 }
 
-fn privileges() -> Finding {
+fn privileges(mode: NetMode) -> Finding {
     let what = "privileges";
+    if mode == NetMode::Tap {
+        return Finding::limited(
+            what,
+            format!("user {}, and QEMU runs as the same user", rustix::process::geteuid().as_raw()),
+            "tap mode needs CAP_NET_ADMIN and CAP_NET_RAW of the daemon, and nothing of QEMU",
+        );
+    }
     if rustix::process::geteuid().is_root() {
         let remedy = "not needed for relay mode: any user who owns the state directory can run it";
         Finding::limited(what, "root, and QEMU runs as root too", remedy)
@@ -240,6 +250,26 @@ fn privileges() -> Finding {
             format!("user {}, which is enough for relay mode", rustix::process::geteuid().as_raw()),
         )
     }
+}
+
+/// Whether the daemon may make tap devices: tried by making one, which is gone again at once.
+fn taps() -> Finding {
+    let what = "tap devices";
+    match reveille_net::tap::try_device() {
+        Ok(()) => match forwarding() {
+            true => Finding::good(what, "they can be made, and this host forwards packets to them"),
+            false => Finding::limited(
+                what,
+                "they can be made, but this host does not forward packets: only its own clients reach guests",
+                "sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+            ),
+        },
+        Err(error) => Finding::bad(what, "they cannot be made", error.to_string()),
+    }
+}
+
+fn forwarding() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1")
 }
 
 /// Whether addresses of the pool can be listened on: true of 127/8 on Linux, elsewhere only of configured ones.

@@ -2,6 +2,7 @@
 
 mod encrypted;
 mod faults;
+mod net;
 mod overlay;
 mod secondaries;
 mod standing;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
+pub use net::{Net, NetMode};
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
 pub use warnings::warnings;
@@ -38,7 +40,9 @@ pub struct Config {
     pub gate: GateConfig,
     /// The HTTP API.
     pub api: Api,
-    /// The activator.
+    /// How clients reach guests.
+    pub net: Net,
+    /// The activator's addresses.
     pub relay: Relay,
     /// Limits of the host.
     pub host: HostLimits,
@@ -397,6 +401,7 @@ impl Config {
             let allowed = "an IPv4 network such as 127.64.0.0/10, prefix 8 to 30";
             faults.push(SpecFault::new("relay.pool", &self.relay.pool, allowed));
         }
+        faults.extend(self.tap_faults());
         for network in &self.dns.status_allow {
             if let Err(error) = network.parse::<reveille_core::answer::Network>() {
                 faults.push(SpecFault::new("dns.status_allow", network, error.to_string()));

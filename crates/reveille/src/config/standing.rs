@@ -25,6 +25,7 @@ impl Config {
             "dns.https.plain": dns.https.plain,
             "api.listen": api.listen,
             "api.anonymous": api.anonymous,
+            "net.mode": net.mode,
             "relay.pool": relay.pool,
             "qemu.binary": qemu.binary,
             "qemu.data_dir": qemu.data_dir,

@@ -266,3 +266,27 @@ fn what_is_hardly_meant_is_a_warning_and_no_fault() {
     let keys: Vec<_> = found.iter().map(|warning| (warning.key.as_str(), warning.value.as_str())).collect();
     assert_eq!(keys, [("zone \"vm.test\".dnssec", "on"), ("qemu.binary", "/nonexistent/qemu")]);
 }
+
+#[test]
+fn tap_mode_refuses_addresses_that_packets_never_leave_the_host_for() {
+    let text = r#"
+        [net]
+        mode = "tap"
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        address = "127.64.0.9"
+        egress = "nat"
+    "#;
+    let error = Config::parse(text).unwrap_err().to_string();
+    for place in
+        ["relay.pool = 127.64.0.0/10", "service \"a.vm.test\".address", "service \"a.vm.test\".egress"]
+    {
+        assert!(error.contains(place), "{place} in: {error}");
+    }
+    let routed = text.replace("127.64.0.9", "10.64.0.9").replace("\"nat\"", "\"none\"");
+    Config::parse(&format!("{routed}\n[relay]\npool = \"10.64.0.0/16\"")).unwrap();
+}

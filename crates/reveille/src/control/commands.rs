@@ -143,7 +143,7 @@ impl Control {
     }
 
     fn held(&self, name: &DomainName) -> u32 {
-        self.relay.traffic(name).map_or(0, |traffic| traffic.held_clients)
+        self.activator.traffic(name).map_or(0, |traffic| traffic.held_clients)
     }
 
     fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
@@ -220,12 +220,12 @@ impl Control {
         let now = self.clock.now();
         let binding = crate::serve::binding(&spec, address);
         let unavailable = |detail: String| ControlError::Unavailable { detail };
-        self.relay.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
+        self.activator.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
         let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
         let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
         let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
         if let Err(error) = self.store.write(rows).await {
-            self.relay.unbind(&spec.name).await;
+            self.activator.unbind(&spec.name).await;
             return Err(unavailable(error.to_string()));
         }
         let name = spec.name.clone();
@@ -278,9 +278,9 @@ impl Control {
     /// What the turn has removed is unbound and announced.
     pub(super) fn release_gone(&mut self) {
         for service in self.services.release_gone(&self.fleet) {
-            let relay = self.relay.clone();
+            let activator = self.activator.clone();
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
-            tokio::spawn(async move { relay.unbind(&service).await });
+            tokio::spawn(async move { activator.unbind(&service).await });
         }
     }
 

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Cause, Egress, InstanceId, Report, ServiceSpec, Stage};
-use reveille_net::Relay;
+use reveille_net::Activator;
 use reveille_net::guest::{Link, LinkAddresses};
+use reveille_net::tap::TapAddresses;
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch};
 use reveille_vm::image::ImageStore;
@@ -18,6 +19,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::sleep;
 
 use super::Message;
+use super::cable::{Cable, plug};
 use super::watch::{From, watch};
 use crate::clock::Clock;
 
@@ -42,7 +44,7 @@ pub struct Tools {
     /// What they boot.
     pub images: Arc<ImageStore>,
     /// Where their clients wait.
-    pub relay: Relay,
+    pub activator: Activator,
     /// Where reports go.
     pub inbox: mpsc::Sender<Message>,
     /// The time.
@@ -75,24 +77,44 @@ impl Tools {
             initrd: image.initrd,
             resources: order.spec.resources,
             egress: order.spec.egress,
+            link: self.plug(order)?,
         })
     }
 
-    /// The instance's link, attached to the relay; made if there is none.
-    async fn link(&self, order: &Order) -> Result<Arc<Link>, DriverError> {
+    /// What its network card is plugged into.
+    fn plug(&self, order: &Order) -> Result<reveille_vm::driver::Link, Cause> {
+        let name = &order.spec.name;
+        let Activator::Tap(taps) = &self.activator else { return Ok(reveille_vm::driver::Link::Stream) };
+        if order.spec.egress != Egress::None {
+            let detail =
+                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
+            return Err(Cause::StartFailed { detail });
+        }
+        let addresses = taps.addresses(name);
+        let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
+            detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
+        })?;
+        Ok(plug(&self.activator, name, v4, v6))
+    }
+
+    /// The instance's cable. A link is attached to the relay, and made if there is none.
+    async fn link(&self, order: &Order) -> Result<Cable, DriverError> {
+        if let Activator::Tap(taps) = &self.activator {
+            return Ok(Cable::Tap(taps.clone(), order.spec.name.clone()));
+        }
         if let Some(link) = self.links().get(&order.instance) {
-            return Ok(Arc::clone(link));
+            return Ok(Cable::Link(Arc::clone(link)));
         }
         let stream = self.driver.network(order.instance).await?;
         let link = Arc::new(Link::attach(stream, addresses(order.spec.egress)));
         let link = Arc::clone(self.links().entry(order.instance).or_insert(link));
-        self.relay.set_link(&order.spec.name, Some(Arc::clone(&link)));
-        Ok(link)
+        self.activator.set_link(&order.spec.name, Some(Arc::clone(&link)));
+        Ok(Cable::Link(link))
     }
 
     fn unlink(&self, order: &Order) {
         self.links().remove(&order.instance);
-        self.relay.set_link(&order.spec.name, None);
+        self.activator.set_link(&order.spec.name, None);
     }
 
     fn links(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Arc<Link>>> {
@@ -113,12 +135,12 @@ impl Executor {
     pub fn new(
         driver: Arc<dyn Driver>,
         images: Arc<ImageStore>,
-        relay: Relay,
+        activator: Activator,
         inbox: mpsc::Sender<Message>,
         clock: Clock,
     ) -> Self {
         let (links, watches) = (Mutex::default(), Mutex::default());
-        let tools = Tools { driver, images, relay, inbox, clock, links, watches };
+        let tools = Tools { driver, images, activator, inbox, clock, links, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -170,7 +192,7 @@ impl Executor {
     pub fn kill(&mut self, order: Order, discard: bool, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
-        tools.relay.cut(&order.spec.name);
+        tools.activator.cut(&order.spec.name);
         let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
             if let Some(task) = overtaken {
@@ -328,9 +350,9 @@ impl Tools {
         }
     }
 
-    fn watch(self: &Arc<Self>, order: Order, link: Arc<Link>, from: From) {
+    fn watch(self: &Arc<Self>, order: Order, cable: Cable, from: From) {
         let instance = order.instance;
-        let task = tokio::spawn(watch(Arc::clone(self), order, link, from));
+        let task = tokio::spawn(watch(Arc::clone(self), order, cable, from));
         if let Some(earlier) = self.watches().insert(instance, task.abort_handle()) {
             earlier.abort();
         }

@@ -10,6 +10,7 @@
 //! Everything that changes a service or an instance comes through here, one message after another, so each
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
+mod cable;
 mod commands;
 mod damping;
 pub mod executor;
@@ -20,9 +21,9 @@ mod reload;
 mod run;
 mod serials;
 pub mod startup;
-pub mod versions;
 mod stop;
 mod updates;
+pub mod versions;
 mod wakes;
 mod watch;
 

@@ -10,7 +10,7 @@ use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
 use reveille_dns::observe::Counters;
 use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
-use reveille_net::Relay;
+use reveille_net::Activator;
 use tokio::sync::watch;
 
 use super::serials::{PlannedSerials, Serials};
@@ -29,7 +29,7 @@ type Look = (InstanceId, DomainName, Option<Arc<ServiceView>>);
 pub struct Publisher {
     view: Arc<ArcSwap<View>>,
     generation: watch::Sender<u64>,
-    relay: Relay,
+    activator: Activator,
     gates: BTreeMap<InstanceId, (DomainName, Gate)>,
     /// When gates that refuse are to be looked at again.
     reopen: BTreeSet<(Timestamp, InstanceId)>,
@@ -97,13 +97,13 @@ impl Publisher {
     pub fn new(
         view: Arc<ArcSwap<View>>,
         generation: watch::Sender<u64>,
-        relay: Relay,
+        activator: Activator,
         serials: Serials,
     ) -> Self {
         Self {
             view,
             generation,
-            relay,
+            activator,
             gates: BTreeMap::new(),
             reopen: BTreeSet::new(),
             numbers: Numbers::default(),
@@ -290,7 +290,7 @@ impl Publisher {
     fn set_gate(&mut self, id: InstanceId, service: &DomainName, gate: Gate) {
         let before = self.gates.insert(id, (service.clone(), gate));
         if before.is_none_or(|(_, before)| before != gate) {
-            self.relay.set_gate(service, gate);
+            self.activator.set_gate(service, gate);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Readiness: the service's own port answers (W3).
 //!
-//! The check goes over the guest's link, so a TCP check passes exactly when the guest has completed the
+//! The check goes over the guest's cable, so a TCP check passes exactly when the guest has completed the
 //! handshake, and an HTTP check when it has answered.
 
 use std::time::Duration;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use reveille_core::model::ReadyCheck;
-use reveille_net::guest::{ConnectError, GuestStream, Link};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
+
+use super::cable::{Cable, Stream};
 
 /// Longest time in which a service may end a checking connection in order.
 const PARTING_MAX: Duration = Duration::from_secs(1);
@@ -56,13 +57,13 @@ pub enum NotReady {
 ///
 /// # Errors
 /// What was seen instead of an answer.
-pub async fn check(link: &Link, check: &ReadyCheck, limit: Duration) -> Result<(), NotReady> {
+pub async fn check(cable: &Cable, check: &ReadyCheck, limit: Duration) -> Result<(), NotReady> {
     let port = match check {
         ReadyCheck::Running => return Ok(()),
         ReadyCheck::Tcp { port } | ReadyCheck::Http { port, .. } => *port,
     };
     let answered = async {
-        let stream = connect(link, port).await?;
+        let stream = cable.connect(port).await?;
         match check {
             ReadyCheck::Running | ReadyCheck::Tcp { .. } => {
                 part(stream);
@@ -76,17 +77,8 @@ pub async fn check(link: &Link, check: &ReadyCheck, limit: Duration) -> Result<(
     })
 }
 
-async fn connect(link: &Link, port: u16) -> Result<GuestStream, NotReady> {
-    link.connect(port).await.map_err(|error| match error {
-        ConnectError::Refused => NotReady::Refused { port },
-        ConnectError::LinkClosed | ConnectError::TooMany => {
-            NotReady::Unreachable { detail: error.to_string() }
-        }
-    })
-}
-
 /// Ends a connection over which nothing was said as a client would, by FIN: servers log a reset as an error.
-fn part(mut stream: GuestStream) {
+fn part(mut stream: Box<dyn Stream>) {
     tokio::spawn(async move {
         let ended = async {
             let mut said = [0; PARTING_BYTES_MAX];
@@ -99,7 +91,7 @@ fn part(mut stream: GuestStream) {
     });
 }
 
-async fn get(stream: GuestStream, port: u16, path: &str) -> Result<(), NotReady> {
+async fn get(stream: Box<dyn Stream>, port: u16, path: &str) -> Result<(), NotReady> {
     let unreachable = |error: hyper::Error| NotReady::Unreachable { detail: error.to_string() };
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(unreachable)?;

@@ -13,7 +13,7 @@ use reveille_core::model::{
 };
 use reveille_dns::WakeAsk;
 use reveille_dns::update::{UpdateAsk, UpdateDesk};
-use reveille_net::{Relay, RelayEvent, RelayEvents};
+use reveille_net::{Activator, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{sleep, sleep_until};
@@ -56,7 +56,7 @@ pub struct Parts {
     /// Where rows go.
     pub store: Arc<Store>,
     /// Where clients wait.
-    pub relay: Relay,
+    pub activator: Activator,
     /// Who carries actions out.
     pub executor: Executor,
     /// Who makes changes visible.
@@ -78,7 +78,7 @@ pub struct Control {
     pub(super) fleet: Fleet,
     pub(super) clock: Clock,
     pub(super) store: Arc<Store>,
-    pub(super) relay: Relay,
+    pub(super) activator: Activator,
     pub(super) executor: Executor,
     pub(super) publisher: Publisher,
     pub(super) wakes: Wakes,
@@ -102,7 +102,7 @@ impl Control {
             fleet,
             clock,
             store,
-            relay,
+            activator,
             executor,
             publisher,
             news,
@@ -115,7 +115,7 @@ impl Control {
             fleet,
             clock,
             store,
-            relay,
+            activator,
             executor,
             publisher,
             wakes: Wakes::default(),
@@ -264,7 +264,7 @@ impl Control {
             }
             Report::Captured { version } => {
                 // Who came too late to turn it back asks anew.
-                self.relay.cut(&service);
+                self.activator.cut(&service);
                 let paused_ms = version.paused_us / 1_000;
                 tracing::info!(%service, version = version.number, paused_ms, "asleep");
             }
@@ -285,7 +285,7 @@ impl Control {
 
     fn lost(&mut self, service: &DomainName, was: Phase, cause: &reveille_core::model::Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
-        self.relay.cut(service);
+        self.activator.cut(service);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }
@@ -336,7 +336,7 @@ impl Control {
     }
 
     fn note_traffic(&mut self, instance: InstanceId, service: &DomainName) {
-        let Some(traffic) = self.relay.traffic(service) else { return };
+        let Some(traffic) = self.activator.traffic(service) else { return };
         let event = Event::Traffic {
             instance,
             open_connections: traffic.open_connections,
@@ -443,7 +443,7 @@ impl Control {
 
     /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
     fn drain(&mut self, order: &Order, idle_ms: u64, force: bool) {
-        let report = match self.relay.close_if_idle(&order.spec.name, idle_ms, force) {
+        let report = match self.activator.close_if_idle(&order.spec.name, idle_ms, force) {
             Ok(()) => {
                 self.publisher.gate_closed(order.instance);
                 Report::GateClosed

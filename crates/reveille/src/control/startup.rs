@@ -12,10 +12,12 @@ use reveille_core::model::{
     DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Service, ServiceSpec, Timestamp,
     reconcile,
 };
+use reveille_net::Activator;
 use reveille_store::{Change, Loaded, Origin, Store, StoredService};
-use reveille_vm::driver::{Driver, Launch};
+use reveille_vm::driver::{Driver, Launch, Link};
 use reveille_vm::image::ImageStore;
 
+use super::cable::plug;
 use crate::config::Network;
 
 /// Which services there are beside their rows: addresses given out, and who declared what.
@@ -189,6 +191,7 @@ pub async fn find(
     limits: HostLimits,
     driver: &Arc<dyn Driver>,
     images: &Arc<ImageStore>,
+    activator: &Activator,
     now: Timestamp,
 ) -> Found {
     let known: BTreeSet<InstanceId> = entries.iter().map(|(_, row)| row.id).collect();
@@ -200,7 +203,8 @@ pub async fn find(
     }
     let (mut fleet, mut steps) = (Fleet::new(limits), Vec::new());
     for (service, row) in entries {
-        let launch = launch_to_find(&service.spec, row.id, images).await;
+        let link = plug(activator, &service.spec.name, service.address, service.spec.address6);
+        let launch = launch_to_find(&service.spec, row.id, images, link).await;
         let found = driver.find(&launch).await;
         tracing::debug!(service = %service.spec.name, was = %row.phase, ?found, "found");
         let id = row.id;
@@ -215,7 +219,12 @@ pub async fn find(
 }
 
 /// As much of a launch as finding needs: an image that is gone does not hide a process that runs.
-async fn launch_to_find(spec: &ServiceSpec, instance: InstanceId, images: &Arc<ImageStore>) -> Launch {
+async fn launch_to_find(
+    spec: &ServiceSpec,
+    instance: InstanceId,
+    images: &Arc<ImageStore>,
+    link: Link,
+) -> Launch {
     let (images, name) = (Arc::clone(images), spec.image.clone());
     let image = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
     let image = image.ok().and_then(Result::ok);
@@ -227,6 +236,7 @@ async fn launch_to_find(spec: &ServiceSpec, instance: InstanceId, images: &Arc<I
         initrd: image.map(|image| image.initrd).unwrap_or_default(),
         resources: spec.resources,
         egress: spec.egress,
+        link,
     }
 }
 

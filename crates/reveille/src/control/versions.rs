@@ -91,7 +91,9 @@ impl Versions {
                     self.epochs().remove(&service);
                     lost.push((service, owner.host));
                 }
-                Err(error) => tracing::warn!(%service, %error, "the object store was not told that it is served here"),
+                Err(error) => {
+                    tracing::warn!(%service, %error, "the object store was not told that it is served here")
+                }
             }
         }
         lost
@@ -114,7 +116,9 @@ impl Versions {
             None => match self.own(service).await? {
                 Ownership::Ours { .. } => self.epochs().get(service).copied().unwrap_or(1),
                 Ownership::Foreign(host) => {
-                    return Err(Cause::StoreFailed { detail: format!("{service} is served by the host {host}") });
+                    return Err(Cause::StoreFailed {
+                        detail: format!("{service} is served by the host {host}"),
+                    });
                 }
             },
         };

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reveille_core::model::{Cause, Report};
-use reveille_net::guest::Link;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::cable::Cable;
 use super::damping::{Damping, Sign, Verdict};
 use super::executor::{Order, Tools};
 use super::ready::{self, NotReady};
@@ -29,13 +29,13 @@ pub enum From {
 }
 
 /// Watches until the instance is lost, which is reported. Ended from outside when it is captured or killed.
-pub async fn watch(tools: Arc<Tools>, order: Order, link: Arc<Link>, from: From) {
+pub async fn watch(tools: Arc<Tools>, order: Order, cable: Cable, from: From) {
     let died = tools.driver.died(order.instance);
     let looking = async {
         if from == From::Running {
-            until_ready(&tools, &order, &link).await;
+            until_ready(&tools, &order, &cable).await;
         }
-        heartbeats(&tools, &order, &link).await
+        heartbeats(&tools, &order, &cable).await
     };
     let cause = tokio::select! {
         detail = died => Cause::VmmDied { detail },
@@ -44,12 +44,12 @@ pub async fn watch(tools: Arc<Tools>, order: Order, link: Arc<Link>, from: From)
     tools.report(&order, Report::Lost { cause }).await;
 }
 
-async fn until_ready(tools: &Tools, order: &Order, link: &Link) {
+async fn until_ready(tools: &Tools, order: &Order, cable: &Cable) {
     let check = order.spec.ready_check();
     let mut limit = FIRST_CHECK;
     // Without end here: how long a start may take is decided by the control loop, which ends this task.
     loop {
-        match ready::check(link, &check, limit).await {
+        match ready::check(cable, &check, limit).await {
             Ok(()) => break,
             Err(NotReady::Silent { .. }) => limit = (limit * 2).min(CHECK_MAX),
             Err(NotReady::Refused { .. } | NotReady::Unreachable { .. } | NotReady::Status { .. }) => {}
@@ -59,7 +59,7 @@ async fn until_ready(tools: &Tools, order: &Order, link: &Link) {
     tools.report(order, Report::Ready).await;
 }
 
-async fn heartbeats(tools: &Tools, order: &Order, link: &Link) -> Cause {
+async fn heartbeats(tools: &Tools, order: &Order, cable: &Cable) -> Cause {
     let heartbeat = Duration::from_millis(order.spec.policy.heartbeat_ms);
     let mut damping = Damping::default();
     let mut next = Instant::now() + heartbeat;
@@ -67,7 +67,7 @@ async fn heartbeats(tools: &Tools, order: &Order, link: &Link) -> Cause {
         sleep_until(next).await;
         next = Instant::now() + heartbeat;
         loop {
-            let (sign, cause) = look(tools, order, link, heartbeat / 2).await;
+            let (sign, cause) = look(tools, order, cable, heartbeat / 2).await;
             match damping.look(sign) {
                 Verdict::Up => break,
                 // The second look follows at once, so that two fit into two heartbeats; but a refusal comes in
@@ -83,7 +83,7 @@ async fn heartbeats(tools: &Tools, order: &Order, link: &Link) -> Cause {
 }
 
 /// One look: the monitor's control socket, then the service's port.
-async fn look(tools: &Tools, order: &Order, link: &Link, limit: Duration) -> (Sign, Cause) {
+async fn look(tools: &Tools, order: &Order, cable: &Cable, limit: Duration) -> (Sign, Cause) {
     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     let cpu_before = tools.driver.cpu_ms(order.instance);
     let progress = || match (cpu_before, tools.driver.cpu_ms(order.instance)) {
@@ -93,7 +93,7 @@ async fn look(tools: &Tools, order: &Order, link: &Link, limit: Duration) -> (Si
     if tools.driver.beat(order.instance, limit_ms).await.is_err() {
         return (progress(), Cause::VmmHung { waited_ms: limit_ms });
     }
-    match ready::check(link, &order.spec.ready_check(), limit).await {
+    match ready::check(cable, &order.spec.ready_check(), limit).await {
         // An error status is an answer: the port is alive.
         Ok(()) | Err(NotReady::Status { .. }) => (Sign::Fine, Cause::VmmHung { waited_ms: 0 }),
         Err(seen @ NotReady::Silent { .. }) => (progress(), Cause::PortDead { detail: seen.to_string() }),

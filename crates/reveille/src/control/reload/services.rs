@@ -105,7 +105,7 @@ impl Control {
                     continue;
                 }
             };
-            if let Err(error) = self.relay.bind(crate::serve::binding(&spec, address)).await {
+            if let Err(error) = self.activator.bind(crate::serve::binding(&spec, address)).await {
                 self.services.take_back(address);
                 faults.push(format!("{place}: {error}"));
                 continue;
@@ -128,7 +128,7 @@ impl Control {
     /// Nothing of it becomes true.
     pub(super) async fn undo(&mut self, plan: ServicePlan) {
         for (service, _) in plan.added {
-            self.relay.unbind(&service.spec.name).await;
+            self.activator.unbind(&service.spec.name).await;
             self.services.take_back(service.address);
         }
     }
