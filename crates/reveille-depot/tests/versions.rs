@@ -1,0 +1,59 @@
+//! Versions in a directory: what is put comes back, and only what is new is stored.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use common::{Dice, PAGE, about, config, device, id, memory, on_disk, pseudo_guest, same_content};
+use reveille_depot::fetch::FetchOrder;
+use reveille_depot::{Depot, Watch};
+
+#[tokio::test]
+async fn a_version_comes_back_as_it_was_put() {
+    let temp = tempfile::tempdir().unwrap();
+    let depot = Depot::open(&config(&temp.path().join("depot"))).unwrap();
+    let guest = temp.path().join("guest");
+    pseudo_guest(&guest, 8 << 20, 30, &mut Dice(1));
+    let watch = Watch::default();
+    let parts = vec![memory(&guest), device(b"registers")];
+    let put = depot.put_version(&about("a.test", 1), parts, None, &watch).await.unwrap();
+    assert!(!put.was_there && put.pages > 100 && put.pages == put.pages_stored, "{put:?}");
+
+    let to = temp.path().join("fetched");
+    let manifest = depot.fetch(&id("a.test", 1), &to, FetchOrder::AsStored, &watch).await.unwrap();
+    assert_eq!(manifest.about, about("a.test", 1));
+    same_content(&to.join("memory"), &guest);
+    assert_eq!(fs::read(to.join("device")).unwrap(), b"registers");
+    assert!(on_disk(&to.join("memory")) < 6 << 20, "zeros stay holes: {}", on_disk(&to.join("memory")));
+    assert!(!temp.path().join("fetched.partial").exists());
+
+    let parts = vec![memory(&guest), device(b"registers")];
+    let again = depot.put_version(&about("a.test", 1), parts, None, &watch).await.unwrap();
+    assert!(again.was_there);
+    let other = depot.put_version(&about("a.test", 1), vec![device(b"other")], None, &watch).await;
+    assert!(other.unwrap_err().to_string().contains("must be higher"));
+}
+
+#[tokio::test]
+async fn a_second_version_stores_what_changed() {
+    let temp = tempfile::tempdir().unwrap();
+    let depot = Depot::open(&config(&temp.path().join("depot"))).unwrap();
+    let (guest, to) = (temp.path().join("guest"), temp.path().join("fetched"));
+    let mut dice = Dice(2);
+    pseudo_guest(&guest, 256 << 20, 25, &mut dice);
+    let watch = Watch::default();
+    let first = depot.put_version(&about("a.test", 1), vec![memory(&guest)], None, &watch).await.unwrap();
+    let file = File::options().write(true).open(&guest).unwrap();
+    for _ in 0..400 {
+        file.write_all_at(&dice.page(), dice.below(65_536) * PAGE).unwrap();
+    }
+    let parent = id("a.test", 1);
+    let parts = vec![memory(&guest)];
+    let second = depot.put_version(&about("a.test", 2), parts, Some(&parent), &watch).await.unwrap();
+    println!("first {first:?}\nsecond {second:?}");
+    assert!(second.own_bytes * 100 <= first.own_bytes * 3, "{} of {}", second.own_bytes, first.own_bytes);
+    depot.fetch(&id("a.test", 2), &to, FetchOrder::AsStored, &watch).await.unwrap();
+    same_content(&to.join("memory"), &guest);
+}
