@@ -220,7 +220,7 @@ impl Depot {
     /// # Errors
     /// If the store cannot be asked.
     pub async fn store_now_ms(&self) -> Result<u64, ObjectError> {
-        let path = format!("{CLOCK}/{}", salt(CLOCK)?.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let path = format!("{CLOCK}/{:032x}", u128::from_le_bytes(salt(CLOCK)?));
         self.objects.put(&path, Bytes::new(), Put::Always).await?;
         let now = self.objects.head(&path).await?.written_ms;
         self.objects.delete(&path).await?;

@@ -119,7 +119,7 @@ pub enum PutError {
 }
 
 /// Which version a put is about, and until when.
-struct Order<'a> {
+pub(crate) struct Order<'a> {
     about: &'a Description,
     watch: &'a Watch,
     started_ms: u64,
@@ -132,7 +132,7 @@ impl Order<'_> {
         &self.about.id
     }
 
-    fn check_cancel(&self) -> Result<(), PutError> {
+    pub(crate) fn check_cancel(&self) -> Result<(), PutError> {
         if self.watch.cancel.is_cancelled() { Err(PutError::Cancelled(self.id().clone())) } else { Ok(()) }
     }
 
@@ -165,13 +165,7 @@ impl Depot {
     ) -> Result<PutSummary, PutError> {
         let parts: Arc<[NewPart]> = parts.into();
         check_parts(about, &parts)?;
-        let order = Order {
-            about,
-            watch,
-            started_ms: (self.stopwatch)(),
-            took_ms_max: self.grace_ms().await? / 2,
-            store_started_ms: self.store_now_ms().await?,
-        };
+        let order = self.order(about, watch).await?;
         failpoint!("depot.put.begin");
         self.check_owner(&order).await?;
         let there = self.check_number(&order).await?;
@@ -188,7 +182,22 @@ impl Depot {
         Ok(PutSummary { pages_stored, ..summary })
     }
 
-    async fn check_owner(&self, order: &Order<'_>) -> Result<(), PutError> {
+    /// The clocks are read before anything is seen or written.
+    pub(crate) async fn order<'a>(
+        &self,
+        about: &'a Description,
+        watch: &'a Watch,
+    ) -> Result<Order<'a>, ObjectError> {
+        Ok(Order {
+            about,
+            watch,
+            started_ms: (self.stopwatch)(),
+            took_ms_max: self.grace_ms().await? / 2,
+            store_started_ms: self.store_now_ms().await?,
+        })
+    }
+
+    pub(crate) async fn check_owner(&self, order: &Order<'_>) -> Result<(), PutError> {
         match self.owner(&order.id().service).await? {
             Some(owner) if owner.epoch != order.about.epoch => Err(PutError::Foreign {
                 id: order.id().clone(),
@@ -201,7 +210,7 @@ impl Depot {
     }
 
     /// Numbers go up. The version itself, if it is there already.
-    async fn check_number(&self, order: &Order<'_>) -> Result<Option<Manifest>, PutError> {
+    pub(crate) async fn check_number(&self, order: &Order<'_>) -> Result<Option<Manifest>, PutError> {
         let id = order.id();
         let listed = self.objects.list(&format!("{SERVICES}/{}", id.service)).await?;
         let known = listed.iter().filter_map(|object| Shelf::of_path(&object.path));
@@ -213,7 +222,11 @@ impl Depot {
         }
     }
 
-    async fn publish(&self, order: &Order<'_>, manifest: Manifest) -> Result<PutSummary, PutError> {
+    pub(crate) async fn publish(
+        &self,
+        order: &Order<'_>,
+        manifest: Manifest,
+    ) -> Result<PutSummary, PutError> {
         let id = order.id();
         let path = Shelf::Versions.path(id);
         let keys = Arc::clone(&self.keys);
