@@ -60,6 +60,20 @@ impl ContentSum {
         }
     }
 
+    /// Of a part with these bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        let mut sum = Self::default();
+        for (place, content) in (0..).zip(bytes.chunks(PAGE_BYTES)) {
+            if is_zero(content) {
+                continue;
+            }
+            let mut page = ZEROS;
+            page.iter_mut().zip(content).for_each(|(to, from)| *to = *from);
+            sum.add(place, PageHash::of(&page));
+        }
+        sum
+    }
+
     /// Adds what another thread has summed.
     pub fn merge(&mut self, other: Self) {
         for (sum, more) in self.0.iter_mut().zip(other.0) {

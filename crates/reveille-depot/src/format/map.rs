@@ -4,9 +4,9 @@
 //! runs and for each run four numbers: how far it begins behind the end of the one before, how many pages it has, which
 //! chunk, which place in it. Runs can neither overlap nor go back, since the first number is not negative.
 
+use super::Fault;
 use super::chunk::{CHUNK_BYTES_MAX, CHUNK_PAGES_MAX};
 use super::varint::{Reader, put};
-use super::{Fault, varint};
 use crate::names::ChunkName;
 use crate::pages::PageSet;
 
@@ -225,7 +225,7 @@ pub fn encode_set(set: &PageSet) -> Result<Vec<u8>, Fault> {
 /// # Errors
 /// [`Fault`] if the bytes are not one.
 pub fn decode_set(bytes: &[u8]) -> Result<PageSet, Fault> {
-    let mut reader = varint::Reader::new(bytes, 0);
+    let mut reader = Reader::new(bytes, 0);
     let count = reader.number_up_to(TOUCHED_RUNS_MAX as u64, "the number of runs of pages")?;
     let mut runs = Vec::new();
     let mut end = 0;
