@@ -15,7 +15,7 @@ fail() {
 # Package a line, with a file that tells that it is there.
 wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
 wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl g++:c++"
-wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv"
+wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv nodejs:node npm:npm python3-venv:python3"
 
 case $purpose in
 demo) wanted=$wanted_demo ;;
@@ -34,7 +34,25 @@ for entry in $wanted; do
     *) command -v "$sign" >/dev/null || missing="$missing $package" ;;
     esac
 done
-[ -n "$missing" ] || exit 0
+
+# Object stores that the tests start: S3 and Azure Blob, below target/, once. Without them their tests are not run.
+object_stores() {
+    stores=$(dirname "$0")/../target/object-stores
+    mkdir -p "$stores"
+    if [ ! -e "$stores/venv/bin/moto_server" ]; then
+        { python3 -m venv "$stores/venv" && "$stores/venv/bin/pip" install -q 'moto[server]==5.1.*'; } ||
+            echo "setup.sh: moto is not installed; the tests over S3 will not run" >&2
+    fi
+    if [ ! -e "$stores/node_modules/.bin/azurite-blob" ]; then
+        npm install --silent --no-audit --no-fund --prefix "$stores" azurite@3 ||
+            echo "setup.sh: azurite is not installed; the tests over Azure Blob will not run" >&2
+    fi
+}
+
+if [ -z "$missing" ]; then
+    [ "$purpose" != test ] || object_stores
+    exit 0
+fi
 
 command -v apt-get >/dev/null || fail "this is no Debian system; install yourself:$missing"
 root=
@@ -63,3 +81,4 @@ if command -v systemctl >/dev/null; then
         esac
     done
 fi
+[ "$purpose" != test ] || object_stores

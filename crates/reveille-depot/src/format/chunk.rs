@@ -75,6 +75,14 @@ fn name_of(salt: &[u8; SALT_BYTES], hashes: &[u8], key: Option<&SealKey>) -> Chu
     ChunkName(*name.finalize().as_bytes())
 }
 
+/// The name that would fit a chunk that is not sealed: what whoever can write both a manifest and a chunk would write,
+/// and what the fuzz target asks with.
+pub fn fitting_name(bytes: &[u8]) -> Option<ChunkName> {
+    let salt: &[u8; SALT_BYTES] = bytes.get(HEADER_BYTES - SALT_BYTES..HEADER_BYTES)?.try_into().ok()?;
+    let count = usize::from(u16::from_le_bytes(*bytes.get(HEADER_BYTES..)?.first_chunk()?));
+    Some(name_of(salt, bytes.get(PRELUDE_BYTES..head_bytes(count, false))?, None))
+}
+
 /// Makes a chunk of whole pages, 1 to 256 of them.
 ///
 /// # Errors

@@ -82,7 +82,7 @@ impl PageMap {
     }
 
     /// Adds a page behind all that are there.
-    pub(crate) fn push(&mut self, page: u64, chunk: u32, place: u16) {
+    pub fn push(&mut self, page: u64, chunk: u32, place: u16) {
         if let Some(last) = self.0.last_mut()
             && last.end() == page
             && last.chunk == chunk
