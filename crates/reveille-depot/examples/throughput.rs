@@ -60,7 +60,7 @@ async fn main() {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             file.write_all(&(state >> 13).to_le_bytes()).unwrap();
         }
-        file.write_all(&[page as u8 | 1; 2048]).unwrap();
+        file.write_all(&[u8::try_from(page % 251).unwrap() | 1; 2048]).unwrap();
     }
     file.flush().unwrap();
     let depot = Depot::open(&DepotConfig::at(&format!("file://{}/depot", temp.path().display()))).unwrap();

@@ -164,9 +164,11 @@ impl Depot {
         let mut reading =
             stream::iter(ids).map(|id| self.manifests(vec![id])).buffer_unordered(self.parallel);
         while let Some(read) = reading.next().await {
-            let manifests = read.map_err(|error| match error {
-                ObjectError::Damaged { .. } | ObjectError::TooLarge { .. } => CollectError::Unreadable(error),
-                other => CollectError::Object(other),
+            let manifests = read.map_err(|error| {
+                if matches!(error, ObjectError::Damaged { .. } | ObjectError::TooLarge { .. }) {
+                    return CollectError::Unreadable(error);
+                }
+                CollectError::Object(error)
             })?;
             needed.extend(
                 manifests.iter().flat_map(|(_, manifest)| manifest.chunks.iter().map(|chunk| chunk.name)),

@@ -85,6 +85,9 @@ pub enum FetchError {
 /// Where the pages of one chunk belong: the number of a part, and the run.
 type Uses = Vec<(usize, Run)>;
 
+/// The files of the parts.
+type Files = Arc<[(PathBuf, File)]>;
+
 /// A directory that is filled, and goes away if it does not become the one that was asked for.
 struct Partial {
     path: PathBuf,
@@ -184,7 +187,7 @@ impl Depot {
         &self,
         manifest: &Manifest,
         first: &PageSet,
-        files: &Arc<[(PathBuf, File)]>,
+        files: &Files,
         watch: &Watch,
     ) -> Result<Vec<ContentSum>, FetchError> {
         let id = &manifest.about.id;
@@ -219,7 +222,7 @@ impl Depot {
         id: &VersionId,
         chunk: ChunkRef,
         uses: Uses,
-        files: &Arc<[(PathBuf, File)]>,
+        files: &Files,
         watch: &Watch,
     ) -> Result<(u64, Vec<(usize, ContentSum)>), FetchError> {
         if watch.cancel.is_cancelled() {
@@ -268,7 +271,7 @@ fn write_pages(
 }
 
 /// The directory under its temporary name, and the files in it, all holes.
-fn make_files(to: &Path, manifest: &Manifest) -> Result<(Partial, Arc<[(PathBuf, File)]>), FetchError> {
+fn make_files(to: &Path, manifest: &Manifest) -> Result<(Partial, Files), FetchError> {
     if to.symlink_metadata().is_ok() {
         return Err(FetchError::Exists(to.to_owned()));
     }

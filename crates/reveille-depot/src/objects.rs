@@ -317,14 +317,16 @@ fn listed(path: String, meta: &ObjectMeta) -> Listed {
 
 fn translate(doing: &'static str, path: &str, error: &StoreError) -> ObjectError {
     let path = path.to_owned();
-    let kind = match error {
-        StoreError::NotFound { .. } => Some(ObjectError::Missing { path: path.clone() }),
-        StoreError::AlreadyExists { .. } => Some(ObjectError::Exists { path: path.clone() }),
-        StoreError::Precondition { .. } => Some(ObjectError::Changed { path: path.clone() }),
-        // The type is not ours and may grow.
-        _ => None,
-    };
-    kind.unwrap_or_else(|| ObjectError::Store { doing, path, why: without_queries(&whole(error)) })
+    if let StoreError::NotFound { .. } = error {
+        return ObjectError::Missing { path };
+    }
+    if let StoreError::AlreadyExists { .. } = error {
+        return ObjectError::Exists { path };
+    }
+    if let StoreError::Precondition { .. } = error {
+        return ObjectError::Changed { path };
+    }
+    ObjectError::Store { doing, path, why: without_queries(&whole(error)) }
 }
 
 /// An error with its causes, each said once.

@@ -167,14 +167,11 @@ impl Depot {
         // The answer may have been lost, and a second try found what the first one did.
         match self.read_owner(service).await? {
             Some(read) if read.content == content => Ok(()),
-            Some(read) => match error {
-                ObjectError::Exists { .. } | ObjectError::Changed { .. } => {
-                    let owner = self.heard(service, read.content).await?;
-                    Err(ClaimError::Owned { service: service.clone(), expected, owner })
-                }
-                other => Err(other.into()),
-            },
-            None => Err(error.into()),
+            Some(read) if matches!(error, ObjectError::Exists { .. } | ObjectError::Changed { .. }) => {
+                let owner = self.heard(service, read.content).await?;
+                Err(ClaimError::Owned { service: service.clone(), expected, owner })
+            }
+            Some(_) | None => Err(error.into()),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::seal::{KeyId, Keyring, Place, SALT_BYTES, SealKey, TAG_BYTES};
 pub const CHUNK_PAGES_MAX: usize = 256;
 const PRELUDE_BYTES: usize = HEADER_BYTES + 8;
 /// Largest body: what zstd makes of pages that cannot be compressed, and the tag.
-const BODY_BYTES_MAX: usize = CHUNK_PAGES_MAX * PAGE_BYTES + (CHUNK_PAGES_MAX * PAGE_BYTES >> 8) + 1024;
+const BODY_BYTES_MAX: usize = CHUNK_PAGES_MAX * PAGE_BYTES + ((CHUNK_PAGES_MAX * PAGE_BYTES) >> 8) + 1024;
 /// Largest chunk that is read.
 pub const CHUNK_BYTES_MAX: usize =
     PRELUDE_BYTES + CHUNK_PAGES_MAX * PageHash::BYTES + TAG_BYTES + BODY_BYTES_MAX;
