@@ -212,9 +212,10 @@ impl From<RequestError> for ControlError {
             RequestError::Exists(_) => Self::Exists { detail },
             RequestError::Busy { .. } => Self::Busy { detail },
             RequestError::GaveUp { wait_ms, .. } => Self::GaveUp { detail, retry_ms: wait_ms },
-            RequestError::UnknownInstance(_) | RequestError::Retiring(_) | RequestError::Refused(_) => {
-                Self::Refused { detail }
-            }
+            RequestError::UnknownInstance(_)
+            | RequestError::Retiring(_)
+            | RequestError::Foreign { .. }
+            | RequestError::Refused(_) => Self::Refused { detail },
         }
     }
 }

@@ -397,9 +397,17 @@ impl DecisionReport {
 fn words(action: &Action) -> String {
     match action {
         Action::Boot => "boot from the image".to_owned(),
-        Action::Restore { from } => format!("restore from the rung {from}"),
-        Action::Arm => "arm: start the monitor with the version mapped".to_owned(),
-        Action::Disarm => "disarm: end the armed monitor".to_owned(),
+        Action::Restore { from, keep: false } => format!("restore from the rung {from}"),
+        Action::Restore { from, keep: true } => {
+            format!("restore from the rung {from}, beside the version, which is being sent")
+        }
+        Action::Arm { .. } => "arm: start the monitor with the version mapped".to_owned(),
+        Action::Pause => "pause: restore, warm up and stop the guest".to_owned(),
+        Action::Fetch => "fetch the version from the object store".to_owned(),
+        Action::Evict => "remove the version from this host; the object store has it".to_owned(),
+        Action::Publish { number } => format!("send version {number} to the object store"),
+        Action::Checkpoint { number } => format!("take version {number} of the running guest"),
+        Action::Disarm => "disarm: end the armed or paused monitor".to_owned(),
         Action::Drain { force: false, .. } => "hold new clients and look at the traffic once more".to_owned(),
         Action::Drain { force: true, .. } => "hold new clients and cut open connections".to_owned(),
         Action::Undrain => "let clients in again".to_owned(),

@@ -1,6 +1,12 @@
 //! What a depot says and keeps when its store is damaged, full, slow or away, when two hosts want a service, and when a
 //! process is killed.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 #[path = "common/world.rs"]
@@ -279,6 +285,62 @@ async fn a_full_or_failing_store_costs_the_new_version_only() {
     assert!(text.contains("cannot read `services/a.test/versions/1`"), "{text}");
     world.inside.lock().unwrap().fail_percent = 0;
     depot.put_version(&about("a.test", 2), vec![memory(&guest)], Some(&first), &watch).await.unwrap();
+}
+
+/// Puts a second version, and does `meanwhile` just before its manifest is written.
+async fn second_version(
+    world: &World,
+    guest: &Path,
+    meanwhile: impl AsyncFnOnce(&Depot),
+) -> Result<(), PutError> {
+    let (depot, other) = (in_world(world), in_world(world));
+    let watch = Watch::default();
+    depot.put_version(&about("a.test", 1), vec![memory(guest)], None, &watch).await?;
+    // Its chunks are old, and so is all that the second version shares with it.
+    world.advance(3 * depot.grace_ms().await.unwrap());
+    world.inside.lock().unwrap().gate = Some("versions/2".to_owned());
+    let parts = vec![memory(guest), device(b"something new")];
+    let (first, second) = (id("a.test", 1), about("a.test", 2));
+    let beside = async {
+        world.arrived.notified().await;
+        meanwhile(&other).await;
+        world.go_on.notify_one();
+    };
+    let (put, ()) = tokio::join!(depot.put_version(&second, parts, Some(&first), &watch), beside);
+    put.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_version_outlives_its_parent_that_is_deleted_while_it_is_put() {
+    let (world, temp) = (World::new(4), tempfile::tempdir().unwrap());
+    let guest = temp.path().join("guest");
+    pseudo_guest(&guest, 1 << 20, 60, &mut Dice(2));
+    let put = second_version(&world, &guest, async |other: &Depot| {
+        other.delete(&id("a.test", 1)).await.unwrap();
+        let plan = other.collect(&Watch::default()).await.unwrap();
+        assert!(plan.chunks.is_empty() && plan.needed > 0, "{plan:?}");
+    });
+    put.await.unwrap();
+    let verified = in_world(&world).verify(&id("a.test", 2), Depth::Pages, &Watch::default()).await.unwrap();
+    assert_eq!(verified.faults_total, 0, "{:?}", verified.faults);
+}
+
+#[tokio::test]
+async fn a_version_that_was_published_too_late_is_taken_back() {
+    let (world, temp) = (World::new(5), tempfile::tempdir().unwrap());
+    let guest = temp.path().join("guest");
+    pseudo_guest(&guest, 1 << 20, 60, &mut Dice(2));
+    let put = second_version(&world, &guest, async |other: &Depot| {
+        // The store's clock is set; the host's own shows nothing of it.
+        let grace_ms = other.grace_ms().await.unwrap();
+        world.inside.lock().unwrap().now_ms += 2 * grace_ms;
+        let plan = other.collect(&Watch::default()).await.unwrap();
+        assert!(!plan.chunks.is_empty(), "the new chunks count as garbage");
+    });
+    let put = put.await;
+    assert!(matches!(put, Err(PutError::TooSlow { .. })), "{put:?}");
+    let listed = in_world(&world).list(&"a.test".parse().unwrap()).await.unwrap();
+    assert_eq!(listed.iter().map(|version| version.id.number).collect::<Vec<_>>(), [1]);
 }
 
 /// A source that says other things each time.

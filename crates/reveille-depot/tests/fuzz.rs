@@ -1,6 +1,12 @@
 //! The fuzz target of the depot (`fuzz/`, `scripts/fuzz.sh`) in short: over its seeds and mutations of them. The seeds
 //! are made here; they are written when `REVEILLE_WRITE_SEEDS` is set.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 #[path = "../../../fuzz/src/depot.rs"]

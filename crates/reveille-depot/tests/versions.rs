@@ -1,5 +1,11 @@
 //! Versions in a directory: what is put comes back, and only what is new is stored.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

@@ -30,6 +30,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
 use crate::control::executor::{Executor, Order};
+use crate::control::versions::{self, Versions};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
 };
@@ -193,8 +194,13 @@ async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> any
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let (activator, relay_events) = activator(config, clock)?;
-    let Host { store, images, driver, found, book, services, kept } =
+    let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &activator, clock).await?;
+    let depot = open_depot(config)?;
+    if let Some(depot) = &depot {
+        found.fleet.limits.has_depot = true;
+        versions::claim(&mut found.fleet, depot, clock.now()).await;
+    }
 
     bind_services(config, &activator, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
@@ -236,7 +242,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         reloader: reloader.clone(),
         room: Arc::new(room),
     };
-    let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock);
+    let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);
     }
@@ -259,6 +265,15 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
     Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
+}
+
+/// The object store, if there is one.
+fn open_depot(config: &Config) -> anyhow::Result<Option<Arc<Versions>>> {
+    let Some(depot) = config.depot.opened() else { return Ok(None) };
+    let depot = reveille_depot::Depot::open(&depot)?;
+    let host = config.depot.host_name();
+    tracing::info!(url = config.depot.url, host, "object store");
+    Ok(Some(Arc::new(Versions::new(Arc::new(depot), host))))
 }
 
 /// The API's server.

@@ -86,6 +86,7 @@ impl Memory {
             created_at: Timestamp::from_ms(1_000),
             primary: id,
             demand: None,
+            foreign: None,
             spec,
         };
         services.insert(service.spec.name.clone(), (service, instance));

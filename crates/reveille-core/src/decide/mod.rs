@@ -198,6 +198,17 @@ fn choose_beside(
 
 fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp) -> Choice {
     let busy = instance.in_flight;
+    if let Some(host) = &service.foreign {
+        // What runs here must not go on; what sleeps does not wake.
+        let runs = !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed)
+            || instance.rung >= Rung::Armed
+            || instance.unfenced;
+        return if runs && !busy {
+            Choice::Do(Action::Kill { discard: false }, Reason::Foreign { host: host.clone() })
+        } else {
+            Choice::Nothing
+        };
+    }
     if (instance.retiring || instance.sleep_asked == Some(SleepAsked::Terminate)) && !busy {
         let reason = if instance.retiring { Reason::Removed } else { Reason::Terminated };
         return Choice::Do(Action::Kill { discard: true }, reason);

@@ -76,6 +76,11 @@ pub enum Reason {
         /// Time without traffic.
         idle_ms: u64,
     },
+    /// Another host has taken the service over.
+    Foreign {
+        /// The host.
+        host: String,
+    },
     /// The object store does not have its version yet.
     NotStored,
     /// The cache is over its limit, and this version is needed last.
@@ -163,6 +168,7 @@ impl fmt::Display for Reason {
                 "{waiting} (priority {waiting_priority}) needs the room; no packet for {} s, priority {priority}",
                 seconds(*idle_ms)
             ),
+            Self::Foreign { host } => write!(f, "the host {host} has taken the service over"),
             Self::NotStored => f.write_str("the object store does not have its version yet"),
             Self::CacheFull { cached_bytes, limit_bytes } => write!(
                 f,

@@ -63,6 +63,7 @@ impl World {
             created_at: at(0),
             primary: InstanceId(id),
             demand: None,
+            foreign: None,
         };
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };

@@ -81,6 +81,8 @@ pub struct Service {
     pub primary: InstanceId,
     /// Who waits for it, if it does not run.
     pub demand: Option<Demand>,
+    /// The host that has taken it over; it does not run here.
+    pub foreign: Option<String>,
 }
 
 /// What can happen to a fleet.
@@ -132,6 +134,15 @@ pub enum Event {
         instance: InstanceId,
         /// Until then a resolver may hold such an answer.
         until: Timestamp,
+    },
+    /// The object store was asked whose the service is.
+    Owned {
+        /// The service.
+        service: DomainName,
+        /// The host that has taken it over; `None`: it is this one's.
+        foreign: Option<String>,
+        /// The newest version in the store.
+        newest: Option<SnapshotVersion>,
     },
     /// Sending a version to the object store has ended. It does not belong to a start: the instance may have woken
     /// meanwhile.
@@ -262,6 +273,14 @@ pub enum RequestError {
         /// Time until the next try.
         wait_ms: u64,
     },
+    /// Another host has taken the service over.
+    #[error("{service} is served by the host {host}; it does not run here")]
+    Foreign {
+        /// The service.
+        service: DomainName,
+        /// The host.
+        host: String,
+    },
     /// The service is being removed.
     #[error("{0} is being removed")]
     Retiring(DomainName),
@@ -347,6 +366,9 @@ impl Fleet {
     /// What the activator does with clients of the instance.
     pub fn gate(&self, id: InstanceId, now: Timestamp) -> Gate {
         let Some(instance) = self.instances.get(&id) else { return Gate::Refuse };
+        if self.services.get(&instance.service).is_some_and(|service| service.foreign.is_some()) {
+            return Gate::Refuse;
+        }
         match instance.phase {
             Phase::Active => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
@@ -407,6 +429,21 @@ impl Fleet {
                 instance.leased_until = instance.leased_until.max(until);
                 Ok(())
             }),
+            Event::Owned { service, foreign, newest } => {
+                let id = self.known(&service)?.primary;
+                self.change(id, |instance, service| {
+                    service.foreign = foreign;
+                    if service.foreign.is_some() {
+                        service.demand = None;
+                    } else if let Some(newest) = newest {
+                        instance.note_stored(newest);
+                    }
+                    Ok(())
+                })?;
+                // Of the service no row tells, and the gate depends on it.
+                self.settle(id);
+                Ok(Applied::Changed)
+            }
             Event::Published { instance, number, result } => self.change(instance, |instance, service| {
                 instance.take_published(service, number, result, now);
                 Ok(())
@@ -483,6 +520,9 @@ impl Fleet {
         };
         if instance.retiring {
             return Err(RequestError::Retiring(name.clone()));
+        }
+        if let Some(host) = self.services.get(name).and_then(|service| service.foreign.clone()) {
+            return Err(RequestError::Foreign { service: name.clone(), host });
         }
         if instance.phase == Phase::Active {
             // An operator's "sleep" that was not carried out yet is overtaken by the newer wish.
@@ -674,6 +714,9 @@ impl Fleet {
                         instance.stored_is_current = false;
                         instance.unfenced = true;
                         instance.sleep_asked = None;
+                    } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
+                        instance.step(Move::Stop, now)?;
+                        instance.unfenced = true;
                     }
                     instance.in_flight = true;
                 }

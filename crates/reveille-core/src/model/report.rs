@@ -185,6 +185,23 @@ impl Instance {
                 .is_some_and(|own| self.stored.as_ref().map(number) != Some(own))
     }
 
+    /// The object store has that version; on an empty host it is the one to go on from.
+    pub(super) fn note_stored(&mut self, newest: SnapshotVersion) {
+        if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
+            self.version_number_last = newest.number;
+            self.stored = Some(newest);
+            self.stored_is_current = true;
+            self.phase = Phase::Hibernated;
+            self.rung = Rung::Remote;
+        } else if self.version.as_ref().is_some_and(|own| own.number == newest.number) {
+            // It was sent, and the row that says so was not written.
+            self.stored = Some(newest);
+            self.stored_is_current = true;
+        }
+        self.version_number_last =
+            self.version_number_last.max(self.stored.as_ref().map_or(0, |stored| stored.number));
+    }
+
     pub(super) fn take_published(
         &mut self,
         service: &Service,

@@ -1,6 +1,8 @@
 //! An object store in memory, with a clock of its own, that loses answers, fails, and stops answering for good: what a
 //! killed process sees of it.
 
+#![allow(dead_code, missing_docs, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -41,6 +43,8 @@ pub struct Inside {
     /// Every write fails as on a full disk.
     pub full: bool,
     pub requests: u64,
+    /// The next request for such a path waits.
+    pub gate: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,6 +53,9 @@ pub struct World {
     dice: Arc<Mutex<u64>>,
     /// Told when the process is killed; everybody who waits is.
     pub killed: Arc<tokio::sync::Notify>,
+    /// Told when a request waits at the gate, and by the test when it may go on.
+    pub arrived: Arc<tokio::sync::Notify>,
+    pub go_on: Arc<tokio::sync::Notify>,
 }
 
 impl World {
@@ -58,6 +65,8 @@ impl World {
             inside: Arc::new(Mutex::new(inside)),
             dice: Arc::new(Mutex::new(seed)),
             killed: Arc::default(),
+            arrived: Arc::default(),
+            go_on: Arc::default(),
         }
     }
 
@@ -81,6 +90,11 @@ impl World {
             tokio::task::yield_now().await;
         }
         self.advance(self.roll(20_000));
+        let waits = self.inside.lock().unwrap().gate.take_if(|gate| path.contains(gate.as_str()));
+        if waits.is_some() {
+            self.arrived.notify_one();
+            self.go_on.notified().await;
+        }
         let (mut killed, mut late) = (false, false);
         {
             let mut inside = self.inside.lock().unwrap();

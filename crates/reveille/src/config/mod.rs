@@ -1,5 +1,6 @@
 //! The config file: every setting with its default, and every fault reported at once.
 
+mod depot;
 mod encrypted;
 mod faults;
 mod net;
@@ -18,6 +19,7 @@ use reveille_dns::limit::GateConfig;
 use reveille_dns::sign::KeyPolicy;
 use serde::{Deserialize, Serialize};
 
+pub use depot::Depot;
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use net::{Net, NetMode};
@@ -46,6 +48,8 @@ pub struct Config {
     pub relay: Relay,
     /// Limits of the host.
     pub host: HostLimits,
+    /// The object store.
+    pub depot: Depot,
     /// The QEMU driver.
     pub qemu: Qemu,
     /// How long caches keep what the keys of signed zones have to wait for.
@@ -380,6 +384,7 @@ impl Config {
         if !(1_000..=600_000).contains(&self.daemon.stop_ms_max) {
             faults.push(SpecFault::new("daemon.stop_ms_max", self.daemon.stop_ms_max, "1000 to 600000"));
         }
+        faults.extend(self.depot.faults());
         faults.extend(self.network_faults());
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));

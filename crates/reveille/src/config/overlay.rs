@@ -29,6 +29,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "api" => config.api = section(&key, value, f),
             "net" => config.net = section(&key, value, f),
             "relay" => config.relay = section(&key, value, f),
+            "depot" => config.depot = section(&key, value, f),
             "host" => config.host = section(&key, value, f),
             "dnssec" => config.dnssec = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
@@ -37,7 +38,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "publish" => config.publish = entries(&key, value, &publish_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, dnssec, gate, api, net, relay, host, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, api, net, relay, host, depot, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
                 f.push(SpecFault::new(&key, quoted(&value), known));
             }
         }

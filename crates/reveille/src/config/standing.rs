@@ -27,6 +27,7 @@ impl Config {
             "api.anonymous": api.anonymous,
             "net.mode": net.mode,
             "relay.pool": relay.pool,
+            "depot": depot,
             "qemu.binary": qemu.binary,
             "qemu.data_dir": qemu.data_dir,
             "qemu.accelerator": qemu.accelerator,

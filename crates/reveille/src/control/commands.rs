@@ -230,7 +230,8 @@ impl Control {
         }
         let name = spec.name.clone();
         self.services.own(instance.id, name.clone(), address);
-        let service = Service { spec, address, created_at: now, primary: instance.id, demand: None };
+        let service =
+            Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
         let detail = ServiceDetail::of(&service, &instance, 0);
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
         let _ = self.news.send(News::Added { at: Time(now), service: name });

@@ -7,20 +7,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Cause, Egress, InstanceId, Report, ServiceSpec, Stage};
+use reveille_core::model::{Cause, Egress, InstanceId, Phase, Report, ServiceSpec, SnapshotVersion, Stage};
 use reveille_net::Activator;
 use reveille_net::guest::{Link, LinkAddresses};
 use reveille_net::tap::TapAddresses;
 use reveille_store::Ack;
-use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch};
+use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch, Mapping, VersionFiles};
 use reveille_vm::image::ImageStore;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Message;
 use super::cable::{Cable, plug};
-use super::watch::{From, watch};
+use super::versions::Versions;
+use super::watch::{From, until_answers, watch};
 use crate::clock::Clock;
 
 /// Pause between two tries to end a process that could not be ended.
@@ -49,6 +50,8 @@ pub struct Tools {
     pub inbox: mpsc::Sender<Message>,
     /// The time.
     pub clock: Clock,
+    /// Where versions go, if there is an object store.
+    pub versions: Option<Arc<Versions>>,
     links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
     watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
@@ -138,9 +141,10 @@ impl Executor {
         activator: Activator,
         inbox: mpsc::Sender<Message>,
         clock: Clock,
+        versions: Option<Arc<Versions>>,
     ) -> Self {
         let (links, watches) = (Mutex::default(), Mutex::default());
-        let tools = Tools { driver, images, activator, inbox, clock, links, watches };
+        let tools = Tools { driver, images, activator, inbox, clock, versions, links, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -149,14 +153,56 @@ impl Executor {
         &self.tools
     }
 
-    /// Boots or restores, once `ack` says that the row is durable.
-    pub fn start(&mut self, order: Order, restore: bool, ack: Ack) {
+    /// Boots, or restores with the memory mapped like that, once `ack` says that the row is durable.
+    pub fn start(&mut self, order: Order, restore: Option<Mapping>, ack: Ack) {
         self.run(order.instance, start(Arc::clone(&self.tools), order, restore, ack));
     }
 
     /// Brings the process up with the version mapped.
-    pub fn arm(&mut self, order: Order, ack: Ack) {
-        self.run(order.instance, arm(Arc::clone(&self.tools), order, ack));
+    pub fn arm(&mut self, order: Order, mapping: Mapping, ack: Ack) {
+        self.run(order.instance, arm(Arc::clone(&self.tools), order, mapping, ack));
+    }
+
+    /// Restores beside the version, waits until the guest is ready, and stops the vCPUs.
+    pub fn pause(&mut self, order: Order, ack: Ack) {
+        self.run(order.instance, pause(Arc::clone(&self.tools), order, ack));
+    }
+
+    /// Gets version `number` from the object store.
+    pub fn fetch(&mut self, order: Order, number: u64) {
+        self.run(order.instance, fetch(Arc::clone(&self.tools), order, number));
+    }
+
+    /// Removes the version from the local disk.
+    pub fn evict(&mut self, order: Order, ack: Ack) {
+        self.run(order.instance, evict(Arc::clone(&self.tools), order, ack));
+    }
+
+    /// Sends the version to the object store; `before` is the newest one that is there.
+    pub fn publish(&self, order: Order, number: u64, before: Option<u64>) {
+        let tools = Arc::clone(&self.tools);
+        tokio::spawn(async move {
+            let files = tools.driver.version_files(order.instance).await.map_err(cause_of);
+            let result = tools.send(&order, number, before, files).await;
+            let _ = tools.inbox.send(Message::Published { instance: order.instance, number, result }).await;
+        });
+    }
+
+    /// Takes version `number` of the running guest and sends it to the object store.
+    pub fn checkpoint(&self, order: Order, number: u64, before: Option<u64>) {
+        let tools = Arc::clone(&self.tools);
+        tokio::spawn(async move {
+            let files = match tools.launch(&order).await {
+                Ok(launch) => {
+                    let taken = tools.driver.checkpoint(&launch, number, tools.clock.now()).await;
+                    taken.map_err(cause_of)
+                }
+                Err(cause) => Err(cause),
+            };
+            let result = tools.send(&order, number, before, files).await;
+            let _ =
+                tools.inbox.send(Message::Checkpointed { instance: order.instance, number, result }).await;
+        });
     }
 
     /// Ends the armed process.
@@ -235,7 +281,7 @@ impl Executor {
     }
 }
 
-async fn start(tools: Arc<Tools>, order: Order, restore: bool, ack: Ack) {
+async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: Ack) {
     if let Err(error) = ack.await {
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
         return tools.report(&order, Report::Lost { cause }).await;
@@ -249,10 +295,9 @@ async fn start(tools: Arc<Tools>, order: Order, restore: bool, ack: Ack) {
         let (tools, order) = (Arc::clone(&tools), order.clone());
         move |stage| tools.stage(&order, stage)
     };
-    let started = if restore {
-        tools.driver.restore(&launch, &on_stage).await
-    } else {
-        tools.driver.boot(&launch, &on_stage).await
+    let started = match restore {
+        Some(mapping) => tools.driver.restore(&launch, mapping, &on_stage).await,
+        None => tools.driver.boot(&launch, &on_stage).await,
     };
     let linked = match started {
         Ok(()) => tools.link(&order).await,
@@ -267,13 +312,74 @@ async fn start(tools: Arc<Tools>, order: Order, restore: bool, ack: Ack) {
     }
 }
 
-async fn arm(tools: Arc<Tools>, order: Order, ack: Ack) {
+async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
     if let Err(error) = ack.await {
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
-        return tools.report(&order, Report::ArmFailed { cause }).await;
+        return tools.report(&order, Report::RestFailed { cause }).await;
+    }
+    let limit = Duration::from_millis(order.spec.policy.restore_ms_max);
+    let warmed = async {
+        let launch = tools.launch(&order).await?;
+        tools.driver.warm(&launch, &|_| ()).await.map_err(cause_of)?;
+        let cable = tools.link(&order).await.map_err(cause_of)?;
+        until_answers(&order, &cable).await;
+        tools.driver.pause(order.instance).await.map_err(cause_of)
+    };
+    let warmed = timeout(limit, warmed).await.unwrap_or_else(|_| {
+        let limit_ms = order.spec.policy.restore_ms_max;
+        Err(Cause::StartTimedOut { limit_ms, phase: Phase::Hibernated })
+    });
+    match warmed {
+        Ok(()) => {
+            tools.report(&order, Report::Paused).await;
+            tools.watch_armed(order).await;
+        }
+        Err(cause) => {
+            tracing::warn!(instance = %order.instance, %cause, "cannot be paused");
+            tools.give_up_rest(order, cause).await;
+        }
+    }
+}
+
+async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
+    let fetched = async {
+        let Some(versions) = &tools.versions else {
+            return Err(Cause::StoreFailed { detail: "no object store is configured".to_owned() });
+        };
+        let launch = tools.launch(&order).await?;
+        let dir = tools.driver.fetch_dir(order.instance).await.map_err(cause_of)?;
+        versions.fetch(&order.spec.name, number, &dir).await?;
+        tools.driver.install(&launch).await.map_err(cause_of)
+    };
+    let report = match fetched.await {
+        Ok(version) => Report::Fetched { version },
+        Err(cause) => {
+            tracing::warn!(instance = %order.instance, version = number, %cause, "cannot be fetched");
+            Report::RestFailed { cause }
+        }
+    };
+    tools.report(&order, report).await;
+}
+
+async fn evict(tools: Arc<Tools>, order: Order, ack: Ack) {
+    let evicted = match ack.await {
+        Ok(()) => tools.driver.evict(order.instance).await.map_err(cause_of),
+        Err(error) => Err(Cause::StoreFailed { detail: format!("the state database: {error}") }),
+    };
+    let report = match evicted {
+        Ok(()) => Report::Evicted,
+        Err(cause) => Report::RestFailed { cause },
+    };
+    tools.report(&order, report).await;
+}
+
+async fn arm(tools: Arc<Tools>, order: Order, mapping: Mapping, ack: Ack) {
+    if let Err(error) = ack.await {
+        let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
+        return tools.report(&order, Report::RestFailed { cause }).await;
     }
     let armed = match tools.launch(&order).await {
-        Ok(launch) => tools.driver.arm(&launch).await.map_err(cause_of),
+        Ok(launch) => tools.driver.arm(&launch, mapping).await.map_err(cause_of),
         Err(cause) => Err(cause),
     };
     match armed {
@@ -283,11 +389,7 @@ async fn arm(tools: Arc<Tools>, order: Order, ack: Ack) {
         }
         Err(cause) => {
             tracing::warn!(instance = %order.instance, %cause, "cannot be armed");
-            // What is left of the try is ended, so that the version can be restored the ordinary way.
-            if let Err(error) = tools.driver.disarm(order.instance).await {
-                tracing::debug!(instance = %order.instance, %error, "nothing to disarm");
-            }
-            tools.report(&order, Report::ArmFailed { cause }).await;
+            tools.give_up_rest(order, cause).await;
         }
     }
 }
@@ -334,6 +436,33 @@ async fn adopt(tools: Arc<Tools>, order: Order, resume: bool) {
 }
 
 impl Tools {
+    /// What is left of the try to keep an instance warm is ended, so that its version can be restored as always.
+    async fn give_up_rest(&self, order: Order, cause: Cause) {
+        self.unlink(&order);
+        if let Err(error) = self.driver.disarm(order.instance).await {
+            tracing::debug!(instance = %order.instance, %error, "nothing to disarm");
+        }
+        self.report(&order, Report::RestFailed { cause }).await;
+    }
+
+    async fn send(
+        &self,
+        order: &Order,
+        number: u64,
+        before: Option<u64>,
+        files: Result<VersionFiles, Cause>,
+    ) -> Result<SnapshotVersion, Cause> {
+        let Some(versions) = &self.versions else {
+            return Err(Cause::StoreFailed { detail: "no object store is configured".to_owned() });
+        };
+        let files = files?;
+        if files.version.number != number {
+            let detail = format!("version {} is there, not {number}", files.version.number);
+            return Err(Cause::StoreFailed { detail });
+        }
+        versions.publish(&order.spec.name, files, before).await
+    }
+
     fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
         let message =
             Message::Stage { instance: order.instance, start: order.start, stage, at: Instant::now() };

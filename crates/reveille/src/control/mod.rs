@@ -29,7 +29,7 @@ mod watch;
 
 use std::time::Instant;
 
-use reveille_core::model::{InstanceId, Report, Stage};
+use reveille_core::model::{Cause, InstanceId, Report, SnapshotVersion, Stage};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
@@ -66,6 +66,24 @@ pub enum Message {
         stage: Stage,
         /// When.
         at: Instant,
+    },
+    /// Sending a version to the object store has ended.
+    Published {
+        /// The instance.
+        instance: InstanceId,
+        /// The version.
+        number: u64,
+        /// What the store has now, or why it has not.
+        result: Result<SnapshotVersion, Cause>,
+    },
+    /// A checkpoint of a running guest has ended.
+    Checkpointed {
+        /// The instance.
+        instance: InstanceId,
+        /// Its version.
+        number: u64,
+        /// What the store has now, or why it has not.
+        result: Result<SnapshotVersion, Cause>,
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),

@@ -8,13 +8,14 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
-    Stage, Timestamp, Trigger, WakeRecord,
+    Applied, Cause, DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung,
+    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::WakeAsk;
 use reveille_dns::update::{UpdateAsk, UpdateDesk};
 use reveille_net::{Activator, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
+use reveille_vm::driver::Mapping;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{sleep, sleep_until};
 
@@ -179,6 +180,14 @@ impl Control {
                     self.keep_wakes(record);
                 }
             }
+            Message::Published { instance, number, result } => {
+                self.stored(instance, number, &result);
+                self.take_event(Event::Published { instance, number, result });
+            }
+            Message::Checkpointed { instance, number, result } => {
+                self.stored(instance, number, &result);
+                self.take_event(Event::Checkpointed { instance, number, result });
+            }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
             Message::Command(command) => self.command(command).await,
@@ -238,6 +247,22 @@ impl Control {
 
     // --- Reports ---------------------------------------------------------------------------------------------
 
+    /// Says what became of a version that was sent to the object store.
+    fn stored(&self, instance: InstanceId, version: u64, result: &Result<SnapshotVersion, Cause>) {
+        let Some(service) = self.fleet.instance(instance).map(|row| &row.service) else { return };
+        match result {
+            Ok(_) => tracing::debug!(%service, version, "stored"),
+            Err(cause) => tracing::warn!(%service, version, %cause, "not in the object store; trying again"),
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        // Of an instance that is gone there is nothing to note.
+        if let Err(refusal) = self.fleet.apply(event, self.clock.now()) {
+            tracing::debug!(%refusal, "a report that does not fit any more");
+        }
+    }
+
     fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
         let now = self.clock.now();
         let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.phase));
@@ -277,13 +302,16 @@ impl Control {
             Report::GateClosed
             | Report::GateBusy { .. }
             | Report::Armed
-            | Report::ArmFailed { .. }
+            | Report::Paused
+            | Report::Fetched { .. }
+            | Report::Evicted
+            | Report::RestFailed { .. }
             | Report::Disarmed
             | Report::Fenced { .. } => {}
         }
     }
 
-    fn lost(&mut self, service: &DomainName, was: Phase, cause: &reveille_core::model::Cause) {
+    fn lost(&mut self, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
         self.activator.cut(service);
         let record = self.wakes.failed(service, cause);
@@ -412,16 +440,38 @@ impl Control {
             Action::Boot => {
                 self.wakes.decided(&decision.service, Rung::Cold);
                 let ack = self.write_now();
-                self.executor.start(order, false, ack);
+                self.executor.start(order, None, ack);
             }
-            Action::Restore { from } => {
+            Action::Restore { from, keep } => {
                 self.wakes.decided(&decision.service, *from);
                 let ack = self.write_now();
-                self.executor.start(order, true, ack);
+                self.executor.start(order, Some(mapping(*keep)), ack);
             }
-            Action::Arm => {
+            Action::Arm { keep } => {
                 let ack = self.write_now();
-                self.executor.arm(order, ack);
+                self.executor.arm(order, mapping(*keep), ack);
+            }
+            Action::Pause => {
+                let ack = self.write_now();
+                self.executor.pause(order, ack);
+            }
+            Action::Fetch => {
+                if let Some(stored) = self.stored_number(order.instance) {
+                    self.executor.fetch(order, stored);
+                }
+            }
+            Action::Evict => {
+                let ack = self.write_now();
+                self.executor.evict(order, ack);
+            }
+            Action::Publish { number } => {
+                let before = self.stored_number(order.instance);
+                self.executor.publish(order, *number, before);
+            }
+            Action::Checkpoint { number } => {
+                let before = self.stored_number(order.instance);
+                drop(self.write_now());
+                self.executor.checkpoint(order, *number, before);
             }
             Action::Disarm => self.executor.disarm(order),
             Action::Drain { idle_ms, force } => self.drain(&order, *idle_ms, *force),
@@ -439,6 +489,11 @@ impl Control {
             }
             Action::Wait { .. } => {}
         }
+    }
+
+    /// The number of the newest version in the object store.
+    fn stored_number(&self, id: InstanceId) -> Option<u64> {
+        self.fleet.instance(id)?.stored.as_ref().map(|version| version.number)
     }
 
     /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
@@ -489,4 +544,9 @@ impl Control {
         });
         self.store.write(rows.collect())
     }
+}
+
+/// How the memory is mapped by a guest whose version's files have to stay as they are, or need not.
+fn mapping(keep: bool) -> Mapping {
+    if keep { Mapping::Beside } else { Mapping::Consume }
 }

@@ -4,9 +4,12 @@
 //! is read before the first of either, and a put is refused by the depot when another host has taken over.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use reveille_core::model::{Cause, DomainName, SnapshotVersion};
+use futures_util::stream::{self, StreamExt};
+use reveille_core::model::{Cause, DomainName, Event, Fleet, SnapshotVersion, Timestamp};
 use reveille_depot::fetch::FetchOrder;
 use reveille_depot::format::manifest::{Description, Needs};
 use reveille_depot::names::{ServiceName, VersionId};
@@ -14,7 +17,12 @@ use reveille_depot::owner::{ClaimError, Owner};
 use reveille_depot::source::{FileSource, NewPart};
 use reveille_depot::{Depot, Watch};
 use reveille_vm::driver::VersionFiles;
-use std::path::Path;
+use tokio::time::timeout;
+
+/// Services that are asked about at a time.
+const CLAIMS_MAX: usize = 16;
+/// Longest that a start waits for the object store.
+const CLAIMS_MS_MAX: u64 = 15_000;
 
 /// Without a word from its owner for this long, a service may be taken over by a host that has none of it.
 pub const SILENT_MS_MAX: u64 = 60_000;
@@ -34,7 +42,7 @@ pub enum Ownership {
     /// This host's.
     Ours {
         /// The newest version in the store, if any.
-        newest: Option<u64>,
+        newest: Option<SnapshotVersion>,
     },
     /// Another host's.
     Foreign(String),
@@ -69,8 +77,20 @@ impl Versions {
             },
         };
         self.epochs().insert(service.clone(), epoch);
-        let newest = self.depot.list(&name).await.map_err(failed)?.iter().map(|entry| entry.id.number).max();
-        Ok(Ownership::Ours { newest })
+        let entries = self.depot.list(&name).await.map_err(failed)?;
+        let Some(number) = entries.iter().map(|entry| entry.id.number).max() else {
+            return Ok(Ownership::Ours { newest: None });
+        };
+        let id = VersionId { service: name, number };
+        let manifest = self.depot.show(&id).await.map_err(failed)?;
+        let newest = SnapshotVersion {
+            number,
+            at: Timestamp::from_ms(manifest.about.taken_at_ms),
+            stored_bytes: manifest.own_bytes + manifest.shared_bytes,
+            paused_us: manifest.about.paused_us,
+            image: manifest.about.image,
+        };
+        Ok(Ownership::Ours { newest: Some(newest) })
     }
 
     async fn is_silent(&self, owner: &Owner) -> Result<bool, Cause> {
@@ -171,12 +191,44 @@ impl Versions {
     /// Why it is not there.
     pub async fn fetch(&self, service: &DomainName, number: u64, to: &Path) -> Result<(), Cause> {
         let id = VersionId { service: service_name(service)?, number };
-        let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &Watch::default());
+        let watch = Watch::default();
+        let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &watch);
         fetched.await.map(|_| ()).map_err(failed)
     }
 
     fn epochs(&self) -> std::sync::MutexGuard<'_, BTreeMap<DomainName, u64>> {
         self.epochs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
+/// keep the others from being served: what was not asked now is asked before the first version is sent.
+pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+    let names: Vec<DomainName> = fleet.services().map(|service| service.spec.name.clone()).collect();
+    let mut owned = stream::iter(names)
+        .map(|service| async move {
+            let asked = timeout(Duration::from_millis(CLAIMS_MS_MAX), versions.own(&service)).await;
+            let late = |_| Err(failed(format!("no answer within {} s", CLAIMS_MS_MAX / 1_000)));
+            let asked = asked.unwrap_or_else(late);
+            (service, asked)
+        })
+        .buffer_unordered(CLAIMS_MAX);
+    while let Some((service, asked)) = owned.next().await {
+        let (foreign, newest) = match asked {
+            Ok(Ownership::Ours { newest }) => (None, newest),
+            Ok(Ownership::Foreign(host)) => {
+                tracing::warn!(%service, host, "is served by another host; it does not run here");
+                (Some(host), None)
+            }
+            Err(cause) => {
+                tracing::warn!(%service, %cause, "it is not known whether another host has taken it over");
+                continue;
+            }
+        };
+        let event = Event::Owned { service: service.clone(), foreign, newest };
+        if let Err(error) = fleet.apply(event, now) {
+            tracing::error!(%service, %error, "cannot be taken up");
+        }
     }
 }
 

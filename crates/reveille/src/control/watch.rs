@@ -45,6 +45,12 @@ pub async fn watch(tools: Arc<Tools>, order: Order, cable: Cable, from: From) {
 }
 
 async fn until_ready(tools: &Tools, order: &Order, cable: &Cable) {
+    until_answers(order, cable).await;
+    tools.report(order, Report::Ready).await;
+}
+
+/// Waits until the readiness check of the service passes.
+pub async fn until_answers(order: &Order, cable: &Cable) {
     let check = order.spec.ready_check();
     let mut limit = FIRST_CHECK;
     // Without end here: how long a start may take is decided by the control loop, which ends this task.
@@ -56,7 +62,6 @@ async fn until_ready(tools: &Tools, order: &Order, cable: &Cable) {
         }
         sleep(CHECK_PAUSE).await;
     }
-    tools.report(order, Report::Ready).await;
 }
 
 async fn heartbeats(tools: &Tools, order: &Order, cable: &Cable) -> Cause {

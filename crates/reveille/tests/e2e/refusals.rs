@@ -13,7 +13,7 @@ const FAULTY: &str = r#"
 stop_ms_max = 5
 on_stop = "sleep"
 [dns]
-listen = ["127.0.0.1:5300", "0.0.0.0:5300"]
+listen = ["127.0.0.1:5300", "127.0.0.1:5300"]
 status_allow = ["10.0.0.0/33"]
 [api]
 listen = "192.0.2.1:8053"
@@ -23,7 +23,7 @@ pool = "127.64.0.1/10"
 starts_max = 0
 [policy]
 idle_ms = 1
-rest = "paused"
+rest = "cold"
 colour = "red"
 [[zone]]
 name = "vm.test"
@@ -49,14 +49,14 @@ const NAMED: [&str; 21] = [
     "daemon.stop_ms_max = 5",
     "1000 to 600000",
     "daemon.on_stop",
-    "dns.listen = 0.0.0.0:5300",
+    "dns.listen = 127.0.0.1:5300",
     "dns.status_allow = 10.0.0.0/33",
     "api.listen = 192.0.2.1:8053",
     "relay.pool = 127.64.0.1/10",
     "host.starts_max = 0",
     "policy.idle_ms = 1",
     "100 to 2592000000",
-    "policy.rest = paused",
+    "policy.rest = cold",
     "policy.colour",
     "zone.name = vm.test",
     "service \"a.vm.test\".ports",
