@@ -109,6 +109,15 @@ pub struct ServiceDetail {
     pub hibernated_at: Option<Time>,
     /// The version that can be restored.
     pub version: Option<VersionReport>,
+    /// The newest version in the object store.
+    #[serde(default)]
+    pub stored: Option<VersionReport>,
+    /// Nothing has run since that one was taken.
+    #[serde(default)]
+    pub stored_is_current: bool,
+    /// The host that has taken the service over; it does not run here.
+    #[serde(default)]
+    pub foreign: Option<String>,
     /// Measured wakes from a version, trigger to ready: median.
     pub wake_ms_p50: Option<u32>,
     /// Measured wakes from a version, trigger to ready: 95th percentile.
@@ -164,6 +173,9 @@ impl ServiceDetail {
             running_since: instance.running_since.map(Time),
             hibernated_at: instance.hibernated_at.map(Time),
             version: instance.version.as_ref().map(VersionReport::of),
+            stored: instance.stored.as_ref().map(VersionReport::of),
+            stored_is_current: instance.stored_is_current,
+            foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
             wake_ms_p95: instance.restores.percentile_ms(95),
             boot_ms_p50: instance.boots.percentile_ms(50),

@@ -242,6 +242,9 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         reloader: reloader.clone(),
         room: Arc::new(room),
     };
+    if let Some(depot) = &depot {
+        tokio::spawn(versions::keep(Arc::clone(depot), inbox.clone()));
+    }
     let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);

@@ -190,6 +190,14 @@ fn show(detail: &ServiceDetail) -> String {
         || "none".to_owned(),
         |version| format!("{} of {}, {}", version.number, version.at, bytes(version.stored_bytes)),
     );
+    let stored = match (&detail.foreign, &detail.stored) {
+        (Some(host), _) => format!("served by the host {host}"),
+        (None, None) => "none".to_owned(),
+        (None, Some(stored)) if detail.stored_is_current => {
+            format!("{}, which is the last state", stored.number)
+        }
+        (None, Some(stored)) => format!("{} of {}; it has run since", stored.number, stored.at),
+    };
     let mut rows = vec![
         ("name", summary.name.to_string()),
         ("state", format!("{} since {}", summary.state.word(), detail.phase_since)),
@@ -202,6 +210,7 @@ fn show(detail: &ServiceDetail) -> String {
         ("connections", format!("{} open, {} held", summary.open_connections, summary.held_clients)),
         ("last activity", summary.last_activity.to_string()),
         ("version", version),
+        ("in the object store", stored),
         ("wake", wakes(detail.wake_ms_p50, detail.wake_ms_p95)),
         ("cold boot", wakes(detail.boot_ms_p50, detail.boot_ms_p95)),
         (

@@ -29,7 +29,7 @@ mod watch;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, InstanceId, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
@@ -84,6 +84,13 @@ pub enum Message {
         number: u64,
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
+    },
+    /// Another host has taken a service over.
+    TakenOver {
+        /// The service.
+        service: DomainName,
+        /// The host.
+        host: String,
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),

@@ -188,6 +188,11 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
+            Message::TakenOver { service, host } => {
+                tracing::warn!(%service, host, "was taken over by another host; it does not run here any more");
+                self.activator.cut(&service);
+                self.take_event(Event::Owned { service, foreign: Some(host), newest: None });
+            }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
             Message::Command(command) => self.command(command).await,

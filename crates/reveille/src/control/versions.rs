@@ -17,8 +17,13 @@ use reveille_depot::owner::{ClaimError, Owner};
 use reveille_depot::source::{FileSource, NewPart};
 use reveille_depot::{Depot, Watch};
 use reveille_vm::driver::VersionFiles;
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, timeout};
 
+use super::Message;
+
+/// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
+const RENEW_EVERY: Duration = Duration::from_secs(15);
 /// Services that are asked about at a time.
 const CLAIMS_MAX: usize = 16;
 /// Longest that a start waits for the object store.
@@ -52,11 +57,6 @@ impl Versions {
     /// For the host of that name.
     pub fn new(depot: Arc<Depot>, host: String) -> Self {
         Self { depot, host, epochs: Mutex::default() }
-    }
-
-    /// The depot.
-    pub fn depot(&self) -> &Arc<Depot> {
-        &self.depot
     }
 
     /// Makes sure that the service is this host's: it has no owner, or its owner has been silent for too long.
@@ -228,6 +228,21 @@ pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
         let event = Event::Owned { service: service.clone(), foreign, newest };
         if let Err(error) = fleet.apply(event, now) {
             tracing::error!(%service, %error, "cannot be taken up");
+        }
+    }
+}
+
+/// Says again and again that the services of this host are served here, and tells the control loop of those that another
+/// host has taken over.
+pub async fn keep(versions: Arc<Versions>, inbox: mpsc::Sender<Message>) {
+    let mut look = tokio::time::interval(RENEW_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        for (service, host) in versions.renew().await {
+            if inbox.send(Message::TakenOver { service, host }).await.is_err() {
+                return;
+            }
         }
     }
 }

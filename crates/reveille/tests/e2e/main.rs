@@ -19,4 +19,5 @@ mod loss;
 mod refusals;
 mod services;
 mod stop;
+mod stored;
 mod wake;
