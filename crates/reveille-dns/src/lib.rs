@@ -20,6 +20,7 @@ pub mod fuzz;
 mod hold;
 mod https;
 pub mod limit;
+pub mod named_file;
 pub mod observe;
 mod places;
 pub mod publish;

@@ -335,7 +335,9 @@ fn is_same_tag(error: &KeyError) -> bool {
     match error {
         KeyError::File(KeyFileError::Io { source, .. }) => source.kind() == io::ErrorKind::AlreadyExists,
         KeyError::Rollover(RolloverError::SameTag(_)) => true,
-        KeyError::File(KeyFileError::Open { .. } | KeyFileError::Fault { .. })
+        KeyError::File(
+            KeyFileError::Unreadable(_) | KeyFileError::Open { .. } | KeyFileError::Fault { .. },
+        )
         | KeyError::Rollover(RolloverError::UnderWay { .. } | RolloverError::TooEarly { .. })
         | KeyError::Lost { .. }
         | KeyError::Several { .. }
