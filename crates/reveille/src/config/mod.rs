@@ -3,6 +3,7 @@
 mod encrypted;
 mod faults;
 mod overlay;
+mod quote;
 mod secondaries;
 mod standing;
 mod updates;
@@ -343,7 +344,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: PathBuf::new(),
-            detail: error.to_string(),
+            detail: quote::syntax(text, &error),
         })?;
         let (config, mut faults) = overlay::read(table);
         faults.extend(config.faults());
