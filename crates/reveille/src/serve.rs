@@ -36,6 +36,7 @@ use crate::encrypted;
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
+use crate::stopping::{StopSignals, end_at_next_signal, shut_down};
 use crate::zones::{Files, first_view, read_files};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
@@ -58,7 +59,9 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(path, config, files))
+    let ended = runtime.block_on(run(path, config, files));
+    shut_down(runtime);
+    ended
 }
 
 fn log_to_stderr() {
@@ -78,28 +81,20 @@ async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
     // From here on it does not end the process.
     let hangup = signal(SignalKind::hangup())?;
     let daemon = start(path, &config, files).await?;
+    let mut stop_signals = StopSignals::listen()?;
     let reloading = tokio::spawn(daemon.reloader.clone().at_each(hangup));
     let mut out = std::io::stdout();
     // Nobody may be reading any more; that is no reason not to serve.
     let _ = out.write_all(ready_lines(&config, &daemon.services).as_bytes());
     let _ = out.flush();
-    told_to_stop().await?;
+    stop_signals.next().await;
+    end_at_next_signal()?;
     reloading.abort();
     tracing::info!("stopping; once more ends at once and leaves what runs to the next start");
     tokio::select! {
         () = daemon.stop() => Ok(()),
-        again = told_to_stop() => again,
+        () = stop_signals.next() => Ok(()),
     }
-}
-
-async fn told_to_stop() -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }
 
 /// What runs, and how it is stopped.
