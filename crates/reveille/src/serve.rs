@@ -19,7 +19,7 @@ use reveille_dns::tsig::Keyring;
 use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk};
 use reveille_dns::{DnsConfig, DnsServer};
 use reveille_net::{Binding, Relay, RelayLimits, raise_open_files};
-use reveille_store::{Store, StoredStaticSet};
+use reveille_store::{Store, StoredStaticSet, WriteError};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
 use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
@@ -80,7 +80,7 @@ fn log_to_stderr() {
 async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
     // From here on it does not end the process.
     let hangup = signal(SignalKind::hangup())?;
-    let daemon = start(path, &config, files).await?;
+    let daemon = start(path, &config, files).await.map_err(not_started)?;
     let mut stop_signals = StopSignals::listen()?;
     let reloading = tokio::spawn(daemon.reloader.clone().at_each(hangup));
     let mut out = std::io::stdout();
@@ -94,6 +94,16 @@ async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
     tokio::select! {
         () = daemon.stop() => Ok(()),
         () = stop_signals.next() => Ok(()),
+    }
+}
+
+/// Says what a failed write means at a start: what runs goes on without, but nothing is begun without.
+fn not_started(error: anyhow::Error) -> anyhow::Error {
+    if error.chain().any(|cause| cause.is::<WriteError>()) {
+        error
+            .context("the daemon does not start while it cannot save its state; mend that and start it again")
+    } else {
+        error
     }
 }
 
