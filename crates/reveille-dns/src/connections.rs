@@ -153,7 +153,8 @@ impl Shared {
     pub fn now<T>(&self, with: impl FnOnce(&Moment<'_, '_>) -> T) -> T {
         let view = self.hold.shared.load();
         let now = (self.hold.clock)();
-        let judge = self.common.gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+        let numbering = view.zones().numbering();
+        let judge = self.common.gate.as_ref().map(|(gate, tally)| gate.judge_for(numbering, now, tally));
         let setting = Setting { view: &view, now, judge: judge.as_ref(), keys: Some(&self.hold.keys) };
         with(&Moment { setting, view: &view })
     }

@@ -78,6 +78,8 @@ pub struct Client {
 pub struct Judge<'g> {
     pub(super) gate: &'g Gate,
     pub(super) rules: Guard<Arc<Rules>>,
+    /// Rules and questions mean the same zones by their numbers.
+    pub(super) knows_zones: bool,
     pub(super) secrets: Guard<Arc<CookieSecrets>>,
     pub(super) now: Timestamp,
     pub(super) now_us: Micros,
@@ -108,6 +110,7 @@ impl Judge<'_> {
             Transport::Udp => Source::Unproven,
         };
         let Arrival { subnet, qtype, zone, .. } = *arrival;
+        let zone = zone.filter(|_| self.knows_zones);
         let action = rules.lists.action(&Asked { address, source, subnet, qtype, zone });
         let (mut entry, standing) = match action {
             None => (Entry::Enter, Standing::Ordinary),

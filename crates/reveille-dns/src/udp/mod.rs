@@ -101,7 +101,8 @@ impl Worker {
             {
                 let view = self.shared.load();
                 let now = (self.clock)();
-                let gate = gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+                let gate =
+                    gate.as_ref().map(|(gate, tally)| gate.judge_for(view.zones().numbering(), now, tally));
                 let setting = Setting { view: &view, now, judge: gate.as_ref(), keys: Some(&keys) };
                 let now_s = u32::try_from(now.as_ms() / 1_000).unwrap_or(u32::MAX);
                 self.answer(&mut batch, got, Moment { setting, now_s }, &mut tally, &mut out);
