@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, Network};
 use crate::control::executor::{Executor, Order};
 use crate::control::{
-    Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
+    Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
 use crate::encrypted;
 use crate::keys::Looks;
@@ -201,7 +201,10 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     bind_services(config, &relay, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
-    let (updates, zones) = take_up_updates(files.zones, &config.zone, static_sets, &names);
+    let TakenUp { desk: updates, zones, aside } =
+        take_up_updates(files.zones, &config.zone, static_sets, &names);
+    aside.unfit.iter().for_each(|unfit| tracing::warn!("{unfit}"));
+    aside.tell_of_unserved();
     let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);

@@ -21,6 +21,7 @@ mod canonical;
 mod denial;
 mod key;
 mod keyfile;
+mod leave;
 mod report;
 mod rollover;
 mod room;
@@ -30,7 +31,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
+use std::sync::atomic::{AtomicBool, Ordering::Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -138,18 +139,6 @@ impl Signing {
         zones.insert(apex, Arc::new(SignedZone { signer, keys, left }));
         self.zones.store(Arc::new(zones));
         Ok(())
-    }
-
-    /// The zone is not served any more, or unsigned from here on: its keys are left as they lie. Nothing of a zone
-    /// that was not signed.
-    pub fn remove(&self, apex: &DomainName) {
-        let mut zones = BTreeMap::clone(&self.zones.load());
-        let Some(zone) = zones.remove(apex) else { return };
-        // A step that is being written ends first.
-        let keys = zone.lock();
-        zone.left.store(true, Release);
-        drop(keys);
-        self.zones.store(Arc::new(zones));
     }
 
     /// Whether the zone is signed.

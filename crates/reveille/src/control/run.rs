@@ -8,8 +8,8 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
-    Stage, Timestamp, Trigger, WakeRecord,
+    Applied, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec, Stage,
+    Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::WakeAsk;
 use reveille_dns::update::{UpdateAsk, UpdateDesk};
@@ -90,8 +90,10 @@ pub struct Control {
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
-    /// A reload that waits until no update is under way.
-    pub(super) reloading: Option<ReloadAsk>,
+    /// A reload that waits until no update is under way, and until when.
+    pub(super) reloading: Option<(ReloadAsk, Timestamp)>,
+    /// Rows may be there that nobody goes by; they are being taken back.
+    pub(super) writing_back: bool,
     pub(super) stopping: bool,
 }
 
@@ -127,6 +129,7 @@ impl Control {
             waiting: BTreeMap::new(),
             next_look: None,
             reloading: None,
+            writing_back: false,
             stopping: false,
         }
     }
@@ -135,10 +138,9 @@ impl Control {
     pub async fn run(mut self, mut inputs: Inputs) {
         self.turn();
         loop {
-            if let Some(ask) = self.reloading.take_if(|_| self.updates.is_free()) {
-                self.reload(ask).await;
-            }
-            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due()];
+            self.reload_if_due().await;
+            let patience = self.reloading.as_ref().map(|(_, until)| *until);
+            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
             let due = due.into_iter().flatten().min();
             let timer = async {
                 match due {
@@ -181,6 +183,7 @@ impl Control {
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
+            Message::WrittenBack(left) => self.written_back(left),
             Message::Command(command) => self.command(command).await,
         }
     }
@@ -238,7 +241,7 @@ impl Control {
 
     // --- Reports ---------------------------------------------------------------------------------------------
 
-    fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
+    pub(super) fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
         let now = self.clock.now();
         let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.phase));
         let event = Event::Reported { instance, start, report: report.clone() };
@@ -304,54 +307,12 @@ impl Control {
         }
     }
 
-    // --- Traffic ---------------------------------------------------------------------------------------------
-
-    /// A time to look has come: asks the relay what it has counted before anything is decided from it.
-    fn look_at_traffic(&mut self) {
-        let overdue = self.wakes.overdue(self.clock.now());
-        self.keep_wakes(overdue);
-        let awake: Vec<(InstanceId, DomainName)> = self
-            .fleet
-            .instances()
-            .filter(|instance| instance.phase == Phase::Active)
-            .map(|instance| (instance.id, instance.service.clone()))
-            .collect();
-        for (id, service) in awake {
-            self.note_answers(id, &service);
-            self.note_traffic(id, &service);
-        }
-    }
-
-    /// Whether questions were answered since the last look; when exactly is not known, so as late as can be.
-    fn note_answers(&mut self, id: InstanceId, service: &DomainName) {
-        let Some(policy) = self.fleet.service(service).map(|service| service.spec.policy) else { return };
-        if policy.dns_lease != DnsLease::Always || !self.publisher.was_asked_for(id) {
-            return;
-        }
-        let now = self.clock.now();
-        let until = now.plus_ms(u64::from(policy.ttl_awake_s) * 1_000);
-        if let Err(error) = self.fleet.apply(Event::Answered { instance: id, until }, now) {
-            tracing::debug!(instance = %id, %error, "answers for an instance that is gone");
-        }
-    }
-
-    fn note_traffic(&mut self, instance: InstanceId, service: &DomainName) {
-        let Some(traffic) = self.relay.traffic(service) else { return };
-        let event = Event::Traffic {
-            instance,
-            open_connections: traffic.open_connections,
-            last_packet: traffic.last_packet,
-        };
-        if let Err(error) = self.fleet.apply(event, self.clock.now()) {
-            tracing::debug!(%instance, %error, "traffic of an instance that is gone");
-        }
-    }
-
     // --- Decide and act --------------------------------------------------------------------------------------
 
     /// Decides, begins what was decided, writes the rows and publishes the view.
     pub(super) fn turn(&mut self) {
         let now = self.clock.now();
+        self.look_at_answers(now);
         for _ in 0..ROUNDS_MAX {
             let plan = decide(&self.fleet, now);
             self.next_look = plan.next_look;
@@ -439,20 +400,6 @@ impl Control {
             }
             Action::Wait { .. } => {}
         }
-    }
-
-    /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
-    fn drain(&mut self, order: &Order, idle_ms: u64, force: bool) {
-        let report = match self.relay.close_if_idle(&order.spec.name, idle_ms, force) {
-            Ok(()) => {
-                self.publisher.gate_closed(order.instance);
-                Report::GateClosed
-            }
-            Err(busy) => {
-                Report::GateBusy { open_connections: busy.open_connections, last_packet: busy.last_packet }
-            }
-        };
-        self.reported(order.instance, order.start, report, Instant::now());
     }
 
     fn order(&self, id: InstanceId) -> Option<Order> {
