@@ -210,7 +210,7 @@ impl Shared {
         let zone = outcome.zone.unwrap_or(u16::MAX);
         let mut asker = self.common.asker.lock().unwrap_or_else(PoisonError::into_inner);
         let judge = at.judge.zip(outcome.client.as_ref());
-        let allowed = || judge.is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        let allowed = |kind| judge.is_none_or(|(judge, client)| judge.lets(client, zone, kind));
         asker.ask(wish, from.peer.ip(), at.now, is_starting, allowed)
     }
 }

@@ -45,4 +45,4 @@ pub use tally::{Counts, Tallies};
 pub use tls::{About, Certificate, CertificateError, CertificateSource, Refreshed};
 pub use transfer::{NotifyList, NotifyTarget, Secondaries, SecondaryStatus, ZoneNotify};
 pub use udp::echo;
-pub use wake::WakeAsk;
+pub use wake::{AskKind, WakeAsk};

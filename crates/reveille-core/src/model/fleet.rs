@@ -78,6 +78,12 @@ pub enum Event {
         /// What asked.
         trigger: Trigger,
     },
+    /// A query wants a service that was on its way up as far as the query room knew. It has passed no wake budget, so
+    /// it begins nothing and overtakes nobody's wish: it is one more who waits, if anybody does.
+    Awaited {
+        /// The service.
+        service: DomainName,
+    },
     /// An operator wants it asleep or ended.
     SleepAsked {
         /// The service.
@@ -320,6 +326,7 @@ impl Fleet {
             Event::Added { service, instance } => self.add(*service, *instance),
             Event::Respecified { spec } => self.respecify(*spec),
             Event::WakeAsked { service, trigger } => self.wake_asked(&service, trigger, now),
+            Event::Awaited { service } => self.awaited(&service),
             Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
             Event::RemoveAsked { service } => {
                 let id = self.known(&service)?.primary;
@@ -430,6 +437,17 @@ impl Fleet {
             let demand = service.demand.get_or_insert(Demand { since: now, trigger, asks: 0 });
             demand.asks += 1;
         }
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn awaited(&mut self, name: &DomainName) -> Result<Applied, RequestError> {
+        let Some(service) = self.services.get_mut(name) else {
+            return Err(RequestError::UnknownService(name.clone()));
+        };
+        let Some(demand) = &mut service.demand else { return Ok(Applied::Unchanged) };
+        demand.asks += 1;
+        let id = service.primary;
         self.settle(id);
         Ok(Applied::Changed)
     }

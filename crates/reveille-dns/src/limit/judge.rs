@@ -17,6 +17,7 @@ use super::list::{Action, Asked};
 use super::rate::{Kind, RateVerdict};
 use super::tally::{Counter, GateTally};
 use crate::respond::Transport;
+use crate::wake::AskKind;
 use crate::wire::{COOKIE_BYTES, Cookie, Subnet};
 
 /// A question at the gate.
@@ -188,6 +189,25 @@ impl Judge<'_> {
             (WakeMode::On, Err(_)) if rules.dry_run => WakeVerdict::Wake,
             (WakeMode::On, Err(limit)) => WakeVerdict::Refused(limit),
             (WakeMode::DryRun | WakeMode::Off, _) => WakeVerdict::Refused(WakeLimit::Mode),
+        }
+    }
+
+    /// Whether a wake, or a wait for one, is passed on.
+    pub(crate) fn lets(&self, client: &Client, zone: u16, kind: AskKind) -> bool {
+        match kind {
+            AskKind::Wake => self.wake(client, zone).passes(),
+            AskKind::Wait => self.may_wake(client),
+        }
+    }
+
+    /// Whether any wake, or wait for one, of the client counts at all: no rule and no mode forbids it. Charges and
+    /// counts nothing.
+    #[inline]
+    pub fn may_wake(&self, client: &Client) -> bool {
+        match (self.rules.wake_mode, client.standing) {
+            (WakeMode::DryRun | WakeMode::Off, _) => false,
+            (WakeMode::On, Standing::NoWake) => self.rules.dry_run,
+            (WakeMode::On, Standing::Ordinary | Standing::Exempt) => true,
         }
     }
 

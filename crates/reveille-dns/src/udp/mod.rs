@@ -299,8 +299,8 @@ impl Worker {
         is_starting: bool,
         at: Moment<'_, '_>,
     ) -> bool {
-        let allowed =
-            || at.setting.judge.zip(client).is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        let judge = at.setting.judge.zip(client);
+        let allowed = |kind| judge.is_none_or(|(judge, client)| judge.lets(client, zone, kind));
         self.asker.ask(wish, peer.ip(), at.setting.now, is_starting, allowed)
     }
 

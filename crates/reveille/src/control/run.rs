@@ -11,8 +11,8 @@ use reveille_core::model::{
     Applied, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec, Stage,
     Timestamp, Trigger, WakeRecord,
 };
-use reveille_dns::WakeAsk;
 use reveille_dns::update::{UpdateAsk, UpdateDesk};
+use reveille_dns::{AskKind, WakeAsk};
 use reveille_net::{Relay, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
 use tokio::sync::{broadcast, mpsc};
@@ -192,7 +192,12 @@ impl Control {
 
     fn asked_by_query(&mut self, ask: WakeAsk) {
         let trigger = Trigger::Query { client: ask.client, qtype: ask.qtype, subnet: ask.subnet };
-        if let Err(refusal) = self.wake(&ask.service, trigger, ask.at) {
+        let service = ask.service.clone();
+        let event = match ask.kind {
+            AskKind::Wake => Event::WakeAsked { service, trigger: trigger.clone() },
+            AskKind::Wait => Event::Awaited { service },
+        };
+        if let Err(refusal) = self.wanted(event, &ask.service, &trigger, ask.at) {
             tracing::debug!(service = %ask.service, %refusal, "not woken for a query");
         }
     }
@@ -224,16 +229,27 @@ impl Control {
         trigger: Trigger,
         asked: Instant,
     ) -> Result<Applied, RequestError> {
+        let event = Event::WakeAsked { service: name.clone(), trigger: trigger.clone() };
+        self.wanted(event, name, &trigger, asked)
+    }
+
+    /// Takes in what somebody's wish for the service came to.
+    fn wanted(
+        &mut self,
+        event: Event,
+        name: &DomainName,
+        trigger: &Trigger,
+        asked: Instant,
+    ) -> Result<Applied, RequestError> {
         let now = self.clock.now();
         if self.stopping {
             return Ok(Applied::Unchanged);
         }
-        let event = Event::WakeAsked { service: name.clone(), trigger: trigger.clone() };
         let applied = self.fleet.apply(event, now)?;
         if applied == Applied::Changed
             && let Some(instance) = self.fleet.primary(name)
         {
-            let finished = self.wakes.asked(name, instance.id, &trigger, asked, self.clock.at(asked));
+            let finished = self.wakes.asked(name, instance.id, trigger, asked, self.clock.at(asked));
             self.keep_wakes(finished);
         }
         Ok(applied)
