@@ -183,7 +183,7 @@ impl Shared {
                 rcode: written.rcode,
                 transport: from.transport,
                 client: from.peer.ip(),
-                subnet: outcome.wake.and_then(|wish| wish.subnet),
+                subnet: outcome.subnet,
             });
             ring.flush();
         }

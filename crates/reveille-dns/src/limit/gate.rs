@@ -38,7 +38,7 @@ fn listed(faults: &[SpecFault]) -> String {
 #[derive(Debug)]
 pub struct Gate {
     rules: ArcSwap<Rules>,
-    secrets: ArcSwap<CookieSecrets>,
+    pub(super) secrets: ArcSwap<CookieSecrets>,
     pub(super) hash: NetworkHash,
     pub(super) budgets: WakeBudgets,
     /// Buckets count microseconds from here.
@@ -178,8 +178,15 @@ impl Gate {
         if !self.rules.load().rotate_ms.is_some_and(due) {
             return Ok(false);
         }
-        self.secrets.store(Arc::new(secrets.rotated(&Secret::random()?, now)));
-        Ok(true)
+        self.rotate(&secrets, now)
+    }
+
+    /// Replaces these secrets by their successors, unless others were put in force since they were looked at: what a
+    /// reload has brought stays, and a secret that was shared until then does not come back.
+    pub(super) fn rotate(&self, secrets: &Arc<CookieSecrets>, now: Timestamp) -> Result<bool, SecretError> {
+        let next = Arc::new(secrets.rotated(&Secret::random()?, now));
+        let was = self.secrets.compare_and_swap(secrets, next);
+        Ok(Arc::ptr_eq(&was, secrets))
     }
 
     /// Counters for a thread, to be kept as long as it runs.

@@ -1,6 +1,7 @@
 //! The gate as a whole: verdicts, modes, exchange of the rules, counters.
 
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use reveille_core::answer::{NameKey, ZoneDefaults, Zones};
@@ -351,6 +352,24 @@ fn secrets_are_replaced_in_time_and_cookies_outlive_it() {
         Source::Proven,
         "an exchange keeps the secrets"
     );
+}
+
+/// A new secret that came out of an old one just then would bring back what others know.
+#[test]
+fn a_rotation_does_not_undo_an_exchange_of_the_secrets() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secrets");
+    std::fs::write(&path, "000102030405060708090a0b0c0d0e0f\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let world = World::new("");
+    // A rotation has looked at the secrets when a reload brings those of a file.
+    let seen = world.gate.secrets.load_full();
+    world.exchange(&format!("cookies.secret_file = \"{}\"", path.display()));
+    let cookie = world.cookie("192.0.2.1");
+    assert!(!world.gate.rotate(&seen, world.now).unwrap());
+    assert_eq!(world.arrive("192.0.2.1", Some(&cookie)).source, Source::Proven);
+    let shared = world.gate.secrets.load_full();
+    assert!(world.gate.rotate(&shared, world.now).unwrap());
 }
 
 #[test]
