@@ -205,7 +205,8 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         take_up_updates(files.zones, &config.zone, static_sets, &names);
     aside.unfit.iter().for_each(|unfit| tracing::warn!("{unfit}"));
     aside.tell_of_unserved();
-    let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
+    let (signing, zones) =
+        crate::keys::open(config, zones, services.iter().map(|(spec, _)| spec), clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
     let mut publisher = Publisher::new(Arc::clone(&view), generation, relay.clone(), serials);

@@ -25,7 +25,7 @@ fn zone() -> Zone {
 }
 
 fn open_at(dir: &Path, now: Timestamp) -> Result<Signing, Vec<KeyError>> {
-    Signing::open(dir, [&zone()], KeyPolicy::default(), &SigningLimits::default(), now)
+    Signing::open(dir, [(&zone(), 0)], KeyPolicy::default(), &SigningLimits::default(), now)
 }
 
 fn open(dir: &Path) -> Signing {
@@ -256,6 +256,20 @@ fn zones_cease_to_be_signed_together_or_not_at_all() {
     assert!(!signing.is_signed(&name("a.test")) && signing.is_signed(&name("vm.test")) && !state.exists());
     signing.add(&zones[0], later).unwrap();
     assert_ne!(fs::read(&state).unwrap(), ledger);
+}
+
+#[test]
+fn the_ds_waits_for_unsigned_answers_that_the_zones_records_say_nothing_of() {
+    let dir = TempDir::new().unwrap();
+    // A service in it was answered unsigned for three days.
+    let held = [(&zone(), 3 * 86_400)];
+    let signing =
+        Signing::open(dir.path(), held, KeyPolicy::default(), &SigningLimits::default(), now()).unwrap();
+    let at = |days: u64| now().plus_ms(days * DAY_MS);
+    assert!(signing.step(at(2), at(2)).changes.is_empty());
+    assert!(signing.ds_seen(&name("vm.test"), at(2)).is_err());
+    assert_eq!(signing.step(at(4), at(4)).changes.len(), 1);
+    assert!(signing.ds_seen(&name("vm.test"), at(4)).is_ok());
 }
 
 #[test]

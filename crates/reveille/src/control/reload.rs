@@ -18,7 +18,7 @@ use std::time::Duration;
 use reveille_api::ControlError;
 use reveille_api::types::{ReloadChange, ReloadReport};
 use reveille_core::answer::{Zone, Zones, clashes};
-use reveille_core::model::DomainName;
+use reveille_core::model::{DomainName, ServiceSpec};
 use reveille_dns::Certificate;
 use reveille_dns::limit::PreparedRules;
 use reveille_dns::sign::{KeyPolicy, Signing};
@@ -35,6 +35,7 @@ use super::updates::{SetAside, TakenUp, take_up};
 use super::write_back::Doubtful;
 use crate::clock::Clock;
 use crate::config::{self, Config, Dnssec};
+use crate::keys::held_s;
 use crate::reload::{Announced, Live, Prepared};
 
 /// Longest wait of a reload for updates that are under way. They take milliseconds, unless the disk fails.
@@ -122,13 +123,19 @@ impl Control {
         let served = self.publisher.zones();
         let (live, state_dir) = (Arc::clone(&prepared.live), prepared.wanted.daemon.state_dir.clone());
         let now = self.clock.now().min(Clock::wall());
+        let mut services: Vec<ServiceSpec> =
+            self.fleet.services().map(|service| service.spec.clone()).collect();
+        services.extend(prepared.wanted.service.iter().cloned());
         let opening = spawn_blocking(move || {
             let mut faults = Vec::new();
             for zone in &zones {
                 let apex = zone.apex();
                 let is_signed = live.signing.is_signed(apex);
                 let result = match wanted.contains(apex) {
-                    true if !is_signed => live.signing.add(zone, now),
+                    true if !is_signed => {
+                        let served = served.iter().map(|zone| &**zone);
+                        live.signing.add(zone, held_s(apex, services.iter(), served), now)
+                    }
                     false if is_signed || served.find(apex).is_none() => {
                         Signing::may_leave_unsigned(&state_dir, apex)
                     }
