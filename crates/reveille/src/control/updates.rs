@@ -125,6 +125,7 @@ pub fn take_up(
             rows.iter().map(|row| (row.owner.clone(), row.rtype)),
         );
         let (zone, aside) = lay_over(file, rows, taken_by(services));
+        book.set_aside(zone.apex(), aside.iter().map(|aside| aside.change.clone()));
         for aside in aside {
             let (owner, rtype) = (&aside.change.owner, rdata::type_word(aside.change.rtype));
             let (zone, why) = (zone.apex(), aside.why);
