@@ -203,8 +203,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
     let TakenUp { desk: updates, zones, aside } =
         take_up_updates(files.zones, &config.zone, static_sets, &names);
-    aside.unfit.iter().for_each(|unfit| tracing::warn!("{unfit}"));
-    aside.tell_of_unserved();
+    aside.tell();
     let (signing, zones) =
         crate::keys::open(config, zones, services.iter().map(|(spec, _)| spec), clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;

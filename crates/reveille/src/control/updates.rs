@@ -95,6 +95,12 @@ pub struct SetAside {
 }
 
 impl SetAside {
+    /// Logs all of it.
+    pub fn tell(&self) {
+        self.unfit.iter().for_each(|unfit| tracing::warn!("{unfit}"));
+        self.tell_of_unserved();
+    }
+
     /// Notes zones that may be missed.
     pub fn tell_of_unserved(&self) {
         for (zone, sets) in &self.unserved {
