@@ -231,6 +231,7 @@ fn zones_cease_to_be_signed_together_or_not_at_all() {
     let early = Timestamp::from_ms(now().as_ms() - 10 * DAY_MS);
     let open = |zones: &[Zone]| {
         let limits = SigningLimits::default();
+        let zones = zones.iter().map(|zone| (zone, 0));
         Signing::open(dir.path(), zones, KeyPolicy::default(), &limits, early).unwrap()
     };
     let (none, both) = (BTreeSet::new(), BTreeSet::from([name("a.test"), name("vm.test")]));
@@ -242,7 +243,7 @@ fn zones_cease_to_be_signed_together_or_not_at_all() {
     assert_eq!(fs::read(&state).unwrap(), ledger, "keys of a zone that is not served any more stay");
     let later = early.plus_ms(3 * DAY_MS);
     assert_eq!(signing.step(later, later).changes.len(), 1);
-    signing.add(&zones[0], later).unwrap();
+    signing.add(&zones[0], 0, later).unwrap();
     let errors = signing.leave(&none, &both).unwrap_err();
     assert!(
         matches!(&errors[..], [KeyError::Delegated { zone, .. }] if *zone == name("vm.test")),
@@ -254,7 +255,7 @@ fn zones_cease_to_be_signed_together_or_not_at_all() {
     // Alone it can be. It begins anew when it is signed again, not where the old ledger was.
     signing.leave(&none, &BTreeSet::from([name("a.test")])).unwrap();
     assert!(!signing.is_signed(&name("a.test")) && signing.is_signed(&name("vm.test")) && !state.exists());
-    signing.add(&zones[0], later).unwrap();
+    signing.add(&zones[0], 0, later).unwrap();
     assert_ne!(fs::read(&state).unwrap(), ledger);
 }
 
