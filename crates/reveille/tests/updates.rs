@@ -117,7 +117,10 @@ impl Place {
     }
 
     fn dig(&self, arguments: &[&str]) -> Vec<String> {
+        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
+        // hear itself.
         let output = Command::new("dig")
+            .args(["-b", "127.0.0.2"])
             .args([&format!("@{}", self.dns.ip()), "-p", &self.dns.port().to_string(), "+short", "+time=5"])
             .args(arguments)
             .output()
