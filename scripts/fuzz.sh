@@ -22,9 +22,8 @@ RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-trace-compares" \
     cargo build --release --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
-# CPU seconds of all that has been run so far.
+# CPU seconds of all that has been run so far, after `times >target/fuzz-runs/times`: in a subshell it would tell of none.
 spent() {
-    times >target/fuzz-runs/times
     sed -n '2s/[ms]/ /gp' target/fuzz-runs/times | awk '{ printf "%d", $1 * 60 + $2 + $3 * 60 + $4 }'
 }
 
@@ -37,6 +36,7 @@ for target in "$@"; do
     # Zone files as others write them are good seeds too.
     [ "$target" != zonefile ] || seeds="$seeds crates/reveille-dns/tests/conform/zones"
     echo "$target: $seconds s"
+    times >target/fuzz-runs/times
     began=$(spent)
     left=$seconds
     rounds=0
@@ -49,6 +49,7 @@ for target in "$@"; do
             echo "fuzz.sh: $target found something; the input is in $run, the log in $run/log" >&2
             exit 1
         }
+        times >target/fuzz-runs/times
         left=$((seconds - $(spent) + began))
         rounds=$((rounds + 1))
         sed -n 's/^stat::number_of_executed_units: */  inputs run: /p; s/^stat::new_units_added: */  of them new: /p' \

@@ -153,7 +153,8 @@ impl Shared {
     pub fn now<T>(&self, with: impl FnOnce(&Moment<'_, '_>) -> T) -> T {
         let view = self.hold.shared.load();
         let now = (self.hold.clock)();
-        let judge = self.common.gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+        let numbering = view.zones().numbering();
+        let judge = self.common.gate.as_ref().map(|(gate, tally)| gate.judge_for(numbering, now, tally));
         let setting = Setting { view: &view, now, judge: judge.as_ref(), keys: Some(&self.hold.keys) };
         with(&Moment { setting, view: &view })
     }
@@ -182,7 +183,7 @@ impl Shared {
                 rcode: written.rcode,
                 transport: from.transport,
                 client: from.peer.ip(),
-                subnet: outcome.wake.and_then(|wish| wish.subnet),
+                subnet: outcome.subnet,
             });
             ring.flush();
         }
@@ -209,7 +210,7 @@ impl Shared {
         let zone = outcome.zone.unwrap_or(u16::MAX);
         let mut asker = self.common.asker.lock().unwrap_or_else(PoisonError::into_inner);
         let judge = at.judge.zip(outcome.client.as_ref());
-        let allowed = || judge.is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        let allowed = |kind| judge.is_none_or(|(judge, client)| judge.lets(client, zone, kind));
         asker.ask(wish, from.peer.ip(), at.now, is_starting, allowed)
     }
 }

@@ -5,6 +5,7 @@
 
 mod forwarded;
 mod freshness;
+mod linger;
 mod request;
 
 use std::convert::Infallible;
@@ -30,6 +31,7 @@ use crate::connections::{Next, Shared};
 use crate::hold::stopped;
 use crate::respond::{Origin, Transport};
 use crate::tally::bump;
+use linger::Linger;
 use request::{Refusal, Source};
 
 /// Longest time without a request under way until a connection is closed, if nobody else needs its place.
@@ -40,7 +42,7 @@ const CLOSE_MS_MAX: u64 = 2_000;
 const BODY_MS_MAX: u64 = 5_000;
 /// Largest body: the longest DNS message.
 const BODY_BYTES_MAX: usize = 65_535;
-/// Longest body that is read to its end before it is refused.
+/// Longest body that is read to its end before it is refused, and most that is read of what else was refused.
 const DISCARDED_BYTES_MAX: usize = 262_144;
 /// Largest head of a request.
 const HEAD_BYTES_MAX: u16 = 16_384;
@@ -78,6 +80,7 @@ where
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(connection_window)
         .max_send_buf_size(SEND_BYTES_MAX);
+    let stream = Linger::new(stream, DISCARDED_BYTES_MAX, Duration::from_millis(CLOSE_MS_MAX));
     visit.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
 }
 

@@ -126,6 +126,8 @@ pub struct Origin {
     pub transport: Transport,
     /// The gate's judgement of its arrival, if it has been asked for already.
     pub client: Option<Client>,
+    /// The gate's judgement of its answer, if that has been charged already.
+    pub verdict: Option<RateVerdict>,
     /// Data of the COOKIE option of the answer where no gate is asked.
     pub cookie: Option<[u8; COOKIE_BYTES]>,
 }
@@ -133,7 +135,7 @@ pub struct Origin {
 impl Origin {
     /// A packet that is yet to be judged.
     pub const fn new(peer: SocketAddr, transport: Transport) -> Self {
-        Self { peer, transport, client: None, cookie: None }
+        Self { peer, transport, client: None, verdict: None, cookie: None }
     }
 }
 
@@ -148,7 +150,7 @@ pub struct Outcome<'v> {
     /// The answer should wait up to this many milliseconds for the service to be ready. What was written is the
     /// answer for now, should holding not be possible.
     pub hold_ms_max: Option<u64>,
-    /// Number of the counter of the question's name; 0 if it has none of its own.
+    /// Number of the counter of the service that answers, or else has the question's name; 0 if there is none.
     pub counter: u32,
     /// Who asks, if there is a gate and the packet is one to be answered by anybody.
     pub client: Option<Client>,
@@ -156,6 +158,8 @@ pub struct Outcome<'v> {
     pub zone: Option<u16>,
     /// The question's type; 0 if it could not be read.
     pub qtype: u16,
+    /// EDNS client subnet in the question.
+    pub subnet: Option<Subnet>,
     /// Data of the COOKIE option that the answer has, or would have.
     pub cookie: Option<[u8; COOKIE_BYTES]>,
     /// The packet was signed, but not with a key that is known here, or not by its owner.
@@ -190,7 +194,8 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
         zone,
     };
     let client = from.client.or_else(|| at.judge.map(|judge| judge.arrive(&arrival)));
-    let known = Outcome { client, zone, qtype: question.qtype, ..Outcome::default() };
+    let known =
+        Outcome { client, zone, qtype: question.qtype, subnet: subnet.copied(), ..Outcome::default() };
     let entry = client.map_or(Entry::Enter, |client| client.entry);
     let Considered { reply, transfer, signing } = match entry {
         Entry::Drop => return known,
@@ -201,7 +206,10 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     };
     let kind = if entry == Entry::Enter { Kind::of(&reply) } else { Kind::Error };
     let (verdict, cookie) = match at.judge.zip(client) {
-        Some((judge, client)) => (judge.rate(&client, kind), judge.cookie_for(&client, cookie)),
+        Some((judge, client)) => {
+            let verdict = from.verdict.unwrap_or_else(|| judge.rate(&client, kind));
+            (verdict, judge.cookie_for(&client, cookie))
+        }
         None => (RateVerdict::Pass, from.cookie),
     };
     let known = Outcome { cookie, ..known };
@@ -214,8 +222,11 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
     };
     let signature_bytes = signing.bytes_max(&query);
     let envelope = Envelope { cookie, signature_bytes, ..from.transport.envelope() };
+    let counter = match reply.service {
+        Some(service) => service.counter,
+        None => at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter),
+    };
     let reply = if truncated { reply } else { with_dnssec(reply, &query, from.transport, client, at.now) };
-    let counter = at.view.names().find(question.name.as_wire()).map_or(0, Slot::counter);
     if truncated || reply.truncate {
         // Whoever comes again over TCP wakes then.
         let written = Some(write_truncated(&query, &reply, &envelope, out));

@@ -7,8 +7,6 @@
 mod entry;
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -19,6 +17,7 @@ use domain::zonefile::inplace::{Entry as Scanned, ScannedRecord, Zonefile};
 use reveille_core::answer::{Record, Zone};
 use reveille_core::model::DomainName;
 
+use crate::named_file::{self, FileFault};
 use entry::{Entry, seconds, with_plain_words};
 
 /// Largest zone file, in bytes.
@@ -60,15 +59,17 @@ impl std::error::Error for ZoneFileFault {}
 /// Every fault, up to [`ZONE_FAULTS_MAX`].
 pub fn load(path: &Path, apex: &DomainName) -> Result<Zone, Vec<ZoneFileFault>> {
     let file = path.display().to_string();
-    let read = || -> io::Result<String> {
-        let mut text = String::new();
-        // One byte more than is allowed tells too large from just fitting.
-        File::open(path)?.take(ZONE_FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    match read() {
+    match named_file::read_text(path, ZONE_FILE_BYTES_MAX) {
         Ok(text) => parse(&file, &text, apex),
-        Err(error) => Err(vec![ZoneFileFault { file, line: None, what: format!("cannot be read: {error}") }]),
+        Err(error) => {
+            let (line, what) = match error.fault {
+                FileFault::NotText { line } => (Some(line), "is no UTF-8; save the file as UTF-8".to_owned()),
+                fault @ (FileFault::Unreadable(_) | FileFault::Kind(_) | FileFault::TooLarge { .. }) => {
+                    (None, fault.to_string())
+                }
+            };
+            Err(vec![ZoneFileFault { file, line, what }])
+        }
     }
 }
 
@@ -80,6 +81,10 @@ pub fn parse(file: &str, text: &str, apex: &DomainName) -> Result<Zone, Vec<Zone
     let fault = |line, what: String| ZoneFileFault { file: file.to_owned(), line, what };
     if text.len() as u64 > ZONE_FILE_BYTES_MAX {
         return Err(vec![fault(None, format!("is larger than {} MiB", ZONE_FILE_BYTES_MAX >> 20))]);
+    }
+    if text.starts_with('\u{feff}') {
+        let what = "begins with a byte order mark (the bytes EF BB BF); save the file as UTF-8 without one";
+        return Err(vec![fault(Some(1), what.to_owned())]);
     }
     let mut reader = Reader::new(apex);
     let mut faults = Vec::new();

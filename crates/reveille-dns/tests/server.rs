@@ -10,9 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use common::{WAIT_MAX, WAKES_MAX, World, active, name, refused, service};
-use reveille_core::answer::{Rcode, View};
+use common::{NOW, WAIT_MAX, WAKES_MAX, World, active, name, refused, service, zone};
+use reveille_core::answer::{Rcode, Record, ServiceView, View, Zone, Zones, rdata};
 use reveille_core::model::AnswerPolicy;
+use reveille_dns::limit::{CookieStatus, Counter, Gate, GateConfig, Kind, RateVerdict};
 use reveille_dns::{BindError, DnsConfig, DnsServer};
 use tokio::sync::{mpsc, watch};
 
@@ -91,10 +92,82 @@ fn many_clients_at_once_are_each_answered_with_their_own() {
     assert_eq!(received, counts.wakes_asked);
 }
 
+/// The question with EDNS of 1,232 bytes and the client subnet 192.0.2.0/24.
+fn with_subnet(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[11] = 1;
+    packet.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 11, 0, 8, 0, 7, 0, 1, 24, 0, 192, 0, 2]);
+    packet
+}
+
+/// The answers to a question over UDP and TCP.
+fn both_ways(world: &World, packet: &[u8]) -> [Vec<u8>; 2] {
+    let (socket, mut stream) = (udp(world), tcp(world));
+    socket.send(packet).unwrap();
+    let mut answer = vec![0; 4_096];
+    let length = socket.recv(&mut answer).unwrap();
+    answer.truncate(length);
+    send_framed(&mut stream, packet);
+    [answer, read_framed(&mut stream)]
+}
+
+#[test]
+fn a_service_is_asked_for_by_whatever_name_leads_to_it_and_on_whose_behalf_is_seen() {
+    // `www` is an alias of `hello`.
+    let hello = ServiceView { counter: 1, ..active(service("hello.vm.test", 1)) };
+    let any = ServiceView { counter: 2, ..service("*.apps.vm.test", 2) };
+    let services = [hello, any].map(Arc::new);
+    let view = View::new(1, Zones::new([Arc::new(zone())]), services, View::default_monitors());
+    let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
+    let mut world = World::serving(view, &DnsConfig { listen, udp_threads: 1, ..DnsConfig::default() });
+    let asked = ["hello.vm.test", "www.vm.test", "one.apps.vm.test", "none.vm.test", "big.vm.test"];
+    for qname in asked {
+        for answer in both_ways(&world, &with_subnet(question(7, qname))) {
+            assert_eq!(rcode_of(&answer), if qname == "none.vm.test" { 3 } else { 0 }, "{qname}");
+        }
+    }
+    let counters = world.server.counters();
+    assert_eq!([0, 1, 2].map(|counter| counters.sum(counter)), [4, 4, 2]);
+    let (mut seen, mut rings) = (Vec::new(), world.server.take_rings());
+    rings.iter_mut().for_each(|ring| ring.drain(100, |observed| seen.push(observed)));
+    let subnets = seen.iter().map(|observed| observed.subnet.map(|subnet| subnet.to_string()));
+    assert_eq!(subnets.flatten().collect::<Vec<_>>(), vec!["192.0.2.0/24"; 2 * asked.len()]);
+    let of = |counter| seen.iter().filter(|observed| observed.counter == counter).count();
+    assert_eq!([0, 1, 2].map(of), [4, 4, 2]);
+}
+
+#[test]
+fn long_names_are_denied_in_full_to_who_takes_as_much_and_charged_once() {
+    let long = |label: &str| name(&format!("{}example", format!("{}.", label.repeat(60)).repeat(3)));
+    let apex = name("vm.test");
+    let soa = rdata::soa(&long("a"), &long("b"), [7, 3_600, 600, 604_800, 30]);
+    let record = |rtype, data| Record { owner: apex.clone(), rtype, ttl: 300, data };
+    let records = [record(rdata::SOA, soa), record(rdata::NS, long("a").as_wire().to_vec())];
+    let zone = Zone::new(apex.clone(), &records).unwrap();
+    let view = View::new(1, Zones::new([Arc::new(zone)]), [], View::default_monitors());
+    let gate = Arc::new(Gate::new(&GateConfig::default(), [&apex], NOW).unwrap());
+    let config = DnsConfig {
+        listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))],
+        udp_threads: 1,
+        gate: Some(Arc::clone(&gate)),
+        ..DnsConfig::default()
+    };
+    let world = World::serving(view, &config);
+    let qname = format!("{}.vm.test", ["c".repeat(60), "d".repeat(60), "e".repeat(60)].join("."));
+    let [denied, _] = both_ways(&world, &with_subnet(question(7, &qname)));
+    assert_eq!((rcode_of(&denied), denied[2] & 2, denied[9]), (3, 0, 1), "NXDOMAIN in full, with the SOA");
+    assert!((513..=1_232).contains(&denied.len()), "{}", denied.len());
+    let [truncated, _] = both_ways(&world, &question(7, &qname));
+    assert_eq!((rcode_of(&truncated), truncated[2] & 2, truncated[9]), (3, 2, 0), "more than 512 bytes");
+    let counts = gate.counts();
+    assert_eq!(counts.of(Counter::Rate(Kind::NxDomain, RateVerdict::Pass)), 2);
+    assert_eq!(counts.of(Counter::Cookie(CookieStatus::None)), 4);
+    assert_eq!(world.server.counters().sum(0), 4);
+}
+
 #[test]
 fn a_full_channel_of_wakes_delays_no_answer() {
     let services = (0..2_000u16).map(|n| Arc::new(service(&format!("s{n}.vm.test"), 1)));
-    let zones = reveille_core::answer::Zones::new([Arc::new(common::zone())]);
+    let zones = Zones::new([Arc::new(zone())]);
     let view = View::new(1, zones, services, View::default_monitors());
     let config = DnsConfig {
         listen: vec![SocketAddr::from(([127, 0, 0, 53], 0))],
@@ -256,13 +329,7 @@ fn bind(listen: &[SocketAddr]) -> Result<DnsServer, BindError> {
     let (_, seen) = watch::channel(1);
     let (wakes, _) = mpsc::channel(1);
     let config = DnsConfig { listen: listen.to_vec(), udp_threads: 1, ..DnsConfig::default() };
-    DnsServer::bind(
-        &config,
-        Arc::new(ArcSwap::from_pointee(View::default())),
-        seen,
-        wakes,
-        Arc::new(|| common::NOW),
-    )
+    DnsServer::bind(&config, Arc::new(ArcSwap::from_pointee(View::default())), seen, wakes, Arc::new(|| NOW))
 }
 
 #[test]
@@ -296,7 +363,7 @@ fn ipv6_is_served_where_the_host_has_it() {
     drop(probe);
     let config =
         DnsConfig { listen: vec!["[::1]:0".parse().unwrap()], udp_threads: 1, ..DnsConfig::default() };
-    let zones = reveille_core::answer::Zones::new([Arc::new(common::zone())]);
+    let zones = Zones::new([Arc::new(zone())]);
     let view = View::new(1, zones, [Arc::new(service("hello.vm.test", 1))], View::default_monitors());
     let world = World::serving(view, &config);
     let socket = UdpSocket::bind("[::1]:0").unwrap();

@@ -15,8 +15,8 @@ use reveille_core::answer::{Acl, AclEntry, Network, View, Zones};
 use reveille_dns::DnsConfig;
 use reveille_dns::tsig::{Algorithm, Key, Keyring};
 use reveille_dns::update::{
-    Grant, SetAside, SetChange, StaticBook, UPDATE_GROUP_MAX, UPDATES_WAITING_MAX, UpdateAsk, UpdateDesk,
-    ZoneRows, lay_over,
+    Grant, SetAside, SetChange, StaticBook, UPDATE_GROUP_MAX, UPDATE_RECORDS_MAX, UPDATES_WAITING_MAX,
+    UpdateAsk, UpdateDesk, ZoneRows, lay_over,
 };
 use reveille_store::{Change, Loaded, Store, StoredStaticSet};
 use tokio::sync::{mpsc, watch};
@@ -233,6 +233,12 @@ fn what_nsupdate_was_told_is_made_is_seen_at_once_and_after_a_restart() {
     assert_eq!(primary.short("www.vm.test", "A"), ["127.64.0.1", "hello.vm.test."]);
 }
 
+/// More records than one update may have.
+fn too_many() -> String {
+    let one = |number| format!("update add n{number}.vm.test 60 A 192.0.2.9");
+    (0..=UPDATE_RECORDS_MAX).map(one).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn whoever_may_not_is_refused_and_nothing_changes() {
     let dir = tempfile::tempdir().unwrap();
@@ -240,6 +246,7 @@ fn whoever_may_not_is_refused_and_nothing_changes() {
     let add = "update add new.vm.test 60 A 192.0.2.9";
     let wrong = SECRET.replace('M', "N");
     let with = |key: &str| vec!["-y".to_owned(), format!("hmac-sha256:{key}")];
+    let many = too_many();
     for (options, script, said) in [
         (Vec::new(), add, "update failed: REFUSED"),
         (with(&format!("{ADMIN}:{wrong}")), add, "BADSIG"),
@@ -256,6 +263,7 @@ fn whoever_may_not_is_refused_and_nothing_changes() {
             "update failed: REFUSED",
         ),
         (with(&format!("{ADMIN}:{SECRET}")), "update delete hello.vm.test", "update failed: REFUSED"),
+        (with(&format!("{ADMIN}:{SECRET}")), &many, "update failed: REFUSED"),
         (
             with(&format!("{ADMIN}:{SECRET}")),
             "update add _vmstate.hello.vm.test 60 TXT x",

@@ -127,8 +127,20 @@ fn faults_are_bounded_and_files_are_named() {
     let path = std::env::temp_dir().join(format!("reveille-zone-{}", std::process::id()));
     std::fs::File::create(&path).unwrap().write_all(GOOD.as_bytes()).unwrap();
     let loaded = zonefile::load(&path, &name("vm.test"));
-    std::fs::remove_file(&path).unwrap();
     assert_eq!(loaded.unwrap(), read(GOOD).unwrap());
+    let told = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let faults = zonefile::load(&path, &name("vm.test")).unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        (faults[0].line, faults[0].what.clone())
+    };
+    let with_mark = told(&[b"\xef\xbb\xbf", GOOD.as_bytes()].concat());
+    assert!(with_mark.0 == Some(1) && with_mark.1.contains("byte order mark"), "{with_mark:?}");
+    let latin = told(&[GOOD.as_bytes(), b"; caf\xe9\n"].concat());
+    assert!(latin.0 == Some(GOOD.lines().count() + 1) && latin.1.contains("UTF-8"), "{latin:?}");
+    std::fs::remove_file(&path).unwrap();
+    let directory = zonefile::load(&std::env::temp_dir(), &name("vm.test")).unwrap_err();
+    assert!(directory[0].what.starts_with("is a directory"), "{directory:?}");
 }
 
 proptest! {

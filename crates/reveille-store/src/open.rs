@@ -52,8 +52,11 @@ pub enum OpenError {
     },
     /// The file was altered or is no database.
     #[error(
-        "the state database {} is damaged ({detail}); it was left as it is: put a copy of it back, or move it \
-         away to start with an empty one (guests that still run are then unknown)", path.display()
+        "the state database {} is damaged ({detail}); it was left as it is: put a copy of it back. Without one, it \
+         can be moved away to start with an empty one, and three things are lost with it: what dynamic updates have \
+         changed, so put those records into the zone files; the serials that zones were published with, so raise \
+         the serial of each SOA in the zone files above what the secondaries have, or they take nothing more; and \
+         which guests still run", path.display()
     )]
     Damaged {
         /// The file.

@@ -6,9 +6,9 @@ use reveille_core::model::{DomainName, WakeRecord};
 use serde::de::DeserializeOwned;
 
 use crate::Store;
-use crate::change::{StoredDecision, StoredStaticSet, StoredToken, TokenHash, TokenRow};
+use crate::change::{StoredDecision, StoredService, StoredStaticSet, StoredToken, TokenHash, TokenRow};
 use crate::load::{decode, decode_static_set};
-use crate::schema::{DECISIONS, History, STATIC_SETS, TOKENS, WAKES};
+use crate::schema::{DECISIONS, History, SERVICES, STATIC_SETS, TOKENS, WAKES};
 
 /// An entry of a service's history with its sequence number, which rises by one from entry to entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +103,18 @@ impl Store {
                 sets.push(set.map_err(|source| ReadError::Row { table: "static_sets", source })?);
             }
             Ok(sets)
+        })
+    }
+
+    /// The row of one service.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or the row is none that this Reveille writes.
+    pub fn service(&self, name: &DomainName) -> Result<Option<StoredService>, ReadError> {
+        self.read(|database| {
+            let row = database.begin_read()?.open_table(SERVICES)?.get(name.to_string().as_str())?;
+            let service = row.map(|row| decode(row.value())).transpose();
+            service.map_err(|source| ReadError::Row { table: "services", source })
         })
     }
 

@@ -30,9 +30,7 @@ const WAKE_LOOK_BACK_MAX: usize = 8;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WriteError {
     /// The disk is full, or a quota is reached.
-    #[error(
-        "the state could not be saved, the disk is full: {0}; free some space, what changes next is saved again"
-    )]
+    #[error("the state could not be saved, the disk is full: {0}; free some space")]
     NoSpace(Arc<io::Error>),
     /// Another fault of the disk or the file.
     #[error("the state could not be saved: {0}")]
@@ -169,7 +167,7 @@ fn write_until_closed(shared: &Shared, batches: &Receiver<Batch>) {
         }
         let result = write_group(shared, &group);
         if let Err(error) = &result {
-            tracing::error!(%error, writes = group.len(), "state not saved");
+            tracing::error!(%error, writes = group.len(), "state not saved; what changes next is tried again");
         }
         for batch in group.drain(..) {
             // Whoever does not wait does not want to know.

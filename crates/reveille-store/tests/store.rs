@@ -73,7 +73,7 @@ fn decision(at: u64) -> Change {
         decision: Decision {
             service: name("hello.vm.test"),
             instance: InstanceId(1),
-            action: Action::Restore { from: Rung::Armed },
+            action: Action::Restore { from: Rung::Armed, keep: false },
             reason: Reason::Asked { trigger: Trigger::Operator, asks: 2 },
         },
     }))

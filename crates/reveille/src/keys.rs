@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::bail;
 use reveille_core::answer::Zone;
-use reveille_core::model::Timestamp;
-use reveille_dns::sign::{Signing, SigningLimits};
+use reveille_core::model::{DomainName, ServiceSpec, Timestamp};
+use reveille_dns::sign::{Signing, SigningLimits, longest_ttl_s};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
@@ -23,13 +23,20 @@ const LOOK_MS_MIN: u64 = 200;
 ///
 /// # Errors
 /// Everything that keeps a zone from being served as the config says.
-pub fn open(config: &Config, zones: Vec<Zone>, now: Timestamp) -> anyhow::Result<(Arc<Signing>, Vec<Zone>)> {
+pub fn open<'s>(
+    config: &Config,
+    zones: Vec<Zone>,
+    services: impl Iterator<Item = &'s ServiceSpec> + Clone,
+    now: Timestamp,
+) -> anyhow::Result<(Arc<Signing>, Vec<Zone>)> {
     let state_dir = &config.daemon.state_dir;
     let wants = |apex: &_| config.zone.iter().any(|zone| zone.name == *apex && zone.dnssec == Dnssec::On);
     let (signed, others): (Vec<&Zone>, Vec<&Zone>) = zones.iter().partition(|zone| wants(zone.apex()));
     let unsigned = others.iter().filter_map(|zone| Signing::leave_unsigned(state_dir, zone.apex()).err());
     let mut faults: Vec<String> = unsigned.map(|error| error.to_string()).collect();
     let limits = SigningLimits::default();
+    // What was served before the start is not known beyond that.
+    let signed = signed.into_iter().map(|zone| (zone, held_s(zone.apex(), services.clone(), [])));
     let signing = match Signing::open(state_dir, signed, config.dnssec, &limits, now.min(Clock::wall())) {
         Ok(signing) => signing,
         Err(errors) => {
@@ -42,6 +49,21 @@ pub fn open(config: &Config, zones: Vec<Zone>, now: Timestamp) -> anyhow::Result
     }
     let zones = zones.into_iter().map(|zone| signing.sign(zone)).collect();
     Ok((Arc::new(signing), zones))
+}
+
+/// For how many seconds a cache may hold an answer in the zone: of these services, or of what is served.
+pub fn held_s<'a>(
+    apex: &DomainName,
+    services: impl Iterator<Item = &'a ServiceSpec>,
+    served: impl IntoIterator<Item = &'a Zone>,
+) -> u32 {
+    let inside = services.filter(|spec| spec.name.is_at_or_below(apex));
+    let of_services = inside.map(|spec| spec.policy.ttl_awake_s.max(spec.policy.ttl_asleep_s));
+    // A new zone's names may have been in the zone above until now.
+    let related = served
+        .into_iter()
+        .filter(|zone| apex.is_at_or_below(zone.apex()) || zone.apex().is_at_or_below(apex));
+    of_services.chain(related.map(longest_ttl_s)).max().unwrap_or(0)
 }
 
 /// Makes the next look at the keys come at once. Cloning shares it.
@@ -76,4 +98,51 @@ pub fn keep(signing: Arc<Signing>, looks: Looks, clock: Clock) -> JoinHandle<()>
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use reveille_core::answer::{Record, rdata};
+
+    use super::*;
+
+    fn zone(apex: &str, ttl: u32) -> Zone {
+        let apex: DomainName = apex.parse().unwrap();
+        let record = |rtype, data| Record { owner: apex.clone(), rtype, ttl, data };
+        let soa = rdata::soa(&apex, &apex, [1, 3_600, 600, 604_800, 30]);
+        let records = [record(rdata::SOA, soa), record(rdata::NS, apex.as_wire().to_vec())];
+        Zone::new(apex.clone(), &records).unwrap()
+    }
+
+    /// Before the DS of a zone's first key is put to the parent, all that was answered unsigned must be forgotten.
+    #[test]
+    fn caches_hold_what_services_and_older_zones_said() {
+        let text = r#"
+            [[service]]
+            name = "a.vm.test"
+            image = "demo"
+            ports = ["tcp/80"]
+            [service.policy]
+            ttl_awake_s = 7200
+            [[service]]
+            name = "b.other.test"
+            image = "demo"
+            ports = ["tcp/80"]
+            [service.policy]
+            ttl_awake_s = 80000
+        "#;
+        let mut parsed: BTreeMap<String, Vec<ServiceSpec>> = toml::from_str(text).unwrap();
+        let services = parsed.remove("service").unwrap();
+        let held = |apex: &str, served: &[Zone]| held_s(&apex.parse().unwrap(), services.iter(), served);
+        assert_eq!(
+            [held("vm.test", &[]), held("other.test", &[]), held("none.test", &[])],
+            [7_200, 80_000, 0]
+        );
+        let served = [zone("vm.test", 86_400), zone("none.test", 300)];
+        assert_eq!(held("vm.test", &served), 86_400, "as it was until now");
+        assert_eq!(held("sub.vm.test", &served), 86_400, "its names were in the zone above");
+        assert_eq!(held("none.test", &served), 300);
+    }
 }

@@ -12,6 +12,7 @@ mod keys;
 mod reload;
 mod room;
 mod serve;
+mod stopping;
 mod zones;
 
 use std::process::ExitCode;

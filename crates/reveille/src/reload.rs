@@ -184,9 +184,7 @@ fn prepare(path: PathBuf, before: Config, live: Arc<Live>) -> Result<Prepared, V
         ConfigError::Faults { path, faults } => {
             faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect()
         }
-        error @ (ConfigError::Unreadable { .. }
-        | ConfigError::TooLarge { .. }
-        | ConfigError::Syntax { .. }) => vec![error.to_string()],
+        error @ (ConfigError::Unreadable(_) | ConfigError::Syntax { .. }) => vec![error.to_string()],
     })?;
     let (wanted, needs_restart) = config.keeping_what_stands(&before);
     let files = read_files(&wanted)?;

@@ -11,16 +11,19 @@ use anyhow::{Context, bail};
 use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
-use reveille_core::answer::View;
-use reveille_core::model::{DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec, SpecFault};
+use reveille_core::answer::{View, Zone};
+use reveille_core::model::{
+    DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec, SpecFault, Timestamp,
+};
 use reveille_dns::limit::Gate;
 use reveille_dns::publish::PublishTask;
+use reveille_dns::sign::Signing;
 use reveille_dns::tsig::Keyring;
-use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk};
+use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk, UpdateDesk};
 use reveille_dns::{DnsConfig, DnsServer};
 use reveille_net::tap::{TapLimits, Taps};
 use reveille_net::{Activator, Binding, Relay, RelayEvents, RelayLimits, raise_open_files};
-use reveille_store::{Store, StoredStaticSet};
+use reveille_store::{Store, StoredStaticSet, WriteError};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
 use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
@@ -30,14 +33,15 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
 use crate::control::executor::{Executor, Order};
-use crate::control::versions::{self, Versions};
+use crate::control::versions;
 use crate::control::{
-    Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, outbound, startup, take_up_updates,
+    Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
 use crate::encrypted;
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
+use crate::stopping::{StopSignals, end_at_next_signal, shut_down};
 use crate::zones::{Files, first_view, read_files};
 
 /// How often it is looked whether the secret of DNS cookies is too old.
@@ -60,7 +64,9 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(path, config, files))
+    let ended = runtime.block_on(run(path, config, files));
+    shut_down(runtime);
+    ended
 }
 
 fn log_to_stderr() {
@@ -79,29 +85,31 @@ fn log_to_stderr() {
 async fn run(path: &Path, config: Config, files: Files) -> anyhow::Result<()> {
     // From here on it does not end the process.
     let hangup = signal(SignalKind::hangup())?;
-    let daemon = start(path, &config, files).await?;
+    let daemon = start(path, &config, files).await.map_err(not_started)?;
+    let mut stop_signals = StopSignals::listen()?;
     let reloading = tokio::spawn(daemon.reloader.clone().at_each(hangup));
     let mut out = std::io::stdout();
     // Nobody may be reading any more; that is no reason not to serve.
     let _ = out.write_all(ready_lines(&config, &daemon.services).as_bytes());
     let _ = out.flush();
-    told_to_stop().await?;
+    stop_signals.next().await;
+    end_at_next_signal()?;
     reloading.abort();
     tracing::info!("stopping; once more ends at once and leaves what runs to the next start");
     tokio::select! {
         () = daemon.stop() => Ok(()),
-        again = told_to_stop() => again,
+        () = stop_signals.next() => Ok(()),
     }
 }
 
-async fn told_to_stop() -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Says what a failed write means at a start: what runs goes on without, but nothing is begun without.
+fn not_started(error: anyhow::Error) -> anyhow::Error {
+    if error.chain().any(|cause| cause.is::<WriteError>()) {
+        error
+            .context("the daemon does not start while it cannot save its state; mend that and start it again")
+    } else {
+        error
     }
-    Ok(())
 }
 
 /// What runs, and how it is stopped.
@@ -196,17 +204,10 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let (activator, relay_events) = activator(config, clock)?;
     let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &activator, clock).await?;
-    let depot = open_depot(config)?;
-    if let Some(depot) = &depot {
-        found.fleet.limits.has_depot = true;
-        versions::claim(&mut found.fleet, depot, clock.now()).await;
-    }
-
+    let depot = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
     bind_services(config, &activator, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
-    let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
-    let (updates, zones) = take_up_updates(files.zones, &config.zone, static_sets, &names);
-    let (signing, zones) = crate::keys::open(config, zones, clock.now())?;
+    let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
     let mut publisher = Publisher::new(Arc::clone(&view), generation, activator.clone(), serials);
@@ -242,9 +243,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         reloader: reloader.clone(),
         room: Arc::new(room),
     };
-    if let Some(depot) = &depot {
-        tokio::spawn(versions::keep(Arc::clone(depot), inbox.clone()));
-    }
+    let _ = depot.as_ref().map(|depot| tokio::spawn(versions::keep(Arc::clone(depot), inbox.clone())));
     let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);
@@ -270,13 +269,19 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
 }
 
-/// The object store, if there is one.
-fn open_depot(config: &Config) -> anyhow::Result<Option<Arc<Versions>>> {
-    let Some(depot) = config.depot.opened() else { return Ok(None) };
-    let depot = reveille_depot::Depot::open(&depot)?;
-    let host = config.depot.host_name();
-    tracing::info!(url = config.depot.url, host, "object store");
-    Ok(Some(Arc::new(Versions::new(Arc::new(depot), host))))
+/// The zones as they are served first, with what updates have changed, and who signs them.
+fn zones(
+    config: &Config,
+    read: Vec<Zone>,
+    kept: Vec<StoredStaticSet>,
+    services: &[(ServiceSpec, Ipv4Addr)],
+    now: Timestamp,
+) -> anyhow::Result<(UpdateDesk, Arc<Signing>, Vec<Zone>)> {
+    let names = services.iter().map(|(spec, _)| spec.name.clone()).collect();
+    let TakenUp { desk, zones, aside } = take_up_updates(read, &config.zone, kept, &names);
+    aside.tell();
+    let (signing, zones) = crate::keys::open(config, zones, services.iter().map(|(spec, _)| spec), now)?;
+    Ok((desk, signing, zones))
 }
 
 /// The API's server.

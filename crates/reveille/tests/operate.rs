@@ -106,7 +106,10 @@ impl Place {
     }
 
     fn dig(&self, arguments: &[&str]) -> Vec<String> {
+        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
+        // hear itself.
         let output = Command::new("dig")
+            .args(["-b", "127.0.0.2"])
             .args([&format!("@{}", self.dns.ip()), "-p", &self.dns.port().to_string(), "+short", "+time=5"])
             .args(arguments)
             .output()
@@ -228,6 +231,7 @@ fn an_operator_sees_who_asks_for_what_and_what_became_of_it() {
     place.dig(&["hello.vm.test", "AAAA"]);
     place.dig(&["+tcp", "nobody.vm.test", "A"]);
     let over_tls = Command::new("kdig")
+        .args(["-b", "127.0.0.2"])
         .args([
             &format!("@{}", tls.ip()),
             "-p",

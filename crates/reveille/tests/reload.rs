@@ -275,3 +275,34 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     );
     let _: Running = daemon;
 }
+
+#[test]
+fn what_a_full_disk_refuses_is_taken_back_and_is_nobodys_later() {
+    /// Less than any change of the database needs, and more than what is logged.
+    const SMALL: &str = "16384";
+    let place = Place::new();
+    place.zone_file("vm.test.zone", "vm.test", "www A 192.0.2.80\n");
+    place.config(&followed(&place, &service(1)));
+    let mut daemon = place.daemon();
+    daemon.limit_files(SMALL);
+    place.config(&followed(&place, &(service(1) + &service(2))));
+    let told = place.reload().unwrap_err();
+    assert!(told.contains("could not be saved"), "{told}");
+    assert_eq!(place.dig(&["s2.vm.test", "A"]), [""; 0]);
+    // As long as it may be there all the same, nothing else is tried; to take it back may need less room.
+    let told = place.reload().unwrap_err();
+    assert!(told.contains("taken back from the disk") || told.contains("could not be saved"), "{told}");
+    daemon.limit_files("unlimited");
+    until("a reload", &place, || place.reload().ok());
+    assert_eq!(place.dig(&["s2.vm.test", "A"]).len(), 1);
+    // Nor is an update that could not be saved there later.
+    daemon.limit_files(SMALL);
+    assert!(!place.update("update add dyn.vm.test 60 A 192.0.2.9"));
+    daemon.limit_files("unlimited");
+    until("a reload", &place, || place.reload().ok());
+    daemon.kill();
+    daemon = place.daemon();
+    assert_eq!(place.dig(&["dyn.vm.test", "A"]), [""; 0]);
+    assert_eq!(place.dig(&["s2.vm.test", "A"]).len(), 1);
+    let _: Running = daemon;
+}

@@ -145,7 +145,10 @@ impl Place {
     }
 
     fn dig(&self, server: SocketAddr, more: &[&str]) -> String {
+        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
+        // hear itself.
         let output = Command::new("dig")
+            .args(["-b", "127.0.0.2"])
             .args([&format!("@{}", server.ip()), "-p", &server.port().to_string()])
             .args(more)
             .output()

@@ -117,7 +117,10 @@ impl Place {
     }
 
     fn dig(&self, arguments: &[&str]) -> Vec<String> {
+        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
+        // hear itself.
         let output = Command::new("dig")
+            .args(["-b", "127.0.0.2"])
             .args([&format!("@{}", self.dns.ip()), "-p", &self.dns.port().to_string(), "+short", "+time=5"])
             .args(arguments)
             .output()
@@ -205,6 +208,39 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
     // A service's name is not for updates, whoever asks.
     assert!(!place.update("update add s0.vm.test 60 A 192.0.2.1"));
     assert!(place.log().contains("update refused"), "{}", place.log());
+}
+
+#[test]
+fn what_was_set_aside_does_not_undo_a_newer_update() {
+    let zone = "[[zone]]\nname = \"vm.test\"\nfile = \"vm.zone\"\n";
+    let place = Place::new(&format!("{zone}update = [{{ key = \"{KEY}\" }}]\n{}", services(1)));
+    let old = "@ 300 SOA ns1 h 7 3600 600 604800 60\n@ 300 NS ns1\nns1 300 A 192.0.2.1\n";
+    place.write("vm.zone", old);
+    let daemon = place.daemon();
+    for name in ["p", "q", "r"] {
+        assert!(
+            place.update(&format!("update add {name}.vm.test 300 CNAME ns1.vm.test.")),
+            "{}",
+            place.log()
+        );
+    }
+    drop(daemon);
+    place.write("vm.zone", &format!("{old}p 300 A 10.0.0.1\nq 300 A 10.0.0.1\nr 300 A 10.0.0.1\n"));
+    let daemon = place.daemon();
+    assert!(place.log().contains("is set aside until the next start or reload"), "{}", place.log());
+    assert!(place.update("update delete p.vm.test"));
+    assert!(place.update("update add q.vm.test 300 AAAA 2001:db8::1"));
+    // Changes nothing that anybody can see, and is durable nevertheless.
+    assert!(place.update("update delete r.vm.test CNAME"));
+    assert_eq!(place.dig(&["r.vm.test", "A"]), ["10.0.0.1"]);
+    drop(daemon);
+    place.write("vm.zone", old);
+    let _daemon = place.daemon();
+    let left = ["p", "q", "r"].map(|name| {
+        let name = format!("{name}.vm.test");
+        [place.dig(&[&name, "CNAME"]), place.dig(&[&name, "AAAA"])].concat()
+    });
+    assert_eq!(left, [vec![], vec!["2001:db8::1".to_owned()], vec![]]);
 }
 
 #[test]

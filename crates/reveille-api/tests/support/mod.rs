@@ -249,7 +249,7 @@ impl Control for Memory {
             let decision = Decision {
                 service: instance.service.clone(),
                 instance: instance.id,
-                action: Action::Restore { from: Rung::Armed },
+                action: Action::Restore { from: Rung::Armed, keep: false },
                 reason,
             };
             let report = DecisionReport::of(Timestamp::from_ms(1_000), &decision);

@@ -177,6 +177,7 @@ impl<'v> Lookup<'v, '_> {
 
     /// A service answers for its addresses; other types may stand beside it in the zone file.
     fn at_service(&mut self, service: &'v ServiceView, beside: Option<&'v Node>, owner: Owner<'v>) {
+        self.reply.service = Some(service);
         let address = match self.qtype {
             A => Some(Data::Address(service.address.octets())),
             AAAA => service.address6.map(|address| Data::Address6(address.octets())),
@@ -197,7 +198,8 @@ impl<'v> Lookup<'v, '_> {
         if service.phase != Phase::Active {
             if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > self.now) {
                 // Not NXDOMAIN: that would be cached for a name that exists. SERVFAIL is kept for seconds.
-                self.reply = Reply::error(Rcode::ServFail, Ede::NOT_READY, refused.text.as_str());
+                let error = Reply::error(Rcode::ServFail, Ede::NOT_READY, refused.text.as_str());
+                self.reply = Reply { service: Some(service), ..error };
                 return;
             }
             self.reply.wake = Some(service);

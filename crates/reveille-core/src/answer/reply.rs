@@ -230,6 +230,8 @@ pub struct Reply<'v> {
     /// A name on the way is in no zone and stands in no list of services: it does not exist, or a wildcard stands
     /// for it. There are endless such names.
     pub of_endless_names: bool,
+    /// The service that answers, be it at the question's name, at the end of aliases or for a wildcard.
+    pub service: Option<&'v ServiceView>,
     /// The question asks for this service, which does not run: somebody should wake it.
     pub wake: Option<&'v ServiceView>,
     /// The answer should wait up to this many milliseconds for the service in `wake` (policy `hold`).
@@ -252,6 +254,7 @@ impl<'v> Reply<'v> {
             zone: None,
             denial: None,
             of_endless_names: false,
+            service: None,
             wake: None,
             hold_ms_max: None,
         }

@@ -111,6 +111,8 @@ pub struct Zones {
     by_apex: Arc<BTreeMap<NameKey, u16>>,
     /// Most labels of an apex.
     depth: usize,
+    /// Which apexes they have, in their order.
+    numbering: u64,
 }
 
 /// Stands for the zone of names that belong to none.
@@ -125,9 +127,26 @@ impl Zones {
         let sorted: BTreeMap<NameKey, Arc<Zone>> =
             zones.into_iter().map(|zone| (NameKey::from(zone.apex()), zone)).collect();
         let depth = sorted.values().map(|zone| zone.apex_labels()).max().unwrap_or(0);
+        let numbering = Self::numbering_of(sorted.keys().cloned());
         let by_apex = sorted.keys().cloned().zip(0..NO_ZONE).collect();
         let list = sorted.into_values().take(Self::COUNT_MAX).collect();
-        Self { list, by_apex: Arc::new(by_apex), depth }
+        Self { list, by_apex: Arc::new(by_apex), depth, numbering }
+    }
+
+    /// A mark of the numbers that the zones have. With the same mark the same number is the same apex, whatever else
+    /// of the zones has changed; so what names zones by number can tell whether it is about these.
+    pub fn numbering(&self) -> u64 {
+        self.numbering
+    }
+
+    /// [`Zones::numbering`] of zones with these apexes, numbered from 0.
+    pub fn numbering_of(apexes: impl IntoIterator<Item = NameKey>) -> u64 {
+        // No secret and no checksum: apexes are the operator's, and two sets of them are only to differ.
+        let mix = |sum: u64, value: u64| (sum.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        apexes.into_iter().fold(0, |sum, apex| {
+            let sum = apex.as_ref().iter().fold(sum, |sum, &byte| mix(sum, u64::from(byte)));
+            mix(sum, 0x100)
+        })
     }
 
     /// Every zone.

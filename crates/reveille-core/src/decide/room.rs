@@ -95,7 +95,7 @@ impl Room<'_> {
                 || (instance.in_flight && asleep && instance.rung > Rung::Local);
             if leaves {
                 // It gives its room back in any case.
-                short = short - held;
+                short -= held;
                 self.taken.push(instance.id);
                 self.making += 1;
                 self.held -= held;
@@ -141,7 +141,7 @@ impl Room<'_> {
             } else {
                 plan.push(instance, Action::Disarm, reason);
             }
-            short = short - held;
+            short -= held;
             self.held -= held;
             self.taken.push(instance.id);
             self.making += 1;

@@ -549,6 +549,38 @@ fn a_terminated_service_boots_next_time() {
 }
 
 #[test]
+fn who_waits_for_a_start_is_counted_but_does_not_begin_it_again_once_an_operator_ended_it() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    let awaited = Event::Awaited { service: hello.clone() };
+    assert_eq!(world.fleet.apply(awaited.clone(), at(0)), Ok(Applied::Unchanged));
+    assert_eq!(world.plan(0), NOTHING);
+    world.wake(&hello, 1).unwrap();
+    world.plan(1);
+    assert_eq!(world.fleet.apply(awaited.clone(), at(2)), Ok(Applied::Changed));
+    assert_eq!(world.fleet.service(&hello).unwrap().demand.as_ref().unwrap().asks, 2);
+    let ended = Event::SleepAsked { service: hello.clone(), how: SleepAsked::Terminate };
+    world.fleet.apply(ended, at(100)).unwrap();
+    // A query that was answered from a view in which it boots.
+    assert_eq!(world.fleet.apply(awaited.clone(), at(101)), Ok(Applied::Unchanged));
+    assert_eq!(world.plan(102), ["i1 kill discard true: an operator ended it"]);
+    assert_eq!(world.fleet.apply(awaited.clone(), at(103)), Ok(Applied::Unchanged));
+    world.report(1, Report::Fenced { version: None }, 110);
+    assert_eq!(world.plan(111), NOTHING);
+    assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
+    // Nor does it keep awake what an operator sends to sleep.
+    world.asleep(1, &hello);
+    world.wake(&hello, 20_000).unwrap();
+    world.plan(20_000);
+    world.report(1, Report::Running, 20_010);
+    world.report(1, Report::Ready, 20_020);
+    let sleep = Event::SleepAsked { service: hello.clone(), how: SleepAsked::Force };
+    world.fleet.apply(sleep, at(20_030)).unwrap();
+    assert_eq!(world.fleet.apply(awaited, at(20_031)), Ok(Applied::Unchanged));
+    assert_eq!(world.plan(20_032), ["i1 drain idle 0 force true: an operator asked for it"]);
+}
+
+#[test]
 fn a_report_of_an_earlier_start_changes_nothing() {
     let mut world = World::new(4);
     let hello = world.add(1, "hello", 0, policy());

@@ -107,6 +107,12 @@ pub enum Event {
         /// What asked.
         trigger: Trigger,
     },
+    /// A query wants a service that was on its way up as far as the query room knew. It has passed no wake budget, so
+    /// it begins nothing and overtakes nobody's wish: it is one more who waits, if anybody does.
+    Awaited {
+        /// The service.
+        service: DomainName,
+    },
     /// An operator wants it asleep or ended.
     SleepAsked {
         /// The service.
@@ -411,6 +417,7 @@ impl Fleet {
             Event::Added { service, instance } => self.add(*service, *instance),
             Event::Respecified { spec } => self.respecify(*spec),
             Event::WakeAsked { service, trigger } => self.wake_asked(&service, trigger, now),
+            Event::Awaited { service } => self.awaited(&service),
             Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
             Event::RemoveAsked { service } => {
                 let id = self.known(&service)?.primary;
@@ -551,6 +558,17 @@ impl Fleet {
         Ok(Applied::Changed)
     }
 
+    fn awaited(&mut self, name: &DomainName) -> Result<Applied, RequestError> {
+        let Some(service) = self.services.get_mut(name) else {
+            return Err(RequestError::UnknownService(name.clone()));
+        };
+        let Some(demand) = &mut service.demand else { return Ok(Applied::Unchanged) };
+        demand.asks += 1;
+        let id = service.primary;
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
     fn sleep_asked(&mut self, name: &DomainName, how: SleepAsked) -> Result<Applied, RequestError> {
         let id = self.known(name)?.primary;
         let name = name.clone();
@@ -635,13 +653,13 @@ impl Fleet {
 
 /// Whether nothing is to be decided for the instance until something happens to it.
 fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
-    let quiet = service.demand.is_none()
-        && !(limits.has_depot && instance.wants_publishing())
-        && !instance.retiring
-        && !instance.unfenced
-        && !instance.in_flight
-        && instance.sleep_asked.is_none();
-    quiet
+    let to_do = service.demand.is_some()
+        || (limits.has_depot && instance.wants_publishing())
+        || instance.retiring
+        || instance.unfenced
+        || instance.in_flight
+        || instance.sleep_asked.is_some();
+    !to_do
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
             Phase::Hibernated => {

@@ -144,7 +144,8 @@ pub(crate) fn look<'v>(
     plain.then_some(Found { rcode, kind, slot: Some(slot), zone: slot.zone(), wakes, what })
 }
 
-/// Writes the answer into `out` and gives its length; `None` leaves the question to the general way. `cookie` is the
+/// Writes the answer into `out` and gives its length; `None`, where the names are so long that it is not sure to fit,
+/// leaves the question to the general way. `cookie` is the
 /// data of the COOKIE option.
 pub(crate) fn write(
     view: &View,

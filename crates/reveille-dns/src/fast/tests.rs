@@ -72,7 +72,6 @@ fn any_service() -> impl Strategy<Value = ServiceView> {
             ttl_s: 60,
             ttl_published_s: 5,
             holds_until: (holds_s > 10).then(|| NOW.plus_ms(holds_s * 1_000)),
-            counter: 5,
             refused: refused.map(|ms| {
                 let until = NOW.plus_ms(ms.unsigned_abs() * u64::from(ms > 0));
                 Box::new(Refused { until, text: "no".to_owned() })
@@ -87,22 +86,27 @@ fn any_view() -> impl Strategy<Value = View> {
     let texts = prop::collection::vec(any_name(1..4), 0..6);
     let cuts = prop::collection::vec(any_name(1..3), 0..2);
     let services = prop::collection::vec(any_service(), 0..6);
+    let aliases = prop::collection::vec((any_name(1..3), any_name(1..3)), 0..2);
     let signed = any::<[bool; 2]>();
-    (texts, cuts, services, any::<bool>(), signed).prop_filter_map(
+    (texts, cuts, services, aliases, any::<bool>(), signed).prop_filter_map(
         "no zone",
-        |(texts, cuts, services, far, signed)| {
+        |(texts, cuts, services, aliases, far, signed)| {
             let apex = name("vm.test");
             let mut records = apex_records(&apex, far);
             records.extend(texts.iter().map(|owner| record(owner, rdata::TXT, b"\x01t".to_vec())));
             records
                 .extend(cuts.iter().map(|cut| record(cut, rdata::NS, name("ns.example").as_wire().to_vec())));
+            records
+                .extend(aliases.iter().map(|(owner, to)| record(owner, rdata::CNAME, to.as_wire().to_vec())));
+            let services =
+                services.into_iter().zip(1..).map(|(service, counter)| ServiceView { counter, ..service });
             let child = name("zone.a.vm.test");
             let zones =
                 [Zone::new(apex, &records).ok()?, Zone::new(child.clone(), &apex_records(&child, far)).ok()?];
             let signer = |signed: bool| signed.then(|| Signer::new(Arc::new(Marks)));
             let zones = zones.into_iter().zip(signed).map(|(zone, signed)| zone.with_signer(signer(signed)));
             let zones = Zones::new(zones.map(Arc::new));
-            Some(View::new(1, zones, services.into_iter().map(Arc::new), View::default_monitors()))
+            Some(View::new(1, zones, services.map(Arc::new), View::default_monitors()))
         },
     )
 }
@@ -220,6 +224,7 @@ proptest! {
             let outcome = respond(&at, &packet, &from, &mut general);
             prop_assert_eq!(said(&fast[..length]), said(&general), "{:?}", asked);
             prop_assert_eq!(found.rcode, outcome.written.unwrap().rcode);
+            prop_assert_eq!(head.edns().and_then(|edns| edns.subnet), outcome.subnet);
             prop_assert_eq!(found.wakes, outcome.wake.is_some());
             prop_assert_eq!(Some(found.zone), outcome.zone);
             prop_assert_eq!(found.slot.map_or(0, Slot::counter), outcome.counter);

@@ -33,6 +33,8 @@ pub(super) enum Refusal {
     MediaType,
     /// GET without `dns`.
     NoParameter,
+    /// More than one `dns`.
+    TwoParameters,
     /// `dns` is no base64url.
     BadParameter,
     /// Too short to be a question, or an answer.
@@ -51,9 +53,11 @@ impl Refusal {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::NoParameter | Self::BadParameter | Self::NoQuestion | Self::CutShort => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::NoParameter
+            | Self::TwoParameters
+            | Self::BadParameter
+            | Self::NoQuestion
+            | Self::CutShort => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
         }
@@ -65,6 +69,7 @@ impl Refusal {
             Self::Method => "use GET with ?dns= or POST (RFC 8484)\n",
             Self::MediaType => "the body must be application/dns-message\n",
             Self::NoParameter => "the parameter dns is missing: a DNS message in base64url (RFC 8484)\n",
+            Self::TwoParameters => "the parameter dns is there more than once\n",
             Self::BadParameter => "the parameter dns is not base64url without padding\n",
             Self::NoQuestion => "that is no DNS query\n",
             Self::TooLarge => "a DNS message has at most 65535 bytes\n",
@@ -102,8 +107,13 @@ pub(super) fn source(head: &Parts) -> Result<Source, Refusal> {
     if head.method != Method::GET {
         return Err(Refusal::Method);
     }
-    let mut parameters = head.uri.query().unwrap_or_default().split('&');
-    let dns = parameters.find_map(|parameter| parameter.strip_prefix("dns=")).ok_or(Refusal::NoParameter)?;
+    let parameters = head.uri.query().unwrap_or_default().split('&');
+    let mut given = parameters.filter_map(|parameter| parameter.strip_prefix("dns="));
+    let dns = given.next().ok_or(Refusal::NoParameter)?;
+    // Caches and proxies on the way may have meant another one.
+    if given.next().is_some() {
+        return Err(Refusal::TwoParameters);
+    }
     base64::decode_url(dns).map(Source::Address).ok_or(Refusal::BadParameter)
 }
 
@@ -142,6 +152,8 @@ mod tests {
             ("GET", "/dns-query", None, 400),
             ("GET", "/dns-query?DNS=AAAA", None, 400),
             ("GET", "/dns-query?dns=AA==", None, 400),
+            ("GET", "/dns-query?dns=AAAA&dns=AAAA", None, 400),
+            ("GET", "/dns-query?dns=AAAA&x=y&dns=", None, 400),
             ("GET", "/dns-query?dns=%41AAA", None, 400),
             ("POST", "/dns-query", None, 415),
             ("POST", "/dns-query?dns=AAAA", Some("application/json"), 415),

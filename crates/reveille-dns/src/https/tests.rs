@@ -140,3 +140,24 @@ async fn a_server_that_stops_says_so_to_idle_clients() {
     running.await.unwrap().unwrap();
     assert!(begun.elapsed().as_millis() < CLOSE_MS_MAX.into());
 }
+
+/// On real sockets: what is left unread when one is closed takes the answer away.
+#[tokio::test]
+async fn an_address_that_is_too_long_is_told_so() {
+    let alone = Alone::new(Speech::PlainHttp);
+    for more in [usize::from(HEAD_BYTES_MAX), DISCARDED_BYTES_MAX / 2] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, peer) = listener.accept().await.unwrap();
+        let shared = Arc::clone(&alone.shared);
+        let serving = tokio::spawn(async move { converse(ours, peer, false, &shared).await });
+        let head = format!("GET /dns-query?dns={} HTTP/1.1\r\nhost: x\r\n\r\n", "A".repeat(more));
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        let answer = answer.escape_ascii().to_string();
+        assert!(answer.starts_with("HTTP/1.1 431") || answer.starts_with("HTTP/1.1 414"), "{more}: {answer}");
+        drop(client);
+        serving.await.unwrap();
+    }
+}

@@ -10,7 +10,6 @@
 //! an hour remove the old one (RFC 9018 §5).
 
 use std::fmt;
-use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use reveille_core::model::Timestamp;
 use ring::rand::{SecureRandom, SystemRandom};
 use siphasher::sip::SipHasher24;
 
+use crate::named_file::{self, FileError};
 use crate::wire::{COOKIE_BYTES, ClientCookie, Cookie, ServerPart};
 
 /// Most secrets in a file.
@@ -67,13 +67,8 @@ pub enum SecretError {
     #[error("the system gives no random numbers; is getrandom(2) forbidden to this process?")]
     NoRandom,
     /// A secret file cannot be read.
-    #[error("cannot read the cookie secrets in {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("cookie secrets: {0}")]
+    Unreadable(FileError),
     /// Others than its owner may read a secret file.
     #[error(
         "the cookie secrets in {} can be read by others (mode {mode:03o}); run `chmod 600 {}`",
@@ -202,15 +197,12 @@ impl CookieSecrets {
     /// # Errors
     /// One sentence with the remedy.
     pub fn from_file(path: &Path, now: Timestamp) -> Result<Self, SecretError> {
-        use std::os::unix::fs::MetadataExt;
-        let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
+        let read = named_file::read(path, FILE_BYTES_MAX).map_err(SecretError::Unreadable)?;
+        let mode = read.mode & 0o777;
         if mode & 0o077 != 0 {
             return Err(SecretError::Exposed { path: path.to_owned(), mode });
         }
-        let mut text = String::new();
-        file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
+        let text = named_file::text(path, read.bytes).map_err(SecretError::Unreadable)?;
         let malformed = |line| SecretError::Malformed { path: path.to_owned(), line };
         let mut secrets = Vec::new();
         for (line, number) in text.lines().zip(1..) {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
-use reveille_core::answer::NameKey;
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use reveille_core::answer::{NameKey, Zones};
 use reveille_core::model::{DomainName, SpecFault, Timestamp};
 
 use super::bucket::{BucketTable, Micros};
@@ -38,7 +38,7 @@ fn listed(faults: &[SpecFault]) -> String {
 #[derive(Debug)]
 pub struct Gate {
     rules: ArcSwap<Rules>,
-    secrets: ArcSwap<CookieSecrets>,
+    pub(super) secrets: ArcSwap<CookieSecrets>,
     pub(super) hash: NetworkHash,
     pub(super) budgets: WakeBudgets,
     /// Buckets count microseconds from here.
@@ -68,6 +68,10 @@ pub(super) struct Rules {
     rotate_ms: Option<u64>,
     pub lists: Lists,
     pub zones: BTreeMap<NameKey, u16>,
+    /// Of which view the rules know the zones' numbers: its [`Zones::numbering`].
+    numbering: u64,
+    /// The rules before, for views with other numbers that are still answered from. They have none before them.
+    before: ArcSwapOption<Rules>,
 }
 
 /// What cookies are for.
@@ -113,7 +117,7 @@ impl Gate {
     }
 
     /// Exchanges the rules, and reads the secret file again. To be called with a changed configuration, and with the
-    /// same one when the set of zones has changed, after the view with the new ones is in place. Buckets keep what
+    /// same one when the set of zones has changed, before the view with the new ones is in place. Buckets keep what
     /// they hold, unless `rate.table_kib` has changed; those of zones go by number, so a zone whose number has changed
     /// finds another's, which refill within minutes. Judges that are at work go on with the old rules.
     ///
@@ -150,12 +154,18 @@ impl Gate {
         Ok(PreparedRules { rules, secrets })
     }
 
-    /// Puts what was prepared in force.
+    /// Puts what was prepared in force. Views whose zones have other numbers are judged by the rules of now until
+    /// one with the new numbers takes their place ([`Gate::judge_for`]), so it is to be called before that.
     pub fn take(&self, prepared: PreparedRules) {
         if let Some(secrets) = prepared.secrets {
             self.secrets.store(Arc::new(secrets));
         }
-        self.rules.store(Arc::new(prepared.rules));
+        let before = self.rules.load_full();
+        let rules = Arc::new(prepared.rules);
+        rules.before.store(Some(Arc::clone(&before)));
+        self.rules.store(rules);
+        // Rules of two reloads ago are of no view any more.
+        before.before.store(None);
     }
 
     /// Replaces the secret of cookies if it is time; to be called every few minutes. Tells whether it was.
@@ -168,8 +178,15 @@ impl Gate {
         if !self.rules.load().rotate_ms.is_some_and(due) {
             return Ok(false);
         }
-        self.secrets.store(Arc::new(secrets.rotated(&Secret::random()?, now)));
-        Ok(true)
+        self.rotate(&secrets, now)
+    }
+
+    /// Replaces these secrets by their successors, unless others were put in force since they were looked at: what a
+    /// reload has brought stays, and a secret that was shared until then does not come back.
+    pub(super) fn rotate(&self, secrets: &Arc<CookieSecrets>, now: Timestamp) -> Result<bool, SecretError> {
+        let next = Arc::new(secrets.rotated(&Secret::random()?, now));
+        let was = self.secrets.compare_and_swap(secrets, next);
+        Ok(Arc::ptr_eq(&was, secrets))
     }
 
     /// Counters for a thread, to be kept as long as it runs.
@@ -199,11 +216,49 @@ impl Gate {
         sum
     }
 
-    /// A look at the gate for a batch of questions: the rules and the time that hold for it.
+    /// A look at the gate for a batch of questions: the newest rules, and the time that holds for it. The numbers of
+    /// zones are those that the rules were made with.
     pub fn judge<'g>(&'g self, now: Timestamp, tally: &'g GateTally) -> Judge<'g> {
+        self.judge_by(self.rules.load(), true, now, tally)
+    }
+
+    /// A look at the gate for questions that are answered from a view with that [`Zones::numbering`], by rules that
+    /// mean the same zones by their numbers: a reload brings rules and view one after the other. The view is to be
+    /// loaded first.
+    pub fn judge_for<'g>(&'g self, numbering: u64, now: Timestamp, tally: &'g GateTally) -> Judge<'g> {
+        let rules = self.rules.load();
+        if rules.numbering == numbering {
+            return self.judge_by(rules, true, now, tally);
+        }
+        self.judge_before(&rules, numbering, now, tally)
+    }
+
+    /// For a view with other numbers than the newest rules have.
+    #[cold]
+    fn judge_before<'g>(
+        &'g self,
+        rules: &Arc<Rules>,
+        numbering: u64,
+        now: Timestamp,
+        tally: &'g GateTally,
+    ) -> Judge<'g> {
+        let before = rules.before.load_full().filter(|before| before.numbering == numbering);
+        let knows_zones = before.is_some();
+        let rules = before.unwrap_or_else(|| Arc::clone(rules));
+        self.judge_by(Guard::from_inner(rules), knows_zones, now, tally)
+    }
+
+    fn judge_by<'g>(
+        &'g self,
+        rules: Guard<Arc<Rules>>,
+        knows_zones: bool,
+        now: Timestamp,
+        tally: &'g GateTally,
+    ) -> Judge<'g> {
         Judge {
             gate: self,
-            rules: self.rules.load(),
+            rules,
+            knows_zones,
             secrets: self.secrets.load(),
             now,
             now_us: Micros::from_ms(now.ms_since(self.start)),
@@ -222,8 +277,9 @@ impl Rules {
         if !faults.is_empty() {
             return Err(GateError::Faults(faults));
         }
-        let zones: BTreeMap<NameKey, u16> =
-            zones.into_iter().zip(0u16..).map(|(apex, number)| (NameKey::from(apex), number)).collect();
+        let apexes: Vec<NameKey> = zones.into_iter().map(NameKey::from).collect();
+        let numbering = Zones::numbering_of(apexes.iter().cloned());
+        let zones: BTreeMap<NameKey, u16> = apexes.into_iter().zip(0u16..).collect();
         let number = |apex: &DomainName| zones.get(NameKey::from(apex).as_ref()).copied();
         let lists = Lists::new(&config.rule, number).map_err(|fault| GateError::Faults(vec![fault]))?;
         let sets = config.rate_sets();
@@ -247,6 +303,8 @@ impl Rules {
             },
             lists,
             zones,
+            numbering,
+            before: ArcSwapOption::empty(),
         })
     }
 }

@@ -17,6 +17,7 @@ use super::list::{Action, Asked};
 use super::rate::{Kind, RateVerdict};
 use super::tally::{Counter, GateTally};
 use crate::respond::Transport;
+use crate::wake::AskKind;
 use crate::wire::{COOKIE_BYTES, Cookie, Subnet};
 
 /// A question at the gate.
@@ -78,6 +79,8 @@ pub struct Client {
 pub struct Judge<'g> {
     pub(super) gate: &'g Gate,
     pub(super) rules: Guard<Arc<Rules>>,
+    /// Rules and questions mean the same zones by their numbers.
+    pub(super) knows_zones: bool,
     pub(super) secrets: Guard<Arc<CookieSecrets>>,
     pub(super) now: Timestamp,
     pub(super) now_us: Micros,
@@ -108,6 +111,7 @@ impl Judge<'_> {
             Transport::Udp => Source::Unproven,
         };
         let Arrival { subnet, qtype, zone, .. } = *arrival;
+        let zone = zone.filter(|_| self.knows_zones);
         let action = rules.lists.action(&Asked { address, source, subnet, qtype, zone });
         let (mut entry, standing) = match action {
             None => (Entry::Enter, Standing::Ordinary),
@@ -185,6 +189,25 @@ impl Judge<'_> {
             (WakeMode::On, Err(_)) if rules.dry_run => WakeVerdict::Wake,
             (WakeMode::On, Err(limit)) => WakeVerdict::Refused(limit),
             (WakeMode::DryRun | WakeMode::Off, _) => WakeVerdict::Refused(WakeLimit::Mode),
+        }
+    }
+
+    /// Whether a wake, or a wait for one, is passed on.
+    pub(crate) fn lets(&self, client: &Client, zone: u16, kind: AskKind) -> bool {
+        match kind {
+            AskKind::Wake => self.wake(client, zone).passes(),
+            AskKind::Wait => self.may_wake(client),
+        }
+    }
+
+    /// Whether any wake, or wait for one, of the client counts at all: no rule and no mode forbids it. Charges and
+    /// counts nothing.
+    #[inline]
+    pub fn may_wake(&self, client: &Client) -> bool {
+        match (self.rules.wake_mode, client.standing) {
+            (WakeMode::DryRun | WakeMode::Off, _) => false,
+            (WakeMode::On, Standing::NoWake) => self.rules.dry_run,
+            (WakeMode::On, Standing::Ordinary | Standing::Exempt) => true,
         }
     }
 

@@ -36,7 +36,7 @@ use crate::wire::Subnet;
 pub struct Observed {
     /// When its batch was read.
     pub at: Timestamp,
-    /// Number of the name's counter; 0 if the name has none.
+    /// Number of the counter of the service that answered, or else has the name; 0 if there is none.
     pub counter: u32,
     /// The name in wire format, as it was asked, where the counter does not tell it; otherwise empty.
     pub name: Vec<u8>,

@@ -1,4 +1,4 @@
-//! How many signatures are made in a second. A signature costs some 20 to 60 µs of a core, and a question for a name
+//! How many signatures are made in a second. A signature costs some 27 µs of a core, and a question for a name
 //! that nobody asked for before costs one, so that whoever asks for random names could have the server do nothing
 //! else. Each budget is one word (GCRA: the time at which it would be full again).
 
@@ -22,7 +22,7 @@ pub struct SignatureRates {
 }
 
 impl Default for SignatureRates {
-    /// At 40 µs for one, up to a third of a core by forged questions, and another third by proven ones.
+    /// Up to a quarter of a core by forged questions, and nearly as much by proven ones.
     fn default() -> Self {
         Self { known_per_s: 6_000, endless_per_s: 2_000, proven_per_s: 8_000 }
     }

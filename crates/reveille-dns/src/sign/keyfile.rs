@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use domain::base::ToName;
@@ -15,6 +15,7 @@ use domain::dnssec::common::{display_as_bind, parse_from_bind};
 use reveille_core::model::{DomainName, Timestamp};
 
 use super::key::{KeyFault, SigningKey};
+use crate::named_file::{self, FileError};
 
 /// Largest file that is read; keys are some hundred bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1_024;
@@ -22,7 +23,10 @@ const FILE_BYTES_MAX: u64 = 64 * 1_024;
 /// Why a key file was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It cannot be read or written.
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(FileError),
+    /// It cannot be written, or its directory not be read.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -132,13 +136,15 @@ pub(super) fn load_only(
 fn load_at(base: &Path, zone: &DomainName) -> Result<SigningKey, KeyFileError> {
     let (public_path, private_path) = (with_ending(base, "key"), with_ending(base, "private"));
     let fault = |path: &Path, source| KeyFileError::Fault { path: path.to_owned(), source };
-    let public_text = read(&public_path)?;
-    let io = |source| KeyFileError::Io { path: private_path.clone(), source };
-    let mode = fs::metadata(&private_path).map_err(io)?.permissions().mode() & 0o777;
+    let read = |path: &Path| named_file::read(path, FILE_BYTES_MAX).map_err(KeyFileError::Unreadable);
+    let text = |path: &Path, bytes| named_file::text(path, bytes).map_err(KeyFileError::Unreadable);
+    let public_text = text(&public_path, read(&public_path)?.bytes)?;
+    let private = read(&private_path)?;
+    let mode = private.mode & 0o777;
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Open { path: private_path, mode });
     }
-    let private_text = read(&private_path)?;
+    let private_text = text(&private_path, private.bytes)?;
     let record = parse_from_bind::<Vec<u8>>(&public_text);
     let record = record.map_err(|_| fault(&public_path, KeyFault::BadPublic))?;
     let owner = DomainName::from_wire(&record.owner().to_vec().into_octets());
@@ -148,15 +154,6 @@ fn load_at(base: &Path, zone: &DomainName) -> Result<SigningKey, KeyFileError> {
     let secret = SecretKeyBytes::parse_from_bind(&private_text);
     let secret = secret.map_err(|_| fault(&private_path, KeyFault::BadPrivate))?;
     SigningKey::new(&secret, record.data()).map_err(|source| fault(&private_path, source))
-}
-
-fn read(path: &Path) -> Result<String, KeyFileError> {
-    let read = || -> io::Result<String> {
-        let mut text = String::new();
-        io::Read::read_to_string(&mut io::Read::take(File::open(path)?, FILE_BYTES_MAX), &mut text)?;
-        Ok(text)
-    };
-    read().map_err(|source| KeyFileError::Io { path: path.to_owned(), source })
 }
 
 // --- Files that survive ------------------------------------------------------------------------------------------

@@ -189,6 +189,30 @@ impl KeyStore {
         fs::remove_file(&path).map_err(|source| KeyError::Io { path, source })
     }
 
+    /// As [`KeyStore::leave_unsigned`]: done whole, or not at all as far as the disk allows. Gives what was forgotten,
+    /// for [`KeyStore::put_back`].
+    pub fn forget(&self, zone: &DomainName) -> Result<Option<Ledger>, KeyError> {
+        if !self.may_leave_unsigned(zone)? {
+            return Ok(None);
+        }
+        let ledger = read_ledger(&self.zone_dir(zone), zone)?;
+        let left = self.leave_unsigned(zone);
+        if let (Err(_), Some(ledger)) = (&left, &ledger) {
+            // The first fault is the one to tell.
+            let _ = self.put_back(zone, ledger.clone());
+        }
+        left.map(|()| ledger)
+    }
+
+    /// The zone is signed all the same, by the ledger that was forgotten.
+    pub fn put_back(&self, zone: &DomainName, ledger: Ledger) -> Result<(), KeyError> {
+        let (zone, dir, keys) = (zone.clone(), self.zone_dir(zone), BTreeMap::new());
+        let keys = ZoneKeys { zone, dir, ledger, keys };
+        keys.write(&keys.ledger)?;
+        let listed = self.list()?.iter().any(|line| *line == keys.zone.to_string());
+        if listed { Ok(()) } else { self.add_to_list(&keys.zone) }
+    }
+
     /// Whether there is a ledger to forget, if the zone may be served unsigned; as of
     /// [`KeyStore::leave_unsigned`], without changing anything.
     pub fn may_leave_unsigned(&self, zone: &DomainName) -> Result<bool, KeyError> {
@@ -335,7 +359,9 @@ fn is_same_tag(error: &KeyError) -> bool {
     match error {
         KeyError::File(KeyFileError::Io { source, .. }) => source.kind() == io::ErrorKind::AlreadyExists,
         KeyError::Rollover(RolloverError::SameTag(_)) => true,
-        KeyError::File(KeyFileError::Open { .. } | KeyFileError::Fault { .. })
+        KeyError::File(
+            KeyFileError::Unreadable(_) | KeyFileError::Open { .. } | KeyFileError::Fault { .. },
+        )
         | KeyError::Rollover(RolloverError::UnderWay { .. } | RolloverError::TooEarly { .. })
         | KeyError::Lost { .. }
         | KeyError::Several { .. }

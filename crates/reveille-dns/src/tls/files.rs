@@ -1,8 +1,8 @@
 //! A certificate and its key from PEM files.
 
 use std::fs;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::validity::validity;
+use crate::named_file::{self, Contents, FileError};
 
 /// Largest file that is read: a chain of some hundred certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -22,19 +23,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file is larger than any certificate.
-    #[error("{} is larger than {FILE_BYTES_MAX} bytes; is it the right file?", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("{0}")]
+    Unreadable(FileError),
     /// The key is not secret.
     #[error("everybody on this host may read the key {path}; run `chmod o= {path}`", path = path.display())]
     Exposed {
@@ -124,7 +114,7 @@ pub(super) fn read(certificate: &Path, key: &Path) -> Result<Pair, CertificateEr
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let (pem, _) = contents(path)?;
+    let pem = contents(path)?.bytes;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|_| CertificateError::BadCertificate { path: path.to_owned() })?;
     if chain.is_empty() { Err(CertificateError::NoCertificate { path: path.to_owned() }) } else { Ok(chain) }
@@ -132,7 +122,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> 
 
 /// The key in a file that not everybody may read.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
-    let (pem, mode) = contents(path)?;
+    let Contents { bytes: pem, mode } = contents(path)?;
     if mode & 0o007 != 0 {
         return Err(CertificateError::Exposed { path: path.to_owned() });
     }
@@ -140,16 +130,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> 
 }
 
 /// What the file has, and who may read it.
-pub(super) fn contents(path: &Path) -> Result<(Vec<u8>, u32), CertificateError> {
-    let unreadable = |source| CertificateError::Unreadable { path: path.to_owned(), source };
-    let file = fs::File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
-        return Err(CertificateError::TooLarge { path: path.to_owned() });
-    }
-    Ok((bytes, mode))
+pub(super) fn contents(path: &Path) -> Result<Contents, CertificateError> {
+    named_file::read(path, FILE_BYTES_MAX).map_err(CertificateError::Unreadable)
 }
 
 /// Tells one state of a file from another without reading it; `None` while it is not there.

@@ -54,12 +54,12 @@ pub(super) fn is_due(pair: &Pair, now: SystemTime) -> bool {
 /// The key in that file, made if there is none. One that is there and cannot be read is left alone: clients know it.
 fn key(dir: &Path, file: &Path) -> Result<KeyPair, CertificateError> {
     match files::contents(file) {
-        Ok((pem, _)) => {
-            let pem = String::from_utf8(pem).ok();
+        Ok(read) => {
+            let pem = String::from_utf8(read.bytes).ok();
             let key = pem.and_then(|pem| KeyPair::from_pem(&pem).ok());
             key.ok_or_else(|| CertificateError::NoKey { path: file.to_owned() })
         }
-        Err(CertificateError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(CertificateError::Unreadable(error)) if error.is_absent() => {
             let key = KeyPair::generate()?;
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(|source| CertificateError::Unwritable { path: dir.to_owned(), source })?;

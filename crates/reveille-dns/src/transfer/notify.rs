@@ -34,6 +34,10 @@ const BURST_PAUSE_MS: u64 = 20;
 const ANSWER_BYTES_MAX: usize = 4_096;
 /// Pause after an error of the socket, so that a lasting one does not spin.
 const ERROR_PAUSE_MS: u64 = 50;
+/// Pause before sockets that could not be had are asked for again; it doubles up to the longest one.
+const RESTART_MS_MIN: u64 = 1_000;
+/// The longest one.
+const RESTART_MS_MAX: u64 = 60_000;
 /// OPCODE NOTIFY.
 const NOTIFY: u8 = 4;
 
@@ -107,6 +111,21 @@ impl Secondaries {
         *self.told() = notifiers.iter().map(|notifier| notifier.status.subscribe()).collect();
     }
 
+    /// Nobody tells these for now.
+    fn are_told_by_nobody(&self, zones: &[ZoneNotify], served: &Zones) {
+        let status = |zone: &ZoneNotify, target: &NotifyTarget| SecondaryStatus {
+            apex: zone.apex.clone(),
+            address: target.address,
+            serial: served.with_apex(&zone.apex).map(|zone| zone.serial()),
+            acknowledged: false,
+            tries: 0,
+        };
+        let of =
+            |zone: &ZoneNotify| zone.targets.iter().map(|target| status(zone, target)).collect::<Vec<_>>();
+        // What was sent last can be seen also when nobody sends any more.
+        *self.told() = vec![watch::channel(zones.iter().flat_map(of).collect()).1];
+    }
+
     fn told(&self) -> MutexGuard<'_, Vec<watch::Receiver<Vec<SecondaryStatus>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,28 +196,65 @@ pub(crate) fn start(
 
 /// Runs these notifiers, and others in their place when the list changes, until the server stops.
 pub(crate) async fn keep(
-    mut notifiers: Vec<Notifier>,
+    notifiers: Vec<Notifier>,
     list: NotifyList,
     listen: Vec<SocketAddr>,
     room: HoldRoom,
     secondaries: Secondaries,
 ) {
-    let (mut changes, mut stop) = (list.0.subscribe(), room.stop.clone());
+    let (changes, mut stop) = (list.0.subscribe(), room.stop.clone());
     drop(list);
+    let start = |zones: &[ZoneNotify]| start(zones, &listen, &room);
+    tokio::select! {
+        () = keep_by(start, notifiers, changes, &room.shared, secondaries) => {}
+        () = stopped(&mut stop) => {}
+    }
+}
+
+/// Runs these notifiers, and others in their place when the list changes, until nobody can change it any more. Those
+/// that cannot be had are asked for again and again.
+async fn keep_by(
+    start: impl Fn(&[ZoneNotify]) -> io::Result<Vec<Notifier>>,
+    notifiers: Vec<Notifier>,
+    mut changes: watch::Receiver<Arc<[ZoneNotify]>>,
+    view: &ArcSwap<View>,
+    secondaries: Secondaries,
+) {
+    let (mut started, mut pause_ms) = (Ok(notifiers), RESTART_MS_MIN);
     loop {
-        secondaries.are_told_by(&notifiers);
         // Dropped, they end at once.
-        let mut running: JoinSet<()> = notifiers.into_iter().map(Notifier::run).collect();
+        let mut running = JoinSet::new();
+        let again = match started {
+            Ok(notifiers) => {
+                pause_ms = RESTART_MS_MIN;
+                secondaries.are_told_by(&notifiers);
+                for notifier in notifiers {
+                    running.spawn(notifier.run());
+                }
+                None
+            }
+            Err(error) => {
+                let zones = Arc::clone(&changes.borrow());
+                secondaries.are_told_by_nobody(&zones, view.load().zones());
+                tracing::error!(%error, pause_ms, "secondaries are not told of new serials, and find them by their own refresh; trying again");
+                let again = Instant::now() + Duration::from_millis(pause_ms);
+                pause_ms = pause_ms.saturating_mul(2).min(RESTART_MS_MAX);
+                Some(again)
+            }
+        };
+        let restart = async {
+            match again {
+                Some(again) => sleep_until(again).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = stopped(&mut stop) => return,
+            () = restart => {}
         }
         running.shutdown().await;
         let zones = Arc::clone(&changes.borrow_and_update());
-        notifiers = start(&zones, &listen, &room).unwrap_or_else(|error| {
-            tracing::error!(%error, "secondaries are not told of new serials; they find them by their own refresh");
-            Vec::new()
-        });
+        started = start(&zones);
     }
 }
 
@@ -372,6 +428,49 @@ fn random_id() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn secondaries_that_cannot_be_told_are_shown_and_tried_again() {
+        use std::cell::Cell;
+
+        let target = |port| NotifyTarget { address: SocketAddr::from(([127, 0, 0, 1], port)), key: None };
+        let of = |port| vec![ZoneNotify { apex: "vm.test".parse().unwrap(), targets: vec![target(port)] }];
+        let (list, secondaries) = (NotifyList::new(&[]), Secondaries::default());
+        let (changes, view) = (list.0.subscribe(), ArcSwap::from_pointee(View::default()));
+        // The address of ours is away for a while.
+        let (tries, is_there) = (Cell::new(0), Cell::new(false));
+        let start = |_: &[ZoneNotify]| {
+            tries.set(tries.get() + 1);
+            let away = || io::Error::from(io::ErrorKind::AddrNotAvailable);
+            if is_there.get() { Ok(Vec::new()) } else { Err(away()) }
+        };
+        let story = async {
+            list.set(of(53));
+            sleep(Duration::from_millis(1)).await;
+            let status = secondaries.status();
+            assert_eq!(tries.get(), 1);
+            assert_eq!((status.len(), status[0].address.port()), (1, 53), "{status:?}");
+            assert!(!status[0].acknowledged);
+            sleep(Duration::from_millis(3 * RESTART_MS_MIN)).await;
+            assert_eq!(tries.get(), 3);
+            list.set(of(54));
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!((tries.get(), secondaries.status()[0].address.port()), (4, 54));
+            is_there.set(true);
+            sleep(Duration::from_millis(RESTART_MS_MAX)).await;
+            assert_eq!(
+                (tries.get(), secondaries.status().len()),
+                (5, 0),
+                "told by the notifiers from here on"
+            );
+            sleep(Duration::from_millis(3 * RESTART_MS_MAX)).await;
+            assert_eq!(tries.get(), 5);
+        };
+        tokio::select! {
+            () = keep_by(start, Vec::new(), changes, &view, secondaries.clone()) => panic!("it ended"),
+            () = story => {}
+        }
+    }
 
     #[test]
     fn a_secondary_is_told_from_the_address_that_it_knows() {

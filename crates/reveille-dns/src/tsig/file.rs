@@ -1,14 +1,12 @@
 //! Key files: the secret alone in base64, or as `tsig-keygen` writes it.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use domain::utils::base64;
 use reveille_core::model::DomainName;
 
 use super::key::{Algorithm, Key, KeyError};
+use crate::named_file::{self, FileError};
 
 /// Largest key file, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -19,13 +17,8 @@ const OTHERS: u32 = 0o077;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read.
-    #[error("cannot read the key file {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("a key file: {0}")]
+    Unreadable(FileError),
     /// Others than its owner may use it.
     #[error(
         "the key file {path} has mode {mode:04o}: others than its owner may use it; run `chmod 600 {path}`, and \
@@ -112,17 +105,11 @@ pub fn load(name: &DomainName, algorithm: Option<Algorithm>, path: &Path) -> Res
 }
 
 fn read(path: &Path) -> Result<String, KeyFileError> {
-    let unreadable = |source| KeyFileError::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
-    // Of the open file, so that what is checked is what is read.
-    let metadata = file.metadata().map_err(unreadable)?;
-    let mode = metadata.permissions().mode() & 0o7777;
-    if mode & OTHERS != 0 {
-        return Err(KeyFileError::Open { path: path.to_owned(), mode });
+    let read = named_file::read(path, FILE_BYTES_MAX).map_err(KeyFileError::Unreadable)?;
+    if read.mode & OTHERS != 0 {
+        return Err(KeyFileError::Open { path: path.to_owned(), mode: read.mode });
     }
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
-    Ok(text)
+    named_file::text(path, read.bytes).map_err(KeyFileError::Unreadable)
 }
 
 /// One `key` statement.

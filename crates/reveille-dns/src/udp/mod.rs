@@ -71,8 +71,8 @@ enum Fast {
     Written(usize),
     /// It is not answered.
     Silence,
-    /// It is left to the general way, judged or not.
-    General(Option<Client>),
+    /// It is left to the general way, with what the gate has judged already: the question, and the answer.
+    General(Option<Client>, Option<RateVerdict>),
 }
 
 impl Worker {
@@ -101,7 +101,8 @@ impl Worker {
             {
                 let view = self.shared.load();
                 let now = (self.clock)();
-                let gate = gate.as_ref().map(|(gate, tally)| gate.judge(now, tally));
+                let gate =
+                    gate.as_ref().map(|(gate, tally)| gate.judge_for(view.zones().numbering(), now, tally));
                 let setting = Setting { view: &view, now, judge: gate.as_ref(), keys: Some(&keys) };
                 let now_s = u32::try_from(now.as_ms() / 1_000).unwrap_or(u32::MAX);
                 self.answer(&mut batch, got, Moment { setting, now_s }, &mut tally, &mut out);
@@ -153,13 +154,13 @@ impl Worker {
             }
             let fast = match head {
                 Some(head) => self.answer_fast(batch, index, peer, (head, slot), at, tally),
-                None => Fast::General(None),
+                None => Fast::General(None, None),
             };
             let length = match fast {
                 Fast::Written(length) => Some(length),
                 Fast::Silence => None,
-                Fast::General(client) => {
-                    let from = Origin { client, ..Origin::new(peer, Transport::Udp) };
+                Fast::General(client, verdict) => {
+                    let from = Origin { client, verdict, ..Origin::new(peer, Transport::Udp) };
                     self.answer_generally(batch, index, &from, at, tally, out)
                 }
             };
@@ -180,7 +181,9 @@ impl Worker {
         tally: &mut BatchTally,
     ) -> Fast {
         let Some((packet, out)) = batch.query(index) else { return Fast::Silence };
-        let Some(found) = fast::look(at.setting.view, packet, head, slot) else { return Fast::General(None) };
+        let Some(found) = fast::look(at.setting.view, packet, head, slot) else {
+            return Fast::General(None, None);
+        };
         let edns = head.edns();
         let (subnet, cookie) =
             (edns.and_then(|edns| edns.subnet), edns.and_then(|edns| edns.cookie.as_ref()));
@@ -197,9 +200,20 @@ impl Worker {
             Some(judge) => {
                 let client = judge.arrive(&arrival);
                 if client.entry != Entry::Enter {
-                    return Fast::General(Some(client));
+                    return Fast::General(Some(client), None);
                 }
                 (Some(client), judge.rate(&client, found.kind), judge.cookie_for(&client, cookie))
+            }
+        };
+        let length = match verdict {
+            RateVerdict::Drop => None,
+            RateVerdict::Slip => fast::write_truncated(packet, head, &found, cookie, out),
+            RateVerdict::Pass => {
+                let length = fast::write(at.setting.view, packet, head, &found, at.now_s, cookie, out);
+                if length.is_none() {
+                    return Fast::General(client, Some(verdict));
+                }
+                length
             }
         };
         let counter = found.slot.map_or(0, Slot::counter);
@@ -214,16 +228,10 @@ impl Worker {
             client: peer.ip(),
             subnet,
         });
-        let length = match verdict {
-            RateVerdict::Drop => {
-                tally.dropped();
-                return Fast::Silence;
-            }
-            RateVerdict::Slip => fast::write_truncated(packet, head, &found, cookie, out),
-            RateVerdict::Pass => fast::write(at.setting.view, packet, head, &found, at.now_s, cookie, out),
-        };
-        // What does not fit here is small enough for a stream.
-        let length = length.or_else(|| fast::write_truncated(packet, head, &found, cookie, out));
+        if verdict == RateVerdict::Drop {
+            tally.dropped();
+            return Fast::Silence;
+        }
         tally.answered(found.rcode, verdict == RateVerdict::Slip);
         if let Some(slot) = found.slot.filter(|_| found.wakes && verdict == RateVerdict::Pass)
             && let Some(service) = slot.service()
@@ -269,7 +277,7 @@ impl Worker {
                 rcode: written.rcode,
                 transport: from.transport,
                 client: from.peer.ip(),
-                subnet: outcome.wake.and_then(|wish| wish.subnet),
+                subnet: outcome.subnet,
             });
         }
         if let Some(wish) = outcome.wake {
@@ -298,8 +306,8 @@ impl Worker {
         is_starting: bool,
         at: Moment<'_, '_>,
     ) -> bool {
-        let allowed =
-            || at.setting.judge.zip(client).is_none_or(|(judge, client)| judge.wake(client, zone).passes());
+        let judge = at.setting.judge.zip(client);
+        let allowed = |kind| judge.is_none_or(|(judge, client)| judge.lets(client, zone, kind));
         self.asker.ask(wish, peer.ip(), at.setting.now, is_starting, allowed)
     }
 

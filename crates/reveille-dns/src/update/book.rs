@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use reveille_core::answer::{Node, Rcode, RecordSet, View, Zone, ZoneDraft, ZoneEdit, rdata};
+use reveille_core::answer::{Node, Rcode, View, Zone, ZoneDraft, ZoneEdit, rdata};
 use reveille_core::model::DomainName;
 
 use super::CHANGED_SETS_MAX;
+use super::aside::{Aside, Key};
+use super::edits::Sets;
 use super::grant::Grant;
 use super::judge::{Refusal, Request, judge};
 use super::overlay::SetChange;
@@ -24,7 +26,9 @@ struct Page {
     file: Arc<Zone>,
     grants: Vec<Grant>,
     /// RRsets that have a row.
-    rows: BTreeSet<(DomainName, u16)>,
+    rows: BTreeSet<Key>,
+    /// What of the rows was set aside.
+    aside: BTreeMap<Key, SetChange>,
 }
 
 /// What came of a group of updates.
@@ -32,7 +36,7 @@ struct Page {
 pub struct Verdicts {
     /// For each update in its order: made, or why not.
     pub answers: Vec<Result<(), Refusal>>,
-    /// Every zone that is to change. The answers hold only once its rows are durable.
+    /// Every zone that is to change, or what is set aside of it. The answers hold only once its rows are durable.
     pub changed: Vec<ChangedZone>,
 }
 
@@ -40,10 +44,12 @@ pub struct Verdicts {
 #[derive(Debug, Clone)]
 pub struct ChangedZone {
     /// The zone as it is to be served, and the names whose records differ: for [`View::advanced`], which gives it
-    /// its serial.
+    /// its serial. Without names only what is set aside differs, and there is nothing to publish.
     pub edit: ZoneEdit,
     /// Rows to write.
     pub rows: Vec<Row>,
+    /// What is set aside from then on, where that differs.
+    aside: BTreeMap<Key, Option<SetChange>>,
 }
 
 impl StaticBook {
@@ -55,8 +61,15 @@ impl StaticBook {
         grants: Vec<Grant>,
         rows: impl IntoIterator<Item = (DomainName, u16)>,
     ) {
-        let page = Page { grants, rows: rows.into_iter().collect(), file: Arc::clone(&file) };
-        self.zones.insert(file.apex().clone(), page);
+        let (apex, rows) = (file.apex().clone(), rows.into_iter().collect());
+        self.zones.insert(apex, Page { file, grants, rows, aside: BTreeMap::new() });
+    }
+
+    /// Tells which rows of a zone's page were set aside by [`super::lay_over`]: updates of their names change them.
+    pub fn set_aside(&mut self, apex: &DomainName, changes: impl IntoIterator<Item = SetChange>) {
+        let Some(page) = self.zones.get_mut(apex) else { return };
+        page.aside =
+            changes.into_iter().map(|change| ((change.owner.clone(), change.rtype), change)).collect();
     }
 
     /// Judges updates one after another, each against the zone as the ones before leave it. Nothing is taken over
@@ -71,12 +84,18 @@ impl StaticBook {
 
     /// Takes over what became durable.
     pub fn commit(&mut self, changed: &[ChangedZone]) {
-        for ChangedZone { edit, rows } in changed {
+        for ChangedZone { edit, rows, aside } in changed {
             let Some(page) = self.zones.get_mut(edit.zone.apex()) else { continue };
             for (key, row) in rows {
                 match row {
                     Some(_) => page.rows.insert(key.clone()),
                     None => page.rows.remove(key),
+                };
+            }
+            for (key, change) in aside {
+                match change {
+                    Some(change) => page.aside.insert(key.clone(), change.clone()),
+                    None => page.aside.remove(key),
                 };
             }
         }
@@ -85,13 +104,14 @@ impl StaticBook {
     /// The rows of these RRsets as they should be by the zones of the view: to write again after a write whose
     /// outcome nobody knows.
     pub fn rows_of(&self, view: &View, changed: &[ChangedZone]) -> Vec<(DomainName, Vec<Row>)> {
-        let rows = changed.iter().filter_map(|ChangedZone { edit: ZoneEdit { zone, .. }, rows }| {
+        let rows = changed.iter().filter_map(|ChangedZone { edit: ZoneEdit { zone, .. }, rows, .. }| {
             let (page, seen) = (self.zones.get(zone.apex())?, view.zones().with_apex(zone.apex())?);
             let set = |zone: &Arc<Zone>, owner: &DomainName, rtype| zone.node(owner)?.set(rtype).cloned();
-            let rows = rows.iter().map(|((owner, rtype), _)| {
+            let aside = Aside::of(&page.aside);
+            let rows = rows.iter().map(|(key, _)| {
+                let (owner, rtype) = key;
                 let (file, now) = (set(&page.file, owner, *rtype), set(seen, owner, *rtype));
-                let row = SetChange::between(owner, *rtype, file.as_ref(), now.as_ref());
-                ((owner.clone(), *rtype), row)
+                (key.clone(), aside.row(key, file.as_ref(), now.as_ref()))
             });
             Some((zone.apex().clone(), rows.collect()))
         });
@@ -116,34 +136,37 @@ impl StaticBook {
             Some(draft) => draft,
             None => {
                 let zone = ZoneDraft::of(Arc::clone(view.zones().with_apex(&apex).ok_or_else(not_here)?));
-                Draft { page, zone, rows: BTreeMap::new() }
+                Draft { page, zone, rows: BTreeMap::new(), aside: Aside::of(&page.aside) }
             }
         };
         let draft = drafts.entry(apex).or_insert(draft);
-        let names = judge(view, &draft.zone, &page.grants, request)?;
-        let rows = draft.rows_for(&names);
-        let mut after = draft.rows.clone();
-        after.extend(rows);
-        if page.count_with(&after) > CHANGED_SETS_MAX {
+        let mut aside = draft.aside.clone();
+        let names = judge(view, &draft.zone, &page.grants, &mut aside, request)?;
+        let mut zone = draft.zone.clone();
+        // Judged to be servable, so this cannot fail.
+        if zone.change(names.iter().cloned()).is_err() {
+            return Ok(());
+        }
+        aside.make_room(&page.file, &zone, &names);
+        let mut rows = draft.rows.clone();
+        rows.extend(draft.rows_for(&names, &zone, &aside));
+        if page.count_with(&rows) > CHANGED_SETS_MAX {
             let why = format!(
                 "updates have changed {CHANGED_SETS_MAX} RRsets of the zone already; move some into its file"
             );
             return Err(Refusal::new(Rcode::Refused, why));
         }
-        // Judged to be servable, so this cannot fail.
-        if draft.zone.change(names).is_ok() {
-            draft.rows = after;
-        }
+        (draft.zone, draft.rows, draft.aside) = (zone, rows, aside);
         Ok(())
     }
 }
 
 /// The row of an RRset, to be written; `None`: the RRset is as in the file, and has none.
-pub type Row = ((DomainName, u16), Option<SetChange>);
+pub type Row = (Key, Option<SetChange>);
 
 impl Page {
     /// How many rows there would be with these.
-    fn count_with(&self, rows: &BTreeMap<(DomainName, u16), Option<SetChange>>) -> usize {
+    fn count_with(&self, rows: &BTreeMap<Key, Option<SetChange>>) -> usize {
         let new = rows.iter().filter(|(key, row)| row.is_some() && !self.rows.contains(key)).count();
         let gone = rows.iter().filter(|(key, row)| row.is_none() && self.rows.contains(key)).count();
         self.rows.len() + new - gone
@@ -154,44 +177,47 @@ impl Page {
 struct Draft<'b> {
     page: &'b Page,
     zone: ZoneDraft,
-    rows: BTreeMap<(DomainName, u16), Option<SetChange>>,
+    rows: BTreeMap<Key, Option<SetChange>>,
+    aside: Aside<'b>,
 }
 
 impl Draft<'_> {
-    /// The rows of every RRset that differs between these names and the draft.
-    fn rows_for(&self, names: &[(DomainName, BTreeMap<u16, RecordSet>)]) -> Vec<Row> {
-        let mut rows = Vec::new();
+    /// The rows of every RRset of these names that differs between the draft and the zone as it is to be, and of
+    /// every one of which something else is set aside.
+    fn rows_for(&self, names: &[(DomainName, Sets)], zone: &ZoneDraft, aside: &Aside<'_>) -> Vec<Row> {
+        let mut keys: BTreeSet<Key> = aside.changed().cloned().collect();
         for (owner, sets) in names {
-            let (file, before) = (self.page.file.node(owner), self.zone.node(owner));
-            let types: BTreeSet<u16> = before
-                .into_iter()
-                .flat_map(|node| node.sets().map(|(rtype, _)| rtype))
-                .chain(sets.keys().copied())
-                .collect();
-            for rtype in types {
-                let (was, now) = (before.and_then(|node| node.set(rtype)), sets.get(&rtype));
-                if was != now {
-                    let file = file.and_then(|node| node.set(rtype));
-                    rows.push(((owner.clone(), rtype), SetChange::between(owner, rtype, file, now)));
-                }
-            }
+            let before = self.zone.node(owner);
+            let was = |rtype| before.and_then(|node| node.set(rtype));
+            let types = before.into_iter().flat_map(|node| node.sets().map(|(rtype, _)| rtype));
+            let types = types.chain(sets.keys().copied());
+            keys.extend(
+                types.filter(|rtype| was(*rtype) != sets.get(rtype)).map(|rtype| (owner.clone(), rtype)),
+            );
         }
-        rows
+        let rows = keys.into_iter().map(|key| {
+            let (owner, rtype) = &key;
+            let file = self.page.file.node(owner).and_then(|node| node.set(*rtype));
+            let now = zone.node(owner).and_then(|node| node.set(*rtype));
+            let row = aside.row(&key, file, now);
+            (key, row)
+        });
+        rows.collect()
     }
 
     /// `None` if nothing is to change in the end.
     fn finish(self) -> Option<ChangedZone> {
         let base = self.zone.base();
         let set = |node: Option<&Node>, rtype| node.and_then(|node| node.set(rtype)).cloned();
-        let differs = |(owner, rtype): &&(DomainName, u16)| {
-            set(base.node(owner), *rtype) != set(self.zone.node(owner), *rtype)
-        };
+        let differs =
+            |(owner, rtype): &&Key| set(base.node(owner), *rtype) != set(self.zone.node(owner), *rtype);
         let names: BTreeSet<DomainName> =
             self.rows.keys().filter(differs).map(|(owner, _)| owner.clone()).collect();
-        if names.is_empty() {
+        let aside = self.aside.into_changed();
+        if names.is_empty() && aside.is_empty() {
             return None;
         }
         let edit = ZoneEdit { zone: Arc::new(self.zone.finish()), names: names.into_iter().collect() };
-        Some(ChangedZone { edit, rows: self.rows.into_iter().collect() })
+        Some(ChangedZone { edit, rows: self.rows.into_iter().collect(), aside })
     }
 }

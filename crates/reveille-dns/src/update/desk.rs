@@ -87,7 +87,8 @@ impl UpdateDesk {
             Work::Writing { answers, changed } => {
                 self.book.commit(&changed);
                 self.work = Work::Publishing { answers };
-                changed.into_iter().map(|zone| zone.edit).collect()
+                let edits = changed.into_iter().map(|zone| zone.edit);
+                edits.filter(|edit| !edit.names.is_empty()).collect()
             }
             other @ (Work::Free | Work::Publishing { .. }) => {
                 self.work = other;

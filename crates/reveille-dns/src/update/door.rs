@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::judge::Refusal;
-use super::message::{OPCODE_UPDATE, UpdateMessage, header_of, zone_alone};
+use super::message::{OPCODE_UPDATE, UPDATE_RECORDS_MAX, UpdateMessage, header_of, oversized, zone_alone};
 use crate::limit::{Arrival, Client, Entry, Kind, RateVerdict};
 use crate::respond::{Origin, Outcome, Setting, Transport};
 use crate::tally::{Tally, bump};
@@ -113,11 +113,9 @@ impl UpdateDoor {
     }
 
     /// Sends an update whose signature is right to its judge.
-    fn pass_on(&self, packet: &[u8], from: &Origin, mut exchange: Exchange, out: &mut Vec<u8>) -> Admitted {
+    fn pass_on(&self, packet: &[u8], from: &Origin, exchange: Exchange, out: &mut Vec<u8>) -> Admitted {
         let Some(message) = UpdateMessage::parse(packet) else {
-            let written = header_of(packet).map(|header| write_error(header, Rcode::FormErr, out));
-            exchange.sign(out);
-            return Admitted::Answered(Outcome { written, ..Outcome::default() });
+            return unread(packet, from, exchange, out);
         };
         let query = message.query.clone();
         let refused = |refusal: &Refusal, mut exchange: Exchange, out: &mut Vec<u8>| {
@@ -208,6 +206,20 @@ impl WaitingUpdate {
         self.tally.query(&Outcome { written: Some(written), ..Outcome::default() });
         out
     }
+}
+
+/// Answers an update that could not be read: REFUSED if it is only too long, so that its sender divides it.
+fn unread(packet: &[u8], from: &Origin, mut exchange: Exchange, out: &mut Vec<u8>) -> Admitted {
+    let Some((query, records)) = oversized(packet) else {
+        let written = header_of(packet).map(|header| write_error(header, Rcode::FormErr, out));
+        exchange.sign(out);
+        return Admitted::Answered(Outcome { written, ..Outcome::default() });
+    };
+    let (key, client) = (exchange.key_name(), from.peer.ip().to_canonical());
+    let why = format!("{records} records are more than the {UPDATE_RECORDS_MAX} of an update; send several");
+    let refusal = Refusal::new(Rcode::Refused, why);
+    tracing::info!(%key, %client, %refusal, "update refused");
+    answered(write_signed(&query, &refusal.reply(), &mut exchange, from.transport, out))
 }
 
 fn answered(written: Written) -> Admitted {

@@ -31,31 +31,34 @@ impl<'z> Workbench<'z> {
     }
 
     /// Makes one change. What RFC 2136 has a server ignore without a word is ignored: a CNAME beside other
-    /// records, other records beside a CNAME, the removal of the SOA or of the last name server.
-    pub fn apply(&mut self, edit: &Edit) {
+    /// records, other records beside a CNAME, the removal of the SOA or of the last name server. Gives whether it
+    /// was not ignored.
+    pub fn apply(&mut self, edit: &Edit) -> bool {
         let at_apex = edit.owner() == self.zone.apex();
         let zone = self.zone;
         let sets = self.names.entry(edit.owner().clone()).or_insert_with(|| sets_of(zone, edit.owner()));
         match edit {
-            Edit::Add(record) => add(sets, record),
+            Edit::Add(record) => return add(sets, record),
             Edit::DropSet(_, rtype) => {
-                if !(at_apex && matches!(*rtype, NS | SOA)) {
-                    sets.remove(rtype);
+                if at_apex && matches!(*rtype, NS | SOA) {
+                    return false;
                 }
+                sets.remove(rtype);
             }
             Edit::DropName(_) => sets.retain(|rtype, _| at_apex && matches!(*rtype, NS | SOA)),
             Edit::DropRecord { rtype, data, .. } => {
-                let Some(set) = sets.get_mut(rtype) else { return };
-                if *rtype == SOA || (at_apex && *rtype == NS && set.data.len() == 1) {
-                    return;
-                }
+                let Some(set) = sets.get_mut(rtype) else { return true };
                 let gone = canonical(*rtype, data);
+                if *rtype == SOA || (at_apex && *rtype == NS && set.data.len() == 1) {
+                    return *rtype == NS && !set.data.iter().any(|data| canonical(*rtype, data) == gone);
+                }
                 set.data.retain(|data| canonical(*rtype, data) != gone);
                 if set.data.is_empty() {
                     sets.remove(rtype);
                 }
             }
         }
+        true
     }
 
     /// The names that are not as they were, with their RRsets.
@@ -77,7 +80,7 @@ impl<'z> Workbench<'z> {
     }
 }
 
-fn sets_of(zone: &ZoneDraft, owner: &DomainName) -> Sets {
+pub(super) fn sets_of(zone: &ZoneDraft, owner: &DomainName) -> Sets {
     let sets = zone.node(owner).into_iter().flat_map(|node| node.sets());
     sets.map(|(rtype, set)| (rtype, set.clone())).collect()
 }
@@ -91,17 +94,19 @@ fn same(one: &RecordSet, other: &RecordSet) -> bool {
     one.ttl == other.ttl && one.data.len() == other.data.len() && sorted(one) == sorted(other)
 }
 
-/// RFC 2136 §3.4.2.2. The RRset takes the TTL of the last record that was added (RFC 2181 §5.2).
-fn add(sets: &mut Sets, record: &Record) {
+/// RFC 2136 §3.4.2.2. The RRset takes the TTL of the last record that was added (RFC 2181 §5.2). Gives
+/// whether the record was not ignored.
+fn add(sets: &mut Sets, record: &Record) -> bool {
     let Record { rtype, ttl, data, .. } = record;
     if *rtype == CNAME {
-        if sets.keys().all(|&rtype| rtype == CNAME) {
+        let alone = sets.keys().all(|&rtype| rtype == CNAME);
+        if alone {
             sets.insert(CNAME, RecordSet { ttl: *ttl, data: vec![data.clone().into_boxed_slice()] });
         }
-        return;
+        return alone;
     }
     if sets.contains_key(&CNAME) {
-        return;
+        return false;
     }
     let set = sets.entry(*rtype).or_insert_with(|| RecordSet { ttl: *ttl, data: Vec::new() });
     set.ttl = *ttl;
@@ -109,4 +114,5 @@ fn add(sets: &mut Sets, record: &Record) {
     if !set.data.iter().any(|data| canonical(*rtype, data) == own) {
         set.data.push(data.clone().into_boxed_slice());
     }
+    true
 }

@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use reveille_core::answer::{Clash, Ede, Rcode, Reply, View, ZoneDraft, ZoneFaultKind, rdata, static_clash};
+use reveille_core::answer::{
+    Clash, Ede, Rcode, Record, Reply, View, ZoneDraft, ZoneFaultKind, rdata, static_clash,
+};
 use reveille_core::model::DomainName;
 
+use super::aside::Aside;
 use super::edits::{Sets, Workbench};
 use super::grant::Grant;
 use super::message::{Edit, UpdateMessage};
@@ -65,12 +68,15 @@ impl Refusal {
 /// The key's right to update the zone at all is looked at first: prerequisites tell what is there, and that is
 /// nobody's business who may not change it.
 ///
+/// What was set aside is updated with the zone, see [`Aside`]; after a refusal it is of no use.
+///
 /// # Errors
 /// Why it is refused as a whole.
-pub fn judge(
+pub(super) fn judge(
     view: &View,
     zone: &ZoneDraft,
     grants: &[Grant],
+    aside: &mut Aside<'_>,
     request: Request<'_>,
 ) -> Result<Vec<(DomainName, Sets)>, Refusal> {
     let Request { message, key, client } = request;
@@ -93,11 +99,17 @@ pub fn judge(
             granted(&grants, key, owner, rtype)?;
         }
         if let Edit::Add(record) = edit {
-            addable(record.rtype)?;
+            addable(zone.apex(), record)?;
         } else if !grants.iter().any(|grant| grant.covers_name(owner)) {
             return Err(not_granted(key, owner));
         }
-        work.apply(edit);
+        if let Edit::DropName(owner) = edit {
+            // It goes too, so it needs the same permission.
+            aside.types(owner).into_iter().try_for_each(|rtype| granted(&grants, key, owner, rtype))?;
+        }
+        if work.apply(edit) {
+            aside.apply(zone.apex(), edit);
+        }
     }
     let changed = work.finish();
     servable(zone, &changed)?;
@@ -151,12 +163,15 @@ fn is_of_signing(rtype: u16) -> bool {
 }
 
 /// The SOA can be removed by nobody, which is ignored, and changed by the daemon alone: it owns the serial
-/// (RFC 2136 §3.6).
-fn addable(rtype: u16) -> Result<(), Refusal> {
-    if rtype == rdata::SOA {
-        return Err(Refusal::new(Rcode::Refused, "the SOA is kept by the server and cannot be updated"));
-    }
-    Ok(())
+/// (RFC 2136 §3.6). DS records of the zone itself stand in its parent (RFC 4035 §2.4); some that the file has may
+/// be removed.
+fn addable(apex: &DomainName, record: &Record) -> Result<(), Refusal> {
+    let why = match record.rtype {
+        rdata::SOA => "the SOA is kept by the server and cannot be updated",
+        rdata::DS if record.owner == *apex => "DS records of the zone itself belong into its parent",
+        _ => return Ok(()),
+    };
+    Err(Refusal::new(Rcode::Refused, why))
 }
 
 fn granted(grants: &[&Grant], key: &DomainName, owner: &DomainName, rtype: u16) -> Result<(), Refusal> {

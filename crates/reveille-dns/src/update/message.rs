@@ -107,8 +107,8 @@ impl Edit {
 type Message<'p> = Parser<'p, [u8]>;
 
 impl UpdateMessage {
-    /// Reads a message; its signature is for the caller to verify. `None`: it is malformed, which includes too
-    /// many records, and is answered with FORMERR.
+    /// Reads a message; its signature is for the caller to verify. `None`: it is malformed, and is answered with
+    /// FORMERR, or has too many records.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let mut message = Parser::from_ref(packet);
         let header = header(&mut message)?;
@@ -132,6 +132,26 @@ impl UpdateMessage {
             edits,
         })
     }
+}
+
+/// What the answer to an update with more than [`UPDATE_RECORDS_MAX`] records needs, and how many there are; `None`:
+/// it has not too many, or its records do not even follow one another.
+pub(super) fn oversized(packet: &[u8]) -> Option<(Query, usize)> {
+    let mut message = Parser::from_ref(packet);
+    let header = header(&mut message)?;
+    let mut count = || message.parse_u16_be().ok();
+    let counts = [count()?, count()?, count()?, count()?];
+    let records = usize::from(counts[1]) + usize::from(counts[2]);
+    if counts[0] != 1 || records <= UPDATE_RECORDS_MAX || counts[3] > ADDITIONAL_MAX {
+        return None;
+    }
+    let question = zone_section(&mut message)?;
+    for _ in 0..records {
+        ParsedRecord::parse(&mut message).ok()?;
+    }
+    let edns = additional(&mut message, counts[3])?;
+    let signature = Signature::find(packet).ok()?.map(Box::new);
+    Some((Query { header, question, edns, soa_serial: None, signature }, records))
 }
 
 /// The header of an update.

@@ -21,7 +21,20 @@
 //!   file says the same, the row shrinks at the next update of the RRset;
 //! - a row that no longer fits (the file has a CNAME where updates added an address; a service has the name now)
 //!   is set aside with a warning, is not served, and is tried again at the next start or reload.
+//!
+//! Nothing that was acknowledged is lost or undone by anything but a newer update. So an update that touches what is
+//! set aside changes that too, though nobody sees it yet (`aside.rs`): what it removes is removed there, what it adds
+//! takes away what cannot stand beside it, and the rest keeps its place in the row. Of two changes that cannot both be
+//! served the newer one is kept. An update that only takes something from what is set aside is durable before its
+//! answer like any other, and gives no new serial. What RFC 2136 §3.4.2.2 has a server ignore (an address beside an
+//! alias that is served) changes nothing here either.
+//!
+//! # Limits
+//!
+//! A message has at most [`UPDATE_RECORDS_MAX`] prerequisites and changes, and is REFUSED beyond; a zone has at most
+//! [`CHANGED_SETS_MAX`] rows.
 
+mod aside;
 mod book;
 mod desk;
 mod door;
@@ -39,7 +52,7 @@ pub use book::{ChangedZone, Row, StaticBook, Verdicts};
 pub use desk::{UPDATE_GROUP_MAX, UpdateDesk, ZoneRows};
 pub use door::{UPDATES_WAITING_MAX, UpdateAsk, Verdict};
 pub use grant::{Grant, NamePattern, NamePatternError};
-pub use judge::{Refusal, Request, grantable_type, judge};
+pub use judge::{Refusal, Request, grantable_type};
 pub use message::{Edit, Prerequisite, UPDATE_RECORDS_MAX, UpdateMessage};
 pub use overlay::{SetAside, SetChange, lay_over, taken_by};
 

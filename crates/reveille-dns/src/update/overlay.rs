@@ -6,7 +6,7 @@ use std::sync::Arc;
 use reveille_core::answer::{RecordSet, VMSTATE_LABEL, Zone, ZoneDraft, rdata};
 use reveille_core::model::DomainName;
 
-use super::edits::Sets;
+use super::edits::{Sets, sets_of};
 use super::message::canonical;
 
 /// How one RRset differs from the zone file.
@@ -55,8 +55,18 @@ impl SetChange {
         (!(change.added.is_empty() && change.removed.is_empty() && same_ttl)).then_some(change)
     }
 
+    /// This change and an older one of the same RRset that is set aside, in one.
+    pub(super) fn beside(mut self, aside: Option<&Self>) -> Self {
+        let Some(aside) = aside else { return self };
+        for (own, older) in [(&mut self.added, &aside.added), (&mut self.removed, &aside.removed)] {
+            let known: BTreeSet<Vec<u8>> = own.iter().map(|data| canonical(aside.rtype, data)).collect();
+            own.extend(older.iter().filter(|data| !known.contains(&canonical(aside.rtype, data))).cloned());
+        }
+        self
+    }
+
     /// The RRset that this change makes of the file's; `None` if nothing is left.
-    fn over(&self, file: Option<&RecordSet>) -> Option<RecordSet> {
+    pub(super) fn over(&self, file: Option<&RecordSet>) -> Option<RecordSet> {
         let mut data = file.map_or_else(Vec::new, |set| set.data.clone());
         let removed: BTreeSet<Vec<u8>> =
             self.removed.iter().map(|data| canonical(self.rtype, data)).collect();
@@ -119,36 +129,66 @@ pub fn lay_over(
     let mut draft = ZoneDraft::of(Arc::clone(&file));
     let laid = by_name.iter().map(|(owner, changes)| (owner.clone(), sets_over(&file, owner, changes)));
     if draft.change(laid).is_err() {
-        // Some do not fit: name by name, again as long as one helps another (an address, and then the delegation
-        // that needs it).
-        loop {
-            let before = by_name.len();
-            by_name.retain(|owner, changes| {
-                draft.change([(owner.clone(), sets_over(&file, owner, changes))]).is_err()
-            });
-            if by_name.is_empty() || by_name.len() == before {
-                break;
-            }
-        }
-        for (owner, changes) in by_name {
-            let fault = draft.change([(owner.clone(), sets_over(&file, &owner, &changes))]);
-            let why = fault.err().unwrap_or_default().first().map_or_else(String::new, ToString::to_string);
-            aside.extend(changes.into_iter().map(|change| SetAside { change, why: why.clone() }));
-        }
+        // Some do not fit. Names as a whole first, then change by change: what fits is not to go with what does not.
+        lay_what_fits(&file, &mut draft, &mut by_name);
+        aside.extend(lay_single(&file, &mut draft, by_name));
     }
     let zone = if draft.changed().next().is_none() { file } else { Arc::new(draft.finish()) };
     (zone, aside)
+}
+
+/// Lays names as long as one helps another (an address, and then the delegation that needs it); the others are left.
+fn lay_what_fits(file: &Zone, draft: &mut ZoneDraft, by_name: &mut BTreeMap<DomainName, Vec<SetChange>>) {
+    let mut before = usize::MAX;
+    while by_name.len() < before {
+        before = by_name.len();
+        by_name.retain(|owner, changes| {
+            draft.change([(owner.clone(), sets_over(file, owner, changes))]).is_err()
+        });
+    }
+}
+
+/// Lays single changes as long as one helps another; gives those that do not fit, with the reason.
+fn lay_single(
+    file: &Zone,
+    draft: &mut ZoneDraft,
+    by_name: BTreeMap<DomainName, Vec<SetChange>>,
+) -> Vec<SetAside> {
+    let mut lay_one = |change: &SetChange| {
+        let mut sets = sets_of(draft, &change.owner);
+        lay(file, change, &mut sets);
+        draft.change([(change.owner.clone(), sets)])
+    };
+    let mut left: Vec<SetChange> = by_name.into_values().flatten().collect();
+    let mut before = usize::MAX;
+    while left.len() < before {
+        before = left.len();
+        left.retain(|change| lay_one(change).is_err());
+    }
+    let reasoned = left.into_iter().map(|change| {
+        let faults = lay_one(&change).err().unwrap_or_default();
+        let why = faults.first().map_or_else(String::new, ToString::to_string);
+        SetAside { change, why }
+    });
+    reasoned.collect()
 }
 
 fn sets_over(file: &Zone, owner: &DomainName, changes: &[SetChange]) -> Sets {
     let node = file.node(owner);
     let sets = node.into_iter().flat_map(|node| node.sets());
     let mut sets: Sets = sets.map(|(rtype, set)| (rtype, set.clone())).collect();
-    for change in changes.iter().filter(|change| change.rtype != rdata::SOA) {
-        match change.over(node.and_then(|node| node.set(change.rtype))) {
-            Some(set) => sets.insert(change.rtype, set),
-            None => sets.remove(&change.rtype),
-        };
-    }
+    changes.iter().for_each(|change| lay(file, change, &mut sets));
     sets
+}
+
+/// Puts the RRset that a change makes of the file's among those of its name.
+fn lay(file: &Zone, change: &SetChange, sets: &mut Sets) {
+    let SetChange { owner, rtype, .. } = change;
+    if *rtype == rdata::SOA {
+        return;
+    }
+    match change.over(file.node(owner).and_then(|node| node.set(*rtype))) {
+        Some(set) => sets.insert(*rtype, set),
+        None => sets.remove(rtype),
+    };
 }

@@ -11,6 +11,7 @@ use super::*;
 use crate::wire::{Header, Query};
 use crate::zonefile;
 
+mod aside;
 mod desk;
 mod wire;
 
@@ -309,6 +310,7 @@ fn what_has_another_owner_is_refused_as_a_whole() {
         ("delete ns.sub A", "no A or AAAA"),
         ("delete ns.sub", "no A or AAAA"),
         ("add x 60 SOA a b 1 1 1 1 1", "SOA"),
+        ("add @ 60 DS 1 13 2 0000000000000000000000000000000000000000000000000000000000000000", "parent"),
         ("delete www RRSIG", "made by signing"),
         ("add y 60 DNAME www.vm.test.", "DNAME"),
     ] {

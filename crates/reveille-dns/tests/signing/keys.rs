@@ -1,5 +1,6 @@
 //! The files of keys: for other tools, after losses, and under `kill -9`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +25,7 @@ fn zone() -> Zone {
 }
 
 fn open_at(dir: &Path, now: Timestamp) -> Result<Signing, Vec<KeyError>> {
-    Signing::open(dir, [&zone()], KeyPolicy::default(), &SigningLimits::default(), now)
+    Signing::open(dir, [(&zone(), 0)], KeyPolicy::default(), &SigningLimits::default(), now)
 }
 
 fn open(dir: &Path) -> Signing {
@@ -220,6 +221,56 @@ fn a_zone_that_its_parent_may_know_as_signed_is_not_served_unsigned() {
     fs::rename(dir.path().join("keys"), dir.path().join("away")).unwrap();
     assert!(leave().unwrap_err().to_string().contains("was signed before"));
     assert!(Signing::leave_unsigned(dir.path(), &name("other.test")).is_ok());
+}
+
+/// Two zones are to be unsigned from now on; with one of them it cannot be.
+#[test]
+fn zones_cease_to_be_signed_together_or_not_at_all() {
+    let dir = TempDir::new().unwrap();
+    let zones = ["a.test", "vm.test"].map(|apex| child_records(apex, 300, 30).zone(apex));
+    let early = Timestamp::from_ms(now().as_ms() - 10 * DAY_MS);
+    let open = |zones: &[Zone]| {
+        let limits = SigningLimits::default();
+        let zones = zones.iter().map(|zone| (zone, 0));
+        Signing::open(dir.path(), zones, KeyPolicy::default(), &limits, early).unwrap()
+    };
+    let (none, both) = (BTreeSet::new(), BTreeSet::from([name("a.test"), name("vm.test")]));
+    let signing = open(&zones);
+    // Nobody was told of the key of a.test; that of vm.test is in somebody's hands by the time of the reload.
+    let state = dir.path().join("keys/a.test/state.toml");
+    let (ledger, list) = (fs::read(&state).unwrap(), fs::read(dir.path().join("signed-zones")).unwrap());
+    signing.leave(&BTreeSet::from([name("a.test")]), &none).unwrap();
+    assert_eq!(fs::read(&state).unwrap(), ledger, "keys of a zone that is not served any more stay");
+    let later = early.plus_ms(3 * DAY_MS);
+    assert_eq!(signing.step(later, later).changes.len(), 1);
+    signing.add(&zones[0], 0, later).unwrap();
+    let errors = signing.leave(&none, &both).unwrap_err();
+    assert!(
+        matches!(&errors[..], [KeyError::Delegated { zone, .. }] if *zone == name("vm.test")),
+        "{errors:?}"
+    );
+    assert!(signing.is_signed(&name("a.test")) && signing.is_signed(&name("vm.test")));
+    assert_eq!(fs::read(&state).unwrap(), ledger);
+    assert_eq!(fs::read(dir.path().join("signed-zones")).unwrap(), list);
+    // Alone it can be. It begins anew when it is signed again, not where the old ledger was.
+    signing.leave(&none, &BTreeSet::from([name("a.test")])).unwrap();
+    assert!(!signing.is_signed(&name("a.test")) && signing.is_signed(&name("vm.test")) && !state.exists());
+    signing.add(&zones[0], 0, later).unwrap();
+    assert_ne!(fs::read(&state).unwrap(), ledger);
+}
+
+#[test]
+fn the_ds_waits_for_unsigned_answers_that_the_zones_records_say_nothing_of() {
+    let dir = TempDir::new().unwrap();
+    // A service in it was answered unsigned for three days.
+    let held = [(&zone(), 3 * 86_400)];
+    let signing =
+        Signing::open(dir.path(), held, KeyPolicy::default(), &SigningLimits::default(), now()).unwrap();
+    let at = |days: u64| now().plus_ms(days * DAY_MS);
+    assert!(signing.step(at(2), at(2)).changes.is_empty());
+    assert!(signing.ds_seen(&name("vm.test"), at(2)).is_err());
+    assert_eq!(signing.step(at(4), at(4)).changes.len(), 1);
+    assert!(signing.ds_seen(&name("vm.test"), at(4)).is_ok());
 }
 
 #[test]

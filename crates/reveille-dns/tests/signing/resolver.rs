@@ -121,7 +121,8 @@ fn a_zone_with_a_key_that_its_parent_does_not_know_is_bogus() {
     // What the rollover must never look like.
     let elsewhere = tempfile::TempDir::new().unwrap();
     let child = child_records("app.vm.test", TTL_S, 1).zone("app.vm.test");
-    let other = Signing::open(elsewhere.path(), [&child], HASTY, &SigningLimits::default(), now()).unwrap();
+    let other =
+        Signing::open(elsewhere.path(), [(&child, 0)], HASTY, &SigningLimits::default(), now()).unwrap();
     world.publish_as_it_is(other.sign(child));
     let start = Instant::now();
     while client.ask("web.app.vm.test", A).rcode != 2 {

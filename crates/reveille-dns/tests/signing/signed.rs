@@ -140,7 +140,8 @@ impl SignedWorld {
     /// With `signed` zones, and others.
     pub fn new(policy: KeyPolicy, limits: &SigningLimits, signed: Vec<Zone>, others: Vec<Zone>) -> Self {
         let dir = TempDir::new().unwrap();
-        let signing = Signing::open(dir.path(), &signed, policy, limits, now()).unwrap();
+        let signing =
+            Signing::open(dir.path(), signed.iter().map(|zone| (zone, 0)), policy, limits, now()).unwrap();
         let zones = signed.into_iter().chain(others).map(|zone| Arc::new(signing.sign(zone)));
         let view = View::new(1, Zones::new(zones), services(), View::default_monitors());
         let runtime = Runtime::new().unwrap();
@@ -169,7 +170,8 @@ impl SignedWorld {
     /// Opens the keys anew, as after a restart.
     pub fn start_anew(&mut self, policy: KeyPolicy) {
         let zones: Vec<Arc<Zone>> = self.shared.load().zones().iter().cloned().collect();
-        let signed = zones.iter().map(|zone| &**zone).filter(|zone| zone.signer().is_some());
+        let signed =
+            zones.iter().map(|zone| &**zone).filter(|zone| zone.signer().is_some()).map(|zone| (zone, 0));
         self.signing =
             Signing::open(self.dir.path(), signed, policy, &SigningLimits::default(), now()).unwrap();
         for zone in zones {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reveille_core::model::Timestamp;
 use reveille_net::RelayEvent;
-use reveille_vm::driver::{Abandon, Capture, Driver};
+use reveille_vm::driver::{Abandon, Capture, Driver, Mapping};
 
 use crate::guest::{PATIENCE, PORT, V4, V6, World, service};
 use crate::spaces::{Spaces, may_run, tcp_count};
@@ -98,7 +98,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool, closings: &Atomic
             Capture::Published(_) => {}
         }
         if !wanted && random.below(2) == 0 {
-            world.qemu.arm(&launch).await.unwrap();
+            world.qemu.arm(&launch, Mapping::Consume).await.unwrap();
             counts.armed += 1;
         }
         while !wanted && !done.load(Ordering::SeqCst) {
@@ -108,7 +108,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool, closings: &Atomic
         if !wanted {
             break;
         }
-        world.qemu.restore(&launch, &|_| ()).await.unwrap();
+        world.qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap();
         world.open();
         counts.wakes += 1;
     }

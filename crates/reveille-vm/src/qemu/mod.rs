@@ -487,6 +487,7 @@ impl Driver for Qemu {
             return "it had no process".to_owned();
         };
         let ended = vm.process.wait().await;
+        vm.hear_out().await;
         vm.death(&ended)
     }
 

@@ -154,6 +154,11 @@ impl Qmp {
         self.shared.lock().farewell.clone()
     }
 
+    /// Whether all that there was to read has been read.
+    pub fn is_read_out(&self) -> bool {
+        self.reader.is_finished()
+    }
+
     /// The socket, to ask who is at its other end.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.shared.stream.as_fd()

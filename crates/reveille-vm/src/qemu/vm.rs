@@ -371,6 +371,18 @@ impl Vm {
         self.process.wait_for(KILL_MS_MAX).await.ok_or(Cause::VmmHung { waited_ms: KILL_MS_MAX })
     }
 
+    /// Waits until everything has been read that the process said before it ended.
+    pub async fn hear_out(&self) {
+        let Ok(qmp) = self.qmp() else { return };
+        let read_out = async {
+            while !qmp.is_read_out() {
+                sleep(CONNECT_RETRY).await;
+            }
+        };
+        // Without it the reason is told from the exit status alone.
+        let _ = timeout(Duration::from_millis(QUIT_MS_MAX), read_out).await;
+    }
+
     /// What is known of why the process ended, in half a sentence.
     pub fn death(&self, ended: &Ended) -> String {
         let console = || {

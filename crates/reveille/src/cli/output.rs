@@ -36,10 +36,10 @@ impl Output {
     /// Prints an error on standard error.
     pub fn error(self, error: &anyhow::Error) {
         if self.json {
-            let value = serde_json::json!({ "error": format!("{error:#}") });
+            let value = serde_json::json!({ "error": told(error) });
             let _ = writeln!(std::io::stderr(), "{value}");
         } else {
-            let _ = writeln!(std::io::stderr(), "reveille: {error:#}");
+            let _ = writeln!(std::io::stderr(), "reveille: {}", told(error));
         }
     }
 
@@ -47,6 +47,18 @@ impl Output {
     pub fn draws_progress(self) -> bool {
         !self.json && std::io::stderr().is_terminal()
     }
+}
+
+/// An error with its causes, each said once: many a message ends with its cause.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.as_str() {
+            "" => cause,
+            before if before.contains(&cause) => told,
+            before => format!("{before}: {cause}"),
+        }
+    })
 }
 
 /// Rows under a heading, each column as wide as its widest cell.
@@ -93,6 +105,13 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_the_message_ends_with_is_said_once() {
+        let error =
+            anyhow::anyhow!("no such file").context("cannot read x: no such file").context("not started");
+        assert_eq!(told(&error), "not started: cannot read x: no such file");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

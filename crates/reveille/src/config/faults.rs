@@ -3,26 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use reveille_core::model::SpecFault;
+use reveille_dns::named_file::FileError;
 
 /// Why a config file was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is larger than any config file should be.
-    #[error("{} is larger than {bytes_max} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit.
-        bytes_max: u64,
-    },
+    #[error("{0}")]
+    Unreadable(FileError),
     /// It is no TOML.
     #[error("{} is not valid TOML:\n{detail}", path.display())]
     Syntax {
@@ -46,8 +34,7 @@ impl ConfigError {
     pub fn in_file(self, file: &Path) -> Self {
         let path = file.to_owned();
         match self {
-            Self::Unreadable { source, .. } => Self::Unreadable { path, source },
-            Self::TooLarge { bytes_max, .. } => Self::TooLarge { path, bytes_max },
+            Self::Unreadable(error) => Self::Unreadable(FileError { path, ..error }),
             Self::Syntax { detail, .. } => Self::Syntax { path, detail },
             Self::Faults { faults, .. } => Self::Faults { path, faults },
         }

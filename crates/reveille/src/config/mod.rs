@@ -5,6 +5,7 @@ mod encrypted;
 mod faults;
 mod net;
 mod overlay;
+mod quote;
 mod secondaries;
 mod standing;
 mod updates;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
 use reveille_dns::limit::GateConfig;
+use reveille_dns::named_file::{self, FileError};
 use reveille_dns::sign::KeyPolicy;
 use serde::{Deserialize, Serialize};
 
@@ -324,14 +326,10 @@ impl Config {
     /// # Errors
     /// Every fault of the file with key, value and what is allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let size = std::fs::metadata(path).map_err(unreadable)?.len();
-        if size > CONFIG_BYTES_MAX {
-            return Err(ConfigError::TooLarge { path: path.to_owned(), bytes_max: CONFIG_BYTES_MAX });
-        }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = named_file::read_text(path, CONFIG_BYTES_MAX).map_err(ConfigError::Unreadable)?;
         let mut config = Self::parse(&text).map_err(|error| error.in_file(path))?;
         // Absolute: QEMU runs in a directory of its own.
+        let unreadable = |error| ConfigError::Unreadable(FileError::unreadable(path, error));
         let file = path.canonicalize().map_err(unreadable)?;
         let base = file.parent().unwrap_or(Path::new("/"));
         config.daemon.state_dir = below(base, &config.daemon.state_dir);
@@ -354,7 +352,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: PathBuf::new(),
-            detail: error.to_string(),
+            detail: quote::syntax(text, &error),
         })?;
         let (config, mut faults) = overlay::read(table);
         faults.extend(config.faults());

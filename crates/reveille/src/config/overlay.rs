@@ -8,12 +8,10 @@ use reveille_core::model::{Policy, SpecFault};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, quote};
 
 /// Most zones or services in one file.
 const ENTRIES_MAX: usize = 200_000;
-/// Longest value that is quoted in a fault.
-const QUOTED_CHARS_MAX: usize = 80;
 
 /// The config that `table` describes, and all its faults; what is faulty has its default.
 pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
@@ -39,7 +37,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
                 let known = "daemon, dns, dnssec, gate, api, net, relay, host, depot, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
-                f.push(SpecFault::new(&key, quoted(&value), known));
+                f.push(SpecFault::new(&key, quote::value(&key, &value), known));
             }
         }
     }
@@ -53,7 +51,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
 /// A section whose keys all have defaults.
 fn section<T: DeserializeOwned + Default>(place: &str, value: Value, faults: &mut Vec<SpecFault>) -> T {
     let Value::Table(table) = value else {
-        faults.push(SpecFault::new(place, quoted(&value), format!("a table: [{place}]")));
+        faults.push(SpecFault::new(place, quote::value(place, &value), format!("a table: [{place}]")));
         return T::default();
     };
     overlaid(place, &Table::new(), table, faults).unwrap_or_default()
@@ -67,7 +65,8 @@ fn entries<T: DeserializeOwned>(
     faults: &mut Vec<SpecFault>,
 ) -> Vec<T> {
     let Value::Array(values) = value else {
-        faults.push(SpecFault::new(place, quoted(&value), format!("a list of tables: [[{place}]]")));
+        let allowed = format!("a list of tables: [[{place}]]");
+        faults.push(SpecFault::new(place, quote::value(place, &value), allowed));
         return Vec::new();
     };
     if values.len() > ENTRIES_MAX {
@@ -85,7 +84,7 @@ fn entries<T: DeserializeOwned>(
             None => format!("{place}[{index}]"),
         };
         let Value::Table(mut table) = value else {
-            faults.push(SpecFault::new(&place, quoted(&value), "a table"));
+            faults.push(SpecFault::new(&place, quote::value(&place, &value), "a table"));
             continue;
         };
         let before = faults.len();
@@ -177,7 +176,8 @@ fn overlaid<T: DeserializeOwned>(
             }
             Err(error) => {
                 let said = error.message().trim().replace('\n', "; ");
-                faults.push(SpecFault::new(&format!("{place}.{key}"), quoted(&value), said));
+                let place = format!("{place}.{key}");
+                faults.push(SpecFault::new(&place, quote::value(&place, &value), said));
             }
         }
     }
@@ -188,12 +188,4 @@ fn overlaid<T: DeserializeOwned>(
             None
         }
     }
-}
-
-fn quoted(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= QUOTED_CHARS_MAX {
-        return text;
-    }
-    text.chars().take(QUOTED_CHARS_MAX).chain("…".chars()).collect()
 }

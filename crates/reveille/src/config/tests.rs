@@ -215,6 +215,43 @@ fn what_is_no_toml_names_the_line() {
 }
 
 #[test]
+fn a_secret_that_was_written_into_the_config_is_not_shown() {
+    let secret = "GJlPnWcEpYf0lq0hUYKxQe3ps4o=";
+    let shown = |text: &str| Config::parse(&text.replace('*', secret)).unwrap_err().to_string();
+    for text in [
+        "[[key]]\nname = \"k1\"\nfile = \"k1\"\nsecret = \"*\"\n",
+        "[[key]]\nname = \"k1\"\nfile = \"k1\"\nvalue = [\"*\"]\n",
+        "[[key]]\nname = \"k1\"\nfile = \"k1\"\npolicy = { x = \"*\" }\n",
+        "key = \"*\"\n",
+        "key = [\"*\"]\n",
+        "[key]\nname = \"k1\"\nx = \"*\"\n",
+        "[[keys]]\nname = \"k1\"\nsecret = \"*\"\n",
+        "[api]\ntoken = \"*\"\n",
+        "[gate]\ncookies = { Secrets = [\"*\"] }\n",
+        "secret = \"*\"\n",
+        // No TOML at all.
+        "[[key]]\nname = \"k1\"\nsecret = \"*\n",
+        "[[key]]\nname = \"k1\"\nfile = \"k1\"\n*\n",
+        "admin_password = *\n",
+    ] {
+        let shown = shown(text);
+        assert!(!shown.contains("GJlP"), "{shown}");
+        assert!(shown.contains("(not shown)"), "{shown}");
+    }
+    // Where a secret lies is none, and has to be found.
+    assert!(shown("[gate.cookies]\nsecret_file = [\"here\"]\n").contains("[\"here\"]"));
+    assert!(shown("[[key]]\nname = \"k1\"\nfile = [\"here\"]\n").contains("[\"here\"]"));
+}
+
+#[test]
+fn a_long_line_is_quoted_in_short() {
+    for text in ["[".repeat(200_000), format!("[dns]\nlisten = {}", "[".repeat(200_000))] {
+        let message = Config::parse(&text).unwrap_err().to_string();
+        assert!(message.len() < 1_000 && message.contains("line "), "{} bytes", message.len());
+    }
+}
+
+#[test]
 fn networks_are_taken_exactly() {
     assert_eq!(Network::parse_v4("127.64.0.0/10").unwrap().at(258), Some(Ipv4Addr::new(127, 64, 1, 2)));
     assert_eq!(Network::parse_v4("127.64.0.0/30").unwrap().at(4), None);

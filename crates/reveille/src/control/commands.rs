@@ -18,7 +18,9 @@ use reveille_store::{Change, Origin, Store, StoredService};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
+use super::reload::RELOAD_WAIT_MS_MAX;
 use super::run::Control;
+use super::write_back::Doubtful;
 use crate::reload::{Prepared, Reloader};
 use crate::room::QueryRoom;
 
@@ -136,7 +138,10 @@ impl Control {
             Command::Host(reply) => {
                 let _ = reply.send(self.counts());
             }
-            Command::Reload(prepared, reply) => self.reloading = Some((prepared, reply)),
+            Command::Reload(prepared, reply) => {
+                let until = self.clock.now().plus_ms(RELOAD_WAIT_MS_MAX);
+                self.reloading = Some(((prepared, reply), until));
+            }
             // Only reached while a stop is under way already.
             Command::Stop(_) => {}
         }
@@ -193,6 +198,7 @@ impl Control {
     }
 
     async fn add(&mut self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
+        self.may_add_rows().map_err(|detail| ControlError::Unavailable { detail })?;
         if self.fleet.service(&spec.name).is_some() {
             let detail = format!("the service {} exists already; remove it first", spec.name);
             return Err(ControlError::Exists { detail });
@@ -224,7 +230,9 @@ impl Control {
         let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
         let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
         let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
+        let doubtful = Doubtful::of(&rows, &[]);
         if let Err(error) = self.store.write(rows).await {
+            self.write_back(doubtful);
             self.activator.unbind(&spec.name).await;
             return Err(unavailable(error.to_string()));
         }

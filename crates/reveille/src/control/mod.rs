@@ -22,10 +22,12 @@ mod run;
 mod serials;
 pub mod startup;
 mod stop;
+mod traffic;
 mod updates;
 pub mod versions;
 mod wakes;
 mod watch;
+mod write_back;
 
 use std::time::Instant;
 
@@ -37,10 +39,21 @@ pub use publish::Publisher;
 pub use run::{Control, Inputs, Parts};
 pub use serials::Serials;
 pub use stop::stop;
-pub use updates::take_up as take_up_updates;
+pub use updates::{TakenUp, take_up as take_up_updates};
 
 /// Reports and commands that may wait for the control loop. Whoever sends more waits.
 pub const INBOX_MAX: usize = 4_096;
+
+/// Computes something that takes long, as a walk over all zones does, where other tasks of this thread go on without
+/// it.
+fn at_length<T>(compute: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(compute),
+        // With one thread there is nobody to go on.
+        Ok(_) | Err(_) => compute(),
+    }
+}
 
 /// What tasks and the API tell the control loop.
 #[derive(Debug)]
@@ -96,6 +109,8 @@ pub enum Message {
     Unsaved(Vec<InstanceId>),
     /// What updates have changed is durable, or why not.
     UpdatesWritten(Result<(), WriteError>),
+    /// Rows were written in place of some that nobody goes by; these may still be wrong.
+    WrittenBack(Option<write_back::Doubtful>),
     /// The API asks for something.
     Command(Command),
 }

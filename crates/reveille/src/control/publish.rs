@@ -13,6 +13,7 @@ use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
 use reveille_net::Activator;
 use tokio::sync::watch;
 
+use super::at_length;
 use super::serials::{PlannedSerials, Serials};
 
 /// Replaced views that are kept until no reader can be in them, so that none of them has to take one apart.
@@ -137,6 +138,11 @@ impl Publisher {
         self.rezone = Some((self.serials.take(planned), monitors));
     }
 
+    /// Which serials may be published.
+    pub fn serials(&self) -> &Serials {
+        &self.serials
+    }
+
     /// Whether zones still wait to have other static records.
     pub fn has_edits(&self) -> bool {
         !self.edits.is_empty()
@@ -186,7 +192,7 @@ impl Publisher {
         let next = before.generation + 1;
         let base = match self.rezone.take() {
             Some((zones, monitors)) => {
-                Arc::new(before.rezoned(next, zones.into_iter().map(Arc::new), monitors))
+                Arc::new(at_length(|| before.rezoned(next, zones.into_iter().map(Arc::new), monitors)))
             }
             None => Arc::clone(&before),
         };

@@ -8,11 +8,11 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, Cause, DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung,
-    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
+    Applied, Cause, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
+    SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
-use reveille_dns::WakeAsk;
 use reveille_dns::update::{UpdateAsk, UpdateDesk};
+use reveille_dns::{AskKind, WakeAsk};
 use reveille_net::{Activator, RelayEvent, RelayEvents};
 use reveille_store::{Ack, Change, Store, StoredDecision};
 use reveille_vm::driver::Mapping;
@@ -91,8 +91,10 @@ pub struct Control {
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
-    /// A reload that waits until no update is under way.
-    pub(super) reloading: Option<ReloadAsk>,
+    /// A reload that waits until no update is under way, and until when.
+    pub(super) reloading: Option<(ReloadAsk, Timestamp)>,
+    /// Rows may be there that nobody goes by; they are being taken back.
+    pub(super) writing_back: bool,
     pub(super) stopping: bool,
 }
 
@@ -128,6 +130,7 @@ impl Control {
             waiting: BTreeMap::new(),
             next_look: None,
             reloading: None,
+            writing_back: false,
             stopping: false,
         }
     }
@@ -136,10 +139,9 @@ impl Control {
     pub async fn run(mut self, mut inputs: Inputs) {
         self.turn();
         loop {
-            if let Some(ask) = self.reloading.take_if(|_| self.updates.is_free()) {
-                self.reload(ask).await;
-            }
-            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due()];
+            self.reload_if_due().await;
+            let patience = self.reloading.as_ref().map(|(_, until)| *until);
+            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
             let due = due.into_iter().flatten().min();
             let timer = async {
                 match due {
@@ -195,6 +197,7 @@ impl Control {
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
+            Message::WrittenBack(left) => self.written_back(left),
             Message::Command(command) => self.command(command).await,
         }
     }
@@ -203,7 +206,12 @@ impl Control {
 
     fn asked_by_query(&mut self, ask: WakeAsk) {
         let trigger = Trigger::Query { client: ask.client, qtype: ask.qtype, subnet: ask.subnet };
-        if let Err(refusal) = self.wake(&ask.service, trigger, ask.at) {
+        let service = ask.service.clone();
+        let event = match ask.kind {
+            AskKind::Wake => Event::WakeAsked { service, trigger: trigger.clone() },
+            AskKind::Wait => Event::Awaited { service },
+        };
+        if let Err(refusal) = self.wanted(event, &ask.service, &trigger, ask.at) {
             tracing::debug!(service = %ask.service, %refusal, "not woken for a query");
         }
     }
@@ -235,16 +243,27 @@ impl Control {
         trigger: Trigger,
         asked: Instant,
     ) -> Result<Applied, RequestError> {
+        let event = Event::WakeAsked { service: name.clone(), trigger: trigger.clone() };
+        self.wanted(event, name, &trigger, asked)
+    }
+
+    /// Takes in what somebody's wish for the service came to.
+    fn wanted(
+        &mut self,
+        event: Event,
+        name: &DomainName,
+        trigger: &Trigger,
+        asked: Instant,
+    ) -> Result<Applied, RequestError> {
         let now = self.clock.now();
         if self.stopping {
             return Ok(Applied::Unchanged);
         }
-        let event = Event::WakeAsked { service: name.clone(), trigger: trigger.clone() };
         let applied = self.fleet.apply(event, now)?;
         if applied == Applied::Changed
             && let Some(instance) = self.fleet.primary(name)
         {
-            let finished = self.wakes.asked(name, instance.id, &trigger, asked, self.clock.at(asked));
+            let finished = self.wakes.asked(name, instance.id, trigger, asked, self.clock.at(asked));
             self.keep_wakes(finished);
         }
         Ok(applied)
@@ -268,7 +287,7 @@ impl Control {
         }
     }
 
-    fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
+    pub(super) fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
         let now = self.clock.now();
         let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.phase));
         let event = Event::Reported { instance, start, report: report.clone() };
@@ -337,54 +356,12 @@ impl Control {
         }
     }
 
-    // --- Traffic ---------------------------------------------------------------------------------------------
-
-    /// A time to look has come: asks the relay what it has counted before anything is decided from it.
-    fn look_at_traffic(&mut self) {
-        let overdue = self.wakes.overdue(self.clock.now());
-        self.keep_wakes(overdue);
-        let awake: Vec<(InstanceId, DomainName)> = self
-            .fleet
-            .instances()
-            .filter(|instance| instance.phase == Phase::Active)
-            .map(|instance| (instance.id, instance.service.clone()))
-            .collect();
-        for (id, service) in awake {
-            self.note_answers(id, &service);
-            self.note_traffic(id, &service);
-        }
-    }
-
-    /// Whether questions were answered since the last look; when exactly is not known, so as late as can be.
-    fn note_answers(&mut self, id: InstanceId, service: &DomainName) {
-        let Some(policy) = self.fleet.service(service).map(|service| service.spec.policy) else { return };
-        if policy.dns_lease != DnsLease::Always || !self.publisher.was_asked_for(id) {
-            return;
-        }
-        let now = self.clock.now();
-        let until = now.plus_ms(u64::from(policy.ttl_awake_s) * 1_000);
-        if let Err(error) = self.fleet.apply(Event::Answered { instance: id, until }, now) {
-            tracing::debug!(instance = %id, %error, "answers for an instance that is gone");
-        }
-    }
-
-    fn note_traffic(&mut self, instance: InstanceId, service: &DomainName) {
-        let Some(traffic) = self.activator.traffic(service) else { return };
-        let event = Event::Traffic {
-            instance,
-            open_connections: traffic.open_connections,
-            last_packet: traffic.last_packet,
-        };
-        if let Err(error) = self.fleet.apply(event, self.clock.now()) {
-            tracing::debug!(%instance, %error, "traffic of an instance that is gone");
-        }
-    }
-
     // --- Decide and act --------------------------------------------------------------------------------------
 
     /// Decides, begins what was decided, writes the rows and publishes the view.
     pub(super) fn turn(&mut self) {
         let now = self.clock.now();
+        self.look_at_answers(now);
         for _ in 0..ROUNDS_MAX {
             let plan = decide(&self.fleet, now);
             self.next_look = plan.next_look;
@@ -499,20 +476,6 @@ impl Control {
     /// The number of the newest version in the object store.
     fn stored_number(&self, id: InstanceId) -> Option<u64> {
         self.fleet.instance(id)?.stored.as_ref().map(|version| version.number)
-    }
-
-    /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
-    fn drain(&mut self, order: &Order, idle_ms: u64, force: bool) {
-        let report = match self.activator.close_if_idle(&order.spec.name, idle_ms, force) {
-            Ok(()) => {
-                self.publisher.gate_closed(order.instance);
-                Report::GateClosed
-            }
-            Err(busy) => {
-                Report::GateBusy { open_connections: busy.open_connections, last_packet: busy.last_packet }
-            }
-        };
-        self.reported(order.instance, order.start, report, Instant::now());
     }
 
     fn order(&self, id: InstanceId) -> Option<Order> {

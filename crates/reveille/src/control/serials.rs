@@ -117,6 +117,23 @@ impl Serials {
         planned.zones
     }
 
+    /// The ceilings of these zones, to be written once more; and the zones whose next one is being written, after which
+    /// that of now must not be. A zone that was never served has none: one that is found for it only makes its first
+    /// serial a later one.
+    pub fn durable_ceilings(&self, apexes: &[DomainName]) -> (Vec<Change>, Vec<DomainName>) {
+        let (mut ceilings, mut rising) = (Vec::new(), Vec::new());
+        for apex in apexes {
+            let served = self.zones.get(apex);
+            if served.is_some_and(|ceiling| ceiling.rising.load(Acquire)) {
+                rising.push(apex.clone());
+                continue;
+            }
+            let ceiling = served.map(|ceiling| ceiling.serial.load(Acquire)).or(self.left.get(apex).copied());
+            ceilings.extend(ceiling.map(|ceiling| Change::PutSerialCeiling { apex: apex.clone(), ceiling }));
+        }
+        (ceilings, rising)
+    }
+
     /// Whether the zone may be published with the serial after its own. If not, it may soon: a higher ceiling is
     /// being written. Must be called inside a tokio runtime.
     pub fn may_advance(&self, zone: &Zone) -> bool {

@@ -75,14 +75,48 @@ fn changes_of((zone, rows): ZoneRows) -> impl Iterator<Item = Change> {
     })
 }
 
-/// Lays what updates have changed over the zones as their files have them, each with its part of the config; with
-/// them goes the desk at which further updates are made.
+/// Zones with what updates have changed.
+pub struct TakenUp {
+    /// Where further updates are made.
+    pub desk: UpdateDesk,
+    /// The zones, in the order of the files.
+    pub zones: Vec<Zone>,
+    /// What is not in them.
+    pub aside: SetAside,
+}
+
+/// What updates have changed and is not served. The rows are kept.
+#[derive(Debug, Default)]
+pub struct SetAside {
+    /// A sentence for each change that does not fit the files and services any more.
+    pub unfit: Vec<String>,
+    /// Zones that are not served, and how many RRsets of them were changed.
+    unserved: Vec<(DomainName, usize)>,
+}
+
+impl SetAside {
+    /// Logs all of it.
+    pub fn tell(&self) {
+        self.unfit.iter().for_each(|unfit| tracing::warn!("{unfit}"));
+        self.tell_of_unserved();
+    }
+
+    /// Notes zones that may be missed.
+    pub fn tell_of_unserved(&self) {
+        for (zone, sets) in &self.unserved {
+            tracing::info!(%zone, sets, "updates have changed a zone that is not served any more; they are kept");
+        }
+    }
+}
+
+/// Lays what updates have changed over the zones as their files have them, each with its part of the config.
 pub fn take_up(
     files: Vec<Zone>,
     configs: &[config::Zone],
     stored: Vec<StoredStaticSet>,
     services: &BTreeSet<DomainName>,
-) -> (UpdateDesk, Vec<Zone>) {
+) -> TakenUp {
+    let mut set_aside = SetAside::default();
     let (mut book, mut zones) = (StaticBook::default(), Vec::with_capacity(files.len()));
     let mut by_zone: BTreeMap<DomainName, Vec<SetChange>> = BTreeMap::new();
     for StoredStaticSet { zone, owner, rtype, ttl, added, removed } in stored {
@@ -97,16 +131,59 @@ pub fn take_up(
             rows.iter().map(|row| (row.owner.clone(), row.rtype)),
         );
         let (zone, aside) = lay_over(file, rows, taken_by(services));
+        book.set_aside(zone.apex(), aside.iter().map(|aside| aside.change.clone()));
         for aside in aside {
             let (owner, rtype) = (&aside.change.owner, rdata::type_word(aside.change.rtype));
             let (zone, why) = (zone.apex(), aside.why);
-            tracing::warn!(%zone, %owner, rtype, why, "what updates changed does not fit any more and is set aside until the next start or reload");
+            set_aside.unfit.push(format!(
+                "zone \"{zone}\": what updates changed of {owner} {rtype} does not fit any more ({why}) and is set \
+                 aside until the next start or reload"
+            ));
         }
         zones.push(Arc::unwrap_or_clone(zone));
     }
-    for (zone, rows) in by_zone {
-        let sets = rows.len();
-        tracing::info!(%zone, sets, "updates have changed a zone that is not served any more; they are kept");
+    set_aside.unserved = by_zone.into_iter().map(|(zone, rows)| (zone, rows.len())).collect();
+    TakenUp { desk: UpdateDesk::new(book), zones, aside: set_aside }
+}
+
+#[cfg(test)]
+mod tests {
+    use reveille_core::answer::ZoneDefaults;
+
+    use super::*;
+
+    /// Since a client updated `www`, a service of that name came, and one zone went.
+    #[test]
+    fn what_updates_changed_and_does_not_fit_is_told_to_whoever_reloads() {
+        let apex: DomainName = "vm.test".parse().unwrap();
+        let ns = (apex.prepend("ns1").unwrap(), Vec::new());
+        let hostmaster = apex.clone();
+        let file =
+            ZoneDefaults { apex, name_servers: vec![ns], hostmaster, serial: 1, ttl: 60, negative_ttl: 60 };
+        let config: config::Zone = toml::from_str("name = \"vm.test\"").unwrap();
+        let set = |zone: &str, owner: &str| StoredStaticSet {
+            zone: zone.parse().unwrap(),
+            owner: owner.parse().unwrap(),
+            rtype: rdata::A,
+            ttl: 60,
+            added: vec![vec![192, 0, 2, 1]],
+            removed: Vec::new(),
+        };
+        let stored = vec![
+            set("vm.test", "www.vm.test"),
+            set("vm.test", "mail.vm.test"),
+            set("gone.test", "a.gone.test"),
+        ];
+        let services = BTreeSet::from(["www.vm.test".parse().unwrap()]);
+        let TakenUp { zones, aside, .. } = take_up(vec![file.zone().unwrap()], &[config], stored, &services);
+        assert_eq!(
+            aside.unfit,
+            [
+                "zone \"vm.test\": what updates changed of www.vm.test A does not fit any more (the name is a service \
+              by now) and is set aside until the next start or reload"
+            ]
+        );
+        assert_eq!(aside.unserved, [("gone.test".parse().unwrap(), 1)]);
+        assert!(zones[0].node(&"mail.vm.test".parse().unwrap()).is_some());
     }
-    (UpdateDesk::new(book), zones)
 }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Message;
+use crate::config;
 
 /// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
 const RENEW_EVERY: Duration = Duration::from_secs(15);
@@ -201,9 +202,28 @@ impl Versions {
     }
 }
 
+/// Opens the object store, if one is configured, and asks it whose each service is.
+///
+/// # Errors
+/// The URL or its credentials are no good.
+pub async fn take_up(
+    config: &config::Depot,
+    fleet: &mut Fleet,
+    now: Timestamp,
+) -> anyhow::Result<Option<Arc<Versions>>> {
+    let Some(settings) = config.opened() else { return Ok(None) };
+    let depot = Depot::open(&settings)?;
+    let host = config.host_name();
+    tracing::info!(url = config.url, host, "object store");
+    let versions = Versions::new(Arc::new(depot), host);
+    fleet.limits.has_depot = true;
+    claim(fleet, &versions, now).await;
+    Ok(Some(Arc::new(versions)))
+}
+
 /// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
 /// keep the others from being served: what was not asked now is asked before the first version is sent.
-pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
     let names: Vec<DomainName> = fleet.services().map(|service| service.spec.name.clone()).collect();
     let mut owned = stream::iter(names)
         .map(|service| async move {

@@ -42,6 +42,12 @@ impl Running {
         assert!(done.unwrap().success());
     }
 
+    /// From here on files do not grow beyond this size, as on a disk that is full.
+    pub fn limit_files(&self, bytes: &str) {
+        let limit = ["--pid", &self.0.id().to_string(), &format!("--fsize={bytes}:unlimited")];
+        assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    }
+
     pub fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -137,7 +143,9 @@ impl Place {
 
     /// The daemon, once it is ready.
     pub fn daemon(&self) -> Running {
-        let command = [env!("CARGO_BIN_EXE_reveille"), "serve", "--config", &self.path("reveille.toml")];
+        let own = [env!("CARGO_BIN_EXE_reveille"), "serve", "--config", &self.path("reveille.toml")];
+        // A write beyond the limit of a file's size is an error then, and no signal.
+        let command = [&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"][..], &own].concat();
         let mut daemon = Running::start(&command, self.dir.path());
         let lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines();
         let ready = lines.map_while(Result::ok).any(|line| line.starts_with("reveille is ready"));
@@ -189,7 +197,10 @@ impl Place {
     }
 
     fn ask(&self, server: SocketAddr, arguments: &[&str]) -> String {
+        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
+        // hear itself.
         let output = Command::new("dig")
+            .args(["-b", "127.0.0.2"])
             .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+time=5", "+tries=1"])
             .args(arguments)
             .output()

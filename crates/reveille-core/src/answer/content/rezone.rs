@@ -91,17 +91,25 @@ impl View {
 
     /// With zones that come and go; and the names that may have another content.
     fn with_zones_anew(&self, generation: u64, zones: &Zones, monitors: Acl) -> (Self, Touched) {
-        let mut touched = Touched::default();
+        let (mut touched, mut moved_cuts) = (Touched::default(), BTreeSet::new());
         let continued = zones.iter().zip(0..).map(|(zone, index)| {
             let Some(before) = self.zones().with_apex(zone.apex()) else { return Arc::clone(zone) };
-            touched.insert(index, zone.names_that_differ(before));
+            let names = zone.names_that_differ(before);
+            moved_cuts.extend(names.iter().filter(|name| zone.is_cut(name) != before.is_cut(name)).cloned());
+            touched.insert(index, names);
             Arc::new(zone.in_place_of(before))
         });
         let continued: Zones = Zones::new(continued.collect::<Vec<_>>());
+        // Where a zone of before is now; none: it is not served any more.
+        let places: Vec<Option<u16>> = self.zones().iter().map(|zone| continued.find(zone.apex())).collect();
         for service in self.services() {
-            let was = self.zones().find_of(&service.name).and_then(|index| self.zones().at(index));
-            let was = was.and_then(|zone| continued.find(zone.apex()));
+            let was = self.zones().find_of(&service.name);
+            let was = was.and_then(|index| places.get(usize::from(index)).copied().flatten());
             let is = continued.find_of(&service.name);
+            let is_hidden_otherwise = || moved_cuts.iter().any(|cut| service.name.is_at_or_below(cut));
+            if was == is && !is_hidden_otherwise() {
+                continue;
+            }
             for index in [was, is].into_iter().flatten() {
                 touched.entry(index).or_default().insert(service.name.clone());
             }

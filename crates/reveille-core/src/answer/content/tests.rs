@@ -407,6 +407,40 @@ fn a_newer_serial_and_other_timers_are_news_by_themselves() {
     assert_eq!(last_step(&slow, "vm.test"), (2_026, 2_027, vec![]));
 }
 
+proptest! {
+    /// Zones beside and below come and go, with other records and delegations in the same reload.
+    #[test]
+    fn what_zones_that_come_and_go_leave_is_told_in_differences(
+        rounds in proptest::collection::vec((proptest::collection::vec(0..12u8, 0..6), any::<[bool; 2]>()), 1..8),
+    ) {
+        let services = (0..12).map(|n| service(&service_name(n), n));
+        let mut now = view([zone("vm.test", &[])], services);
+        for (numbers, [beside, below]) in rounds {
+            let mut zones = vec![zone("vm.test", &static_records(&numbers))];
+            // The first of all, so that all others have another number.
+            zones.extend(beside.then(|| zone("a.test", &[])));
+            zones.extend(below.then(|| zone("d9.vm.test", &[])));
+            let (serial, mut copy) = (of(&now, "vm.test").serial(), content(&now, "vm.test"));
+            let next = rezoned(&now, zones);
+            let is = content(&next, "vm.test");
+            prop_assert_eq!(of(&next, "vm.test").serial() == serial, copy == is);
+            if copy != is {
+                let zone = of(&next, "vm.test");
+                let last = zone.history().differences.last().unwrap();
+                for record in &last.removed {
+                    let place = copy.iter().position(|other| *other == line(record));
+                    copy.remove(place.expect("only what is there is removed"));
+                }
+                copy.extend(last.added.iter().map(line));
+                copy.sort();
+                prop_assert_eq!(copy, is);
+            }
+            prop_assert_eq!(kinds(&next), kinds(&made_anew(&next)));
+            now = next;
+        }
+    }
+}
+
 #[test]
 fn a_zone_that_comes_below_another_takes_its_services_along() {
     let first = view([zone("vm.test", &[])], [service("s.sub.vm.test", 1), service("t.vm.test", 2)]);

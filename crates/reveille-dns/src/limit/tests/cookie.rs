@@ -131,7 +131,7 @@ fn secrets_of_an_anycast_set_come_from_a_file() {
         file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
     };
     let read = || CookieSecrets::from_file(&path, at(0));
-    assert!(matches!(read(), Err(SecretError::Unreadable { .. })));
+    assert!(matches!(read(), Err(SecretError::Unreadable(_))));
     let (one, two) = ("e5e973e5a6b2a43f48e7dc849e37bfcf", "dd3bdf9344b678b185a6f5cb60fca715");
     let client: IpAddr = "192.0.2.7".parse().unwrap();
     write(&format!("{one}\n{two}\n"), 0o600);

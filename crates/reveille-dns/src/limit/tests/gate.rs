@@ -1,9 +1,10 @@
 //! The gate as a whole: verdicts, modes, exchange of the rules, counters.
 
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use reveille_core::answer::NameKey;
+use reveille_core::answer::{NameKey, ZoneDefaults, Zones};
 use reveille_core::model::{DomainName, Timestamp};
 
 use super::super::*;
@@ -99,6 +100,48 @@ fn a_client_over_its_limit_slips_or_is_dropped_and_others_are_not_concerned() {
     assert_eq!(counts.of(Counter::Rate(Kind::Positive, RateVerdict::Slip)), 40 + 1 + 1 + 40 + 1);
     assert_eq!(counts.of(Counter::Rate(Kind::NxDomain, RateVerdict::Pass)), 10);
     assert_eq!(counts.of(Counter::RateShared), 0);
+}
+
+#[test]
+fn rules_go_with_the_view_whose_zones_they_number() {
+    let zone = |name: &str| {
+        let apex: DomainName = name.parse().unwrap();
+        let defaults = ZoneDefaults {
+            name_servers: vec![(apex.prepend("ns1").unwrap(), Vec::<IpAddr>::new())],
+            hostmaster: apex.clone(),
+            apex,
+            serial: 1,
+            ttl: 60,
+            negative_ttl: 60,
+        };
+        Arc::new(defaults.zone().unwrap())
+    };
+    let of = |names: &[&str]| Zones::new(names.iter().map(|name| zone(name)));
+    let apexes = |zones: &Zones| zones.iter().map(|zone| zone.apex().clone()).collect::<Vec<_>>();
+    let (was, is, later) =
+        (of(&["c.test", "a.test", "b.test"]), of(&["b.test", "c.test"]), of(&["c.test", "x.test", "b.test"]));
+    let rule = config("[[rule]]\naction = \"drop\"\nzone = [\"b.test\"]");
+    let gate = Gate::new(&rule, &apexes(&was), START).unwrap();
+    let tally = gate.tally(Writers::One);
+    let dropped = |zones: &Zones, name: &str| {
+        let judge = gate.judge_for(zones.numbering(), START, &tally);
+        let peer = "192.0.2.1".parse().unwrap();
+        let zone = zones.find(&name.parse().unwrap());
+        let arrival = Arrival { peer, transport: Transport::Udp, cookie: None, subnet: None, qtype: 1, zone };
+        judge.arrive(&arrival).entry == Entry::Drop
+    };
+    assert!(dropped(&was, "b.test") && !dropped(&was, "c.test"));
+    // A reload takes a.test away; for a moment some are still answered from the view before.
+    gate.exchange(&rule, &apexes(&is), START).unwrap();
+    assert!(dropped(&was, "b.test") && !dropped(&was, "a.test") && !dropped(&was, "c.test"));
+    assert!(dropped(&is, "b.test") && !dropped(&is, "c.test"));
+    // Changed rules for the same zones hold at once.
+    gate.exchange(&config(""), &apexes(&is), START).unwrap();
+    assert!(!dropped(&is, "b.test"));
+    // By rules of which nobody knows what they mean, nobody else's questions are dropped.
+    gate.exchange(&rule, &apexes(&later), START).unwrap();
+    assert!(dropped(&later, "b.test") && !dropped(&later, "x.test"));
+    assert!(["a.test", "b.test", "c.test"].iter().all(|name| !dropped(&was, name)));
 }
 
 #[test]
@@ -309,6 +352,24 @@ fn secrets_are_replaced_in_time_and_cookies_outlive_it() {
         Source::Proven,
         "an exchange keeps the secrets"
     );
+}
+
+/// A new secret that came out of an old one just then would bring back what others know.
+#[test]
+fn a_rotation_does_not_undo_an_exchange_of_the_secrets() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secrets");
+    std::fs::write(&path, "000102030405060708090a0b0c0d0e0f\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let world = World::new("");
+    // A rotation has looked at the secrets when a reload brings those of a file.
+    let seen = world.gate.secrets.load_full();
+    world.exchange(&format!("cookies.secret_file = \"{}\"", path.display()));
+    let cookie = world.cookie("192.0.2.1");
+    assert!(!world.gate.rotate(&seen, world.now).unwrap());
+    assert_eq!(world.arrive("192.0.2.1", Some(&cookie)).source, Source::Proven);
+    let shared = world.gate.secrets.load_full();
+    assert!(world.gate.rotate(&shared, world.now).unwrap());
 }
 
 #[test]

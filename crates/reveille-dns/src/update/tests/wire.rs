@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::message::canonical;
+use super::super::message::{canonical, oversized};
 use super::*;
 
 /// Name, type, class, TTL, data.
@@ -98,6 +98,11 @@ fn what_is_malformed_is_not_read() {
     assert!(UpdateMessage::parse(&[&whole[..], b"\x00"].concat()).is_none());
     let many = vec![(WWW, 1, 1, 60, a); UPDATE_RECORDS_MAX];
     assert!(read(&[], &many) && !read(&[many[0]], &many));
+    let edns: Raw<'_> = (b"\x00", 41, 1232, 0, b"");
+    let long = packet((6, 1), &many[..1], &many, &[edns]);
+    let (query, records) = oversized(&long).unwrap();
+    assert_eq!((records, query.edns.unwrap().payload_bytes), (UPDATE_RECORDS_MAX + 1, 1232));
+    assert!(oversized(&long[..long.len() - 1]).is_none() && oversized(&whole).is_none());
 }
 
 fn any_packet() -> impl Strategy<Value = Vec<u8>> {

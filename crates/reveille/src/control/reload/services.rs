@@ -29,6 +29,11 @@ pub struct ServicePlan {
 }
 
 impl ServicePlan {
+    /// Services whose rows change.
+    pub fn changed(&self) -> Vec<DomainName> {
+        self.changed.iter().map(|(spec, _)| spec.name.clone()).collect()
+    }
+
     /// The rows that are durable before anybody sees the services.
     pub fn rows(&self) -> impl Iterator<Item = Change> {
         let added = self.added.iter().flat_map(|(service, instance)| {
