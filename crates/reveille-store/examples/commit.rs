@@ -72,7 +72,7 @@ fn fill(store: &Store, services: u64) -> Result<(), Failed> {
             let decision = Decision {
                 service: name(id)?,
                 instance: InstanceId(id),
-                action: Action::Restore { from: Rung::Armed },
+                action: Action::Restore { from: Rung::Armed, keep: false },
                 reason: Reason::Asked { trigger: Trigger::Operator, asks: 2 },
             };
             changes
