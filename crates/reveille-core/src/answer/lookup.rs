@@ -196,7 +196,7 @@ impl<'v> Lookup<'v, '_> {
             return self.no_data(owner, Standing::Name { node: beside, service: Some(service) });
         };
         if service.phase != Phase::Active {
-            if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > self.now) {
+            if let Some(refused) = service.refused.as_ref().filter(|refused| refused.holds(self.now)) {
                 // Not NXDOMAIN: that would be cached for a name that exists. SERVFAIL is kept for seconds.
                 let error = Reply::error(Rcode::ServFail, Ede::NOT_READY, refused.text.as_str());
                 self.reply = Reply { service: Some(service), ..error };

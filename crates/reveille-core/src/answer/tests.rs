@@ -96,7 +96,7 @@ fn view() -> View {
     six.address6 = Some(Ipv6Addr::LOCALHOST);
     let mut held = service("held.vm.test");
     held.answer = AnswerPolicy::Hold;
-    let refused = |until| Some(Box::new(Refused { until, text: "no".to_owned() }));
+    let refused = |until| Some(Box::new(Refused { until: Some(until), text: "no".to_owned() }));
     let mut broken = service("broken.vm.test");
     broken.phase = Phase::Failed;
     broken.refused = refused(NOW.plus_ms(1));

@@ -16,10 +16,18 @@ use crate::model::{AnswerPolicy, DomainName, InstanceId, Phase, Resources, Rung,
 /// Why a service cannot be woken for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// From this time on a question wakes it again.
-    pub until: Timestamp,
+    /// From this time on a question wakes it again; `None`: not until the view says otherwise.
+    pub until: Option<Timestamp>,
     /// One sentence for the asker: the cause, in a form fit for strangers.
     pub text: String,
+}
+
+impl Refused {
+    /// Whether it still holds.
+    #[must_use]
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
 }
 
 /// How long a service has taken to wake.

@@ -47,8 +47,10 @@ pub(super) fn records<'v>(
     if let Some(version) = service.version {
         say("storage", &format_args!("local:{}.{version}", service.instance));
     }
-    if let Some(refused) = service.refused.as_ref().filter(|refused| refused.until > now) {
-        say("refused-until", &refused.until.utc());
+    if let Some(refused) = service.refused.as_ref().filter(|refused| refused.holds(now)) {
+        if let Some(until) = refused.until {
+            say("refused-until", &until.utc());
+        }
         say("refused", &refused.text);
     }
     Records { owner, rtype, ttl: TTL_S, data: Data::Made(data) }

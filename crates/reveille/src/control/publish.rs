@@ -343,10 +343,12 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
     let sleeps_at = sleeps_at(instance, service);
     let holds_until =
         (instance.phase == Phase::Active && instance.open_connections == 0).then_some(sleeps_at);
-    let refused = refused_until(instance, now).map(|until| {
-        let text = "the service failed to start and is tried again later".to_owned();
-        Box::new(Refused { until, text })
-    });
+    let refused = if service.foreign.is_some() {
+        Some(Refused { until: None, text: "the service is served by another host".to_owned() })
+    } else {
+        let text = "the service failed to start and is tried again later";
+        refused_until(instance, now).map(|until| Refused { until: Some(until), text: text.to_owned() })
+    };
     let stable = instance.phase == Phase::Active;
     let wakes = if instance.version.is_some() { &instance.restores } else { &instance.boots };
     ServiceView {
@@ -362,7 +364,7 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
         ttl_published_s: policy.ttl_asleep_s,
         holds_until,
         counter,
-        refused,
+        refused: refused.map(Box::new),
         version: instance.version.as_ref().and_then(|version| NonZero::new(version.number)),
         hibernated_at: instance.hibernated_at,
         wake: wakes

@@ -73,7 +73,11 @@ fn a_service_that_rests_remote_leaves_the_disk_and_wakes_as_it_was() {
         assert!(!world.path("state/instances/i1/state/memory").exists());
         assert_eq!(world.page().nonce, page.nonce);
     }
-    say(&format!("remote wake: {}", world.until_wakes("hello", 3)[0]["stages_ms"]));
+    let wakes = world.until_wakes("hello", 3);
+    assert_eq!(wakes.iter().filter(|wake| wake["from"] == "local").count(), 2, "{wakes:?}");
+    for wake in wakes {
+        say(&format!("from {}: {}", wake["from"], wake["stages_ms"]));
+    }
 }
 
 #[test]
