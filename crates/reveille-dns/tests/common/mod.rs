@@ -9,6 +9,7 @@ use std::time::Duration;
 
 pub mod exchange;
 pub mod message;
+pub mod ports;
 pub mod random;
 
 use arc_swap::ArcSwap;

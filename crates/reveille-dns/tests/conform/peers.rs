@@ -1,12 +1,13 @@
 //! The other servers, as child processes with directories and ports of their own.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::common::WAIT_MAX;
+use super::common::ports::free_address;
 use super::zones::ZoneText;
 
 /// How often a port is drawn, should somebody else take it before the server does.
@@ -116,17 +117,6 @@ impl Peer {
 
     fn log(&self) -> String {
         fs::read_to_string(self._directory.path().join("log")).unwrap_or_default()
-    }
-}
-
-/// An address of this host whose port is free over UDP and TCP.
-fn free_address() -> SocketAddr {
-    loop {
-        let udp = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 61), 0)).unwrap();
-        let address = udp.local_addr().unwrap();
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
     }
 }
 

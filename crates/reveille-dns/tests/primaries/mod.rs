@@ -2,10 +2,15 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+#[path = "../common/ports.rs"]
+mod ports;
+
+pub use ports::free_address;
 
 /// Longest wait for something that must happen.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -198,18 +203,6 @@ zone:
     acl: [publish, look]
 "#
     )
-}
-
-/// A port that is free for UDP and TCP. On 127.0.0.1, as BIND listens on addresses that an interface has.
-pub fn free_address() -> SocketAddr {
-    for _ in 0..100 {
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = tcp.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port");
 }
 
 /// Waits until the condition holds.

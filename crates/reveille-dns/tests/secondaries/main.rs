@@ -10,8 +10,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::ports::free_address;
 use common::{World, active, name, service, zone};
-use programs::{ALL, KeyText, Program, Secondary, dig, free_port, said_by, zone_lines};
+use programs::{ALL, KeyText, Program, Secondary, dig, said_by, zone_lines};
 use reveille_core::answer::{Acl, AclEntry, Network, ServiceView, View, Zones};
 use reveille_core::model::{DomainName, Phase};
 use reveille_dns::tsig::{Algorithm, Key, Keyring};
@@ -139,7 +140,7 @@ fn follow(world: &World, secondaries: &[Secondary]) {
 
 /// Three secondaries that have the zone.
 fn started() -> (World, Vec<Secondary>) {
-    let mut secondaries: Vec<Secondary> = ALL.map(|program| Secondary::new(program, free_port())).into();
+    let mut secondaries: Vec<Secondary> = ALL.map(|program| Secondary::new(program, free_address())).into();
     let world = primary((0..SERVICES).map(|number| numbered(number, number + 1)), &secondaries);
     for secondary in &mut secondaries {
         secondary.start(world.address(), &key_of(secondary.program));

@@ -1,7 +1,7 @@
 //! BIND, NSD and Knot DNS as secondaries, each a child process on a loopback address of its own.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,18 +36,6 @@ pub struct Secondary {
     pub address: SocketAddr,
     dir: tempfile::TempDir,
     child: Option<Child>,
-}
-
-/// A port that is free over UDP and TCP. On 127.0.0.1, as BIND listens on addresses of interfaces only.
-pub fn free_port() -> SocketAddr {
-    for _ in 0..64 {
-        let tcp = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = tcp.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port");
 }
 
 impl Program {

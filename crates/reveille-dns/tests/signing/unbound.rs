@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::ports::free_address;
 use crate::common::{WAIT_MAX, name};
 use crate::signed::SignedWorld;
 
@@ -20,10 +21,7 @@ impl Unbound {
     pub fn start(world: &SignedWorld, stubs: &[&str], extra: &str) -> Self {
         let dir = world.dir.path().join("unbound");
         std::fs::create_dir_all(&dir).unwrap();
-        // Free now; should somebody else take it before Unbound does, the test fails and says so.
-        let socket = UdpSocket::bind("127.0.0.54:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        drop(socket);
+        let address = free_address();
         let server = world.address();
         let anchors: String =
             world.anchors("vm.test").iter().map(|line| format!("  trust-anchor: \"{line}\"\n")).collect();

@@ -4,6 +4,7 @@
 //! raised by environment variables (`scripts/soak.sh`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod addresses;
 mod chance;
 mod place;
 mod small;

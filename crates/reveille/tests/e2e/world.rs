@@ -14,7 +14,8 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::place::{Addresses, Place};
+use crate::addresses::Addresses;
+use crate::place::Place;
 use crate::small::{LOOK, PATIENCE, from_environment, send, text, until, word};
 use crate::wire::{self, Answer};
 

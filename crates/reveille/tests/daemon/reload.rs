@@ -1,19 +1,18 @@
 //! The daemon reads its config again under load, by signal and by API: no query is lost, every answer is of before or
 //! after, a fault changes nothing, and secondaries follow. No virtual machine is started; the services have no image.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
-
-#[path = "reload/load.rs"]
-mod load;
-#[path = "reload/place.rs"]
-mod place;
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use load::{Load, Watch};
-use place::{Place, Running, until};
+use crate::load::{Load, Watch};
+use crate::place::{KEY, Place, Running, SECRET};
 
 /// Reloads under load.
 const RELOADS: u32 = 24;
+
+/// The config with `more` at its end. Questions wake nothing: there is nothing to wake.
+fn config(place: &Place, more: &str) {
+    place.config(&format!("[gate.wake]\nmode = \"off\"\n{more}"));
+}
 
 /// The config and the zone file of a round.
 fn write_round(place: &Place, round: u32) {
@@ -33,7 +32,7 @@ fn write_round(place: &Place, round: u32) {
     for number in 0..2 + round / 2 {
         more += &service(number);
     }
-    place.config(&more);
+    config(place, &more);
 }
 
 fn service(number: u32) -> String {
@@ -61,8 +60,8 @@ fn no_query_is_lost_however_often_the_config_is_read_again() {
             assert_eq!(place.dig(&["moving.vm.test", "A"]), [format!("192.0.2.{round}")], "at once");
         } else {
             daemon.signal("HUP");
-            until("the record of the new file", &place, || {
-                (place.dig(&["moving.vm.test", "A"]) == [format!("192.0.2.{round}")]).then_some(())
+            place.until("the record of the new file", || {
+                place.dig(&["moving.vm.test", "A"]) == [format!("192.0.2.{round}")]
             });
         }
         watch.before.store(round, Release);
@@ -92,20 +91,22 @@ fn a_fault_changes_nothing_and_every_fault_is_told_with_its_place() {
     let daemon = place.daemon();
     let before = place.dig(&["vm.test", "SOA"]);
     place.zone_file("vm.test.zone", "vm.test", "www A 192.0.2.80\nmoving A 192.0.2.300\nother MX mail\n");
-    place.config(
+    config(
+        &place,
         "[[zone]]\nname = \"vm.test\"\nfile = \"vm.test.zone\"\n[[zone]]\nname = \"new.test\"\nfile = \"none.zone\"\n",
     );
     let told = place.reload().unwrap_err();
     let check = place.run_once(&["check", "--config", &place.path("reveille.toml")]).unwrap_err();
     daemon.signal("HUP");
-    until("the faults in the log", &place, || place.log().contains("nothing is changed").then_some(()));
+    place.until("the faults in the log", || place.log().contains("nothing is changed"));
     for fault in ["vm.test.zone:7: ", "vm.test.zone:8: ", "none.zone: cannot be read"] {
         for said in [&told, &place.log(), &check] {
             assert!(said.contains(fault), "{fault} is not in {said}");
         }
     }
     // Of the config itself too.
-    place.config(
+    config(
+        &place,
         "[[zone]]\nname = \"vm.test\"\ntransfer = [{ key = \"no.test\" }]\n[gate]\nipv4_prefix = 99\n",
     );
     let told = place.reload().unwrap_err();
@@ -117,10 +118,13 @@ fn a_fault_changes_nothing_and_every_fault_is_told_with_its_place() {
     let taken = place.some_pool_address();
     let listener = std::net::TcpListener::bind((taken, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    place.config(&format!(
-        "[[zone]]\nname = \"vm.test\"\n[[zone]]\nname = \"still.test\"\ndnssec = \"on\"\n{}[[service]]\nname = \"t.vm.test\"\nimage = \"none\"\nports = [\"tcp/{port}\"]\naddress = \"{taken}\"\n",
-        service(7),
-    ));
+    config(
+        &place,
+        &format!(
+            "[[zone]]\nname = \"vm.test\"\n[[zone]]\nname = \"still.test\"\ndnssec = \"on\"\n{}[[service]]\nname = \"t.vm.test\"\nimage = \"none\"\nports = [\"tcp/{port}\"]\naddress = \"{taken}\"\n",
+            service(7),
+        ),
+    );
     let told = place.reload().unwrap_err();
     assert!(told.contains("service \"t.vm.test\"") && told.contains("taken by another process"), "{told}");
     assert_eq!(place.dig(&["s7.vm.test", "A"]), [""; 0]);
@@ -139,9 +143,9 @@ fn a_fault_changes_nothing_and_every_fault_is_told_with_its_place() {
 /// Settings of a zone that a secondary has and that clients update.
 fn followed(place: &Place, more: &str) -> String {
     format!(
-        "[[key]]\nname = \"own.test\"\nfile = \"own.key\"\n[[zone]]\nname = \"vm.test\"\nfile = \"vm.test.zone\"\n\
-         transfer = [{{ key = \"own.test\" }}]\nnotify = [{{ address = \"{}\", key = \"own.test\" }}]\n\
-         update = [{{ key = \"own.test\" }}]\n{more}",
+        "[[key]]\nname = \"{KEY}\"\nfile = \"own.key\"\n[[zone]]\nname = \"vm.test\"\nfile = \"vm.test.zone\"\n\
+         transfer = [{{ key = \"{KEY}\" }}]\nnotify = [{{ address = \"{}\", key = \"{KEY}\" }}]\n\
+         update = [{{ key = \"{KEY}\" }}]\n{more}",
         place.secondary
     )
 }
@@ -152,14 +156,14 @@ fn a_secondary_follows_by_differences_and_no_serial_comes_twice() {
     let base = "www A 192.0.2.80\n";
     place.zone_file("vm.test.zone", "vm.test", base);
     // Nobody may have the zone, and nobody is told, until a reload says so.
-    place.config("[[zone]]\nname = \"vm.test\"\nfile = \"vm.test.zone\"\n");
+    config(&place, "[[zone]]\nname = \"vm.test\"\nfile = \"vm.test.zone\"\n");
     let mut daemon = place.daemon();
     assert!(place.transfer(place.dns).is_none());
-    place.config(&followed(&place, ""));
+    config(&place, &followed(&place, ""));
     place.reload().unwrap();
     let _secondary = place.knot();
     let follow = |wanted: u32| {
-        until("the secondary at the new serial", &place, || {
+        place.found("the secondary at the new serial", || {
             place.transfer(place.secondary).filter(|(serial, _)| *serial == wanted)
         })
     };
@@ -171,18 +175,16 @@ fn a_secondary_follows_by_differences_and_no_serial_comes_twice() {
         let text = format!("{base}www A 192.0.2.81\nr{round} TXT \"{round}\"\n");
         place.zone_file("vm.test.zone", "vm.test", &text);
         let services: String = (0..round % 3).map(service).collect();
-        place.config(&followed(&place, &services));
+        config(&place, &followed(&place, &services));
         if round % 2 == 0 {
             place.reload().unwrap();
         } else {
             daemon.signal("HUP");
-            until("the new record", &place, || {
-                place.dig(&[&format!("r{round}.vm.test"), "TXT"]).first().map(drop)
-            });
+            place.until("the new record", || !place.dig(&[&format!("r{round}.vm.test"), "TXT"]).is_empty());
         }
         // Services go when they have been ended, which takes steps of its own.
         let left = usize::try_from(round % 3).unwrap();
-        let own = until("services that were removed to be gone", &place, || {
+        let own = place.found("services that were removed to be gone", || {
             let own = place.transfer(place.dns)?;
             (own.1.iter().filter(|line| line.starts_with('s')).count() == left).then_some(own)
         });
@@ -220,7 +222,7 @@ fn a_secondary_follows_by_differences_and_no_serial_comes_twice() {
 fn what_can_change_changes_and_what_cannot_is_named() {
     let place = Place::new();
     place.zone_file("vm.test.zone", "vm.test", "www A 192.0.2.80\n");
-    place.config(&followed(&place, &service(1)));
+    config(&place, &followed(&place, &service(1)));
     let mut daemon = place.daemon();
     assert!(place.transfer(place.dns).is_some());
     let unchanged = place.reload().unwrap();
@@ -232,10 +234,13 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     place.write_secret("own.key", "YW5vdGhlciBzZWNyZXQgdGhhdCBpcyBsb25nIGVub3VnaA==");
     let other = service(1).replace("tcp/80", "tcp/81") + "policy = { ttl_asleep_s = 77 }\n";
     let signed = "[[zone]]\nname = \"signed.test\"\ndnssec = \"on\"\n";
-    place.config(&followed(
+    config(
         &place,
-        &format!("{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n"),
-    ));
+        &followed(
+            &place,
+            &format!("{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n"),
+        ),
+    );
     let report = place.reload().unwrap();
     assert_eq!(
         report["needs_restart"],
@@ -243,9 +248,13 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     );
     let keys: Vec<&str> =
         report["changes"].as_array().unwrap().iter().map(|change| change["key"].as_str().unwrap()).collect();
-    for key in
-        ["key \"own.test\"", "host", "service \"s1.vm.test\"", "zone \"signed.test\"", "zone \"vm.test\""]
-    {
+    for key in [
+        &format!("key \"{KEY}\"")[..],
+        "host",
+        "service \"s1.vm.test\"",
+        "zone \"signed.test\"",
+        "zone \"vm.test\"",
+    ] {
         assert!(keys.contains(&key), "{key} is not in {keys:?}");
     }
     assert!(place.transfer(place.dns).is_none());
@@ -258,8 +267,8 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     assert!(answer.contains("RRSIG"), "{answer}");
     let key = place.dig(&["signed.test", "DNSKEY"]);
     // Unsigned again, and with the old secret.
-    place.write_secret("own.key", place::SECRET);
-    place.config(&followed(&place, &format!("{other}{}", signed.replace("\"on\"", "\"off\""))));
+    place.write_secret("own.key", SECRET);
+    config(&place, &followed(&place, &format!("{other}{}", signed.replace("\"on\"", "\"off\""))));
     place.reload().unwrap();
     assert!(!place.dig_all(&["+dnssec", "signed.test", "SOA"]).contains("RRSIG") && !key.is_empty());
     assert!(place.transfer(place.dns).is_some());
@@ -282,10 +291,10 @@ fn what_a_full_disk_refuses_is_taken_back_and_is_nobodys_later() {
     const SMALL: &str = "16384";
     let place = Place::new();
     place.zone_file("vm.test.zone", "vm.test", "www A 192.0.2.80\n");
-    place.config(&followed(&place, &service(1)));
+    config(&place, &followed(&place, &service(1)));
     let mut daemon = place.daemon();
     daemon.limit_files(SMALL);
-    place.config(&followed(&place, &(service(1) + &service(2))));
+    config(&place, &followed(&place, &(service(1) + &service(2))));
     let told = place.reload().unwrap_err();
     assert!(told.contains("could not be saved"), "{told}");
     assert_eq!(place.dig(&["s2.vm.test", "A"]), [""; 0]);
@@ -293,13 +302,13 @@ fn what_a_full_disk_refuses_is_taken_back_and_is_nobodys_later() {
     let told = place.reload().unwrap_err();
     assert!(told.contains("taken back from the disk") || told.contains("could not be saved"), "{told}");
     daemon.limit_files("unlimited");
-    until("a reload", &place, || place.reload().ok());
+    place.until("a reload", || place.reload().is_ok());
     assert_eq!(place.dig(&["s2.vm.test", "A"]).len(), 1);
     // Nor is an update that could not be saved there later.
     daemon.limit_files(SMALL);
     assert!(!place.update("update add dyn.vm.test 60 A 192.0.2.9"));
     daemon.limit_files("unlimited");
-    until("a reload", &place, || place.reload().ok());
+    place.until("a reload", || place.reload().is_ok());
     daemon.kill();
     daemon = place.daemon();
     assert_eq!(place.dig(&["dyn.vm.test", "A"]), [""; 0]);

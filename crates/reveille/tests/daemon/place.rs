@@ -1,42 +1,24 @@
-//! A daemon in a directory of its own, whose config is written again and again.
+//! A daemon in a directory of its own, on addresses of its own, and those who talk with it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::addresses::Addresses;
+pub use crate::primaries::{KEY, SECRET};
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
-pub const SECRET: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 /// A child process that does not outlive the test.
 pub struct Running(Child);
 
 impl Running {
-    fn start(command: &[&str], dir: &Path) -> Self {
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .args(command)
-            .env("XDG_RUNTIME_DIR", dir)
-            // Where servers are, which is not in everybody's path.
-            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
-            .env("REVEILLE_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::options().create(true).append(true).open(dir.join("log")).unwrap())
-            .spawn();
-        Self(
-            child.unwrap_or_else(|error| {
-                panic!("{command:?}: {error}; `make test` installs what the tests need")
-            }),
-        )
-    }
-
     pub fn signal(&self, name: &str) {
         let done = Command::new("kill").args([&format!("-{name}"), "--", &self.0.id().to_string()]).status();
         assert!(done.unwrap().success());
@@ -52,6 +34,11 @@ impl Running {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
+
+    /// Whether it ended well.
+    pub fn succeeds(mut self) -> bool {
+        self.0.wait().unwrap().success()
+    }
 }
 
 impl Drop for Running {
@@ -64,31 +51,21 @@ impl Drop for Running {
 /// Where everything of a test is.
 pub struct Place {
     dir: tempfile::TempDir,
+    addresses: Addresses,
     pub dns: SocketAddr,
-    api: SocketAddr,
+    pub tls: SocketAddr,
+    pub api: SocketAddr,
     pub secondary: SocketAddr,
-    pool: [u8; 4],
-}
-
-fn free_port() -> SocketAddr {
-    for _ in 0..64 {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = tcp.local_addr().unwrap();
-        if UdpSocket::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port");
 }
 
 impl Place {
+    /// With the secret of [`KEY`] in `own.key`.
     pub fn new() -> Self {
-        // A pool for each test of the process.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let own = std::process::id().to_le_bytes();
-        let pool = [127, 100 + own[0] % 100, own[1] % 250, NEXT.fetch_add(64, Relaxed)];
-        let dir = tempfile::tempdir().unwrap();
-        let place = Self { dir, dns: free_port(), api: free_port(), secondary: free_port(), pool };
+        let addresses = Addresses::take();
+        // Nobody else has these addresses, and the ports are none that the kernel gives away.
+        let at = |port| SocketAddr::from((addresses.at(250), port));
+        let (dns, tls, api, secondary) = (at(5_300), at(8_530), at(8_053), at(5_301));
+        let place = Self { dir: tempfile::tempdir().unwrap(), addresses, dns, tls, api, secondary };
         place.write_secret("own.key", SECRET);
         place
     }
@@ -98,7 +75,7 @@ impl Place {
     }
 
     /// A file appears whole, as an operator's editor writes it.
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path("new"), text).unwrap();
         fs::rename(self.path("new"), self.path(name)).unwrap();
     }
@@ -120,54 +97,96 @@ impl Place {
         self.write(name, &(head + records));
     }
 
-    /// The config with `more` at its end. Questions wake nothing: there is nothing to wake.
+    /// The config with `more` at its end.
     pub fn config(&self, more: &str) {
-        let Self { dns, api, pool: [a, b, c, d], .. } = self;
         let head = format!(
-            "daemon = {{ state_dir = \"state\" }}\napi = {{ listen = \"{api}\" }}\n\
-             relay = {{ pool = \"{a}.{b}.{c}.{d}/26\" }}\nqemu = {{ accelerator = \"tcg\" }}\n\
-             [dns]\nlisten = [\"{dns}\"]\n[gate.wake]\nmode = \"off\"\n"
+            "daemon = {{ state_dir = \"state\" }}\napi = {{ listen = \"{}\" }}\n\
+             relay = {{ pool = \"{}/26\" }}\nqemu = {{ accelerator = \"tcg\" }}\n\
+             [dns]\nlisten = [\"{}\"]\n",
+            self.api,
+            self.addresses.at(0),
+            self.dns,
         );
         self.write("reveille.toml", &(head + more));
     }
 
     /// The last but one address of the pool.
     pub fn some_pool_address(&self) -> Ipv4Addr {
-        let [a, b, c, d] = self.pool;
-        Ipv4Addr::new(a, b, c, d + 62)
+        self.addresses.at(62)
     }
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    // --- Processes ---------------------------------------------------------------------------------------------
+
+    /// A program that works here, with what it says in the log.
+    pub fn run(&self, command: &[&str]) -> Running {
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(command)
+            .env("XDG_RUNTIME_DIR", self.dir.path())
+            // Where servers are, which is not in everybody's path.
+            .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
+            .env("REVEILLE_LOG", "info")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::options().create(true).append(true).open(self.path("log")).unwrap())
+            .spawn();
+        Running(
+            child.unwrap_or_else(|error| {
+                panic!("{command:?}: {error}; `make test` installs what the tests need")
+            }),
+        )
+    }
+
     /// The daemon, once it is ready.
     pub fn daemon(&self) -> Running {
         let own = [env!("CARGO_BIN_EXE_reveille"), "serve", "--config", &self.path("reveille.toml")];
         // A write beyond the limit of a file's size is an error then, and no signal.
-        let command = [&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"][..], &own].concat();
-        let mut daemon = Running::start(&command, self.dir.path());
+        let mut daemon = self.run(&[&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"][..], &own].concat());
         let lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines();
         let ready = lines.map_while(Result::ok).any(|line| line.starts_with("reveille is ready"));
         assert!(ready, "{}", self.log());
         daemon
     }
 
-    /// What a command of ours prints, or its error.
-    pub fn run_once(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = Command::new(env!("CARGO_BIN_EXE_reveille"))
+    /// A command of ours, once it has ended.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_reveille"))
             .args(arguments)
             .env("XDG_RUNTIME_DIR", self.dir.path())
+            .env("REVEILLE_API", format!("http://{}", self.api))
+            .env_remove("REVEILLE_TOKEN")
             .output()
-            .unwrap();
-        let Output { status, stdout, stderr } = output;
+            .unwrap()
+    }
+
+    /// What a command of ours prints, or its error.
+    pub fn run_once(&self, arguments: &[&str]) -> Result<String, String> {
+        let Output { status, stdout, stderr } = self.command(arguments);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         if status.success() { Ok(text(stdout)) } else { Err(text(stderr)) }
     }
 
+    /// What a command of ours prints as JSON; it has to succeed.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.command(&[&["--json"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", self.log());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The removal of a service through the API, not waited for.
+    pub fn remove(&self, service: &str) -> Running {
+        let api = format!("http://{}", self.api);
+        self.run(&[env!("CARGO_BIN_EXE_reveille"), "service", "remove", service, "--api", &api])
+    }
+
     /// `reveille reload`.
-    pub fn reload(&self) -> Result<serde_json::Value, String> {
-        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    pub fn reload(&self) -> Result<Value, String> {
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         let printed = self.run_once(&["reload", "--json", "--api", &format!("http://{}", self.api)]);
         let error = |text: String| read(&text)["error"].as_str().unwrap().to_owned();
         printed.map(|text| read(&text)).map_err(error)
@@ -180,9 +199,9 @@ impl Place {
             "server:\n  rundir: \"{0}\"\n  listen: {1}@{2}\n\
              database:\n  storage: \"{0}\"\n  journal-db-max-size: 64M\n  timer-db-max-size: 8M\n\
              log:\n  - target: stderr\n    any: info\n\
-             key:\n  - id: own.test\n    algorithm: hmac-sha256\n    secret: {SECRET}\n\
-             remote:\n  - id: primary\n    address: {3}@{4}\n    key: own.test\n\
-             acl:\n  - id: notify\n    key: own.test\n    action: notify\n\
+             key:\n  - id: {KEY}\n    algorithm: hmac-sha256\n    secret: {SECRET}\n\
+             remote:\n  - id: primary\n    address: {3}@{4}\n    key: {KEY}\n\
+             acl:\n  - id: notify\n    key: {KEY}\n    action: notify\n\
              \x20 - id: transfer\n    address: 127.0.0.0/8\n    action: transfer\n\
              zone:\n  - domain: vm.test\n    storage: \"{0}\"\n    file: knot.zone\n    master: primary\n    \
              acl: [ notify, transfer ]\n    retry-min-interval: 1\n",
@@ -193,15 +212,17 @@ impl Place {
             dns.port(),
         );
         self.write("knot.conf", &text);
-        Running::start(&["knotd", "-c", &self.path("knot.conf")], self.dir.path())
+        self.run(&["knotd", "-c", &self.path("knot.conf")])
     }
+
+    // --- Clients -----------------------------------------------------------------------------------------------
 
     fn ask(&self, server: SocketAddr, arguments: &[&str]) -> String {
         // From an address of its own: dig may share a port with a server of the same user on the same address, and would
         // hear itself.
         let output = Command::new("dig")
             .args(["-b", "127.0.0.2"])
-            .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+time=5", "+tries=1"])
+            .args([&format!("@{}", server.ip()), "-p", &server.port().to_string(), "+time=15", "+tries=1"])
             .args(arguments)
             .output()
             .unwrap();
@@ -221,7 +242,7 @@ impl Place {
 
     /// Serial and content of the zone, with the key; `None` if it is not given.
     pub fn transfer(&self, server: SocketAddr) -> Option<(u32, Vec<String>)> {
-        let key = format!("hmac-sha256:own.test:{SECRET}");
+        let key = format!("hmac-sha256:{KEY}:{SECRET}");
         let mut asked = vec!["+noall", "+answer", "vm.test", "AXFR"];
         if server == self.dns {
             asked.extend(["-y", &key]);
@@ -237,26 +258,36 @@ impl Place {
         Some((serial, content))
     }
 
-    /// Whether nsupdate was told that the change is made.
+    /// Whether nsupdate was told that the change is made. It asks again soon, and so hears soon that nobody is there.
     pub fn update(&self, change: &str) -> bool {
         let mut child = Command::new("nsupdate")
-            .args(["-y", &format!("hmac-sha256:own.test:{SECRET}")])
+            .args(["-y", &format!("hmac-sha256:{KEY}:{SECRET}"), "-t", "20", "-u", "1", "-r", "20"])
             .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let script = format!("server {} {}\nzone vm.test\n{change}\nsend\n", self.dns.ip(), self.dns.port());
         child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         child.wait().unwrap().success()
     }
-}
 
-pub fn until<T>(what: &str, place: &Place, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
+    // --- Waiting -----------------------------------------------------------------------------------------------
+
+    /// Waits until there is something to see.
+    pub fn found<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(start.elapsed() < PATIENCE, "never came: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(start.elapsed() < PATIENCE, "never came: {what}\n{}", place.log());
-        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    /// Waits until the condition holds.
+    pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        self.found(what, || condition().then_some(()));
     }
 }

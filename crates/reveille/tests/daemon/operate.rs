@@ -1,129 +1,27 @@
 //! What an operator sees and does of the query room: counters, who asks for what, zones, and a rollover of a key. No
 //! virtual machine is started; the service has no image.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-#[path = "../../reveille-dns/tests/primaries/mod.rs"]
-mod primaries;
-
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-use primaries::{free_address, until};
 use serde_json::Value;
 
-/// A child process that does not outlive the test.
-struct Running(Child);
+use crate::place::Place;
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// What a verb says when it fails, as it must.
+fn refused(place: &Place, arguments: &[&str]) -> String {
+    let output = place.command(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
 }
 
-/// A daemon, and where everything of it is.
-struct Place {
-    dir: tempfile::TempDir,
-    dns: SocketAddr,
-    api: SocketAddr,
-    daemon: Option<Running>,
-}
-
-impl Place {
-    /// `dns` is put into that table, `more` at the end of the config. No two tests have the same pool.
-    fn new(pool: u8, dns_more: &str, more: &str) -> Self {
-        let (dns, api) = (free_address(), free_address());
-        let place = Self { dir: tempfile::tempdir().unwrap(), dns, api, daemon: None };
-        let own = std::process::id();
-        let config = format!(
-            "daemon = {{ state_dir = \"state\" }}\n\
-             dns = {{ listen = [\"{dns}\"]{dns_more} }}\n\
-             api = {{ listen = \"{api}\" }}\n\
-             relay = {{ pool = \"127.{}.{}.{pool}/26\" }}\n\
-             qemu = {{ accelerator = \"tcg\" }}\n{more}",
-            100 + own % 100,
-            own / 100 % 250,
-        );
-        place.write("reveille.toml", &config);
-        place
-    }
-
-    /// The same, once the daemon is ready.
-    fn started(mut self) -> Self {
-        let mut daemon = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_reveille"), "serve", "--config"])
-            .arg(self.path("reveille.toml"))
-            .env("XDG_RUNTIME_DIR", self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.path("log")).unwrap())
-            .spawn()
-            .map(Running)
-            .unwrap();
-        let lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines();
-        let ready = lines.map_while(Result::ok).any(|line| line.starts_with("reveille is ready"));
-        self.daemon = Some(daemon);
-        assert!(ready, "{}", self.log());
-        self
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_reveille"))
-            .args(arguments)
-            .env("XDG_RUNTIME_DIR", self.dir.path())
-            .env("REVEILLE_API", format!("http://{}", self.api))
-            .env_remove("REVEILLE_TOKEN")
-            .output()
-            .unwrap()
-    }
-
-    /// What a verb prints as JSON; it has to succeed.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.command(&[&["--json"], arguments].concat());
-        assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", self.log());
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// What a verb says when it fails, as it must.
-    fn refusal(&self, arguments: &[&str]) -> String {
-        let output = self.command(arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn dig(&self, arguments: &[&str]) -> Vec<String> {
-        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
-        // hear itself.
-        let output = Command::new("dig")
-            .args(["-b", "127.0.0.2"])
-            .args([&format!("@{}", self.dns.ip()), "-p", &self.dns.port().to_string(), "+short", "+time=5"])
-            .args(arguments)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
-    }
-
-    /// The tag of the key that www.vm.test is signed with.
-    fn signed_with(&self) -> String {
-        let lines = self.dig(&["+dnssec", "www.vm.test", "A"]);
-        let signature =
-            lines.iter().find(|line| line.starts_with("A 13 3 ")).unwrap_or_else(|| panic!("{lines:?}"));
-        signature.split(' ').nth(6).unwrap().to_owned()
-    }
+/// The tag of the key that www.vm.test is signed with.
+fn signed_with(place: &Place) -> String {
+    let lines = place.dig(&["+dnssec", "www.vm.test", "A"]);
+    let signature =
+        lines.iter().find(|line| line.starts_with("A 13 3 ")).unwrap_or_else(|| panic!("{lines:?}"));
+    signature.split(' ').nth(6).unwrap().to_owned()
 }
 
 /// Each key's state by its tag.
@@ -136,16 +34,17 @@ fn states(keys: &Value) -> Vec<(String, String)> {
 fn a_key_is_rolled_over_by_command_while_the_zone_is_served() {
     let more = "[dnssec]\nttl_s_max = 1\ndnskey_ttl_s = 1\npropagation_s = 1\nds_ttl_s = 1\nparent_propagation_s = 1\n\
                 [[zone]]\nname = \"vm.test\"\nfile = \"vm.zone\"\ndnssec = \"on\"\n[[zone]]\nname = \"plain.test\"\n";
-    let place = Place::new(0, "", more);
+    let place = Place::new();
+    place.config(more);
     let zone = "$TTL 1\n@ SOA ns1 admin 1 3600 600 86400 1\n@ NS ns1\nns1 A 127.0.0.1\nwww A 192.0.2.80\n";
     place.write("vm.zone", zone);
-    let place = place.started();
+    let _daemon = place.daemon();
 
     // The first key: its DS goes to the parent once no cache has unsigned answers.
     let keys = || place.json(&["zone", "keys", "vm.test"]);
     let [(old, state)] = states(&keys()).try_into().unwrap();
     assert_eq!(state, "active");
-    until("the first DS may be put to the parent", || {
+    place.until("the first DS may be put to the parent", || {
         place.command(&["zone", "ds", "vm.test"]).status.success()
     });
     assert_eq!(
@@ -153,31 +52,31 @@ fn a_key_is_rolled_over_by_command_while_the_zone_is_served() {
         [(old.clone(), "active".into())]
     );
     assert_eq!(place.json(&["zone", "keys", "vm.test"])["next_step"], "nothing; all is as it should be");
-    assert_eq!((place.dig(&["vm.test", "DNSKEY"]).len(), place.signed_with()), (1, old.clone()));
+    assert_eq!((place.dig(&["vm.test", "DNSKEY"]).len(), signed_with(&place)), (1, old.clone()));
 
     // A new one is published, and changes nothing else yet.
     let begun = states(&place.json(&["zone", "rollover", "vm.test"]));
     let [(first, _), (new, state)] = begun.try_into().unwrap();
     assert_eq!((&first, state.as_str()), (&old, "published"));
-    assert_eq!((place.dig(&["vm.test", "DNSKEY"]).len(), place.signed_with()), (2, old.clone()));
-    let refusal = place.refusal(&["zone", "rollover", "vm.test"]);
+    assert_eq!((place.dig(&["vm.test", "DNSKEY"]).len(), signed_with(&place)), (2, old.clone()));
+    let refusal = refused(&place, &["zone", "rollover", "vm.test"]);
     assert!(refusal.contains(&new), "one at a time: {refusal}");
 
     // Its DS is offered to the parent when it is time, by CDS as well.
     let ds_of_new =
         |lines: &Value| lines[0].as_str().is_some_and(|line| line.contains(&format!(" {new} 13 2 ")));
-    until("the new key's DS may be put to the parent", || ds_of_new(&keys()["ds"]));
+    place.until("the new key's DS may be put to the parent", || ds_of_new(&keys()["ds"]));
     assert!(ds_of_new(&keys()["cds"]));
     assert!(place.dig(&["vm.test", "CDS"])[0].starts_with(&format!("{new} 13 2 ")));
     let text = String::from_utf8(place.command(&["zone", "keys", "vm.test"]).stdout).unwrap();
     assert!(text.contains("To do: let the parent of vm.test have the DS of key"), "{text}");
-    assert_eq!(place.signed_with(), old);
+    assert_eq!(signed_with(&place), old);
 
     // The parent has it: the new key signs from the next answer on, and the old one leaves by itself.
     let seen = states(&place.json(&["zone", "rollover", "vm.test", "--ds-seen"]));
     assert_eq!(seen, [(old.clone(), "retired".into()), (new.clone(), "active".into())]);
-    assert_eq!(place.signed_with(), new);
-    until("the old key is gone", || place.dig(&["vm.test", "DNSKEY"]).len() == 1);
+    assert_eq!(signed_with(&place), new);
+    place.until("the old key is gone", || place.dig(&["vm.test", "DNSKEY"]).len() == 1);
     assert_eq!(states(&keys()), [(old, "removed".into()), (new, "active".into())]);
 
     // The same from the files, as it can be looked at without a daemon.
@@ -187,10 +86,10 @@ fn a_key_is_rolled_over_by_command_while_the_zone_is_served() {
     assert!(keys()["keys"][1].get("file").is_none(), "files are told on the host alone");
 
     for verb in [&["zone", "rollover", "plain.test"][..], &["zone", "keys", "plain.test"]] {
-        let refusal = place.refusal(verb);
+        let refusal = refused(&place, verb);
         assert!(refusal.contains("plain.test is not signed") && refusal.contains("dnssec"), "{refusal}");
     }
-    let refusal = place.refusal(&["zone", "rollover", "www.vm.test", "--ds-seen"]);
+    let refusal = refused(&place, &["zone", "rollover", "www.vm.test", "--ds-seen"]);
     assert!(refusal.contains("www.vm.test is no zone that is served here"), "{refusal}");
     let zones = place.json(&["zone", "list"]);
     let zones =
@@ -218,13 +117,14 @@ fn secondary() -> SocketAddr {
 
 #[test]
 fn an_operator_sees_who_asks_for_what_and_what_became_of_it() {
-    let tls = free_address();
-    let more = format!(
-        "[[zone]]\nname = \"vm.test\"\nnotify = [{{ address = \"{}\" }}]\n\
+    let place = Place::new();
+    let tls = place.tls;
+    place.config(&format!(
+        "[dns.tls]\nlisten = [\"{tls}\"]\n[[zone]]\nname = \"vm.test\"\nnotify = [{{ address = \"{}\" }}]\n\
          [[service]]\nname = \"hello.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n",
         secondary()
-    );
-    let place = Place::new(64, &format!(", tls = {{ listen = [\"{tls}\"] }}"), &more).started();
+    ));
+    let _daemon = place.daemon();
     for _ in 0..5 {
         assert_eq!(place.dig(&["hello.vm.test", "A"]).len(), 1);
     }
@@ -246,8 +146,9 @@ fn an_operator_sees_who_asks_for_what_and_what_became_of_it() {
     assert!(over_tls.status.success(), "{over_tls:?}");
 
     let report = || place.json(&["dns"]);
-    until("all queries were taken in", || report()["observed"]["queries"] == 8);
-    until("the secondary is known to be in step", || report()["secondaries"][0]["acknowledged"] == true);
+    place.until("all queries were taken in", || report()["observed"]["queries"] == 8);
+    place
+        .until("the secondary is known to be in step", || report()["secondaries"][0]["acknowledged"] == true);
     let seen = report();
     let count =
         |path: &str| seen.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {seen:#}"));
@@ -283,11 +184,11 @@ fn an_operator_sees_who_asks_for_what_and_what_became_of_it() {
 
 #[test]
 fn a_config_with_warnings_is_good_all_the_same() {
-    let more = format!(
+    let place = Place::new();
+    place.config(&format!(
         "[[zone]]\nname = \"vm.test\"\ndnssec = \"on\"\nnotify = [{{ address = \"{}\" }}]\n",
-        free_address()
-    );
-    let place = Place::new(128, "", &more);
+        place.secondary
+    ));
     let output = place.command(&["check", "--config", &place.path("reveille.toml")]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("is good: 1 zones, 0 services"), "{text}");

@@ -1,19 +1,12 @@
 //! The daemon and dynamic updates, in and out: killed again and again, it loses no update that was acknowledged, and
 //! an external primary is in step in the end. No virtual machine is started; the services have no image.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-#[path = "../../reveille-dns/tests/primaries/mod.rs"]
-mod primaries;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use primaries::{KEY, Kind, Primary, SECRET, free_address, until};
+use crate::place::{KEY, Place};
+use crate::primaries::{Kind, Primary};
 
 /// Lives of the daemon.
 const LIVES: u64 = 6;
@@ -25,115 +18,11 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const CLIENTS: u32 = 3;
 const SERVICES: u32 = 6;
 
-/// A child process that does not outlive the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Where everything of a test is.
-struct Place {
-    dir: tempfile::TempDir,
-    dns: SocketAddr,
-    api: SocketAddr,
-}
-
-impl Place {
-    /// `more` is put at the end of the config.
-    fn new(more: &str) -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap(), dns: free_address(), api: free_address() };
-        // A pool for each test of the process.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let (own, Self { dns, api, .. }) = (std::process::id(), &place);
-        let config = format!(
-            "daemon = {{ state_dir = \"state\" }}\n\
-             dns = {{ listen = [\"{dns}\"] }}\n\
-             api = {{ listen = \"{api}\" }}\n\
-             relay = {{ pool = \"127.{}.{}.{}/26\" }}\n\
-             qemu = {{ accelerator = \"tcg\" }}\n\
-             [[key]]\nname = \"{KEY}\"\nfile = \"own.key\"\n{more}",
-            100 + own % 100,
-            own / 100 % 250,
-            NEXT.fetch_add(64, Relaxed),
-        );
-        place.write("reveille.toml", &config);
-        place.write("own.key", SECRET);
-        fs::set_permissions(place.path("own.key"), fs::Permissions::from_mode(0o600)).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn run(&self, command: &[&str]) -> Running {
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .args(command)
-            .env("XDG_RUNTIME_DIR", self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::options().create(true).append(true).open(self.path("log")).unwrap())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}; `make test` installs what the tests need"));
-        Running(child)
-    }
-
-    /// The daemon, once it is ready.
-    fn daemon(&self) -> Running {
-        let mut daemon =
-            self.run(&[env!("CARGO_BIN_EXE_reveille"), "serve", "--config", &self.path("reveille.toml")]);
-        let lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines();
-        let ready = lines.map_while(Result::ok).any(|line| line.starts_with("reveille is ready"));
-        assert!(ready, "{}", self.log());
-        daemon
-    }
-
-    /// Whether nsupdate was told that the change is made.
-    fn update(&self, change: &str) -> bool {
-        let key = format!("hmac-sha256:{KEY}:{SECRET}");
-        let mut child = Command::new("nsupdate")
-            .args(["-y", &key, "-t", "3", "-u", "1", "-r", "0"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let script = format!("server {} {}\nzone vm.test\n{change}\nsend\n", self.dns.ip(), self.dns.port());
-        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-        child.wait().unwrap().success()
-    }
-
-    fn dig(&self, arguments: &[&str]) -> Vec<String> {
-        // From an address of its own: dig may share a port with a server of the same user on the same address, and would
-        // hear itself.
-        let output = Command::new("dig")
-            .args(["-b", "127.0.0.2"])
-            .args([&format!("@{}", self.dns.ip()), "-p", &self.dns.port().to_string(), "+short", "+time=5"])
-            .args(arguments)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
-    }
-
-    fn remove(&self, service: &str) -> bool {
-        let api = format!("http://{}", self.api);
-        let mut removal =
-            self.run(&[env!("CARGO_BIN_EXE_reveille"), "service", "remove", service, "--api", &api]);
-        removal.0.wait().unwrap().success()
-    }
+/// A daemon's place, with the key that updates are made with and `more` in its config.
+fn place_with(more: &str) -> Place {
+    let place = Place::new();
+    place.config(&format!("[[key]]\nname = \"{KEY}\"\nfile = \"own.key\"\n{more}"));
+    place
 }
 
 fn services(count: u32) -> String {
@@ -146,7 +35,7 @@ fn services(count: u32) -> String {
 #[test]
 fn an_update_that_was_acknowledged_survives_kill_9() {
     let zone = format!("[[zone]]\nname = \"vm.test\"\nupdate = [{{ key = \"{KEY}\" }}]\ndnssec = \"on\"\n");
-    let place = Place::new(&(zone + &services(1)));
+    let place = place_with(&(zone + &services(1)));
     let mut acknowledged: Vec<(String, u64)> = Vec::new();
     let mut serial = 0;
     for life in 0..LIVES {
@@ -213,7 +102,7 @@ fn an_update_that_was_acknowledged_survives_kill_9() {
 #[test]
 fn what_was_set_aside_does_not_undo_a_newer_update() {
     let zone = "[[zone]]\nname = \"vm.test\"\nfile = \"vm.zone\"\n";
-    let place = Place::new(&format!("{zone}update = [{{ key = \"{KEY}\" }}]\n{}", services(1)));
+    let place = place_with(&format!("{zone}update = [{{ key = \"{KEY}\" }}]\n{}", services(1)));
     let old = "@ 300 SOA ns1 h 7 3600 600 604800 60\n@ 300 NS ns1\nns1 300 A 192.0.2.1\n";
     place.write("vm.zone", old);
     let daemon = place.daemon();
@@ -251,7 +140,7 @@ fn an_external_primary_is_in_step_with_the_services_however_often_the_daemon_is_
          [[publish]]\nserver = \"{}\"\nzone = \"vm.test\"\nkey = \"{KEY}\"\nservices = [\"*.vm.test\"]\n",
         primary.address
     );
-    let place = Place::new(&(more.clone() + &services(SERVICES)));
+    let place = place_with(&(more.clone() + &services(SERVICES)));
     let own = |place: &Place, count: u32| -> Vec<String> {
         let address =
             |number| Some((number, place.dig(&[&format!("s{number}.vm.test"), "A"]).first()?.clone()));
@@ -270,10 +159,10 @@ fn an_external_primary_is_in_step_with_the_services_however_often_the_daemon_is_
     let daemon = place.daemon();
     let all = own(&place, SERVICES);
     assert_eq!(all.len(), SERVICES as usize, "{}", place.log());
-    until("all services are there", || primary.addresses() == all);
+    place.until("all services are there", || primary.addresses() == all);
     // One is removed while it runs, some while it does not.
-    assert!(place.remove("s1.vm.test"), "{}", place.log());
-    until("the removed one is gone there", || primary.addresses().len() == all.len() - 1);
+    assert!(place.remove("s1.vm.test").succeeds(), "{}", place.log());
+    place.until("the removed one is gone there", || primary.addresses().len() == all.len() - 1);
     drop(daemon);
     let config = fs::read_to_string(place.path("reveille.toml")).unwrap();
     let kept = config.replace(&services(SERVICES), &services(SERVICES - 2));
@@ -281,7 +170,7 @@ fn an_external_primary_is_in_step_with_the_services_however_often_the_daemon_is_
     let _daemon = place.daemon();
     let left = own(&place, SERVICES);
     assert_eq!(left.len(), SERVICES as usize - 2);
-    until("what was taken out of the config is gone there", || primary.addresses() == left);
+    place.until("what was taken out of the config is gone there", || primary.addresses() == left);
     assert_eq!(
         primary.dig(&["+short", "www.vm.test", "A"]).trim(),
         "192.0.2.80",
