@@ -175,6 +175,7 @@ impl Bench {
             image: image.digest.clone(),
             kernel: image.kernel.clone(),
             initrd: image.initrd.clone(),
+            disk: image.disk.clone(),
             resources: reveille_core::model::Resources {
                 cpus: 1,
                 memory_mib: options.memory_mib,
