@@ -65,7 +65,9 @@ pub enum DiskFault {
     #[error("it is marked as {0}; repair it with `qemu-img check -r all`")]
     Unclean(&'static str),
     /// It needs something that is not known here.
-    #[error("it has incompatible features ({0:#x}) that are not supported; convert it with `qemu-img convert -O qcow2`")]
+    #[error(
+        "it has incompatible features ({0:#x}) that are not supported; convert it with `qemu-img convert -O qcow2`"
+    )]
     Features(u64),
     /// Its size.
     #[error("it has {0} bytes; a disk has 512 to {DISK_BYTES_MAX}, in sectors of {SECTOR_BYTES}")]

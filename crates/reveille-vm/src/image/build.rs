@@ -45,7 +45,16 @@ pub struct BuildRequest {
 impl BuildRequest {
     /// A request with every default.
     pub fn new(root: RootSource, kernel: KernelSource) -> Self {
-        Self { root, kernel, disk: None, init: None, busybox: None, memory_mib: None, name: None, package_cache: None }
+        Self {
+            root,
+            kernel,
+            disk: None,
+            init: None,
+            busybox: None,
+            memory_mib: None,
+            name: None,
+            package_cache: None,
+        }
     }
 }
 
@@ -187,9 +196,7 @@ impl ImageStore {
         let kernel = kernel::obtain(&request.kernel, &scratch, &cache)?;
         notes.extend(kernel.notes.iter().cloned());
         let modules = match &kernel.modules {
-            Some(directory) => {
-                modules::gather(directory, &kernel.version, &busybox, request.disk.is_some())?
-            }
+            Some(directory) => modules::gather(directory, &kernel.version, &busybox, request.disk.is_some())?,
             None => Modules::default(),
         };
         notes.extend(modules.notes.iter().cloned());

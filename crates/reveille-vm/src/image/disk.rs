@@ -45,7 +45,9 @@ pub(super) fn add(
         copy.set_len(copied.bytes).map_err(failed)?;
         copy.flush().and_then(|()| copy.sync_all()).map_err(failed)?;
         if copied != mark {
-            return Err(unreadable(io::Error::other("it changed while it was copied; build again when nothing uses it")));
+            return Err(unreadable(io::Error::other(
+                "it changed while it was copied; build again when nothing uses it",
+            )));
         }
         fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o444)).map_err(failed)?;
     }

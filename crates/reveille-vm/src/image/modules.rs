@@ -293,7 +293,8 @@ mod tests {
         let none = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
         assert!(none.contains("has no modules of kernel 6.1"), "{none}");
         fs::create_dir_all(directory.path().join("6.1/kernel")).unwrap();
-        let no_bus = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
+        let no_bus =
+            gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
         assert!(no_bus.contains("every device of a guest needs virtio_mmio or virtio_pci"), "{no_bus}");
         fs::write(directory.path().join("6.1/kernel/virtio_mmio.ko"), "text").unwrap();
         let text = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();

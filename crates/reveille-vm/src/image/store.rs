@@ -382,9 +382,7 @@ impl ImageStore {
         let content = manifest::read(&directory, digest)?.content;
         manifest::check_file(&directory.join("kernel"), "kernel", &content.kernel)?;
         manifest::check_file(&directory.join("initrd"), "initrd", &content.initrd)?;
-        content.disk.map_or(Ok(()), |disk| {
-            manifest::check_file(&directory.join("disk"), "disk", &disk.file)
-        })
+        content.disk.map_or(Ok(()), |disk| manifest::check_file(&directory.join("disk"), "disk", &disk.file))
     }
 
     /// The disk with that content address, if an image has it.

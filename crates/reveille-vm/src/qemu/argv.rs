@@ -189,7 +189,8 @@ pub fn instance(
             argv.option("-blockdev", node.to_string());
         }
         // A host's disk that is full, or broken, is told to the guest, which knows what it had to keep.
-        let device = format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
+        let device =
+            format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
         argv.option("-device", device);
     }
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));

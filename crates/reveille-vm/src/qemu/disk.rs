@@ -310,7 +310,9 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, [0, 1]);
         fs::remove_file(dir.join("disk-0")).unwrap();
-        assert!(second.check_layers(dir).unwrap_err().contains("the layer disk-0 of its disk cannot be used"));
+        assert!(
+            second.check_layers(dir).unwrap_err().contains("the layer disk-0 of its disk cannot be used")
+        );
     }
 
     #[test]
@@ -355,7 +357,9 @@ mod tests {
         let nodes = chain.nodes(&disk(), "state").unwrap();
         let seen: Vec<_> = nodes
             .iter()
-            .map(|node| (node["node-name"].as_str().unwrap(), node["read-only"].as_bool().unwrap(), &node["backing"]))
+            .map(|node| {
+                (node["node-name"].as_str().unwrap(), node["read-only"].as_bool().unwrap(), &node["backing"])
+            })
             .collect();
         assert_eq!(seen[0], ("base", true, &Value::Null));
         assert_eq!(seen[1], ("disk-0", true, &Value::from("base")));

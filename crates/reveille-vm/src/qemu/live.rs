@@ -3,6 +3,7 @@
 //!
 //! Both are transfers of the whole guest into a socket of ours (see `stream`): pages come while the guest runs, those that
 //! it changes come again, and it stands still only for the rest. Pages that are as they were are not written again.
+//! Where QEMU does not know all that a running guest changes, it stands still for all of it.
 
 use std::fs::{self, File};
 use std::io;
@@ -44,7 +45,7 @@ pub async fn publish(
     abandon: &Abandon,
 ) -> Result<(), Halt> {
     let next = StateDir::at(slot.dir.next());
-    let stopped = transfer(slot, vm, launch, &next, Some(&slot.state), None, abandon).await?;
+    let stopped = transfer(qemu, slot, vm, launch, &next, Some(&slot.state), None, abandon).await?;
     let (state, needs, described) = (next.clone(), qemu.needs(launch), version.clone());
     let before = slot.state.path().to_owned();
     let seal = blocking(move || {
@@ -99,7 +100,8 @@ pub async fn checkpoint(
         Err(Halt::Abandoned) => return Err(failed("it was given up".to_owned())),
     };
     let base = Some(&target);
-    let taken = transfer(&slot, &vm, launch, &target, base, layer.as_ref(), &Abandon::default()).await;
+    let never = Abandon::default();
+    let taken = transfer(qemu, &slot, &vm, launch, &target, base, layer.as_ref(), &never).await;
     // Whatever came of it, the guest is to run again first.
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
     let unused = layer.filter(|layer| !layer.used.load(Ordering::Acquire));
@@ -148,7 +150,8 @@ async fn new_layer(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<Option<(Chain, N
         // An earlier daemon came to an end between recording it and having it put on top.
         (lower, chain.top())
     } else {
-        let detail = format!("QEMU writes to the layer {top} of its disk, the record ends with {}", chain.top());
+        let detail =
+            format!("QEMU writes to the layer {top} of its disk, the record ends with {}", chain.top());
         return Err(Halt::Failed(detail));
     };
     if !vm.has_layer(&name).await? {
@@ -178,7 +181,9 @@ async fn take_back(
 
 /// Transfers the guest into `target`, beginning with the pages that `base` has; gives the instant at which the guest
 /// was stopped. It stands still afterwards, unless this fails early.
+#[expect(clippy::too_many_arguments, reason = "each is another thing")]
 async fn transfer(
+    qemu: &Qemu,
     slot: &Slot,
     vm: &Vm,
     launch: &Launch,
@@ -205,8 +210,16 @@ async fn transfer(
     rustix::net::sockopt::set_socket_recv_buffer_size(&ours, SOCKET_BYTES).map_err(io::Error::from)?;
     vm.pass_device(OwnedFd::from(theirs)).await?;
     let reading = tokio::task::spawn_blocking(move || separate(ours, MEMORY_BLOCK, bytes, &mut memory));
+    // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
+    let before = if qemu.tracks_writes() {
+        None
+    } else {
+        let before = Instant::now();
+        vm.stop().await?;
+        Some(before)
+    };
     // When this is given up the guest runs on, and what is read ends with the transfer.
-    let stopped = unless(abandon, vm.save_whole(layer)).await?;
+    let stopped = unless(abandon, vm.save_whole(layer)).await?.map(|stopped| before.unwrap_or(stopped));
     if stopped.is_err() {
         // Why it ended is told best by who read it, unless that only saw the end.
         vm.settle_migration().await?;

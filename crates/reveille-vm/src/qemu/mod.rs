@@ -219,6 +219,14 @@ impl Qemu {
         Ok((slot, vm))
     }
 
+    /// Whether the memory of a guest that runs can be transferred, and nothing of it is missed.
+    fn tracks_writes(&self) -> bool {
+        match self.accel {
+            Accel::Kvm => true,
+            Accel::Tcg => self.binary.tracks_writes,
+        }
+    }
+
     fn needs(&self, launch: &Launch) -> Needs {
         Needs {
             resources: launch.resources,

@@ -30,8 +30,7 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
     check_files(launch)?;
     let lock = claim(&slot).await?;
     // What an earlier guest left is removed, what a version consists of is kept.
-    let freed =
-        if slot.state.has_manifest() { 0 } else { slot.state.memory_blocks_bytes().unwrap_or(0) };
+    let freed = if slot.state.has_manifest() { 0 } else { slot.state.memory_blocks_bytes().unwrap_or(0) };
     check_room(&slot, launch.resources, freed)?;
     let (dir, state, wanted) = (slot.dir.clone(), slot.state.clone(), launch.clone());
     let prepared = turn.blocking(move || prepare::boot(&dir, &state, &wanted));
