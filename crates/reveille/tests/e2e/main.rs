@@ -18,6 +18,7 @@ mod cycles;
 mod disk;
 mod loss;
 mod refusals;
+mod rows;
 mod services;
 mod stop;
 mod stored;
