@@ -18,6 +18,7 @@ use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::argv::MEMORY_BLOCK;
+use super::blocks::NewLayer;
 use super::capture::{Halt, flush, let_run, unless};
 use super::disk::Chain;
 use super::fold::{self, FoldError};
@@ -25,7 +26,7 @@ use super::layout::{create_private_dir, private};
 use super::start::{SPARE_BYTES, no_room};
 use super::stream::{PAGE_BYTES, Page, Pages, StreamFault, separate};
 use super::version::{Devices, StateDir, memory_bytes};
-use super::vm::{NewLayer, Vm};
+use super::vm::Vm;
 use super::{Qemu, Slot, Turn, blocking};
 use crate::driver::{Abandon, DriverError, Launch, VersionFiles};
 

@@ -2,7 +2,6 @@
 //!
 //! Each function leaves, at every moment, a state whose disk is found again: what takes a place does so in one step.
 
-use std::fs;
 use std::io;
 
 use super::disk::{Chain, LAYERS_MAX};
@@ -106,9 +105,5 @@ pub fn evict(dir: &InstanceDir, state: &StateDir) -> io::Result<()> {
     if state.path().exists() && state.chain()?.is_some() {
         dir.note_away()?;
     }
-    dir.drop_state()?;
-    fs::remove_dir_all(dir.checkpoint()).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })
+    dir.drop_state()
 }
