@@ -74,7 +74,7 @@ fn any_service() -> impl Strategy<Value = ServiceView> {
             holds_until: (holds_s > 10).then(|| NOW.plus_ms(holds_s * 1_000)),
             refused: refused.map(|ms| {
                 let until = NOW.plus_ms(ms.unsigned_abs() * u64::from(ms > 0));
-                Box::new(Refused { until, text: "no".to_owned() })
+                Box::new(Refused { until: Some(until), text: "no".to_owned() })
             }),
             ..ServiceView::asleep(name, Ipv4Addr::new(127, 64, 0, 9))
         },
