@@ -105,14 +105,22 @@ impl Tools {
         if let Activator::Tap(taps) = &self.activator {
             return Ok(Cable::Tap(taps.clone(), order.spec.name.clone()));
         }
-        if let Some(link) = self.links().get(&order.instance) {
-            return Ok(Cable::Link(Arc::clone(link)));
+        if let Some(link) = self.open_link(order.instance) {
+            return Ok(Cable::Link(link));
         }
         let stream = self.driver.network(order.instance).await?;
         let link = Arc::new(Link::attach(stream, addresses(order.spec.egress)));
-        let link = Arc::clone(self.links().entry(order.instance).or_insert(link));
+        let link = self.open_link(order.instance).unwrap_or_else(|| {
+            self.links().insert(order.instance, Arc::clone(&link));
+            link
+        });
         self.activator.set_link(&order.spec.name, Some(Arc::clone(&link)));
         Ok(Cable::Link(link))
+    }
+
+    /// The link that there is, unless it is one to a process that has ended.
+    fn open_link(&self, instance: InstanceId) -> Option<Arc<Link>> {
+        self.links().get(&instance).filter(|link| !link.is_closed()).map(Arc::clone)
     }
 
     fn unlink(&self, order: &Order) {
@@ -129,7 +137,8 @@ impl Tools {
 pub struct Executor {
     tools: Arc<Tools>,
     captures: BTreeMap<InstanceId, Arc<Abandon>>,
-    /// The task of each instance that starts, arms or captures; at most one, and a kill ends it.
+    /// The task of each instance; at most one. A further order is given when it has reported, and ends what is left of
+    /// it; a kill ends it at once.
     tasks: BTreeMap<InstanceId, JoinHandle<()>>,
 }
 
@@ -206,9 +215,9 @@ impl Executor {
     }
 
     /// Ends the armed process.
-    pub fn disarm(&self, order: Order) {
+    pub fn disarm(&mut self, order: Order) {
         let tools = Arc::clone(&self.tools);
-        tokio::spawn(async move {
+        self.run(order.instance, async move {
             tools.unwatch(order.instance);
             tools.unlink(&order);
             let report = match tools.driver.disarm(order.instance).await {
@@ -241,12 +250,9 @@ impl Executor {
         tools.activator.cut(&order.spec.name);
         let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
-            if let Some(task) = overtaken {
-                // It is over when this returns, so that it cannot start a process after the kill.
-                task.abort();
-                let _ = task.await;
-                tools.unwatch(order.instance);
-            }
+            // So that it cannot start a process after the kill.
+            overtake(overtaken).await;
+            tools.unwatch(order.instance);
             // The row said so first; where it could not be written, ending the process is still right.
             let _ = ack.await;
             loop {
@@ -271,13 +277,27 @@ impl Executor {
 
     fn run(&mut self, instance: InstanceId, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.retain(|_, task| !task.is_finished());
-        self.tasks.insert(instance, tokio::spawn(task));
+        // Else it could watch, or link to, the process that the new task ends or starts.
+        let overtaken = self.tasks.remove(&instance);
+        let task = tokio::spawn(async move {
+            overtake(overtaken).await;
+            task.await;
+        });
+        self.tasks.insert(instance, task);
     }
 
     /// Watches an armed process that was found.
-    pub fn adopt_armed(&self, order: Order) {
+    pub fn adopt_armed(&mut self, order: Order) {
         let tools = Arc::clone(&self.tools);
-        tokio::spawn(async move { tools.watch_armed(order).await });
+        self.run(order.instance, async move { tools.watch_armed(order).await });
+    }
+}
+
+/// The task is over when this returns.
+async fn overtake(task: Option<JoinHandle<()>>) {
+    if let Some(task) = task {
+        task.abort();
+        let _ = task.await;
     }
 }
 
