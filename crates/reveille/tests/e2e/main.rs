@@ -13,6 +13,7 @@ mod world;
 
 mod armed;
 mod boots;
+mod budget;
 mod crash;
 mod cycles;
 mod disk;
