@@ -22,7 +22,6 @@ use crate::tally::{Tally, bump};
 use crate::tcp::Connection;
 use crate::tls::Handshakes;
 use crate::transfer::{TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer};
-use crate::udp::question_name;
 use crate::update::{Admitted, is_update};
 use crate::wake::WakeAsker;
 
@@ -173,18 +172,9 @@ impl Shared {
         };
         self.tally.query(&outcome);
         self.common.counts.bump_shared(outcome.counter);
-        if let Some(written) = outcome.written {
+        if let Some(sighting) = Sighting::of(packet, from, &outcome, setting.now) {
             let mut ring = self.common.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.push(&Sighting {
-                at: setting.now,
-                counter: outcome.counter,
-                name: question_name(packet),
-                qtype: outcome.qtype,
-                rcode: written.rcode,
-                transport: from.transport,
-                client: from.peer.ip(),
-                subnet: outcome.subnet,
-            });
+            ring.push(&sighting);
             ring.flush();
         }
         let transfer = outcome.transfer.take();
@@ -275,11 +265,17 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
 pub(crate) mod alone {
     use arc_swap::ArcSwap;
     use reveille_core::model::Timestamp;
+    #[cfg(test)]
+    use tokio::io::DuplexStream;
     use tokio::runtime::Handle;
     use tokio::sync::{mpsc, watch};
+    #[cfg(test)]
+    use tokio::time::Instant;
 
     use super::*;
     use crate::observe::ring;
+    #[cfg(test)]
+    use crate::tally::Counts;
     use crate::tsig::Keyring;
 
     /// What they share, and what must live as long.
@@ -299,6 +295,29 @@ pub(crate) mod alone {
         #[cfg(test)]
         pub fn with(view: View, speech: Speech) -> Self {
             Self::at(view, speech, Timestamp::from_ms(0))
+        }
+
+        /// Serves one end of a pipe while the client does its part with the other; gives how long that lasted, and what
+        /// was counted.
+        #[cfg(test)]
+        pub async fn served<C: Future>(
+            &self,
+            capacity: usize,
+            serve: impl AsyncFnOnce(DuplexStream, SocketAddr),
+            client: impl FnOnce(DuplexStream) -> C,
+        ) -> (Duration, Counts) {
+            let (ours, theirs) = tokio::io::duplex(capacity);
+            let begun = Instant::now();
+            let serving = async {
+                serve(ours, SocketAddr::from(([127, 0, 0, 1], 1))).await;
+                begun.elapsed()
+            };
+            tokio::pin!(serving);
+            let lasted = tokio::select! {
+                lasted = &mut serving => lasted,
+                _ = client(theirs) => serving.await,
+            };
+            (lasted, self.counts())
         }
 
         pub fn at(view: View, speech: Speech, now: Timestamp) -> Self {
@@ -326,8 +345,8 @@ pub(crate) mod alone {
         }
 
         #[cfg(test)]
-        pub fn counts(&self) -> crate::tally::Counts {
-            let mut counts = crate::tally::Counts::default();
+        pub fn counts(&self) -> Counts {
+            let mut counts = Counts::default();
             self.shared.tally.add_to(&mut counts);
             counts
         }

@@ -314,19 +314,8 @@ mod tests {
         client: impl FnOnce(DuplexStream) -> F,
     ) -> (Duration, Counts) {
         let alone = Alone::new(Speech::Dns);
-        let (ours, theirs) = tokio::io::duplex(capacity);
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let begun = Instant::now();
-        let serving = async {
-            Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
-            begun.elapsed()
-        };
-        tokio::pin!(serving);
-        let lasted = tokio::select! {
-            lasted = &mut serving => lasted,
-            _ = client(theirs) => serving.await,
-        };
-        (lasted, alone.counts())
+        let serve = async |ours, peer| Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
+        alone.served(capacity, serve, client).await
     }
 
     #[tokio::test(start_paused = true)]

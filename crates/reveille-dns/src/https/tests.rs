@@ -17,19 +17,8 @@ const GET: &str = "GET /dns-query?dns=AAcAAAABAAAAAAAAAAACAAE HTTP/1.1\r\nhost: 
 /// and what was counted.
 async fn served<F: Future>(capacity: usize, client: impl FnOnce(DuplexStream) -> F) -> (Duration, Counts) {
     let alone = Alone::new(Speech::PlainHttp);
-    let (ours, theirs) = tokio::io::duplex(capacity);
-    let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let begun = Instant::now();
-    let serving = async {
-        converse(ours, peer, false, &alone.shared).await;
-        begun.elapsed()
-    };
-    tokio::pin!(serving);
-    let lasted = tokio::select! {
-        lasted = &mut serving => lasted,
-        _ = client(theirs) => serving.await,
-    };
-    (lasted, alone.counts())
+    let serve = async |ours, peer| converse(ours, peer, false, &alone.shared).await;
+    alone.served(capacity, serve, client).await
 }
 
 #[tokio::test(start_paused = true)]
