@@ -16,7 +16,7 @@ use crate::hold::{HoldRoom, Waiting, stopped};
 use crate::https;
 use crate::limit::{Gate, GateTally, Writers};
 use crate::observe::{NameCounts, Producer, Sighting};
-use crate::places::Places;
+use crate::places::{Places, Seat};
 use crate::respond::{Origin, Outcome, Setting, Transport, WakeWish, respond};
 use crate::tally::{Tally, bump};
 use crate::tcp::Connection;
@@ -227,8 +227,8 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         bump(&shared.tally.connections);
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            let _place = place;
-            converse(stream, peer, &shared).await;
+            converse(stream, peer, &shared, place.seat()).await;
+            drop(place);
         });
     }
     drop(listener);
@@ -236,15 +236,15 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// One connection, from accept to its end.
-async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, seat: Arc<Seat>) {
     // Answers leave at once; what can be sent together is written together. Without it they come a little later.
     let _ = stream.set_nodelay(true);
     match &shared.speech {
-        Speech::Dns => Connection::new(stream, peer, Transport::Tcp, shared).run().await,
+        Speech::Dns => Connection::new(stream, peer, Transport::Tcp, shared).on(seat).run().await,
         Speech::DnsOverTls(handshakes) => {
             if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
                 let version = stream.get_ref().1.protocol_version();
-                let connection = Connection::new(stream, peer, Transport::Tls, shared);
+                let connection = Connection::new(stream, peer, Transport::Tls, shared).on(seat);
                 // Zones are for TLS 1.3 only (RFC 9103 §7.1).
                 match version {
                     Some(ProtocolVersion::TLSv1_3) => connection.run().await,
@@ -254,10 +254,10 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         }
         Speech::Https(handshakes) => {
             if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
-                https::converse(stream, peer, false, shared).await;
+                https::converse(stream, peer, false, shared, seat).await;
             }
         }
-        Speech::PlainHttp => https::converse(stream, peer, true, shared).await,
+        Speech::PlainHttp => https::converse(stream, peer, true, shared, seat).await,
     }
 }
 
@@ -349,6 +349,56 @@ pub(crate) mod alone {
             let mut counts = Counts::default();
             self.shared.tally.add_to(&mut counts);
             counts
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+
+    use super::alone::Alone;
+    use super::*;
+
+    /// `. NS`, which a server without zones refuses in 17 bytes.
+    const QUESTION: &[u8] = &[0, 17, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+    const GET: &[u8] = b"GET /dns-query?dns=AAcAAAABAAAAAAAAAAACAAE HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    async fn client(number: u8, server: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 99, number], 0))).unwrap();
+        socket.connect(server).await.unwrap()
+    }
+
+    /// Whether a question is answered; not if the connection was closed.
+    async fn is_answered(stream: &mut TcpStream, question: &[u8]) -> bool {
+        let _ = stream.write_all(question).await;
+        stream.read(&mut [0; 512]).await.is_ok_and(|length| length > 0)
+    }
+
+    #[tokio::test]
+    async fn clients_that_only_hold_on_to_their_places_keep_nobody_out() {
+        for (speech, question) in [(Speech::Dns, QUESTION), (Speech::PlainHttp, GET)] {
+            let mut alone = Alone::new(speech);
+            Arc::get_mut(&mut alone.shared).unwrap().places = Places::new(3, 2);
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let serving = tokio::spawn(serve(listener, Arc::clone(&alone.shared)));
+            let mut clients = Vec::new();
+            for number in 1..=6 {
+                let mut client = client(number, address).await;
+                assert!(is_answered(&mut client, question).await, "client {number}");
+                clients.push(client);
+            }
+            for (client, stays) in clients.iter_mut().zip([false, false, false, true, true, true]) {
+                assert_eq!(is_answered(client, question).await, stays);
+            }
+            let counts = alone.counts();
+            assert_eq!((counts.connections_refused, counts.connections_timed_out), (0, 3));
+            drop(clients);
+            alone.stop.send_replace(true);
+            serving.await.unwrap();
         }
     }
 }
