@@ -205,7 +205,15 @@ impl Visit {
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
         let (head, body) = request.into_parts();
-        let message = match request::source(&head)? {
+        let source = match request::source(&head) {
+            Ok(source) => source,
+            Err(refusal) => {
+                // A body that is left unread has its stream reset over HTTP/2, which may take the answer away.
+                let _ = whole(body).await;
+                return Err(refusal);
+            }
+        };
+        let message = match source {
             Source::Address(message) => message,
             Source::Body => whole(body).await?,
         };
