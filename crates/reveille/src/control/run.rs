@@ -301,6 +301,10 @@ impl Control {
         }
         let Some((service, was)) = before else { return };
         match report {
+            Report::Fetched { .. } => {
+                let record = self.wakes.reached(&service, Stage::Fetched, at);
+                self.keep_wakes(record);
+            }
             Report::Running => {
                 let record = self.wakes.reached(&service, Stage::Running, at);
                 self.keep_wakes(record);
@@ -327,7 +331,6 @@ impl Control {
             | Report::GateBusy { .. }
             | Report::Armed
             | Report::Paused
-            | Report::Fetched { .. }
             | Report::Evicted
             | Report::RestFailed { .. }
             | Report::Disarmed
@@ -439,6 +442,7 @@ impl Control {
             }
             Action::Fetch => {
                 if let Some(stored) = self.stored_number(order.instance) {
+                    self.wakes.decided(&decision.service, Rung::Remote);
                     self.executor.fetch(order, stored);
                 }
             }

@@ -54,10 +54,12 @@ impl Wakes {
         finished
     }
 
-    /// The plan with the wake was applied.
+    /// The plan with the wake was applied. What is fetched first, and then restored, was woken from where it was fetched.
     pub fn decided(&mut self, service: &DomainName, from: Rung) {
         if let Some(open) = self.open.get_mut(service) {
-            open.record.from = from;
+            if open.record.stage_us(Stage::Fetched).is_none() {
+                open.record.from = from;
+            }
             open.reached(Stage::Decided, Instant::now());
         }
     }

@@ -74,7 +74,7 @@ fn a_service_that_rests_remote_leaves_the_disk_and_wakes_as_it_was() {
         assert_eq!(world.page().nonce, page.nonce);
     }
     let wakes = world.until_wakes("hello", 3);
-    assert_eq!(wakes.iter().filter(|wake| wake["from"] == "local").count(), 2, "{wakes:?}");
+    assert_eq!(wakes.iter().filter(|wake| wake["from"] == "remote").count(), 2, "{wakes:?}");
     for wake in wakes {
         say(&format!("from {}: {}", wake["from"], wake["stages_ms"]));
     }
