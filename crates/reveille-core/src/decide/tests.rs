@@ -647,6 +647,22 @@ fn who_waits_for_room_gets_it_from_the_longest_idle_and_never_from_who_is_busy()
 }
 
 #[test]
+fn who_goes_to_sleep_by_itself_is_not_told_again_to_make_room() {
+    let mut world = small_host(1);
+    let idle = Policy { idle_ms: 1_000, min_on_ms: 0, grace_ms: 0, ..policy() };
+    let (first, second) = (world.add(1, "a", 0, idle), world.add(2, "b", 0, idle));
+    world.wake(&first, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 200);
+    world.wake(&second, 300).unwrap();
+    let plan = world.plan(1_200);
+    let told = plan.iter().filter(|line| line.starts_with("i1 ")).count();
+    assert_eq!(told, 1, "{plan:#?}");
+    assert!(plan.iter().any(|line| line.contains("1 go to sleep to make room")), "{plan:#?}");
+}
+
+#[test]
 fn a_lower_priority_makes_room_and_a_higher_one_does_not() {
     let mut world = small_host(1);
     let quick = Policy { min_on_ms: 0, ..policy() };

@@ -1,6 +1,7 @@
 //! The loop itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -396,7 +397,12 @@ impl Control {
     /// Begins one decision; false if it is only waiting, or no longer fits.
     fn begin(&mut self, decision: Decision, now: Timestamp) -> bool {
         if matches!(decision.action, Action::Wait { .. }) {
-            if self.waiting.get(&decision.instance) != Some(&decision) {
+            // How many go first changes with each of them: no news.
+            let known = self.waiting.get(&decision.instance).is_some_and(|earlier| {
+                earlier.action == decision.action
+                    && discriminant(&earlier.reason) == discriminant(&decision.reason)
+            });
+            if !known {
                 self.record(&decision, now);
                 self.waiting.insert(decision.instance, decision);
             }
