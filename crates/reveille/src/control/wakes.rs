@@ -7,6 +7,8 @@ use reveille_core::model::{
     Cause, DomainName, InstanceId, Rung, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
 };
 
+use crate::clock::monotonic;
+
 /// A finished wake waits this long for its first byte before it is stored without one.
 const FIRST_BYTE_WAIT_MS: u64 = 10_000;
 
@@ -58,7 +60,7 @@ impl Wakes {
     pub fn decided(&mut self, service: &DomainName, from: Rung) {
         if let Some(open) = self.open.get_mut(service) {
             open.record.from = from;
-            open.reached(Stage::Decided, Instant::now());
+            open.reached(Stage::Decided, monotonic());
         }
     }
 
