@@ -16,7 +16,7 @@ pub use instance::{Cause, Failure, Instance, InstanceId, RecentDurations, SleepA
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};
-pub use room::Held;
+pub use room::{ARMED_MIB, Held};
 pub use service::{
     AfterCrash, AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources,
     ServiceSpec, SpecFault,

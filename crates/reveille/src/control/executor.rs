@@ -5,24 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use reveille_core::model::{Cause, Egress, InstanceId, Phase, Report, ServiceSpec, SnapshotVersion, Stage};
-use reveille_net::Activator;
-use reveille_net::guest::{Link, LinkAddresses};
-use reveille_net::tap::TapAddresses;
+use reveille_core::model::{
+    Cause, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion, Stage,
+};
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch, Mapping, VersionFiles};
-use reveille_vm::image::ImageStore;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
 use super::Message;
-use super::cable::{Cable, plug};
+use super::cable::Cable;
+use super::images::Images;
 use super::versions::Versions;
 use super::watch::{From, until_answers, watch};
-use crate::clock::Clock;
+use super::wiring::Wiring;
+use crate::clock::{Clock, monotonic};
 
 /// Pause between two tries to end a process that could not be ended.
 const KILL_PAUSE: Duration = Duration::from_secs(1);
@@ -43,16 +43,15 @@ pub struct Tools {
     /// Runs the instances.
     pub driver: Arc<dyn Driver>,
     /// What they boot.
-    pub images: Arc<ImageStore>,
-    /// Where their clients wait.
-    pub activator: Activator,
+    pub images: Arc<dyn Images>,
+    /// Where their clients wait, and how they are reached.
+    pub wiring: Arc<dyn Wiring>,
     /// Where reports go.
     pub inbox: mpsc::Sender<Message>,
     /// The time.
     pub clock: Clock,
     /// Where versions go, if there is an object store.
     pub versions: Option<Arc<Versions>>,
-    links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
     watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
 
@@ -61,17 +60,12 @@ impl Tools {
     pub async fn report(&self, order: &Order, report: Report) {
         let Order { instance, start, .. } = *order;
         // The receiver is gone only when the daemon ends.
-        let _ = self.inbox.send(Message::Reported { instance, start, report, at: Instant::now() }).await;
+        let _ = self.inbox.send(Message::Reported { instance, start, report, at: monotonic() }).await;
     }
 
     async fn launch(&self, order: &Order) -> Result<Launch, Cause> {
-        let (images, name) = (Arc::clone(&self.images), order.spec.image.clone());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-        let image = match resolved {
-            Ok(Ok(image)) => image,
-            Ok(Err(error)) => return Err(Cause::StartFailed { detail: error.to_string() }),
-            Err(error) => return Err(Cause::StartFailed { detail: error.to_string() }),
-        };
+        let resolved = self.images.resolve(&order.spec.image).await;
+        let image = resolved.map_err(|detail| Cause::StartFailed { detail })?;
         Ok(Launch {
             instance: order.instance,
             service: order.spec.name.clone(),
@@ -80,56 +74,17 @@ impl Tools {
             initrd: image.initrd,
             resources: order.spec.resources,
             egress: order.spec.egress,
-            link: self.plug(order)?,
+            link: self.wiring.plug_bound(&order.spec)?,
         })
     }
 
-    /// What its network card is plugged into.
-    fn plug(&self, order: &Order) -> Result<reveille_vm::driver::Link, Cause> {
-        let name = &order.spec.name;
-        let Activator::Tap(taps) = &self.activator else { return Ok(reveille_vm::driver::Link::Stream) };
-        if order.spec.egress != Egress::None {
-            let detail =
-                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
-            return Err(Cause::StartFailed { detail });
-        }
-        let addresses = taps.addresses(name);
-        let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
-            detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
-        })?;
-        Ok(plug(&self.activator, name, v4, v6))
-    }
-
     /// The instance's cable. A link is attached to the relay, and made if there is none.
-    async fn link(&self, order: &Order) -> Result<Cable, DriverError> {
-        if let Activator::Tap(taps) = &self.activator {
-            return Ok(Cable::Tap(taps.clone(), order.spec.name.clone()));
-        }
-        if let Some(link) = self.open_link(order.instance) {
-            return Ok(Cable::Link(link));
-        }
-        let stream = self.driver.network(order.instance).await?;
-        let link = Arc::new(Link::attach(stream, addresses(order.spec.egress)));
-        let link = self.open_link(order.instance).unwrap_or_else(|| {
-            self.links().insert(order.instance, Arc::clone(&link));
-            link
-        });
-        self.activator.set_link(&order.spec.name, Some(Arc::clone(&link)));
-        Ok(Cable::Link(link))
-    }
-
-    /// The link that there is, unless it is one to a process that has ended.
-    fn open_link(&self, instance: InstanceId) -> Option<Arc<Link>> {
-        self.links().get(&instance).filter(|link| !link.is_closed()).map(Arc::clone)
+    async fn link(&self, order: &Order) -> Result<Arc<dyn Cable>, DriverError> {
+        self.wiring.attach(order.instance, &order.spec, &*self.driver).await
     }
 
     fn unlink(&self, order: &Order) {
-        self.links().remove(&order.instance);
-        self.activator.set_link(&order.spec.name, None);
-    }
-
-    fn links(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wiring.detach(order.instance, &order.spec.name);
     }
 }
 
@@ -146,14 +101,14 @@ impl Executor {
     /// An executor without tasks.
     pub fn new(
         driver: Arc<dyn Driver>,
-        images: Arc<ImageStore>,
-        activator: Activator,
+        images: Arc<dyn Images>,
+        wiring: Arc<dyn Wiring>,
         inbox: mpsc::Sender<Message>,
         clock: Clock,
         versions: Option<Arc<Versions>>,
     ) -> Self {
-        let (links, watches) = (Mutex::default(), Mutex::default());
-        let tools = Tools { driver, images, activator, inbox, clock, versions, links, watches };
+        let watches = Mutex::default();
+        let tools = Tools { driver, images, wiring, inbox, clock, versions, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -247,7 +202,7 @@ impl Executor {
     pub fn kill(&mut self, order: Order, discard: bool, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
-        tools.activator.cut(&order.spec.name);
+        tools.wiring.cut(&order.spec.name);
         let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
             // So that it cannot start a process after the kill.
@@ -268,6 +223,22 @@ impl Executor {
                 }
             }
         });
+    }
+
+    /// Begins what reconciling left to do.
+    pub fn take_up(&mut self, fleet: &Fleet, steps: Vec<(InstanceId, Reconciled)>) {
+        for (id, step) in steps {
+            let Some(instance) = fleet.instance(id) else { continue };
+            let Some(service) = fleet.service(&instance.service) else { continue };
+            let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };
+            match step {
+                Reconciled::Settled if instance.rung == Rung::Armed => self.adopt_armed(order),
+                Reconciled::Settled => {}
+                Reconciled::End => self.disarm(order),
+                Reconciled::Adopt => self.adopt(order, false),
+                Reconciled::Resume => self.adopt(order, true),
+            }
+        }
     }
 
     /// Takes over a process that was found, letting its guest run again if `resume`.
@@ -342,7 +313,7 @@ async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
         let launch = tools.launch(&order).await?;
         tools.driver.warm(&launch, &|_| ()).await.map_err(cause_of)?;
         let cable = tools.link(&order).await.map_err(cause_of)?;
-        until_answers(&order, &cable).await;
+        until_answers(&order, &*cable).await;
         tools.driver.pause(order.instance).await.map_err(cause_of)
     };
     let warmed = timeout(limit, warmed).await.unwrap_or_else(|_| {
@@ -484,8 +455,7 @@ impl Tools {
     }
 
     fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
-        let message =
-            Message::Stage { instance: order.instance, start: order.start, stage, at: Instant::now() };
+        let message = Message::Stage { instance: order.instance, start: order.start, stage, at: monotonic() };
         // A stage that finds the inbox full is missing in the record and nowhere else.
         let _ = self.inbox.try_send(message);
         if stage == Stage::Spawned {
@@ -499,7 +469,7 @@ impl Tools {
         }
     }
 
-    fn watch(self: &Arc<Self>, order: Order, cable: Cable, from: From) {
+    fn watch(self: &Arc<Self>, order: Order, cable: Arc<dyn Cable>, from: From) {
         let instance = order.instance;
         let task = tokio::spawn(watch(Arc::clone(self), order, cable, from));
         if let Some(earlier) = self.watches().insert(instance, task.abort_handle()) {
@@ -536,11 +506,6 @@ impl Tools {
     fn watches(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, AbortHandle>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// With user-mode networking on the same wire the gateway is there already.
-pub fn addresses(egress: Egress) -> LinkAddresses {
-    LinkAddresses { gateway: egress == Egress::None }
 }
 
 fn cause_of(error: DriverError) -> Cause {

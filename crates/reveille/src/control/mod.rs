@@ -10,16 +10,19 @@
 //! Everything that changes a service or an instance comes through here, one message after another, so each
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
-mod cable;
+pub mod cable;
 mod commands;
 mod damping;
 pub mod executor;
+pub mod images;
+mod inputs;
 pub mod outbound;
 mod publish;
 pub mod ready;
 mod reload;
 mod run;
 mod serials;
+pub mod shelf;
 pub mod startup;
 mod stop;
 mod traffic;
@@ -27,6 +30,7 @@ mod updates;
 pub mod versions;
 mod wakes;
 mod watch;
+pub mod wiring;
 mod write_back;
 
 use std::time::Instant;
@@ -35,8 +39,9 @@ use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersio
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
+pub use inputs::Inputs;
 pub use publish::Publisher;
-pub use run::{Control, Inputs, Parts};
+pub use run::{Control, Parts};
 pub use serials::Serials;
 pub use stop::stop;
 pub use updates::{TakenUp, take_up as take_up_updates};

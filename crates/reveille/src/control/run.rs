@@ -12,21 +12,23 @@ use reveille_core::model::{
     Applied, Cause, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
     SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
-use reveille_dns::update::{UpdateAsk, UpdateDesk};
+use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
-use reveille_net::{Activator, RelayEvent, RelayEvents};
-use reveille_store::{Ack, Change, Store, StoredDecision};
+use reveille_net::RelayEvent;
+use reveille_store::{Ack, Change, StateDatabase, StoredDecision};
 use reveille_vm::driver::Mapping;
-use tokio::sync::{broadcast, mpsc};
-use tokio::time::{sleep, sleep_until};
+use tokio::sync::broadcast;
+use tokio::time::sleep;
 
 use super::Message;
 use super::commands::Command;
 use super::executor::{Executor, Order};
+use super::inputs::{Inputs, Next, Turns};
 use super::publish::Publisher;
 use super::reload::ReloadAsk;
 use super::startup::Services;
 use super::wakes::Wakes;
+use super::wiring::Wiring;
 use crate::clock::Clock;
 use crate::config::OnStop;
 
@@ -37,18 +39,6 @@ const ROUNDS_MAX: usize = 16;
 /// Pause before rows that could not be written are written again.
 pub(super) const REWRITE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the loop's work comes from.
-pub struct Inputs {
-    /// Questions for services that do not run.
-    pub asks: mpsc::Receiver<WakeAsk>,
-    /// Clients at gates that are closed.
-    pub relay: RelayEvents,
-    /// Dynamic updates of static records.
-    pub updates: mpsc::Receiver<UpdateAsk>,
-    /// Reports and commands.
-    pub inbox: mpsc::Receiver<Message>,
-}
-
 /// What the loop works with.
 pub struct Parts {
     /// Every service, reconciled with the host.
@@ -56,9 +46,9 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// Where rows go.
-    pub store: Arc<Store>,
+    pub store: Arc<dyn StateDatabase>,
     /// Where clients wait.
-    pub activator: Activator,
+    pub wiring: Arc<dyn Wiring>,
     /// Who carries actions out.
     pub executor: Executor,
     /// Who makes changes visible.
@@ -79,8 +69,8 @@ pub struct Parts {
 pub struct Control {
     pub(super) fleet: Fleet,
     pub(super) clock: Clock,
-    pub(super) store: Arc<Store>,
-    pub(super) activator: Activator,
+    pub(super) store: Arc<dyn StateDatabase>,
+    pub(super) wiring: Arc<dyn Wiring>,
     pub(super) executor: Executor,
     pub(super) publisher: Publisher,
     pub(super) wakes: Wakes,
@@ -106,7 +96,7 @@ impl Control {
             fleet,
             clock,
             store,
-            activator,
+            wiring,
             executor,
             publisher,
             news,
@@ -119,7 +109,7 @@ impl Control {
             fleet,
             clock,
             store,
-            activator,
+            wiring,
             executor,
             publisher,
             wakes: Wakes::default(),
@@ -138,35 +128,26 @@ impl Control {
 
     /// Runs until the inbox is closed or a stop is complete.
     pub async fn run(mut self, mut inputs: Inputs) {
+        let mut turns = Turns::default();
         self.turn();
         loop {
             self.reload_if_due().await;
             let patience = self.reloading.as_ref().map(|(_, until)| *until);
             let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
             let due = due.into_iter().flatten().min();
-            let timer = async {
-                match due {
-                    Some(due) => sleep_until(self.clock.instant_of(due).into()).await,
-                    None => std::future::pending().await,
+            let due = due.map(|due| self.clock.instant_of(due));
+            match inputs.next(&mut turns, self.updates.is_free(), due).await {
+                Next::Ask(ask) => self.asked_by_query(ask),
+                Next::Relay(event) => self.relayed(event),
+                Next::Update(update) => self.take_updates(*update, &mut inputs.updates),
+                Next::Message(Some(Message::Command(Command::Stop(done)))) => {
+                    self.begin_stop();
+                    self.turn();
+                    return self.finish_stop(inputs, done).await;
                 }
-            };
-            tokio::select! {
-                // These end before the loop does: a stop takes its askers away first.
-                Some(ask) = inputs.asks.recv() => self.asked_by_query(ask),
-                Some(event) = inputs.relay.recv() => self.relayed(event),
-                Some(update) = inputs.updates.recv(), if self.updates.is_free() => {
-                    self.take_updates(update, &mut inputs.updates);
-                }
-                message = inputs.inbox.recv() => match message {
-                    Some(Message::Command(Command::Stop(done))) => {
-                        self.begin_stop();
-                        self.turn();
-                        return self.finish_stop(inputs, done).await;
-                    }
-                    Some(message) => self.take(message).await,
-                    None => return,
-                },
-                () = timer => self.look_at_traffic(),
+                Next::Message(Some(message)) => self.take(message).await,
+                Next::Message(None) => return,
+                Next::Due => self.look_at_traffic(),
             }
             self.turn();
         }
@@ -193,7 +174,7 @@ impl Control {
             }
             Message::TakenOver { service, host } => {
                 tracing::warn!(%service, host, "was taken over by another host; it does not run here any more");
-                self.activator.cut(&service);
+                self.wiring.cut(&service);
                 self.take_event(Event::Owned { service, foreign: Some(host), newest: None });
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
@@ -318,7 +299,7 @@ impl Control {
             }
             Report::Captured { version } => {
                 // Who came too late to turn it back asks anew.
-                self.activator.cut(&service);
+                self.wiring.cut(&service);
                 let paused_ms = version.paused_us / 1_000;
                 tracing::info!(%service, version = version.number, paused_ms, "asleep");
             }
@@ -341,7 +322,7 @@ impl Control {
 
     fn lost(&mut self, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
-        self.activator.cut(service);
+        self.wiring.cut(service);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Message;
+use super::shelf::Shelf;
 use crate::config;
 
 /// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
@@ -35,7 +36,7 @@ pub const SILENT_MS_MAX: u64 = 60_000;
 
 /// The depot as this host uses it.
 pub struct Versions {
-    depot: Arc<Depot>,
+    depot: Arc<dyn Shelf>,
     /// How this host is known in the depot.
     host: String,
     /// The epochs in which services are owned.
@@ -56,7 +57,7 @@ pub enum Ownership {
 
 impl Versions {
     /// For the host of that name.
-    pub fn new(depot: Arc<Depot>, host: String) -> Self {
+    pub fn new(depot: Arc<dyn Shelf>, host: String) -> Self {
         Self { depot, host, epochs: Mutex::default() }
     }
 
@@ -79,11 +80,10 @@ impl Versions {
         };
         self.epochs().insert(service.clone(), epoch);
         let entries = self.depot.list(&name).await.map_err(failed)?;
-        let Some(number) = entries.iter().map(|entry| entry.id.number).max() else {
+        let Some(entry) = entries.into_iter().max_by_key(|entry| entry.id.number) else {
             return Ok(Ownership::Ours { newest: None });
         };
-        let id = VersionId { service: name, number };
-        let manifest = self.depot.show(&id).await.map_err(failed)?;
+        let (number, manifest) = (entry.id.number, entry.manifest.map_err(failed)?);
         let newest = SnapshotVersion {
             number,
             at: Timestamp::from_ms(manifest.about.taken_at_ms),
@@ -216,14 +216,14 @@ pub async fn take_up(
     let host = config.host_name();
     tracing::info!(url = config.url, host, "object store");
     let versions = Versions::new(Arc::new(depot), host);
-    fleet.limits.has_depot = true;
     claim(fleet, &versions, now).await;
     Ok(Some(Arc::new(versions)))
 }
 
 /// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
 /// keep the others from being served: what was not asked now is asked before the first version is sent.
-async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+    fleet.limits.has_depot = true;
     let names: Vec<DomainName> = fleet.services().map(|service| service.spec.name.clone()).collect();
     let mut owned = stream::iter(names)
         .map(|service| async move {

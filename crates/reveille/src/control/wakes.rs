@@ -7,6 +7,8 @@ use reveille_core::model::{
     Cause, DomainName, InstanceId, Rung, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
 };
 
+use crate::clock::monotonic;
+
 /// A finished wake waits this long for its first byte before it is stored without one.
 const FIRST_BYTE_WAIT_MS: u64 = 10_000;
 
@@ -60,7 +62,7 @@ impl Wakes {
             if open.record.stage_us(Stage::Fetched).is_none() {
                 open.record.from = from;
             }
-            open.reached(Stage::Decided, Instant::now());
+            open.reached(Stage::Decided, monotonic());
         }
     }
 
