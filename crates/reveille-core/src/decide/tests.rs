@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report,
-    RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Found, Gate, HostLimits, Kind, Policy, PortSpec,
+    Report, RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger, reconcile,
 };
 
 const T0: u64 = 1_000_000;
@@ -833,6 +833,47 @@ fn after_a_crash_the_last_version_counts_only_where_the_policy_says_so() {
         world.wake(&hello, 15_100).unwrap();
         let plan = world.plan(15_100);
         assert!(plan[0].starts_with(next), "{plan:#?}");
+    }
+}
+
+#[test]
+fn a_service_that_comes_back_goes_on_from_what_the_other_host_left() {
+    for rest in [Rung::Local, Rung::Armed] {
+        let mut world = with_depot();
+        let hello = world.add(1, "hello", 0, Policy { rest, ..policy() });
+        world.asleep(1, &hello);
+        world.plan(13_010);
+        world.published(1, 1, Ok(version(1)), 13_100);
+        if rest == Rung::Armed {
+            world.plan(13_100);
+            world.report(1, Report::Armed, 13_200);
+        }
+        let owned = |foreign: Option<&str>, newest| Event::Owned {
+            service: hello.clone(),
+            foreign: foreign.map(str::to_owned),
+            newest,
+        };
+        world.fleet.apply(owned(Some("second"), None), at(20_000)).unwrap();
+        let plan = world.plan(20_000);
+        if rest == Rung::Armed {
+            assert!(plan[0].starts_with("i1 kill"), "{plan:#?}");
+            world.report(1, Report::Fenced { version: Some(version(1)) }, 20_100);
+        }
+        assert!(world.wake(&hello, 20_200).is_err());
+        // The other host slept twice with it, and fell silent.
+        world.fleet.apply(owned(None, Some(version(3))), at(90_000)).unwrap();
+        world.wake(&hello, 90_100).unwrap();
+        let plan = world.plan(90_100);
+        assert!(plan[0].starts_with("i1 fetch"), "{plan:#?}");
+        // A crash of the daemon finds what lies on the disk, which is the past.
+        let row = world.fleet.instance(InstanceId(1)).unwrap().clone();
+        for found in [
+            Found::Nothing { version: Some(version(1)) },
+            Found::Untouched { version: version(1), armed: true },
+        ] {
+            let (row, _) = reconcile(row.clone(), found, at(90_200));
+            assert_eq!((row.phase, row.rung, row.version), (Phase::Hibernated, Rung::Remote, None));
+        }
     }
 }
 

@@ -62,8 +62,17 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
         Found::Nothing { version } => {
             row.unfenced = false;
             row.running_since = None;
+            let version = version.filter(|version| !row.is_superseded(version));
             settle_without_process(&mut row, was, version, now);
             (row, Reconciled::Settled)
+        }
+        Found::Untouched { version, .. } if row.is_superseded(&version) => {
+            row.running_since = None;
+            row.unfenced = false;
+            row.phase = Phase::Hibernated;
+            row.rung = Rung::Remote;
+            row.version = None;
+            (row, Reconciled::End)
         }
         Found::Untouched { version, armed } => {
             row.running_since = None;

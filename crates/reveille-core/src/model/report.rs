@@ -142,9 +142,15 @@ impl Instance {
         if let Some(version) = &version {
             self.version_number_last = self.version_number_last.max(version.number);
         }
-        self.version = version;
+        self.version = version.filter(|version| !self.is_superseded(version));
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
+    }
+
+    /// Whether the object store has a newer version that nothing has run since: another host served the service
+    /// meanwhile, and what lies on this one's disk is its past.
+    pub(super) fn is_superseded(&self, own: &SnapshotVersion) -> bool {
+        self.stored_is_current && self.stored.as_ref().is_some_and(|stored| stored.number > own.number)
     }
 
     /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
@@ -185,12 +191,18 @@ impl Instance {
                 .is_some_and(|own| self.stored.as_ref().map(number) != Some(own))
     }
 
-    /// The object store has that version; on an empty host it is the one to go on from.
+    /// The object store has that version. One that this host has not taken is the one to go on from: the host is empty,
+    /// or another one has served the service meanwhile.
     pub(super) fn note_stored(&mut self, newest: SnapshotVersion) {
-        if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
+        let runs = !matches!(self.phase, Phase::Off | Phase::Hibernated | Phase::Failed);
+        if newest.number > self.version_number_last && !runs && !self.in_flight {
             self.version_number_last = newest.number;
             self.stored = Some(newest);
             self.stored_is_current = true;
+            self.version = None;
+            // A process that waits with the older version.
+            self.unfenced |= self.rung > Rung::Local;
+            self.failure = None;
             self.phase = Phase::Hibernated;
             self.rung = Rung::Remote;
         } else if self.version.as_ref().is_some_and(|own| own.number == newest.number) {

@@ -110,6 +110,13 @@ pub enum Message {
         /// The host.
         host: String,
     },
+    /// The host that a service was served by is silent, and it is this one's now.
+    Inherited {
+        /// The service.
+        service: DomainName,
+        /// The newest version in the object store.
+        newest: Option<SnapshotVersion>,
+    },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),
     /// What updates have changed is durable, or why not.

@@ -172,6 +172,10 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
+            Message::Inherited { service, newest } => {
+                tracing::info!(%service, "was left by its host; it is served here now");
+                self.take_event(Event::Owned { service, foreign: None, newest });
+            }
             Message::TakenOver { service, host } => {
                 tracing::warn!(%service, host, "was taken over by another host; it does not run here any more");
                 self.wiring.cut(&service);

@@ -3,13 +3,14 @@
 //! A host writes versions of a service, and restores them, only while it owns the service in the object store: the epoch
 //! is read before the first of either, and a put is refused by the depot when another host has taken over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use reveille_core::model::{Cause, DomainName, Event, Fleet, SnapshotVersion, Timestamp};
+use reveille_depot::catalogue::VersionEntry;
 use reveille_depot::fetch::FetchOrder;
 use reveille_depot::format::manifest::{Description, Needs};
 use reveille_depot::names::{ServiceName, VersionId};
@@ -24,14 +25,15 @@ use super::Message;
 use super::shelf::Shelf;
 use crate::config;
 
-/// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
-const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// The object store is told so many times that a service is served here, within the time after which another host may
+/// take it over.
+const RENEWALS: u32 = 4;
 /// Services that are asked about at a time.
 const CLAIMS_MAX: usize = 16;
 /// Longest that a start waits for the object store.
 const CLAIMS_MS_MAX: u64 = 15_000;
 
-/// Without a word from its owner for this long, a service may be taken over by a host that has none of it.
+/// Without a word from its owner for this long, a service may be taken over, unless the config says otherwise.
 pub const SILENT_MS_MAX: u64 = 60_000;
 
 /// The depot as this host uses it.
@@ -39,8 +41,12 @@ pub struct Versions {
     depot: Arc<dyn Shelf>,
     /// How this host is known in the depot.
     host: String,
+    /// Without a word from its owner for this long, a service may be taken over.
+    silent_ms_max: u64,
     /// The epochs in which services are owned.
     epochs: Mutex<BTreeMap<DomainName, u64>>,
+    /// Services that were found to be another host's.
+    foreign: Mutex<BTreeSet<DomainName>>,
 }
 
 /// Whose a service is.
@@ -58,7 +64,19 @@ pub enum Ownership {
 impl Versions {
     /// For the host of that name.
     pub fn new(depot: Arc<dyn Shelf>, host: String) -> Self {
-        Self { depot, host, epochs: Mutex::default() }
+        Self {
+            depot,
+            host,
+            silent_ms_max: SILENT_MS_MAX,
+            epochs: Mutex::default(),
+            foreign: Mutex::default(),
+        }
+    }
+
+    /// The same, with another time after which a silent host loses its services.
+    #[must_use]
+    pub fn with_silence(self, ms_max: u64) -> Self {
+        Self { silent_ms_max: ms_max, ..self }
     }
 
     /// Makes sure that the service is this host's: it has no owner, or its owner has been silent for too long.
@@ -66,6 +84,17 @@ impl Versions {
     /// # Errors
     /// The store does not answer, or has something odd.
     pub async fn own(&self, service: &DomainName) -> Result<Ownership, Cause> {
+        let owned = self.own_now(service).await;
+        let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        match &owned {
+            Ok(Ownership::Foreign(_)) => drop(foreign.insert(service.clone())),
+            Ok(Ownership::Ours { .. }) => drop(foreign.remove(service)),
+            Err(_) => {}
+        }
+        owned
+    }
+
+    async fn own_now(&self, service: &DomainName) -> Result<Ownership, Cause> {
         let name = service_name(service)?;
         let epoch = match self.depot.owner(&name).await.map_err(failed)? {
             Some(owner) if owner.host == self.host => owner.epoch,
@@ -80,7 +109,13 @@ impl Versions {
         };
         self.epochs().insert(service.clone(), epoch);
         let entries = self.depot.list(&name).await.map_err(failed)?;
-        let Some(entry) = entries.into_iter().max_by_key(|entry| entry.id.number) else {
+        // What a host has written that had lost the service is older than what its successor wrote. One that cannot be
+        // read may be the newest.
+        let order = |entry: &VersionEntry| {
+            let epoch = entry.manifest.as_ref().map_or(u64::MAX, |manifest| manifest.about.epoch);
+            (epoch, entry.id.number)
+        };
+        let Some(entry) = entries.into_iter().max_by_key(order) else {
             return Ok(Ownership::Ours { newest: None });
         };
         let (number, manifest) = (entry.id.number, entry.manifest.map_err(failed)?);
@@ -96,7 +131,7 @@ impl Versions {
 
     async fn is_silent(&self, owner: &Owner) -> Result<bool, Cause> {
         let now_ms = self.depot.store_now_ms().await.map_err(failed)?;
-        Ok(owner.silent_ms(now_ms) > SILENT_MS_MAX)
+        Ok(owner.silent_ms(now_ms) > self.silent_ms_max)
     }
 
     /// Says of every service that this host owns that it is still there; gives those that it owns no longer.
@@ -110,6 +145,7 @@ impl Versions {
                 Ok(()) => {}
                 Err(ClaimError::Owned { owner, .. }) => {
                     self.epochs().remove(&service);
+                    self.foreign.lock().unwrap_or_else(PoisonError::into_inner).insert(service.clone());
                     lost.push((service, owner.host));
                 }
                 Err(error) => {
@@ -118,6 +154,21 @@ impl Versions {
             }
         }
         lost
+    }
+
+    /// Asks again about the services that are another host's; gives those that have become this one's, with the newest
+    /// version of each.
+    pub async fn inherit(&self) -> Vec<(DomainName, Option<SnapshotVersion>)> {
+        let foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut inherited = Vec::new();
+        for service in foreign {
+            match self.own(&service).await {
+                Ok(Ownership::Ours { newest }) => inherited.push((service, newest)),
+                Ok(Ownership::Foreign(_)) => {}
+                Err(cause) => tracing::debug!(%service, %cause, "it is not known whose it is"),
+            }
+        }
+        inherited
     }
 
     /// Puts a version; what it has in common with the one before, or with that of `sibling`, is not stored again.
@@ -215,7 +266,7 @@ pub async fn take_up(
     let depot = Depot::open(&settings)?;
     let host = config.host_name();
     tracing::info!(url = config.url, host, "object store");
-    let versions = Versions::new(Arc::new(depot), host);
+    let versions = Versions::new(Arc::new(depot), host).with_silence(config.takeover_s * 1_000);
     claim(fleet, &versions, now).await;
     Ok(Some(Arc::new(versions)))
 }
@@ -253,14 +304,19 @@ pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
 }
 
 /// Says again and again that the services of this host are served here, and tells the control loop of those that another
-/// host has taken over.
+/// host has taken over, or has left.
 pub async fn keep(versions: Arc<Versions>, inbox: mpsc::Sender<Message>) {
-    let mut look = tokio::time::interval(RENEW_EVERY);
+    let mut look = tokio::time::interval(Duration::from_millis(versions.silent_ms_max) / RENEWALS);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         for (service, host) in versions.renew().await {
             if inbox.send(Message::TakenOver { service, host }).await.is_err() {
+                return;
+            }
+        }
+        for (service, newest) in versions.inherit().await {
+            if inbox.send(Message::Inherited { service, newest }).await.is_err() {
                 return;
             }
         }

@@ -7,6 +7,8 @@
 mod addresses;
 mod chance;
 mod place;
+#[path = "../../../reveille-depot/tests/common/servers.rs"]
+mod servers;
 mod small;
 mod wire;
 mod world;
