@@ -142,7 +142,10 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     for (spec, address) in &named {
         let _ = wiring.bind(Binding::new(spec.name.clone(), vec![(*address).into()], spec.ports.clone())).await;
     }
-    let (serials, _) = Serials::begin(Arc::clone(&store), &BTreeMap::new(), Vec::new()).await.ok()?;
+    let Ok((serials, _)) = Serials::begin(Arc::clone(&store), &BTreeMap::new(), Vec::new()).await else {
+        life.now(|inside, host| inside.kill_daemon(host, "as it cannot save its state")).await;
+        return None;
+    };
     let view = View::seeded(1, 0, Zones::default(), [], Acl::new([]));
     let (generation, _) = watch::channel(0);
     let mut publisher =

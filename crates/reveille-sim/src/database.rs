@@ -18,6 +18,7 @@ const GROUP_MAX: usize = 64;
 /// The state database of one life of a daemon.
 pub struct Rows {
     queue: mpsc::UnboundedSender<(Vec<Change>, Acknowledge)>,
+    life: Life,
     next_instance: AtomicU64,
 }
 
@@ -26,7 +27,7 @@ impl Rows {
     pub async fn open(life: &Life) -> (Arc<Self>, Loaded) {
         let (loaded, next) = life.now(|inside, host| inside.load(host)).await;
         let (queue, mut writes) = mpsc::unbounded_channel::<(Vec<Change>, Acknowledge)>();
-        let life = life.clone();
+        let (own, life) = (life.clone(), life.clone());
         tokio::spawn(async move {
             let mut group = Vec::new();
             while writes.recv_many(&mut group, GROUP_MAX).await > 0 {
@@ -47,13 +48,21 @@ impl Rows {
                 }
             }
         });
-        (Arc::new(Self { queue, next_instance: AtomicU64::new(next) }), loaded)
+        (Arc::new(Self { queue, life: own, next_instance: AtomicU64::new(next) }), loaded)
     }
 }
 
 impl StateDatabase for Rows {
     fn write(&self, changes: Vec<Change>) -> Ack {
         let (done, ack) = Ack::pending();
+        for change in &changes {
+            if let Change::AddDecision(row) = change {
+                let decision = &row.decision;
+                self.life.at_once(|inside, host| {
+                    inside.tell(|| format!("h{host} {}: {:?}, as {}", decision.service, decision.action, decision.reason));
+                });
+            }
+        }
         let _ = self.queue.send((changes, done));
         ack
     }

@@ -188,6 +188,8 @@ impl Inside {
                 let early = process.booted && process.ready_at > Instant::now();
                 early.then(|| "before its guest is ready".to_owned())
             }
+            // It was found standing still between two daemons, and is about to be let run again.
+            Some(process) if process.doing == Doing::Stopped && !process.capturing => None,
             Some(process) => Some(format!("while its guest is in no state to answer ({:?})", process.doing)),
             None => {
                 let noticed = |ended: &Instant| ended.elapsed().as_millis() > UNNOTICED_MS;
@@ -215,6 +217,9 @@ impl Inside {
         if process.hung || process.port_dead || process.ready_at > Instant::now() {
             return Some(false);
         }
+        if process.doing == Doing::Stopped && !process.capturing {
+            return Some(false);
+        }
         if !matches!(process.doing, Doing::Runs) {
             let doing = process.doing;
             self.violate(format!("h{host} {service}: a client is let in to a guest that stands still ({doing:?})"));
@@ -233,15 +238,20 @@ impl Inside {
 
 /// A client that comes to a service on a host, stays for `stay` once it is served, and waits at most `patience`.
 pub async fn client(world: Arc<World>, host: usize, service: DomainName, stay: Duration, patience: Duration) -> Served {
-    timeout(patience, visit(world, host, service, stay)).await.unwrap_or(Served::No)
+    match timeout(patience, arrive(&world, host, &service)).await {
+        Ok(Served::Yes) => visit(&world, host, &service, stay).await,
+        Ok(served @ (Served::NoDaemon | Served::Refused | Served::No)) => served,
+        Err(_) => Served::No,
+    }
 }
 
-async fn visit(world: Arc<World>, host: usize, service: DomainName, stay: Duration) -> Served {
+/// Waits until it is let in.
+async fn arrive(world: &World, host: usize, service: &DomainName) -> Served {
     let from: SocketAddr = ([192, 0, 2, 1], 4_000).into();
     loop {
         let waits = {
             let mut inside = world.lock();
-            let port = inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(&service));
+            let port = inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(service));
             let Some(port) = port else { return Served::NoDaemon };
             match port.gate {
                 Gate::Refuse => return Served::Refused,
@@ -252,8 +262,8 @@ async fn visit(world: Arc<World>, host: usize, service: DomainName, stay: Durati
                     port.events.wanted(from, PORT);
                     Some(receiver)
                 }
-                Gate::Open => match inside.let_through(host, &service) {
-                    Some(true) => break,
+                Gate::Open => match inside.let_through(host, service) {
+                    Some(true) => return Served::Yes,
                     Some(false) | None => None,
                 },
             }
@@ -264,8 +274,12 @@ async fn visit(world: Arc<World>, host: usize, service: DomainName, stay: Durati
             None => sleep(TRY_EVERY).await,
         }
     }
+}
+
+/// It is connected for a while.
+async fn visit(world: &World, host: usize, service: &DomainName, stay: Duration) -> Served {
     let cuts = |inside: &mut Inside| {
-        inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(&service)).map(|port| port.cuts)
+        inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(service)).map(|port| port.cuts)
     };
     let before = cuts(&mut world.lock());
     sleep(stay).await;
@@ -274,7 +288,7 @@ async fn visit(world: Arc<World>, host: usize, service: DomainName, stay: Durati
         return Served::No;
     }
     let now = inside.now();
-    if let Some(port) = inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(&service)) {
+    if let Some(port) = inside.hosts.get_mut(host).and_then(|host| host.ports.get_mut(service)) {
         port.open = port.open.saturating_sub(1);
         port.last_packet = Some(now);
         if port.open == 0 {

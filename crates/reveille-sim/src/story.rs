@@ -41,7 +41,7 @@ pub fn run(seed: u64, mutation: Option<&'static str>, traced: bool) -> Outcome {
     };
     runtime.block_on(async {
         let world = make(seed, mutation, traced);
-        let mut story = Story { world: Arc::clone(&world), daemons: Vec::new(), dice: Dice::new(seed ^ 0xfeed) };
+        let mut story = Story { world: Arc::clone(&world), daemons: Vec::new(), wanted: vec![false; 2], dice: Dice::new(seed ^ 0xfeed) };
         tokio::select! {
             biased;
             () = story.tell() => {}
@@ -159,6 +159,8 @@ fn spec(dice: &mut Dice, number: u64, has_depot: bool) -> ServiceSpec {
 struct Story {
     world: Arc<World>,
     daemons: Vec<Option<Daemon>>,
+    /// Hosts whose service manager starts the daemon again when it has ended.
+    wanted: Vec<bool>,
     dice: Dice,
 }
 
@@ -196,6 +198,9 @@ impl Story {
     }
 
     async fn start(&mut self, host: usize) {
+        if let Some(wanted) = self.wanted.get_mut(host) {
+            *wanted = true;
+        }
         let daemon = daemon::start(&self.world, host);
         // One that is killed in the middle of its start never comes back from it.
         let killed = async {
@@ -219,7 +224,7 @@ impl Story {
     /// Daemons that were killed on their way are started again, as a service manager does.
     async fn revive(&mut self) {
         for host in 0..self.daemons.len() {
-            let was_there = self.daemons.get(host).is_some_and(Option::is_some);
+            let was_there = self.wanted.get(host).is_some_and(|wanted| *wanted);
             let lives = self.world.lock().hosts.get(host).is_some_and(|host| host.life.is_some());
             if was_there && !lives && self.dice.chance(700) {
                 self.start(host).await;
@@ -286,7 +291,10 @@ impl Story {
             7 => Command::Sleep(service.clone(), SleepAsked::Terminate, reply),
             _ => Command::Wake(service.clone(), reply),
         };
-        self.world.lock().tell(|| format!("h{host} {service}: {command:?}"));
+        self.world.lock().tell(|| {
+            let command = format!("{command:?}");
+            format!("h{host} {service}: an operator asks for {}", command.split(", Sender").next().unwrap_or_default())
+        });
         if let Some(Some(daemon)) = self.daemons.get(host) {
             let _ = daemon.inbox.try_send(Message::Command(command));
         }
@@ -333,8 +341,8 @@ impl Story {
             return self.start(host).await;
         }
         // It comes back when it is started again.
-        if let Some(place) = self.daemons.get_mut(host) {
-            *place = None;
+        if let Some(wanted) = self.wanted.get_mut(host) {
+            *wanted = false;
         }
         if self.dice.chance(500) {
             sleep(down).await;
@@ -431,8 +439,8 @@ impl Story {
 
     fn rows(&self) -> String {
         let inside = self.world.lock();
-        let rows = inside.hosts.iter().flat_map(|host| host.database.instances.values());
-        rows.map(|row| format!("{row:?}")).collect::<Vec<_>>().join("\n")
+        let rows = inside.hosts.iter().flat_map(|host| host.database.instances.values().map(|row| (&host.name, row)));
+        rows.map(|(host, row)| format!("\n{host} {row:?}")).collect()
     }
 
     async fn rests(&mut self) {

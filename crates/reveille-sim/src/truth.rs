@@ -100,6 +100,13 @@ impl Inside {
         let run = RunId(self.truths.runs.len());
         let orphan = self.is_cut_off(host, service);
         self.tell(|| format!("h{host} {service}: run {} from {source:?}{}", run.0, if orphan { ", cut off" } else { "" }));
+        if orphan
+            && let Source::Version(content) = source
+            && let Some(content) = self.truths.content(content)
+        {
+            // It goes its own way with that.
+            content.given_up = true;
+        }
         if !orphan && let Err(why) = self.may_run(host, service, source) {
             let head = self.truths.truth(service).head;
             self.violate(format!("h{host} {service} is started from {source:?}, its newest state is {head:?}: {why}"));

@@ -151,7 +151,11 @@ impl Driver for Vmm {
                 if process.hung {
                     return Found::Hung { waited_ms: 10_000 };
                 }
-                match (process.doing, version) {
+                let doing = process.doing;
+                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&instance)) {
+                    process.capturing = false;
+                }
+                match (doing, version) {
                     (Doing::Runs | Doing::Warms, _) => {
                         inside.run_warmed(host, launch);
                         inside.take_away(host, instance);
@@ -363,7 +367,7 @@ impl Driver for Vmm {
 
     async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError> {
         let _turn = self.turn(instance).await;
-        self.life.step("disarming", 0, 5).await;
+        self.risk("disarming", 0, 5).await?;
         self.life
             .now(|inside, host| {
                 if inside.process(host, instance).is_none() {
@@ -481,6 +485,7 @@ impl Inside {
             ready_at: Instant::now(),
             hung: false,
             port_dead: false,
+            capturing: false,
             looks: 0,
             ended: watch::Sender::new(None),
         };
@@ -570,13 +575,19 @@ impl Inside {
 
     fn stop(&mut self, host: usize, instance: InstanceId) -> Option<()> {
         let process = self.hosts.get_mut(host)?.processes.get_mut(&instance)?;
-        (process.doing == Doing::Runs && !process.hung).then(|| process.doing = Doing::Stopped)
+        if process.doing != Doing::Runs || process.hung {
+            return None;
+        }
+        process.doing = Doing::Stopped;
+        process.capturing = true;
+        Some(())
     }
 
     fn cont(&mut self, host: usize, instance: InstanceId) -> Result<(), DriverError> {
         let process = self.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&instance));
         let process = process.ok_or_else(|| died("before it ran"))?;
         process.doing = Doing::Runs;
+        process.capturing = false;
         Ok(())
     }
 

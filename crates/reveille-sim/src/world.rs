@@ -90,6 +90,8 @@ pub struct Process {
     pub hung: bool,
     /// What its readiness check says meanwhile is no.
     pub port_dead: bool,
+    /// It stands still because it is captured.
+    pub capturing: bool,
     /// The number of looks at its CPU time.
     pub looks: u64,
     pub ended: watch::Sender<Option<String>>,
