@@ -179,13 +179,16 @@ impl Shelf for Store {
         Ok(self.read_owner(service).await?.as_ref().map(as_owner))
     }
 
-    async fn claim(&self, service: &ServiceName, host: &str, expected: Option<u64>) -> Result<u64, ClaimError> {
+    async fn claim(&self, service: &ServiceName, host: &str, silent: Option<&Owner>) -> Result<u64, ClaimError> {
         let before = self.read_owner(service).await?;
-        match (&before, expected) {
+        let expected = silent.map(|owner| owner.epoch);
+        match (&before, silent) {
             (None, None) => {}
-            (Some(owner), Some(expected)) if owner.epoch == expected => {}
-            (None, Some(expected)) => return Err(ClaimError::Unowned { service: service.clone(), expected }),
-            (Some(owner), expected) => {
+            (Some(owner), Some(silent)) if owner.epoch == silent.epoch && owner.heard_ms == silent.heard_ms => {}
+            (None, Some(silent)) => {
+                return Err(ClaimError::Unowned { service: service.clone(), expected: silent.epoch });
+            }
+            (Some(owner), _) => {
                 return Err(ClaimError::Owned { service: service.clone(), expected, owner: as_owner(owner) });
             }
         }

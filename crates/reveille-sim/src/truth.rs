@@ -153,6 +153,8 @@ impl Inside {
         let moved = last.is_some_and(|last| last != host);
         match (head, source) {
             (Head::Fresh, Source::Boot) => Ok(()),
+            // The store is not told that nothing of it is to be kept.
+            (Head::Fresh, Source::Version(_)) if moved => self.may_run_after_loss(host, service, source),
             (Head::Fresh, Source::Version(_)) => Err("that is from before it was ended".to_owned()),
             (Head::Asleep(newest), Source::Version(content)) if newest == content => Ok(()),
             // What the host that had it kept for itself cannot be had elsewhere.
@@ -268,7 +270,9 @@ impl Inside {
 
     /// Nothing of a service is to be kept.
     pub fn forget(&mut self, host: usize, service: &DomainName) {
-        if !self.is_cut_off(host, service) {
+        let owner = self.store.get(service).and_then(|kept| kept.owner.as_ref());
+        let is_owner = owner.is_none_or(|owner| self.hosts.get(host).is_some_and(|host| host.name == owner.host));
+        if is_owner {
             self.truths.truth(service).head = Head::Fresh;
         }
     }

@@ -155,6 +155,8 @@ impl Driver for Vmm {
                 if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&instance)) {
                     process.capturing = false;
                 }
+                // Whoever goes by a manifest first makes sure that it stays.
+                inside.sync(host, instance);
                 match (doing, version) {
                     (Doing::Runs | Doing::Warms, _) => {
                         inside.run_warmed(host, launch);

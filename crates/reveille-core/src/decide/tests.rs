@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Ownership, Policy, PortSpec, Report,
     RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
 };
 
@@ -68,6 +68,10 @@ impl World {
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         self.fleet.apply(event, at(0)).unwrap();
+        if self.fleet.limits.has_depot {
+            let ownership = Ownership::Ours { epoch: 1, newest: None, number_last: 0 };
+            self.fleet.apply(Event::Owned { service: name.clone(), ownership }, at(0)).unwrap();
+        }
         name
     }
 
