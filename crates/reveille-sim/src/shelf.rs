@@ -153,6 +153,15 @@ fn as_owner(owner: &StoredOwner) -> Owner {
 impl Inside {
     /// A service has an owner, or the same one once more.
     fn owned(&mut self, service: &DomainName, before: Option<&StoredOwner>, host: &str, epoch: u64) {
+        let kept = self.store.entry(service.clone()).or_default();
+        let last = kept.owned.insert(host.to_owned(), epoch).unwrap_or(0);
+        if before.is_none_or(|before| before.epoch != epoch) {
+            let newest = kept.versions.values().map(|version| version.about.epoch).max();
+            kept.overtaken = newest.is_some_and(|newest| newest > last);
+            if !kept.overtaken {
+                self.goes_on(service, host);
+            }
+        }
         let Some(before) = before.filter(|before| before.epoch != epoch) else { return };
         self.tell(|| format!("{service}: {host} takes over from {}, epoch {epoch}", before.host));
         let silent_ms = self.now_ms().saturating_sub(before.heard_ms);

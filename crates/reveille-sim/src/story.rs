@@ -25,6 +25,8 @@ use crate::world::{Database, Doing, HostState, Inside, Rates, World};
 const ANSWERS_WITHIN: Duration = Duration::from_secs(240);
 /// When nobody asks any more, everything is at rest within this time.
 const RESTS_WITHIN: Duration = Duration::from_secs(240);
+/// When faults stop, every host knows within this time what it owns.
+const LEARNS_WITHIN: Duration = Duration::from_secs(45);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -409,6 +411,8 @@ impl Story {
         for host in 0..self.daemons.len() {
             self.start_if_down(host).await;
         }
+        // Everybody has heard whose a service is.
+        sleep(LEARNS_WITHIN).await;
         let services: Vec<DomainName> =
             self.world.lock().hosts.first().map(|host| host.specs.iter().map(|spec| spec.name.clone()).collect()).unwrap_or_default();
         for service in services {

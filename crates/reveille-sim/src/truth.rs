@@ -196,9 +196,8 @@ impl Inside {
                 let is_newest = newest.is_some_and(|(_, newest)| newest == content);
                 let is_own = self.truths.content(content).map(|content| content.run);
                 let is_own = is_own.and_then(|run| self.truths.run(run)).is_some_and(|run| run.host == host);
-                let theirs = newest.and_then(|(_, newest)| self.truths.content(newest).map(|content| content.run));
-                let theirs = theirs.is_some_and(|run| self.truths.run(run).is_some_and(|run| run.host != host));
-                if is_newest || (is_own && !theirs) { Ok(()) } else { Err("that is not the newest that is left".to_owned()) }
+                let overtaken = self.store.get(service).is_some_and(|kept| kept.overtaken);
+                if is_newest || (is_own && !overtaken) { Ok(()) } else { Err("that is not the newest that is left".to_owned()) }
             }
             Source::Boot => match newest {
                 None => Ok(()),
@@ -209,6 +208,17 @@ impl Inside {
                 }
             },
         }
+    }
+
+    /// A host owns a service again with which nobody has gone on meanwhile: what it runs of it is the service.
+    pub fn goes_on(&mut self, service: &DomainName, host: &str) {
+        let Some(number) = self.hosts.iter().position(|state| state.name == host) else { return };
+        let runs = |run: &Run| run.alive && run.host == number && run.service == *service;
+        let Some(run) = self.truths.runs.iter().position(runs) else { return };
+        if let Some(run) = self.truths.runs.get_mut(run) {
+            run.orphan = false;
+        }
+        *self.truths.truth(service) = Truth { head: Head::Running(RunId(run)), host: Some(number) };
     }
 
     /// Newest first by epoch, then by number.
@@ -273,7 +283,7 @@ impl Inside {
         let owner = self.store.get(service).and_then(|kept| kept.owner.as_ref());
         let is_owner = owner.is_none_or(|owner| self.hosts.get(host).is_some_and(|host| host.name == owner.host));
         if is_owner {
-            self.truths.truth(service).head = Head::Fresh;
+            *self.truths.truth(service) = Truth { head: Head::Fresh, host: Some(host) };
         }
     }
 

@@ -182,6 +182,10 @@ pub struct StoredOwner {
 #[derive(Debug, Default)]
 pub struct Kept {
     pub owner: Option<StoredOwner>,
+    /// The last epoch in which each host owned it.
+    pub owned: BTreeMap<String, u64>,
+    /// Another host has put a version between the owner's epoch of before and that of now.
+    pub overtaken: bool,
     pub versions: BTreeMap<u64, StoredVersion>,
 }
 

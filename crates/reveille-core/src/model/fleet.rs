@@ -685,7 +685,8 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
         || instance.retiring
         || instance.unfenced
         || instance.in_flight
-        || instance.sleep_asked.is_some();
+        || instance.sleep_asked.is_some()
+        || (service.foreign.is_some() && instance.rung >= Rung::Armed);
     !to_do
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
