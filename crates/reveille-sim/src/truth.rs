@@ -214,7 +214,15 @@ impl Inside {
     pub fn goes_on(&mut self, service: &DomainName, host: &str) {
         let Some(number) = self.hosts.iter().position(|state| state.name == host) else { return };
         let runs = |run: &Run| run.alive && run.host == number && run.service == *service;
-        let Some(run) = self.truths.runs.iter().position(runs) else { return };
+        let Some(run) = self.truths.runs.iter().position(runs) else {
+            let kept = self.hosts.get(number).map(|state| state.disks.values());
+            let contents: Vec<_> = kept.into_iter().flatten().filter_map(|disk| Some(disk.manifest.as_ref()?.content)).collect();
+            let is_ours = |content: &&ContentId| self.truths.contents.get(content.0).is_some_and(|content| content.service == *service);
+            if let Some(content) = contents.iter().find(is_ours) {
+                *self.truths.truth(service) = Truth { head: Head::Asleep(*content), host: Some(number) };
+            }
+            return;
+        };
         if let Some(run) = self.truths.runs.get_mut(run) {
             run.orphan = false;
         }

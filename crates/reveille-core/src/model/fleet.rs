@@ -759,6 +759,10 @@ impl Fleet {
                         instance.version = None;
                         instance.stored = None;
                         instance.stored_is_current = false;
+                        instance.discarded = instance.version_number_last;
+                        // What is on its way to the store comes too late.
+                        instance.publishing = None;
+                        instance.checkpointing = None;
                         instance.unfenced = true;
                         instance.sleep_asked = None;
                     } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {

@@ -176,6 +176,12 @@ pub struct Instance {
     /// The ownership epoch in which what this host has of it was made; 0: this host has never owned it.
     #[serde(default)]
     pub epoch: u64,
+    /// Number and time of a version that may still be on the local disk and that another host has gone on from, or past.
+    #[serde(default)]
+    pub obsolete: Option<(u64, Timestamp)>,
+    /// Versions up to this number are of before it was ended for good.
+    #[serde(default)]
+    pub discarded: u64,
     /// How often in a row `stored` could not be fetched because it is damaged, or not there.
     #[serde(default)]
     pub unusable_fetches: u32,
@@ -260,6 +266,8 @@ impl Instance {
             stored: None,
             stored_is_current: false,
             epoch: 0,
+            obsolete: None,
+            discarded: 0,
             unusable_fetches: 0,
             publish_retry_at: None,
             checkpoint_retry_at: None,

@@ -208,6 +208,8 @@ impl Instance {
     ) {
         // A number that is in the store is not used again, also where the row that said so was not written.
         self.version_number_last = self.version_number_last.max(number_last);
+        // What was ended for good may still be in the store.
+        let newest = newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
         if let Some((made_in, newest)) = newest {
             if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
                 // It was sent, and the row that says so was not written.
@@ -241,7 +243,7 @@ impl Instance {
         self.open_connections = 0;
         self.phase = Phase::Hibernated;
         self.phase_since = now;
-        self.version = None;
+        self.obsolete = self.version.take().map(|own| (own.number, own.at)).or(self.obsolete);
         self.stored = Some(newest);
         self.stored_is_current = true;
         self.rung = Rung::Remote;
@@ -249,7 +251,7 @@ impl Instance {
 
     /// What is intact on the disk, unless the object store has what has come of it since.
     pub(super) fn not_overtaken(&self, version: Option<SnapshotVersion>) -> Option<SnapshotVersion> {
-        version.filter(|own| {
+        version.filter(|own| self.obsolete != Some((own.number, own.at))).filter(|own| {
             !self.stored_is_current || self.stored.as_ref().is_none_or(|stored| is_same(own, stored))
         })
     }
