@@ -87,7 +87,7 @@ struct Room<'f> {
 }
 
 impl Room<'_> {
-    /// Puts as many to sleep as are needed for one more that waits: who is only kept warm first, then the idle ones, of
+    /// Puts as many to sleep as are needed for one more that waits: who is only kept warm first, then the idle ones of
     /// lower or equal priority, longest idle first. Nobody with an open connection, and nobody before its minimum time.
     fn make(&mut self, waiting: &Instance, service: &Service, after: Held, now: Timestamp, plan: &mut Plan) {
         let fleet = self.fleet;
@@ -112,7 +112,8 @@ impl Room<'_> {
             }
             let stays = instance.in_flight
                 || owner.demand.is_some()
-                || owner.spec.priority > service.spec.priority
+                // Who is only kept warm is wanted by nobody.
+                || (!asleep && owner.spec.priority > service.spec.priority)
                 || instance.open_connections > 0;
             if !stays && (asleep || instance.phase == Phase::Active) {
                 candidates.push((

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AfterCrash, AnswerPolicy, Applied, Egress, Event, Found, Gate, HostLimits, Kind, Policy, PortSpec,
-    Report, RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger, reconcile,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Found, Gate, HostLimits, Kind, Ownership, Policy,
+    PortSpec, Report, RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger, reconcile,
 };
 
 const T0: u64 = 1_000_000;
@@ -68,6 +68,10 @@ impl World {
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         self.fleet.apply(event, at(0)).unwrap();
+        if self.fleet.limits.has_depot {
+            let ownership = Ownership::Ours { epoch: 1, newest: None, number_last: 0 };
+            self.fleet.apply(Event::Owned { service: name.clone(), ownership }, at(0)).unwrap();
+        }
         name
     }
 
@@ -848,12 +852,8 @@ fn a_service_that_comes_back_goes_on_from_what_the_other_host_left() {
             world.plan(13_100);
             world.report(1, Report::Armed, 13_200);
         }
-        let owned = |foreign: Option<&str>, newest| Event::Owned {
-            service: hello.clone(),
-            foreign: foreign.map(str::to_owned),
-            newest,
-        };
-        world.fleet.apply(owned(Some("second"), None), at(20_000)).unwrap();
+        let owned = |ownership| Event::Owned { service: hello.clone(), ownership };
+        world.fleet.apply(owned(Ownership::Foreign("second".to_owned())), at(20_000)).unwrap();
         let plan = world.plan(20_000);
         if rest == Rung::Armed {
             assert!(plan[0].starts_with("i1 kill"), "{plan:#?}");
@@ -861,7 +861,8 @@ fn a_service_that_comes_back_goes_on_from_what_the_other_host_left() {
         }
         assert!(world.wake(&hello, 20_200).is_err());
         // The other host slept twice with it, and fell silent.
-        world.fleet.apply(owned(None, Some(version(3))), at(90_000)).unwrap();
+        let ours = Ownership::Ours { epoch: 3, newest: Some((2, version(3))), number_last: 3 };
+        world.fleet.apply(owned(ours), at(90_000)).unwrap();
         world.wake(&hello, 90_100).unwrap();
         let plan = world.plan(90_100);
         assert!(plan[0].starts_with("i1 fetch"), "{plan:#?}");

@@ -243,6 +243,7 @@ impl Control {
             Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
         let detail = ServiceDetail::of(&service, &instance, 0);
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
+        self.executor.ask_whose(&name);
         let _ = self.news.send(News::Added { at: Time(now), service: name });
         Ok(detail)
     }

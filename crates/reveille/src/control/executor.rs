@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reveille_core::model::{
-    Cause, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion, Stage,
+    Cause, DomainName, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion,
+    Stage,
 };
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch, Mapping, VersionFiles};
@@ -36,6 +37,15 @@ pub struct Order {
     pub start: u64,
     /// The service.
     pub spec: Arc<ServiceSpec>,
+}
+
+/// What a new version in the object store comes after.
+#[derive(Debug, Clone, Copy)]
+pub struct Since {
+    /// The newest one that is there, as far as is known.
+    pub before: Option<u64>,
+    /// The ownership epoch of the service.
+    pub epoch: u64,
 }
 
 /// What tasks work with.
@@ -142,18 +152,25 @@ impl Executor {
         self.run(order.instance, evict(Arc::clone(&self.tools), order, ack));
     }
 
-    /// Sends the version to the object store; `before` is the newest one that is there.
-    pub fn publish(&self, order: Order, number: u64, before: Option<u64>) {
+    /// Has the object store asked whose a new service is.
+    pub fn ask_whose(&self, service: &DomainName) {
+        if let Some(versions) = &self.tools.versions {
+            versions.ask(service.clone());
+        }
+    }
+
+    /// Sends the version to the object store.
+    pub fn publish(&self, order: Order, number: u64, since: Since) {
         let tools = Arc::clone(&self.tools);
         tokio::spawn(async move {
             let files = tools.driver.version_files(order.instance).await.map_err(cause_of);
-            let result = tools.send(&order, number, before, files).await;
+            let result = tools.send(&order, number, since, files).await;
             let _ = tools.inbox.send(Message::Published { instance: order.instance, number, result }).await;
         });
     }
 
     /// Takes version `number` of the running guest and sends it to the object store.
-    pub fn checkpoint(&self, order: Order, number: u64, before: Option<u64>) {
+    pub fn checkpoint(&self, order: Order, number: u64, since: Since) {
         let tools = Arc::clone(&self.tools);
         tokio::spawn(async move {
             let files = match tools.launch(&order).await {
@@ -163,7 +180,7 @@ impl Executor {
                 }
                 Err(cause) => Err(cause),
             };
-            let result = tools.send(&order, number, before, files).await;
+            let result = tools.send(&order, number, since, files).await;
             let _ =
                 tools.inbox.send(Message::Checkpointed { instance: order.instance, number, result }).await;
         });
@@ -175,11 +192,21 @@ impl Executor {
         self.run(order.instance, async move {
             tools.unwatch(order.instance);
             tools.unlink(&order);
-            let report = match tools.driver.disarm(order.instance).await {
-                Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
-                Err(error) => Report::Lost { cause: cause_of(error) },
-            };
-            tools.report(&order, report).await;
+            loop {
+                let report = match tools.driver.disarm(order.instance).await {
+                    Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
+                    // There is nothing of its own in it that could be lost, and nothing else can be done with it.
+                    Err(DriverError::Lost(error) | DriverError::RunsOn(error)) => {
+                        tracing::error!(instance = %order.instance, %error, "cannot end the process; trying again");
+                        sleep(KILL_PAUSE).await;
+                        continue;
+                    }
+                    Err(error @ DriverError::Unsupported { .. }) => {
+                        Report::RestFailed { cause: cause_of(error) }
+                    }
+                };
+                return tools.report(&order, report).await;
+            }
         });
     }
 
@@ -440,7 +467,7 @@ impl Tools {
         &self,
         order: &Order,
         number: u64,
-        before: Option<u64>,
+        since: Since,
         files: Result<VersionFiles, Cause>,
     ) -> Result<SnapshotVersion, Cause> {
         let Some(versions) = &self.versions else {
@@ -451,7 +478,7 @@ impl Tools {
             let detail = format!("version {} is there, not {number}", files.version.number);
             return Err(Cause::StoreFailed { detail });
         }
-        versions.publish(&order.spec.name, files, before).await
+        versions.publish(&order.spec.name, files, since.before, since.epoch).await
     }
 
     fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {

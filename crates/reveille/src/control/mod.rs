@@ -35,7 +35,7 @@ mod write_back;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
@@ -103,19 +103,12 @@ pub enum Message {
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
     },
-    /// Another host has taken a service over.
-    TakenOver {
+    /// The object store has said whose a service is.
+    Owned {
         /// The service.
         service: DomainName,
-        /// The host.
-        host: String,
-    },
-    /// The host that a service was served by is silent, and it is this one's now.
-    Inherited {
-        /// The service.
-        service: DomainName,
-        /// The newest version in the object store.
-        newest: Option<SnapshotVersion>,
+        /// Whose.
+        ownership: Ownership,
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),

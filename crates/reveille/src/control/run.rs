@@ -9,8 +9,8 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
-    SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
+    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung,
+    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use super::Message;
 use super::commands::Command;
-use super::executor::{Executor, Order};
+use super::executor::{Executor, Order, Since};
 use super::inputs::{Inputs, Next, Turns};
 use super::publish::Publisher;
 use super::reload::ReloadAsk;
@@ -172,14 +172,12 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
-            Message::Inherited { service, newest } => {
-                tracing::info!(%service, "was left by its host; it is served here now");
-                self.take_event(Event::Owned { service, foreign: None, newest });
-            }
-            Message::TakenOver { service, host } => {
-                tracing::warn!(%service, host, "was taken over by another host; it does not run here any more");
-                self.wiring.cut(&service);
-                self.take_event(Event::Owned { service, foreign: Some(host), newest: None });
+            Message::Owned { service, ownership } => {
+                if let Ownership::Foreign(host) = &ownership {
+                    tracing::warn!(%service, host, "is served by another host; it does not run here any more");
+                    self.wiring.cut(&service);
+                }
+                self.take_event(Event::Owned { service, ownership });
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
@@ -442,13 +440,13 @@ impl Control {
                 self.executor.evict(order, ack);
             }
             Action::Publish { number } => {
-                let before = self.stored_number(order.instance);
-                self.executor.publish(order, *number, before);
+                let since = self.since(order.instance);
+                self.executor.publish(order, *number, since);
             }
             Action::Checkpoint { number } => {
-                let before = self.stored_number(order.instance);
+                let since = self.since(order.instance);
                 drop(self.write_now());
-                self.executor.checkpoint(order, *number, before);
+                self.executor.checkpoint(order, *number, since);
             }
             Action::Disarm => self.executor.disarm(order),
             Action::Drain { idle_ms, force } => self.drain(&order, *idle_ms, *force),
@@ -471,6 +469,11 @@ impl Control {
     /// The number of the newest version in the object store.
     fn stored_number(&self, id: InstanceId) -> Option<u64> {
         self.fleet.instance(id)?.stored.as_ref().map(|version| version.number)
+    }
+
+    fn since(&self, id: InstanceId) -> Since {
+        let epoch = self.fleet.instance(id).map_or(0, |row| row.epoch);
+        Since { before: self.stored_number(id), epoch }
     }
 
     fn order(&self, id: InstanceId) -> Option<Order> {

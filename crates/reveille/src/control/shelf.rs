@@ -22,7 +22,7 @@ pub trait Shelf: Send + Sync {
     /// If the store cannot be asked or what it has is damaged.
     async fn owner(&self, service: &ServiceName) -> Result<Option<Owner>, ObjectError>;
 
-    /// See [`Depot::claim`].
+    /// See [`Depot::claim`], for a service without an owner, and [`Depot::take_over`].
     ///
     /// # Errors
     /// [`ClaimError`].
@@ -30,7 +30,7 @@ pub trait Shelf: Send + Sync {
         &self,
         service: &ServiceName,
         host: &str,
-        expected: Option<u64>,
+        silent: Option<&Owner>,
     ) -> Result<u64, ClaimError>;
 
     /// See [`Depot::renew`].
@@ -86,9 +86,12 @@ impl Shelf for Depot {
         &self,
         service: &ServiceName,
         host: &str,
-        expected: Option<u64>,
+        silent: Option<&Owner>,
     ) -> Result<u64, ClaimError> {
-        Self::claim(self, service, host, expected).await
+        match silent {
+            None => Self::claim(self, service, host, None).await,
+            Some(owner) => self.take_over(service, host, owner).await,
+        }
     }
 
     async fn renew(&self, service: &ServiceName, host: &str, epoch: u64) -> Result<(), ClaimError> {

@@ -147,6 +147,7 @@ impl Control {
             self.services.own(instance.id, name.clone(), service.address);
             let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
             self.applied(&name, event);
+            self.executor.ask_whose(&name);
             let _ = self.news.send(News::Added { at: Time(now), service: name });
         }
         for (spec, _) in plan.changed {
