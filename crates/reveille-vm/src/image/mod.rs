@@ -3,6 +3,7 @@
 //! ```text
 //! directory or tar ─ source ─► tree ─ program: is there an init? ─┐
 //! file, package, apt ─ kernel, package ─► modules ────────────────┤
+//! qcow2 or raw ─ disk ─────────────────────────────────────────────┤
 //! busybox, script ─ boot ─────────────────────────────────────────┴─► initramfs ─► cpio ─► store
 //! ```
 //!
@@ -12,6 +13,7 @@
 mod boot;
 mod build;
 mod cpio;
+mod disk;
 mod elf;
 mod fault;
 mod initramfs;

@@ -21,6 +21,11 @@ pub enum RootSource {
     Directory(PathBuf),
     /// A tar archive: plain, or compressed with gzip or zstd.
     Tar(PathBuf),
+    /// A file system on the image's disk, which the boot stage goes over to.
+    OnDisk {
+        /// How the guest calls it: `/dev/vda`, `/dev/vda1`, …
+        device: String,
+    },
 }
 
 /// Why a root cannot be read.
@@ -45,6 +50,9 @@ pub enum SourceError {
         /// Its compression.
         compression: &'static str,
     },
+    /// Not the name of a disk.
+    #[error("`{0}` is no disk of the guest's; write /dev/vda, or /dev/vda1 for its first partition")]
+    Device(String),
     /// Not an archive, or a damaged one.
     #[error("`{}` is no tar archive, or a damaged one: {source}", path.display())]
     Archive {
@@ -82,7 +90,17 @@ pub(super) fn load(source: &RootSource, scratch: &Path, on_read: OnRead<'_>) -> 
     match source {
         RootSource::Directory(path) => load_directory(path, on_read),
         RootSource::Tar(path) => load_tar(path, scratch, on_read),
+        RootSource::OnDisk { device } if is_device(device) => {
+            Ok(Loaded { tree: Tree::default(), notes: Vec::new() })
+        }
+        RootSource::OnDisk { device } => Err(SourceError::Device(device.clone())),
     }
+}
+
+/// Whether it can be the name of a disk, or a partition of one.
+fn is_device(name: &str) -> bool {
+    let plain = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    name.strip_prefix("/dev/").is_some_and(plain)
 }
 
 fn load_directory(given: &Path, on_read: OnRead<'_>) -> Result<Loaded, SourceError> {

@@ -5,9 +5,11 @@
 //! |---|---|
 //! | `binary`, `accel` | what QEMU and this host can do |
 //! | `layout`, `version` | what lies where, and when it is a version |
+//! | `disk`, `prepare` | the layers of its disk, and what a process finds of them |
 //! | `argv` | the command line |
 //! | `process`, `qmp`, `vm` | one process: started, found, asked, ended |
 //! | `start`, `capture`, `live`, `find` | the driver's verbs |
+//! | `fold` | layers that are read by nobody are written into the lowest |
 //! | `stream` | QEMU's migration stream |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
@@ -18,9 +20,12 @@ mod accel;
 mod argv;
 mod binary;
 mod capture;
+mod disk;
 mod find;
+mod fold;
 mod layout;
 mod live;
+mod prepare;
 mod process;
 mod qmp;
 mod start;
@@ -45,6 +50,7 @@ use tokio::time::timeout;
 pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest};
 pub use self::argv::{Argv, GUEST_MAC};
 pub use self::binary::{OpenError, locate};
+pub(crate) use self::layout::private;
 
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
@@ -211,6 +217,14 @@ impl Qemu {
         let slot = self.known_slot(instance).ok_or(DriverError::NoProcess(instance))?;
         let vm = slot.live()?;
         Ok((slot, vm))
+    }
+
+    /// Whether the memory of a guest that runs can be transferred, and nothing of it is missed.
+    fn tracks_writes(&self) -> bool {
+        match self.accel {
+            Accel::Kvm => true,
+            Accel::Tcg => self.binary.tracks_writes,
+        }
     }
 
     fn needs(&self, launch: &Launch) -> Needs {
@@ -386,12 +400,13 @@ impl Driver for Qemu {
         let slot = self.slot(launch.instance);
         let turn = slot.take_turn().await;
         slot.fence().await.map_err(DriverError::Lost)?;
-        let (dir, fetched) = (slot.dir.clone(), StateDir::at(slot.dir.fetched()));
+        let (dir, state) = (slot.dir.clone(), slot.state.clone());
+        let fetched = StateDir::at(dir.fetched());
         let installed = turn.blocking(move || {
             fetched.name_files()?;
             let manifest =
                 fetched.read().map_err(|fault| io::Error::other(format!("it was fetched, and {fault}")))?;
-            dir.replace_state(&dir.fetched())?;
+            prepare::install(&dir, &state, &manifest)?;
             Ok(manifest.version)
         });
         installed.await.map_err(store_fault)
@@ -401,8 +416,8 @@ impl Driver for Qemu {
         let slot = self.slot(instance);
         let turn = slot.take_turn().await;
         slot.fence().await.map_err(DriverError::Lost)?;
-        let dir = slot.dir.clone();
-        turn.blocking(move || dir.drop_state()).await.map_err(store_fault)
+        let (dir, state) = (slot.dir.clone(), slot.state.clone());
+        turn.blocking(move || prepare::evict(&dir, &state)).await.map_err(store_fault)
     }
 
     async fn capture(
@@ -479,6 +494,7 @@ impl Driver for Qemu {
         if let Err(error) = blocking(move || dir.limit_logs()).await {
             tracing::warn!(%instance, %error, "its logs cannot be limited");
         }
+        fold::tend(&slot, &vm).await;
         Ok(())
     }
 

@@ -13,7 +13,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
 use super::argv::MEMORY_BLOCK;
-use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
+use super::disk::node;
+use super::layout::{InstanceDir, NETWORK, SOCKET, STATE, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
 use super::version::Devices;
@@ -61,6 +62,17 @@ pub struct Vm {
     link: Mutex<Option<UnixStream>>,
     /// QEMU has taken that link, whoever has it now.
     met: AtomicBool,
+}
+
+/// A layer that is to be put on top of a guest's disk.
+#[derive(Debug)]
+pub struct NewLayer {
+    /// Its name.
+    pub name: String,
+    /// Name of the layer that is uppermost by now.
+    pub below: String,
+    /// It is on top.
+    pub used: AtomicBool,
 }
 
 /// Marks a [`Vm`] busy until dropped.
@@ -230,11 +242,61 @@ impl Vm {
 
     /// Settles whether QEMU leaves the guest's memory out of what is transferred, for it is in its file already.
     pub async fn leave_memory_out(&self, devices: Devices) -> Result<(), QmpError> {
+        self.prepare_transfer(devices, false).await
+    }
+
+    /// As [`Vm::leave_memory_out`]; with `pauses`, a transfer waits between the guest's stop and what is left to do.
+    pub async fn prepare_transfer(&self, devices: Devices, pauses: bool) -> Result<(), QmpError> {
         let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
-        let alone = devices == Devices::Alone;
-        let capabilities =
-            json!({ "capabilities": [capability("x-ignore-shared", alone), capability("events", true)] });
+        let capabilities = [
+            capability("x-ignore-shared", devices == Devices::Alone),
+            capability("pause-before-switchover", pauses),
+            capability("events", true),
+        ];
+        let capabilities = json!({ "capabilities": capabilities });
         self.qmp()?.command("migrate-set-capabilities", capabilities).await.map(|_| ())
+    }
+
+    /// Opens the file of a new, empty layer of the guest's disk.
+    pub async fn add_layer(&self, name: &str) -> Result<(), QmpError> {
+        let node = node(name, STATE, false, &Value::Null);
+        self.qmp()?.command("blockdev-add", node).await.map(|_| ())
+    }
+
+    /// Whether QEMU has the file of a layer open.
+    pub async fn has_layer(&self, name: &str) -> Result<bool, QmpError> {
+        let nodes = self.qmp()?.command("query-named-block-nodes", json!({ "flat": true })).await?;
+        let is_it = |node: &Value| node.get("node-name").and_then(Value::as_str) == Some(name);
+        Ok(nodes.as_array().is_none_or(|nodes| nodes.iter().any(is_it)))
+    }
+
+    /// Which layer the guest writes to.
+    pub async fn top_layer(&self) -> Result<String, QmpError> {
+        self.disk(|inserted| inserted.get("node-name")?.as_str().map(str::to_owned)).await
+    }
+
+    /// How many files lie below the layer that the guest writes to, the base among them.
+    pub async fn layers_below(&self) -> Result<u64, QmpError> {
+        self.disk(|inserted| inserted.get("backing_file_depth")?.as_u64()).await
+    }
+
+    async fn disk<T>(&self, look: impl Fn(&Value) -> Option<T>) -> Result<T, QmpError> {
+        let disks = self.qmp()?.command("query-block", json!({})).await?;
+        let disks = disks.as_array().map(Vec::as_slice).unwrap_or_default();
+        let seen = disks.iter().find_map(|disk| look(disk.get("inserted")?));
+        seen.ok_or_else(|| QmpError::Protocol("query-block without the guest's disk".to_owned()))
+    }
+
+    /// Closes the file of a layer that is not used.
+    pub async fn drop_layer(&self, name: &str) -> Result<(), QmpError> {
+        self.qmp()?.command("blockdev-del", json!({ "node-name": name })).await.map(|_| ())
+    }
+
+    /// Puts an empty layer on top of the guest's disk. What was written before is flushed, and does not change again.
+    async fn put_on_top(&self, layer: &NewLayer) -> Result<(), QmpError> {
+        let data = json!({ "node": layer.below, "overlay": layer.name });
+        let action = json!({ "type": "blockdev-snapshot", "data": data });
+        self.qmp()?.command("transaction", json!({ "actions": [action] })).await.map(|_| ())
     }
 
     /// Lets a transfer of the whole guest go as fast as it can, and stop the guest for `pause_ms` at most as far as QEMU
@@ -251,17 +313,17 @@ impl Vm {
 
     /// Writes the device state to the file that was passed; returns when it is written.
     pub async fn save_device(&self) -> Result<(), QmpError> {
-        self.transfer("migrate").await
+        self.transfer("migrate", None).await
     }
 
     /// Loads the device state from the file that was passed; returns when it is loaded.
     pub async fn load_device(&self) -> Result<(), QmpError> {
-        self.transfer("migrate-incoming").await
+        self.transfer("migrate-incoming", None).await
     }
 
     /// Writes the whole guest to the socket that was passed, while it runs, and stops it for the rest; gives the instant
-    /// of the stop.
-    pub async fn save_whole(&self) -> Result<Instant, QmpError> {
+    /// of the stop. While it stands still, the layer is put on top of its disk: what lies below is of that instant.
+    pub async fn save_whole(&self, layer: Option<&NewLayer>) -> Result<Instant, QmpError> {
         let mut events = self.qmp()?.events();
         let stopped = async {
             loop {
@@ -273,7 +335,7 @@ impl Vm {
             }
         };
         tokio::pin!(stopped);
-        let transfer = self.transfer("migrate");
+        let transfer = self.transfer("migrate", layer);
         tokio::pin!(transfer);
         let mut since = None;
         loop {
@@ -284,7 +346,7 @@ impl Vm {
         }
     }
 
-    async fn transfer(&self, command: &'static str) -> Result<(), QmpError> {
+    async fn transfer(&self, command: &'static str, layer: Option<&NewLayer>) -> Result<(), QmpError> {
         let qmp = self.qmp()?;
         let mut events = qmp.events();
         qmp.command(command, json!({ "uri": format!("fd:{DEVICE_FD}") })).await?;
@@ -303,6 +365,14 @@ impl Vm {
                 };
                 match status.as_deref() {
                     Some("completed") => return Ok(()),
+                    // Said once; should the event have been missed, the status says it.
+                    Some("pre-switchover") => {
+                        if let Some(layer) = layer.filter(|layer| !layer.used.load(Ordering::Acquire)) {
+                            self.put_on_top(layer).await?;
+                            layer.used.store(true, Ordering::Release);
+                        }
+                        qmp.command("migrate-continue", json!({ "state": "pre-switchover" })).await?;
+                    }
                     Some(end @ ("failed" | "cancelled")) => {
                         return Err(QmpError::Refused { command, desc: self.migration_fault(end).await });
                     }

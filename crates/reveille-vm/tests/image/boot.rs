@@ -34,6 +34,7 @@ async fn console_of(bench: &Bench, image: &Image) -> String {
         image: image.digest.clone(),
         kernel: image.kernel.clone(),
         initrd: image.initrd.clone(),
+        disk: image.disk.clone(),
         resources: Resources { cpus: 1, memory_mib: 256, ..Resources::default() },
         egress: Egress::None,
         link: reveille_vm::driver::Link::Stream,

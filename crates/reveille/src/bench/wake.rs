@@ -219,6 +219,7 @@ impl Bench {
             image: image.digest.clone(),
             kernel: image.kernel.clone(),
             initrd: image.initrd.clone(),
+            disk: image.disk.clone(),
             resources: Resources { cpus: 1, memory_mib: options.memory_mib, ..Resources::default() },
             egress: reveille_core::model::Egress::None,
             link: Link::Stream,

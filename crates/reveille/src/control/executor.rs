@@ -82,6 +82,7 @@ impl Tools {
             image: image.digest,
             kernel: image.kernel,
             initrd: image.initrd,
+            disk: image.disk,
             resources: order.spec.resources,
             egress: order.spec.egress,
             link: self.wiring.plug_bound(&order.spec)?,
