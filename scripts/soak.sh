@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh test
 # shellcheck source=scripts/fixture.sh
 . scripts/fixture.sh
-export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_TEST_BOOTS="${3:-100}"
+export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_TEST_BOOTS="${3:-100}" REVEILLE_TEST_STORM=40
 
 for seed in 1 2 3; do
     REVEILLE_TEST_QUESTIONS=20000 REVEILLE_TEST_SEED=$seed \
@@ -30,7 +30,7 @@ soak() {
     # One after the other: what is drawn at random is to hit the daemon and not a busy host. The whole workspace and
     # not a package, so that nothing is built twice.
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
-        cycles:: crash:: boots:: wake::a_hundred
+        cycles:: crash:: boots:: budget:: wake::a_hundred
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ROWS=200 cargo test --workspace --locked --test qemu -- --nocapture \
         a_row_that_was_acknowledged
 }

@@ -57,7 +57,7 @@ pub static VIEW: LazyLock<Arc<View>> = LazyLock::new(|| {
     awake.address6 = Some(Ipv6Addr::LOCALHOST);
     let mut broken = service("broken.vm.test", 3);
     broken.refused = Some(Box::new(Refused {
-        until: NOW.plus_ms(1_000),
+        until: Some(NOW.plus_ms(1_000)),
         text: "broken.vm.test cannot be woken".to_owned(),
     }));
     let services = [service("hello.vm.test", 1), awake, broken, service("service.conform.test", 4)];

@@ -164,7 +164,7 @@ fn choose_beside(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<(Action, Reason)> {
-    if !fleet.limits.has_depot || instance.retiring {
+    if !fleet.limits.has_depot || instance.retiring || service.foreign.is_some() {
         return None;
     }
     if let Some(version) = &instance.version
@@ -327,6 +327,9 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
         let reason = Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks };
         return if instance.rung == Rung::Remote {
             fetch(instance, reason, now)
+        } else if instance.epoch == 0 && instance.version.is_none() && fleet.is_unasked(&service.spec.name) {
+            // Another host may run it, or its last version may be in the store: a boot would begin it anew.
+            Choice::Do(Action::Wait { until: None }, Reason::OwnerUnknown)
         } else {
             Choice::Start(reason)
         };

@@ -85,6 +85,22 @@ pub struct Service {
     pub foreign: Option<String>,
 }
 
+/// Whose a service is, as the object store says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// This host's.
+    Ours {
+        /// The ownership epoch, which rises each time that a host takes the service over.
+        epoch: u64,
+        /// The newest version in the store that can be restored, and the epoch in which it was put.
+        newest: Option<(u64, SnapshotVersion)>,
+        /// The highest number of a version in the store.
+        number_last: u64,
+    },
+    /// Another host's; the service does not run here.
+    Foreign(String),
+}
+
 /// What can happen to a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -145,10 +161,8 @@ pub enum Event {
     Owned {
         /// The service.
         service: DomainName,
-        /// The host that has taken it over; `None`: it is this one's.
-        foreign: Option<String>,
-        /// The newest version in the store.
-        newest: Option<SnapshotVersion>,
+        /// Whose.
+        ownership: Ownership,
     },
     /// Sending a version to the object store has ended. It does not belong to a start: the instance may have woken
     /// meanwhile.
@@ -308,6 +322,8 @@ pub struct Fleet {
     /// Instances changed since [`Fleet::take_changed`].
     changed: BTreeSet<InstanceId>,
     ledger: Ledger,
+    /// Services of which the object store has said whose they are.
+    asked: BTreeSet<DomainName>,
 }
 
 // --- Reading ---------------------------------------------------------------------------------------------------
@@ -354,6 +370,11 @@ impl Fleet {
             let instance = self.instances.get(id)?;
             Some((instance, self.services.get(&instance.service)?))
         })
+    }
+
+    /// Whether it is not known yet if another host has the service, or what the object store has of it.
+    pub fn is_unasked(&self, name: &DomainName) -> bool {
+        self.limits.has_depot && !self.asked.contains(name)
     }
 
     /// What all instances hold of the host.
@@ -436,14 +457,19 @@ impl Fleet {
                 instance.leased_until = instance.leased_until.max(until);
                 Ok(())
             }),
-            Event::Owned { service, foreign, newest } => {
+            Event::Owned { service, ownership } => {
                 let id = self.known(&service)?.primary;
+                self.asked.insert(service);
                 self.change(id, |instance, service| {
-                    service.foreign = foreign;
-                    if service.foreign.is_some() {
-                        service.demand = None;
-                    } else if let Some(newest) = newest {
-                        instance.note_stored(newest);
+                    match ownership {
+                        Ownership::Foreign(host) => {
+                            service.foreign = Some(host);
+                            service.demand = None;
+                        }
+                        Ownership::Ours { epoch, newest, number_last } => {
+                            service.foreign = None;
+                            instance.note_owned(epoch, newest, number_last, now);
+                        }
                     }
                     Ok(())
                 })?;
@@ -606,6 +632,7 @@ impl Fleet {
         let applied = self.change(id, |instance, service| instance.take_report(service, report, now))?;
         if gone && let Some(instance) = self.instances.remove(&id) {
             self.services.remove(&instance.service);
+            self.asked.remove(&instance.service);
             self.attention.remove(&id);
             self.ledger.set(id, Held::default());
         }
@@ -658,7 +685,8 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
         || instance.retiring
         || instance.unfenced
         || instance.in_flight
-        || instance.sleep_asked.is_some();
+        || instance.sleep_asked.is_some()
+        || (service.foreign.is_some() && instance.rung >= Rung::Armed);
     !to_do
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
@@ -690,6 +718,7 @@ impl Fleet {
                     instance.begin_start(Rung::Cold, now);
                     instance.version = None;
                     instance.stored_is_current = false;
+                    instance.unusable_fetches = 0;
                 }
                 Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
@@ -730,6 +759,10 @@ impl Fleet {
                         instance.version = None;
                         instance.stored = None;
                         instance.stored_is_current = false;
+                        instance.discarded = instance.version_number_last;
+                        // What is on its way to the store comes too late.
+                        instance.publishing = None;
+                        instance.checkpointing = None;
                         instance.unfenced = true;
                         instance.sleep_asked = None;
                     } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {

@@ -58,8 +58,13 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
     row.open_connections = 0;
     row.phase_since = now;
     row.start += 1;
+    if was == Phase::Hibernated && row.unfenced && row.stored_is_current {
+        // What is here was overtaken by another host, and its process was to be ended.
+        return (row, Reconciled::Settled);
+    }
     match found {
         Found::Nothing { version } => {
+            let version = row.not_overtaken(version);
             row.unfenced = false;
             row.running_since = None;
             settle_without_process(&mut row, was, version, now);
@@ -70,9 +75,16 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.unfenced = false;
             row.phase = Phase::Hibernated;
             row.version_number_last = row.version_number_last.max(version.number);
-            row.version = Some(version);
+            row.version = row.not_overtaken(Some(version));
             row.stored_is_current |= row.has_stored_version();
-            row.rung = if armed { Rung::Armed } else { Rung::Local };
+            let armed = armed && row.version.is_some();
+            row.rung = match &row.version {
+                Some(_) if armed => Rung::Armed,
+                Some(_) => Rung::Local,
+                None => Rung::Remote,
+            };
+            // Nothing else is begun with it before its process has ended.
+            row.in_flight = !armed;
             (row, if armed { Reconciled::Settled } else { Reconciled::End })
         }
         Found::Running | Found::Stopped => {

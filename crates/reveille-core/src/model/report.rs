@@ -72,12 +72,16 @@ impl Instance {
                 self.rung = Rung::Local;
                 self.version = Some(version);
                 self.rest_retry_at = None;
+                self.unusable_fetches = 0;
             }
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
-            Report::RestFailed { cause: _ } => {
+            Report::RestFailed { cause } => {
+                if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
+                    self.take_unusable_fetch();
+                }
                 let policy = &service.spec.policy;
                 // Whoever waits does not wait for the long pause.
                 let pause_ms =
@@ -134,6 +138,17 @@ impl Instance {
         Ok(())
     }
 
+    /// What the object store has is damaged, or not there. Reading it can have been at fault, so it is tried once more;
+    /// who waits for it does not wait for ever.
+    fn take_unusable_fetch(&mut self) {
+        self.unusable_fetches += 1;
+        if self.unusable_fetches >= RESTORE_ATTEMPTS_MAX {
+            self.unusable_fetches = 0;
+            self.stored = None;
+            self.stored_is_current = false;
+        }
+    }
+
     fn take_fenced(&mut self, service: &Service, version: Option<SnapshotVersion>) {
         self.unfenced = false;
         self.in_flight = false;
@@ -142,17 +157,14 @@ impl Instance {
         if let Some(version) = &version {
             self.version_number_last = self.version_number_last.max(version.number);
         }
-        self.version = version;
+        self.version = self.not_overtaken(version);
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
     }
 
     /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
     pub(super) fn has_stored_version(&self) -> bool {
-        self.version
-            .as_ref()
-            .zip(self.stored.as_ref())
-            .is_some_and(|(own, stored)| own.number == stored.number)
+        self.version.as_ref().zip(self.stored.as_ref()).is_some_and(|(own, stored)| is_same(own, stored))
     }
 
     /// The rung of an instance without a process.
@@ -185,21 +197,64 @@ impl Instance {
                 .is_some_and(|own| self.stored.as_ref().map(number) != Some(own))
     }
 
-    /// The object store has that version; on an empty host it is the one to go on from.
-    pub(super) fn note_stored(&mut self, newest: SnapshotVersion) {
-        if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
-            self.version_number_last = newest.number;
-            self.stored = Some(newest);
-            self.stored_is_current = true;
-            self.phase = Phase::Hibernated;
-            self.rung = Rung::Remote;
-        } else if self.version.as_ref().is_some_and(|own| own.number == newest.number) {
-            // It was sent, and the row that says so was not written.
-            self.stored = Some(newest);
-            self.stored_is_current = true;
+    /// The service is this host's, in that epoch. What the store has of it may be newer than what is here: what was lost
+    /// with a row, or what another host has made of it meanwhile.
+    pub(super) fn note_owned(
+        &mut self,
+        epoch: u64,
+        newest: Option<(u64, SnapshotVersion)>,
+        number_last: u64,
+        now: Timestamp,
+    ) {
+        // A number that is in the store is not used again, also where the row that said so was not written.
+        self.version_number_last = self.version_number_last.max(number_last);
+        // What was ended for good may still be in the store.
+        let newest =
+            newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
+        if let Some((made_in, newest)) = newest {
+            if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
+                // It was sent, and the row that says so was not written.
+                self.stored = Some(newest);
+                self.stored_is_current = true;
+            } else if made_in > self.epoch {
+                self.give_way(newest, now);
+            } else if !self.stored_is_current
+                && self.stored.as_ref().is_none_or(|stored| stored.number < newest.number)
+            {
+                self.stored = Some(newest);
+            }
         }
-        self.version_number_last =
-            self.version_number_last.max(self.stored.as_ref().map_or(0, |stored| stored.number));
+        self.epoch = epoch;
+    }
+
+    /// Another host has gone on with the service, or this one knows nothing of it: that version is what there is to go
+    /// on from. A process that is still here is ended, and a version that is, is no version any more.
+    fn give_way(&mut self, newest: SnapshotVersion, now: Timestamp) {
+        self.unfenced |= self.in_flight
+            || self.rung >= Rung::Armed
+            || !matches!(self.phase, Phase::Off | Phase::Hibernated | Phase::Failed);
+        // What is under way reports of what is over.
+        self.start += 1;
+        self.in_flight = false;
+        self.publishing = None;
+        self.checkpointing = None;
+        self.sleep_asked = None;
+        self.failure = None;
+        self.running_since = None;
+        self.open_connections = 0;
+        self.phase = Phase::Hibernated;
+        self.phase_since = now;
+        self.obsolete = self.version.take().map(|own| (own.number, own.at)).or(self.obsolete);
+        self.stored = Some(newest);
+        self.stored_is_current = true;
+        self.rung = Rung::Remote;
+    }
+
+    /// What is intact on the disk, unless the object store has what has come of it since.
+    pub(super) fn not_overtaken(&self, version: Option<SnapshotVersion>) -> Option<SnapshotVersion> {
+        version.filter(|own| self.obsolete != Some((own.number, own.at))).filter(|own| {
+            !self.stored_is_current || self.stored.as_ref().is_none_or(|stored| is_same(own, stored))
+        })
     }
 
     pub(super) fn take_published(
@@ -215,12 +270,18 @@ impl Instance {
         self.publishing = None;
         match result {
             Ok(version) => {
-                self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
-                self.stored = Some(version);
                 self.publish_retry_at = None;
+                if self.is_newest(&version) {
+                    self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
+                    self.stored = Some(version);
+                }
             }
             Err(_) => self.publish_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
         }
+    }
+
+    fn is_newest(&self, version: &SnapshotVersion) -> bool {
+        self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
     }
 
     pub(super) fn take_checkpointed(
@@ -236,9 +297,12 @@ impl Instance {
         self.checkpointing = None;
         match result {
             Ok(version) => {
-                self.stored = Some(version);
-                self.stored_is_current = false;
                 self.checkpoint_retry_at = None;
+                // A sleep may have been quicker: what it captured is not to be forgotten for what was before.
+                if self.is_newest(&version) {
+                    self.stored = Some(version);
+                    self.stored_is_current = false;
+                }
             }
             Err(_) => self.checkpoint_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
         }
@@ -300,4 +364,10 @@ impl Instance {
         self.in_flight = false;
         self.sleep_asked = None;
     }
+}
+
+/// Whether both are copies of the same version: a number alone is used by two hosts of which one does not know that it
+/// has lost the service.
+fn is_same(one: &SnapshotVersion, other: &SnapshotVersion) -> bool {
+    (one.number, one.at) == (other.number, other.at)
 }

@@ -74,7 +74,7 @@ pub fn zone() -> Zone {
 pub fn refused(mut service: ServiceView) -> ServiceView {
     service.phase = Phase::Failed;
     service.refused = Some(Box::new(Refused {
-        until: NOW.plus_ms(60_000),
+        until: Some(NOW.plus_ms(60_000)),
         text: "broken.vm.test cannot be woken for another 60 s".to_owned(),
     }));
     service

@@ -143,6 +143,11 @@ impl Link {
         let _ = self.shared.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
+    /// Whether it is closed.
+    pub fn is_closed(&self) -> bool {
+        *self.shared.closed.borrow()
+    }
+
     /// What passed and what was dropped since the link was attached.
     pub fn counters(&self) -> LinkCounters {
         self.shared.stack().counters

@@ -6,6 +6,9 @@ use reveille_core::model::SpecFault;
 use reveille_depot::config::DepotConfig;
 use serde::{Deserialize, Serialize};
 
+/// What is possible: several words in that time, and no longer than a week.
+const TAKEOVER_S: std::ops::RangeInclusive<u64> = 4..=604_800;
+
 /// `[depot]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,6 +27,8 @@ pub struct Depot {
     pub seal_keys: Vec<PathBuf>,
     /// How this host is known in the object store; empty: its host name.
     pub host: String,
+    /// After so many seconds without a word from its host a service is taken over by one that has it in its config.
+    pub takeover_s: u64,
 }
 
 impl Default for Depot {
@@ -36,6 +41,7 @@ impl Default for Depot {
             credentials_file: PathBuf::new(),
             seal_keys: Vec::new(),
             host: String::new(),
+            takeover_s: 60,
         }
     }
 }
@@ -73,6 +79,10 @@ impl Depot {
             let allowed =
                 "file:///directory, s3://bucket/prefix, az://container/prefix, gs://bucket/prefix, or \"\"";
             faults.push(SpecFault::new("depot.url", &self.url, allowed));
+        }
+        if !TAKEOVER_S.contains(&self.takeover_s) {
+            let allowed = format!("{} to {}", TAKEOVER_S.start(), TAKEOVER_S.end());
+            faults.push(SpecFault::new("depot.takeover_s", self.takeover_s, allowed));
         }
         faults
     }

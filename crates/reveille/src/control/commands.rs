@@ -1,7 +1,7 @@
 //! The API's side of the control loop: each request is a message, answered by the loop.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
@@ -21,6 +21,7 @@ use super::Message;
 use super::reload::RELOAD_WAIT_MS_MAX;
 use super::run::Control;
 use super::write_back::Doubtful;
+use crate::clock::monotonic;
 use crate::reload::{Prepared, Reloader};
 use crate::room::QueryRoom;
 
@@ -120,7 +121,7 @@ impl Control {
             }
             Command::Wake(name, reply) => {
                 let asked = self.resolve(&name).and_then(|name| {
-                    let applied = self.wake(&name, Trigger::Operator, Instant::now())?;
+                    let applied = self.wake(&name, Trigger::Operator, monotonic())?;
                     self.turn();
                     self.verb_reply(&name, applied, VmState::Active)
                 });
@@ -148,7 +149,7 @@ impl Control {
     }
 
     fn held(&self, name: &DomainName) -> u32 {
-        self.activator.traffic(name).map_or(0, |traffic| traffic.held_clients)
+        self.wiring.traffic(name).map_or(0, |traffic| traffic.held_clients)
     }
 
     fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
@@ -226,14 +227,14 @@ impl Control {
         let now = self.clock.now();
         let binding = crate::serve::binding(&spec, address);
         let unavailable = |detail: String| ControlError::Unavailable { detail };
-        self.activator.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
+        self.wiring.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
         let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
         let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
         let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
         let doubtful = Doubtful::of(&rows, &[]);
         if let Err(error) = self.store.write(rows).await {
             self.write_back(doubtful);
-            self.activator.unbind(&spec.name).await;
+            self.wiring.unbind(&spec.name).await;
             return Err(unavailable(error.to_string()));
         }
         let name = spec.name.clone();
@@ -242,6 +243,7 @@ impl Control {
             Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
         let detail = ServiceDetail::of(&service, &instance, 0);
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
+        self.executor.ask_whose(&name);
         let _ = self.news.send(News::Added { at: Time(now), service: name });
         Ok(detail)
     }
@@ -257,10 +259,8 @@ impl Control {
         let clashes = clashes(&self.publisher.zones(), [&spec.name]);
         let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
         faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
-        let (images, name) = (Arc::clone(&self.executor.tools().images), spec.image.clone());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name).map(drop)).await;
-        if let Ok(Err(error)) = resolved {
-            faults.push(SpecFault::new("image", &spec.image, error.to_string()));
+        if let Err(error) = self.executor.tools().images.resolve(&spec.image).await {
+            faults.push(SpecFault::new("image", &spec.image, error));
         }
         faults
     }
@@ -287,9 +287,9 @@ impl Control {
     /// What the turn has removed is unbound and announced.
     pub(super) fn release_gone(&mut self) {
         for service in self.services.release_gone(&self.fleet) {
-            let activator = self.activator.clone();
+            let wiring = Arc::clone(&self.wiring);
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
-            tokio::spawn(async move { activator.unbind(&service).await });
+            tokio::spawn(async move { wiring.unbind(&service).await });
         }
     }
 

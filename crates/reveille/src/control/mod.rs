@@ -10,16 +10,19 @@
 //! Everything that changes a service or an instance comes through here, one message after another, so each
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
-mod cable;
+pub mod cable;
 mod commands;
 mod damping;
 pub mod executor;
+pub mod images;
+mod inputs;
 pub mod outbound;
 mod publish;
 pub mod ready;
 mod reload;
 mod run;
 mod serials;
+pub mod shelf;
 pub mod startup;
 mod stop;
 mod traffic;
@@ -27,16 +30,18 @@ mod updates;
 pub mod versions;
 mod wakes;
 mod watch;
+pub mod wiring;
 mod write_back;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
+pub use inputs::Inputs;
 pub use publish::Publisher;
-pub use run::{Control, Inputs, Parts};
+pub use run::{Control, Parts};
 pub use serials::Serials;
 pub use stop::stop;
 pub use updates::{TakenUp, take_up as take_up_updates};
@@ -98,12 +103,12 @@ pub enum Message {
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
     },
-    /// Another host has taken a service over.
-    TakenOver {
+    /// The object store has said whose a service is.
+    Owned {
         /// The service.
         service: DomainName,
-        /// The host.
-        host: String,
+        /// Whose.
+        ownership: Ownership,
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),

@@ -3,61 +3,82 @@
 //! A host writes versions of a service, and restores them, only while it owns the service in the object store: the epoch
 //! is read before the first of either, and a put is refused by the depot when another host has taken over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use reveille_core::model::{Cause, DomainName, Event, Fleet, SnapshotVersion, Timestamp};
-use reveille_depot::fetch::FetchOrder;
+use reveille_core::model::{Cause, DomainName, Event, Fleet, Ownership, SnapshotVersion, Timestamp};
+use reveille_depot::fetch::{FetchError, FetchOrder};
 use reveille_depot::format::manifest::{Description, Needs};
 use reveille_depot::names::{ServiceName, VersionId};
+use reveille_depot::objects::ObjectError;
 use reveille_depot::owner::{ClaimError, Owner};
 use reveille_depot::source::{FileSource, NewPart};
 use reveille_depot::{Depot, Watch};
 use reveille_vm::driver::VersionFiles;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Message;
+use super::shelf::Shelf;
 use crate::config;
 
-/// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
-const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// The object store is told so many times that a service is served here, and asked about those of others, within the time
+/// after which a service may be taken over.
+const RENEWALS: u32 = 4;
+/// How often the object store is asked whose a service is, until it answers.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Services that are asked about at a time.
 const CLAIMS_MAX: usize = 16;
 /// Longest that a start waits for the object store.
 const CLAIMS_MS_MAX: u64 = 15_000;
 
-/// Without a word from its owner for this long, a service may be taken over by a host that has none of it.
+/// Without a word from its owner for this long, a service may be taken over, unless the config says otherwise.
 pub const SILENT_MS_MAX: u64 = 60_000;
 
 /// The depot as this host uses it.
 pub struct Versions {
-    depot: Arc<Depot>,
+    depot: Arc<dyn Shelf>,
     /// How this host is known in the depot.
     host: String,
+    /// Without a word from its owner for this long, a service may be taken over.
+    silent_ms_max: u64,
     /// The epochs in which services are owned.
     epochs: Mutex<BTreeMap<DomainName, u64>>,
-}
-
-/// Whose a service is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ownership {
-    /// This host's.
-    Ours {
-        /// The newest version in the store, if any.
-        newest: Option<SnapshotVersion>,
-    },
-    /// Another host's.
-    Foreign(String),
+    /// Services that are another host's, as far as is known.
+    foreign: Mutex<BTreeSet<DomainName>>,
+    /// Services of which it is not known whose they are.
+    unasked: Mutex<BTreeSet<DomainName>>,
+    /// Told when there are more of them.
+    more: Notify,
 }
 
 impl Versions {
     /// For the host of that name.
-    pub fn new(depot: Arc<Depot>, host: String) -> Self {
-        Self { depot, host, epochs: Mutex::default() }
+    pub fn new(depot: Arc<dyn Shelf>, host: String) -> Self {
+        Self {
+            depot,
+            host,
+            silent_ms_max: SILENT_MS_MAX,
+            epochs: Mutex::default(),
+            foreign: Mutex::default(),
+            unasked: Mutex::default(),
+            more: Notify::new(),
+        }
+    }
+
+    /// The same, with another time after which a silent host loses its services.
+    #[must_use]
+    pub fn with_silence(self, ms_max: u64) -> Self {
+        Self { silent_ms_max: ms_max, ..self }
+    }
+
+    /// The object store is to be asked whose the service is, and again until it answers; see [`keep`].
+    pub fn ask(&self, service: DomainName) {
+        self.unasked().insert(service);
+        self.more.notify_one();
     }
 
     /// Makes sure that the service is this host's: it has no owner, or its owner has been silent for too long.
@@ -65,62 +86,114 @@ impl Versions {
     /// # Errors
     /// The store does not answer, or has something odd.
     pub async fn own(&self, service: &DomainName) -> Result<Ownership, Cause> {
+        let owned = self.own_now(service).await;
+        if let Ok(ownership) = &owned {
+            self.note(service, ownership);
+        }
+        owned
+    }
+
+    fn note(&self, service: &DomainName, ownership: &Ownership) {
+        let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        match ownership {
+            Ownership::Foreign(_) => drop(foreign.insert(service.clone())),
+            Ownership::Ours { .. } => drop(foreign.remove(service)),
+        }
+    }
+
+    async fn own_now(&self, service: &DomainName) -> Result<Ownership, Cause> {
         let name = service_name(service)?;
         let epoch = match self.depot.owner(&name).await.map_err(failed)? {
-            Some(owner) if owner.host == self.host => owner.epoch,
+            // Another host may just be about to take it over, if this one was away for long.
+            Some(owner) if owner.host == self.host => {
+                self.depot.renew(&name, &self.host, owner.epoch).await.map(|()| owner.epoch)
+            }
             Some(owner) if !self.is_silent(&owner).await? => return Ok(Ownership::Foreign(owner.host)),
-            taken => match self.depot.claim(&name, &self.host, taken.map(|owner| owner.epoch)).await {
-                Ok(epoch) => epoch,
-                Err(ClaimError::Owned { owner, .. }) if owner.host != self.host => {
-                    return Ok(Ownership::Foreign(owner.host));
-                }
-                Err(error) => return Err(failed(error)),
-            },
+            silent => self.depot.claim(&name, &self.host, silent.as_ref()).await,
         };
-        self.epochs().insert(service.clone(), epoch);
+        let epoch = match epoch {
+            Ok(epoch) => epoch,
+            Err(ClaimError::Owned { owner, .. }) if owner.host != self.host => {
+                return Ok(Ownership::Foreign(owner.host));
+            }
+            Err(error) => return Err(failed(error)),
+        };
         let entries = self.depot.list(&name).await.map_err(failed)?;
-        let Some(number) = entries.iter().map(|entry| entry.id.number).max() else {
-            return Ok(Ownership::Ours { newest: None });
-        };
-        let id = VersionId { service: name, number };
-        let manifest = self.depot.show(&id).await.map_err(failed)?;
-        let newest = SnapshotVersion {
-            number,
-            at: Timestamp::from_ms(manifest.about.taken_at_ms),
-            stored_bytes: manifest.own_bytes + manifest.shared_bytes,
-            paused_us: manifest.about.paused_us,
-            image: manifest.about.image,
-        };
-        Ok(Ownership::Ours { newest: Some(newest) })
+        let number_last = entries.iter().map(|entry| entry.id.number).max().unwrap_or(0);
+        // A manifest that cannot be read is no version that can be restored.
+        let readable = entries.into_iter().filter_map(|entry| Some((entry.id.number, entry.manifest.ok()?)));
+        // Whoever has lost the service may put one more version in the epoch before.
+        let newest = readable.max_by_key(|(number, manifest)| (manifest.about.epoch, *number));
+        let newest = newest.map(|(number, manifest)| {
+            let version = SnapshotVersion {
+                number,
+                at: Timestamp::from_ms(manifest.about.taken_at_ms),
+                stored_bytes: manifest.own_bytes + manifest.shared_bytes,
+                paused_us: manifest.about.paused_us,
+                image: manifest.about.image,
+            };
+            (manifest.about.epoch, version)
+        });
+        self.epochs().insert(service.clone(), epoch);
+        Ok(Ownership::Ours { epoch, newest, number_last })
+    }
+
+    /// Asks again about the services that are another host's; gives those that have become this one's.
+    pub async fn inherit(&self) -> Vec<(DomainName, Ownership)> {
+        let foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = stream::iter(foreign).map(|service| async move {
+            match self.own(&service).await {
+                Ok(ownership @ Ownership::Ours { .. }) => Some((service, ownership)),
+                Ok(Ownership::Foreign(_)) | Err(_) => None,
+            }
+        });
+        asked.buffer_unordered(CLAIMS_MAX).filter_map(std::future::ready).collect().await
     }
 
     async fn is_silent(&self, owner: &Owner) -> Result<bool, Cause> {
         let now_ms = self.depot.store_now_ms().await.map_err(failed)?;
-        Ok(owner.silent_ms(now_ms) > SILENT_MS_MAX)
+        Ok(owner.silent_ms(now_ms) > self.silent_ms_max)
     }
 
     /// Says of every service that this host owns that it is still there; gives those that it owns no longer.
-    pub async fn renew(&self) -> Vec<(DomainName, String)> {
+    pub async fn renew(&self) -> Vec<(DomainName, Ownership)> {
         let owned: Vec<(DomainName, u64)> =
             self.epochs().iter().map(|(service, epoch)| (service.clone(), *epoch)).collect();
-        let mut lost = Vec::new();
-        for (service, epoch) in owned {
-            let Ok(name) = service_name(&service) else { continue };
+        let renewed = stream::iter(owned).map(|(service, epoch)| async move {
+            let name = service_name(&service).ok()?;
             match self.depot.renew(&name, &self.host, epoch).await {
-                Ok(()) => {}
+                Ok(()) => None,
                 Err(ClaimError::Owned { owner, .. }) => {
                     self.epochs().remove(&service);
-                    lost.push((service, owner.host));
+                    let ownership = Ownership::Foreign(owner.host);
+                    self.note(&service, &ownership);
+                    Some((service, ownership))
                 }
                 Err(error) => {
-                    tracing::warn!(%service, %error, "the object store was not told that it is served here")
+                    tracing::warn!(%service, %error, "the object store was not told that it is served here");
+                    None
                 }
             }
-        }
-        lost
+        });
+        renewed.buffer_unordered(CLAIMS_MAX).filter_map(std::future::ready).collect().await
     }
 
-    /// Puts a version; what it has in common with the one before, or with that of `sibling`, is not stored again.
+    /// Asks whose those services are of which that is not known; gives those of which it is now.
+    async fn ask_again(&self) -> Vec<(DomainName, Ownership)> {
+        let unasked: Vec<DomainName> = self.unasked().iter().cloned().collect();
+        let asked = stream::iter(unasked).map(|service| async move {
+            let asked = timeout(Duration::from_millis(CLAIMS_MS_MAX), self.own(&service)).await;
+            let ownership = asked
+                .ok()?
+                .inspect_err(|cause| tracing::debug!(%service, %cause, "not known whose it is"))
+                .ok()?;
+            self.unasked().remove(&service);
+            Some((service, ownership))
+        });
+        asked.buffer_unordered(CLAIMS_MAX).filter_map(std::future::ready).collect().await
+    }
+
+    /// Puts a version of a service that is owned in that epoch; what it has in common with the one before, or with that of `sibling`, is not stored again.
     ///
     /// # Errors
     /// Why it is not in the store.
@@ -129,20 +202,14 @@ impl Versions {
         service: &DomainName,
         files: VersionFiles,
         before: Option<u64>,
+        epoch: u64,
     ) -> Result<SnapshotVersion, Cause> {
         let name = service_name(service)?;
-        let epoch = self.epochs().get(service).copied();
-        let epoch = match epoch {
-            Some(epoch) => epoch,
-            None => match self.own(service).await? {
-                Ownership::Ours { .. } => self.epochs().get(service).copied().unwrap_or(1),
-                Ownership::Foreign(host) => {
-                    return Err(Cause::StoreFailed {
-                        detail: format!("{service} is served by the host {host}"),
-                    });
-                }
-            },
-        };
+        if self.epochs().get(service) != Some(&epoch) {
+            // What is here may be older than what another host has put meanwhile; the control loop hears of it.
+            let detail = format!("it is not known whether another host has taken {service} over");
+            return Err(Cause::StoreFailed { detail });
+        }
         let VersionFiles { version, needs, files } = files;
         let about = Description {
             id: VersionId { service: name.clone(), number: version.number },
@@ -194,7 +261,20 @@ impl Versions {
         let id = VersionId { service: service_name(service)?, number };
         let watch = Watch::default();
         let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &watch);
-        fetched.await.map(|_| ()).map_err(failed)
+        fetched.await.map(|_| ()).map_err(|error| match &error {
+            FetchError::Object(ObjectError::Damaged { .. } | ObjectError::Missing { .. })
+            | FetchError::Sum { .. }
+            | FetchError::ChunkPages { .. } => Cause::VersionUnusable { detail: error.to_string() },
+            FetchError::Object(_)
+            | FetchError::Exists(_)
+            | FetchError::Busy(_)
+            | FetchError::Write { .. }
+            | FetchError::Cancelled(_) => failed(error),
+        })
+    }
+
+    fn unasked(&self) -> std::sync::MutexGuard<'_, BTreeSet<DomainName>> {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn epochs(&self) -> std::sync::MutexGuard<'_, BTreeMap<DomainName, u64>> {
@@ -215,15 +295,15 @@ pub async fn take_up(
     let depot = Depot::open(&settings)?;
     let host = config.host_name();
     tracing::info!(url = config.url, host, "object store");
-    let versions = Versions::new(Arc::new(depot), host);
-    fleet.limits.has_depot = true;
+    let versions = Versions::new(Arc::new(depot), host).with_silence(config.takeover_s * 1_000);
     claim(fleet, &versions, now).await;
     Ok(Some(Arc::new(versions)))
 }
 
 /// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
 /// keep the others from being served: what was not asked now is asked before the first version is sent.
-async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+pub async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
+    fleet.limits.has_depot = true;
     let names: Vec<DomainName> = fleet.services().map(|service| service.spec.name.clone()).collect();
     let mut owned = stream::iter(names)
         .map(|service| async move {
@@ -234,37 +314,50 @@ async fn claim(fleet: &mut Fleet, versions: &Versions, now: Timestamp) {
         })
         .buffer_unordered(CLAIMS_MAX);
     while let Some((service, asked)) = owned.next().await {
-        let (foreign, newest) = match asked {
-            Ok(Ownership::Ours { newest }) => (None, newest),
-            Ok(Ownership::Foreign(host)) => {
-                tracing::warn!(%service, host, "is served by another host; it does not run here");
-                (Some(host), None)
-            }
+        let ownership = match asked {
+            Ok(ownership) => ownership,
             Err(cause) => {
                 tracing::warn!(%service, %cause, "it is not known whether another host has taken it over");
+                versions.ask(service);
                 continue;
             }
         };
-        let event = Event::Owned { service: service.clone(), foreign, newest };
+        if let Ownership::Foreign(host) = &ownership {
+            tracing::warn!(%service, host, "is served by another host; it does not run here");
+        }
+        let event = Event::Owned { service: service.clone(), ownership };
         if let Err(error) = fleet.apply(event, now) {
             tracing::error!(%service, %error, "cannot be taken up");
         }
     }
 }
 
-/// Says again and again that the services of this host are served here, and tells the control loop of those that another
-/// host has taken over.
+/// Says again and again that the services of this host are served here, asks of others until it is known whose they are,
+/// and takes over those whose host has fallen silent. Tells the control loop what comes of it.
 pub async fn keep(versions: Arc<Versions>, inbox: mpsc::Sender<Message>) {
-    let mut look = tokio::time::interval(RENEW_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        look.tick().await;
-        for (service, host) in versions.renew().await {
-            if inbox.send(Message::TakenOver { service, host }).await.is_err() {
-                return;
-            }
+    let tell = async |told: Vec<(DomainName, Ownership)>| {
+        for (service, ownership) in told {
+            // Without a loop there is nobody to tell.
+            let _ = inbox.send(Message::Owned { service, ownership }).await;
         }
-    }
+    };
+    let renewing = async {
+        let mut look = tokio::time::interval(Duration::from_millis(versions.silent_ms_max) / RENEWALS);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !inbox.is_closed() {
+            look.tick().await;
+            tell(versions.renew().await).await;
+            tell(versions.inherit().await).await;
+        }
+    };
+    let asking = async {
+        while !inbox.is_closed() {
+            tell(versions.ask_again().await).await;
+            // In time for those who wait, and at leisure while the store is away.
+            let _ = timeout(ASK_EVERY, versions.more.notified()).await;
+        }
+    };
+    tokio::join!(renewing, asking);
 }
 
 fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {

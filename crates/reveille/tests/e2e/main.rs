@@ -7,12 +7,15 @@
 mod addresses;
 mod chance;
 mod place;
+#[path = "../../../reveille-depot/tests/common/servers.rs"]
+mod servers;
 mod small;
 mod wire;
 mod world;
 
 mod armed;
 mod boots;
+mod budget;
 mod crash;
 mod cycles;
 mod disk;

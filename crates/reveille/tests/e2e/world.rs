@@ -33,6 +33,16 @@ ports = ["tcp/8080", "tcp/7007", "udp/7007"]
 ready = { check = "http", port = 8080, path = "/" }
 "#;
 
+/// A second service, which sleeps armed.
+pub const READY: &str = r#"
+[[service]]
+name = "ready.vm.test"
+image = "demo"
+ports = ["tcp/8080"]
+ready = { check = "http", port = 8080, path = "/" }
+policy = { rest = "armed" }
+"#;
+
 // --- The world -----------------------------------------------------------------------------------------------------
 
 /// A daemon's surroundings, and the daemon while it runs.
@@ -43,7 +53,7 @@ pub struct World {
     settings: BTreeMap<&'static str, BTreeMap<&'static str, String>>,
     services: Vec<String>,
     began: Instant,
-    _place: Place,
+    _place: Option<Place>,
 }
 
 struct Running {
@@ -77,7 +87,16 @@ pub struct Page {
 impl World {
     /// A world in which services sleep only when they are told to.
     pub fn new() -> Self {
-        let place = Place::take();
+        Self::at(Some(Place::take()))
+    }
+
+    /// Another one for a test that has one already: it does not wait for a place, so that two such tests cannot wait for
+    /// each other.
+    pub fn beside() -> Self {
+        Self::at(None)
+    }
+
+    fn at(place: Option<Place>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         fs::DirBuilder::new().mode(0o700).create(temp.path().join("run")).unwrap();
         fs::create_dir(temp.path().join("state")).unwrap();
