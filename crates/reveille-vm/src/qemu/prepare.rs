@@ -5,6 +5,8 @@
 use std::fs;
 use std::io;
 
+use reveille_failpoint::failpoint;
+
 use super::disk::{Chain, LAYERS_MAX};
 use super::layout::InstanceDir;
 use super::version::{Manifest, StateDir};
@@ -89,6 +91,7 @@ pub fn install(dir: &InstanceDir, state: &StateDir, fetched: &Manifest) -> io::R
     if let Some(disk) = &fetched.disk {
         disk.chain.record(&dir.fetched())?;
     }
+    failpoint!("vm.install.begin");
     let lost_disk = !state.has_manifest() && state.path().exists() && state.chain()?.is_some();
     if lost_disk {
         dir.put_in_place_of_state(&dir.fetched())?;
@@ -106,7 +109,9 @@ pub fn evict(dir: &InstanceDir, state: &StateDir) -> io::Result<()> {
     if state.path().exists() && state.chain()?.is_some() {
         dir.note_away()?;
     }
+    failpoint!("vm.evict.begin");
     dir.drop_state()?;
+    failpoint!("vm.evict.dropped");
     fs::remove_dir_all(dir.checkpoint()).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),

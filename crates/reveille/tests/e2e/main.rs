@@ -22,6 +22,7 @@ mod disk;
 mod loss;
 mod refusals;
 mod services;
+mod steps;
 mod stop;
 mod stored;
 mod wake;
