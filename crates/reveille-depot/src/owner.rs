@@ -8,10 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::depot::{Depot, json, parse, salt};
-use crate::failpoint;
 use crate::format::{Kind, record};
 use crate::names::{ServiceName, owner_path};
 use crate::objects::{ObjectError, Put, Seen};
+use reveille_failpoint::failpoint;
 
 /// Largest object of an owner.
 const OWNER_BYTES_MAX: u64 = 4096;

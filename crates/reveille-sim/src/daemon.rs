@@ -42,6 +42,7 @@ impl Images for OneImage {
         Ok(Image {
             digest: reference.to_owned(),
             names: vec![reference.to_owned()],
+            disk: None,
             kernel: PathBuf::new(),
             initrd: PathBuf::new(),
             kernel_version: String::new(),

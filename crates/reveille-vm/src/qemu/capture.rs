@@ -20,6 +20,8 @@ use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
 
 use tokio::time::timeout;
 
+use reveille_failpoint::failpoint;
+
 use super::fold::{self, FoldError};
 use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
@@ -97,6 +99,7 @@ pub async fn capture(
             Ok(()) => {
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
+                failpoint!("vm.capture.ended");
                 return Ok(Capture::Published(version));
             }
             Err(halt) => halt,
@@ -165,20 +168,24 @@ async fn publish(
     let stopped = Instant::now();
     // QEMU waits for what the guest has under way to its disk, and flushes.
     vm.stop().await?;
+    failpoint!("vm.capture.stopped");
     // Stands still, but not because of us: a guest that crashed must not become a version.
     let status = vm.status(super::qmp::COMMAND_MS_MAX).await?;
     if status != "paused" {
         return Err(Halt::Failed(format!("the guest is in no state to be kept (QEMU calls it `{status}`)")));
     }
     unless(abandon, vm.save_device()).await??;
+    failpoint!("vm.capture.saved");
 
     let (state, needs, described) = (slot.state.clone(), qemu.needs(launch), version.clone());
     let seal = blocking(move || state.seal(described, needs, stopped));
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
+    failpoint!("vm.capture.sealed");
     let state = slot.state.clone();
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
     turn.blocking(move || state.publish(&manifest)).await?;
+    failpoint!("vm.capture.published");
     if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
 }
 

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use reveille_core::model::InstanceId;
 use rustix::fs::RenameFlags;
 
+use reveille_failpoint::failpoint;
+
 use super::disk::RECORD;
 
 /// Versions set aside that are kept per instance, and as many disks of guests that were lost; older ones are removed.
@@ -115,6 +117,7 @@ impl InstanceDir {
             Err(rustix::io::Errno::NOENT) => fs::rename(new, &state)?,
             Err(error) => return Err(error.into()),
         }
+        failpoint!("vm.state.exchanged");
         sync_dir(&self.root)?;
         match fs::remove_dir_all(new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -185,6 +188,7 @@ impl InstanceDir {
         sync_dir(&aside)?;
         let cwd = rustix::fs::CWD;
         rustix::fs::renameat_with(cwd, &place, cwd, self.state(), RenameFlags::EXCHANGE)?;
+        failpoint!("vm.aside.exchanged");
         sync_dir(&aside)?;
         sync_dir(&self.root)?;
         self.forget_aside()

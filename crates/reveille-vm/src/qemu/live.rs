@@ -17,6 +17,8 @@ use std::time::Instant;
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
+use reveille_failpoint::failpoint;
+
 use super::argv::MEMORY_BLOCK;
 use super::blocks::NewLayer;
 use super::capture::{Halt, flush, let_run, unless};
@@ -68,6 +70,7 @@ pub async fn publish(
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
     let published = turn.blocking(move || {
         next.publish(&manifest)?;
+        failpoint!("vm.capture.beside");
         dir.replace_state(&dir.next())
     });
     published.await?;
@@ -103,6 +106,7 @@ pub async fn checkpoint(
     let base = Some(&target);
     let never = Abandon::default();
     let taken = transfer(qemu, &slot, &vm, launch, &target, base, layer.as_ref(), &never).await;
+    failpoint!("vm.checkpoint.stopped");
     // Whatever came of it, the guest is to run again first.
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
     let unused = layer.filter(|layer| !layer.used.load(Ordering::Acquire));
@@ -124,7 +128,9 @@ pub async fn checkpoint(
         state.sync_memory()?;
         let disk = below.map(|chain| chain.describe(&layers)).transpose()?;
         let manifest = state.describe(version, needs, Devices::Separated, disk, || paused_us)?;
+        failpoint!("vm.checkpoint.sealed");
         state.publish(&manifest)?;
+        failpoint!("vm.checkpoint.published");
         state.open_files_with(&layers)
     });
     sealed.await.map_err(|error| failed(error.to_string()))
@@ -155,6 +161,7 @@ async fn new_layer(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<Option<(Chain, N
             format!("QEMU writes to the layer {top} of its disk, the record ends with {}", chain.top());
         return Err(Halt::Failed(detail));
     };
+    failpoint!("vm.layer.recorded");
     if !vm.has_layer(&name).await? {
         vm.add_layer(&name).await?;
     }

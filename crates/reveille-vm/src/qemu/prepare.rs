@@ -2,7 +2,10 @@
 //!
 //! Each function leaves, at every moment, a state whose disk is found again: what takes a place does so in one step.
 
+use std::fs;
 use std::io;
+
+use reveille_failpoint::failpoint;
 
 use super::disk::{Chain, LAYERS_MAX};
 use super::layout::InstanceDir;
@@ -88,6 +91,7 @@ pub fn install(dir: &InstanceDir, state: &StateDir, fetched: &Manifest) -> io::R
     if let Some(disk) = &fetched.disk {
         disk.chain.record(&dir.fetched())?;
     }
+    failpoint!("vm.install.begin");
     let lost_disk = !state.has_manifest() && state.path().exists() && state.chain()?.is_some();
     if lost_disk {
         dir.put_in_place_of_state(&dir.fetched())?;
@@ -105,5 +109,11 @@ pub fn evict(dir: &InstanceDir, state: &StateDir) -> io::Result<()> {
     if state.path().exists() && state.chain()?.is_some() {
         dir.note_away()?;
     }
-    dir.drop_state()
+    failpoint!("vm.evict.begin");
+    dir.drop_state()?;
+    failpoint!("vm.evict.dropped");
+    match fs::remove_dir_all(dir.checkpoint()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }

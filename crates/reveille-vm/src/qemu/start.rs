@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 
 use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 
+use reveille_failpoint::failpoint;
+
 use super::argv::{self, Start};
 use super::disk::{Chain, VersionDisk};
 use super::process::{Lock, Process};
@@ -36,6 +38,7 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
     let prepared = turn.blocking(move || prepare::boot(&dir, &state, &wanted));
     let chain = prepared.await.map_err(no_files)?;
     let vm = spawn(qemu, &slot, lock, launch, chain.as_ref(), Start::Boot, kills).await?;
+    failpoint!("vm.boot.spawned");
     on_stage(Stage::Spawned);
     match vm.status(super::qmp::COMMAND_MS_MAX).await {
         Ok(_) => {}
@@ -71,6 +74,7 @@ pub async fn restore(
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
     let _busy = vm.busy();
+    failpoint!("vm.restore.loaded");
 
     // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
     let _committed = slot.commit.lock().await;
@@ -79,9 +83,13 @@ pub async fn restore(
     }
     let state = slot.state.clone();
     turn.blocking(move || state.consume()).await.map_err(no_files)?;
+    failpoint!("vm.restore.consumed");
     vm.set_paused(false);
     match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            failpoint!("vm.restore.running");
+            Ok(())
+        }
         Err(error) => Err(vm.cause_of(error).await),
     }
 }

@@ -11,6 +11,7 @@ use reveille_core::model::{
     Cause, DomainName, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion,
     Stage,
 };
+use reveille_failpoint::failpoint;
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch, Mapping, VersionFiles};
 use tokio::sync::mpsc;
@@ -165,7 +166,9 @@ impl Executor {
         let tools = Arc::clone(&self.tools);
         tokio::spawn(async move {
             let files = tools.driver.version_files(order.instance).await.map_err(cause_of);
+            failpoint!("control.publish.begin");
             let result = tools.send(&order, number, since, files).await;
+            failpoint!("control.publish.told");
             let _ = tools.inbox.send(Message::Published { instance: order.instance, number, result }).await;
         });
     }
@@ -368,10 +371,14 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         let launch = tools.launch(&order).await?;
         let dir = tools.driver.fetch_dir(order.instance).await.map_err(cause_of)?;
         versions.fetch(&order.spec.name, number, &dir).await?;
+        failpoint!("control.fetch.fetched");
         tools.driver.install(&launch).await.map_err(cause_of)
     };
     let report = match fetched.await {
-        Ok(version) => Report::Fetched { version },
+        Ok(version) => {
+            failpoint!("control.fetch.installed");
+            Report::Fetched { version }
+        }
         Err(cause) => {
             tracing::warn!(instance = %order.instance, version = number, %cause, "cannot be fetched");
             Report::RestFailed { cause }
@@ -425,6 +432,7 @@ async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Aban
     let report = match captured {
         Ok(Capture::Published(version)) => {
             tools.unlink(&order);
+            failpoint!("control.capture.told");
             return tools.report(&order, Report::Captured { version }).await;
         }
         Ok(Capture::Abandoned) => Report::CaptureAbandoned,

@@ -14,6 +14,7 @@ use reveille_core::model::{
 };
 use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
+use reveille_failpoint::failpoint;
 use reveille_net::RelayEvent;
 use reveille_store::{Ack, Change, StateDatabase, StoredDecision};
 use reveille_vm::driver::Mapping;
@@ -295,6 +296,7 @@ impl Control {
             }
             Report::Ready => {
                 self.publisher.open_gate(instance, &service);
+                failpoint!("control.gate.open");
                 let record = self.wakes.ready(&service, at, now);
                 self.announce_ready(&service);
                 self.keep_wakes(record);

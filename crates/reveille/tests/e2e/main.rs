@@ -23,6 +23,7 @@ mod loss;
 mod refusals;
 mod rows;
 mod services;
+mod steps;
 mod stop;
 mod stored;
 mod wake;

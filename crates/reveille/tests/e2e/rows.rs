@@ -1,7 +1,7 @@
 //! A service with a disk: what it told its clients is durable is there, whatever happened in between.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::small::{from_environment, send, text};
+use crate::small::{from_environment, send, text, until};
 use crate::wire;
 use crate::world::World;
 
@@ -66,10 +66,14 @@ fn build(world: &World) {
 
 /// Adds a row; how many there are then.
 fn add(world: &World) -> u64 {
+    try_add(world).unwrap()
+}
+
+fn try_add(world: &World) -> io::Result<u64> {
     let mut answer = String::new();
-    let mut stream = wire::connect(SocketAddr::new(world.address(1).into(), 8_080)).unwrap();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.trim().parse().unwrap_or_else(|_| panic!("`{answer}` is no number of rows"))
+    let mut stream = wire::connect(SocketAddr::new(world.address(1).into(), 8_080))?;
+    stream.read_to_string(&mut answer)?;
+    answer.trim().parse().map_err(|_| io::Error::other(format!("`{answer}` is no number of rows")))
 }
 
 /// Kills the service's machine, and waits until that was seen.
@@ -122,4 +126,47 @@ fn rows_outlive_sleep_crashes_and_the_way_to_the_object_store_and_back() {
     world.kill9();
     world.restart();
     more(&world);
+}
+
+/// Steps at which a disk's layers are half of one state and half of the other.
+const STEPS: [&str; 4] = ["vm.layer.recorded", "vm.checkpoint.stopped", "vm.fold.begun", "vm.fold.recorded"];
+
+#[test]
+fn a_kill_at_any_step_of_a_new_layer_and_of_folding_costs_no_row() {
+    let depot = tempfile::tempdir().unwrap();
+    let mut world = World::new()
+        .own_images()
+        .set("depot", "url", format!("\"file://{}\"", depot.path().display()))
+        .set("depot", "host", "\"here\"")
+        .policy("checkpoint_ms", 1_000)
+        .service(ROWS);
+    build(&world);
+    world = world.start();
+    let mut rows = add(&world);
+    for step in STEPS {
+        // The daemon alone, then its guest with it.
+        for guest_too in [false, true] {
+            world.kill9();
+            world.end_at(step);
+            // It may come to the step while it starts; otherwise while clients come and go.
+            if world.try_start().is_ok() {
+                until(&format!("the daemon to end at {step}"), || {
+                    if let Ok(now) = try_add(&world) {
+                        assert!(now > rows, "{step}: there were {rows} rows, now there are {now}");
+                        rows = now;
+                    }
+                    (!world.is_running()).then_some(())
+                });
+                world.ended();
+            }
+            for vm in world.vms().into_iter().filter(|_| guest_too) {
+                send(vm.pid, Signal::KILL);
+            }
+            world.end_at("");
+            world.restart();
+            let now = add(&world);
+            assert!(now > rows, "{step}: there were {rows} rows, now there are {now}");
+            rows = now;
+        }
+    }
 }

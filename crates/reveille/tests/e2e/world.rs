@@ -53,6 +53,8 @@ pub struct World {
     settings: BTreeMap<&'static str, BTreeMap<&'static str, String>>,
     services: Vec<String>,
     began: Instant,
+    /// At which step the next daemon ends itself.
+    failpoints: String,
     _place: Option<Place>,
 }
 
@@ -105,8 +107,16 @@ impl World {
         let addresses = Addresses::take();
         let settings = BTreeMap::new();
         let services = Vec::new();
-        let world =
-            Self { temp, addresses, daemon: None, settings, services, began: Instant::now(), _place: place };
+        let world = Self {
+            temp,
+            addresses,
+            daemon: None,
+            settings,
+            services,
+            began: Instant::now(),
+            failpoints: String::new(),
+            _place: place,
+        };
         let (dns, api) = (world.dns(), world.api());
         let pool = format!("\"{}/24\"", world.addresses.at(0));
         let qemu = std::env::var("REVEILLE_TEST_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
@@ -142,6 +152,11 @@ impl World {
     /// Changes a key for the next start.
     pub fn change(&mut self, table: &'static str, key: &'static str, value: impl ToString) {
         self.settings.entry(table).or_default().insert(key, value.to_string());
+    }
+
+    /// The next daemon ends as by `kill -9` when it comes to that step; empty: nowhere.
+    pub fn end_at(&mut self, failpoint: &str) {
+        self.failpoints = if failpoint.is_empty() { String::new() } else { format!("{failpoint}=kill") };
     }
 
     /// Gives the daemon an image store of its own instead of the one that all tests share.
@@ -210,6 +225,7 @@ impl World {
         let levels = std::env::var("REVEILLE_LOG").unwrap_or_else(|_| LOG_LEVELS.to_owned());
         let mut command = self.command(&["serve", "--config"]);
         command.arg(self.path("reveille.toml")).env("REVEILLE_LOG", levels).env("NO_COLOR", "1");
+        command.env("REVEILLE_FAILPOINTS", &self.failpoints);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         self.daemon = Some(Running { child, log_from });
@@ -235,6 +251,14 @@ impl World {
         let status = until("the end of the daemon", || running.child.try_wait().unwrap());
         let log = self.log()[running.log_from..].to_owned();
         Exit { code: status.code(), log }
+    }
+
+    /// Whether its process is there; to be asked with a daemon that was started.
+    pub fn is_running(&self) -> bool {
+        let id = self.daemon.as_ref().expect("no daemon was started").child.id();
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // One that has ended is there until it is waited for.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
     }
 
     /// Ends the daemon as a crash does.
