@@ -305,6 +305,13 @@ pub trait Driver: Send + Sync {
     /// Removes the version of an instance without a process; the object store has it.
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError>;
 
+    /// Goes back to the newest version of the launch's image that a cold boot of another image, or of the same, has set
+    /// aside on this host, if there is one. What the instance has now is set aside, not lost.
+    async fn roll_back(&self, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
+        let _ = launch;
+        Err(DriverError::Unsupported { driver: self.capabilities().driver, verb: "go back to a version" })
+    }
+
     /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
     /// process is ended, the guest is let run again instead.
     async fn capture(

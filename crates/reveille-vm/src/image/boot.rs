@@ -27,6 +27,8 @@ const TABLES: [(&str, &str); 2] =
 const APPLETS: [&str; 7] = ["insmod", "ip", "mkdir", "mount", "mv", "rm", "switch_root"];
 const OWN_DIRECTORY: &str = ".reveille";
 const OWN_BUSYBOX: &str = ".reveille/busybox";
+/// A script that the root's source wants run in place of an init.
+pub(super) const PROGRAM: &str = "/.reveille/program";
 const ROOT_INIT: &[u8] = b".reveille/root-init";
 /// Directories that the script mounts something on, or writes to.
 const MOUNT_POINTS: [(&str, u32); 6] =

@@ -184,11 +184,16 @@ impl ImageStore {
         let root = match &request.root {
             RootSource::OnDisk { device } if request.disk.is_some() => Some(device.clone()),
             RootSource::OnDisk { .. } => return Err(BuildError::NoDisk),
-            RootSource::Directory(_) | RootSource::Tar(_) => None,
+            RootSource::Directory(_) | RootSource::Tar(_) | RootSource::Oci(_) => None,
         };
+        let wanted = loaded.program.filter(|_| request.init.is_none());
+        if let Some(script) = &wanted {
+            tree.add_file(boot::PROGRAM.trim_start_matches('/'), 0o755, script.as_bytes())?;
+        }
+        let named = wanted.map(|_| boot::PROGRAM).or(request.init.as_deref());
         let init = match &root {
-            Some(_) => program::named_init(request.init.as_deref())?,
-            None => program::find_init(&tree, request.init.as_deref())?,
+            Some(_) => program::named_init(named)?,
+            None => program::find_init(&tree, named)?,
         };
 
         on_progress(Progress { step: BuildStep::Kernel, entries: 0, bytes: 0, bytes_total: None });

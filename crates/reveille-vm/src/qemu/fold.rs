@@ -19,6 +19,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
+use reveille_failpoint::failpoint;
+
 use super::disk::{Chain, is_free, layer_name};
 use super::layout::sync_dir;
 use super::qmp::QmpError;
@@ -135,6 +137,7 @@ async fn begin(slot: &Slot, vm: &Vm, chain: &Chain) -> Result<(), FoldError> {
         "backing-file": lowest, "auto-dismiss": false,
     });
     vm.qmp()?.command("block-commit", job).await?;
+    failpoint!("vm.fold.begun");
     Ok(())
 }
 
@@ -166,6 +169,7 @@ async fn finish(slot: &Slot, vm: &Vm, mut chain: Chain, job: Job) -> Result<(), 
         chain.record(&place)
     })
     .await?;
+    failpoint!("vm.fold.recorded");
     // From here on the layer is nobody's; what is left undone is done when the next process starts.
     qmp.command("job-dismiss", json!({ "id": id })).await?;
     vm.drop_layer(&name).await?;

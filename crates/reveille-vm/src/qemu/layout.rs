@@ -188,9 +188,19 @@ impl InstanceDir {
         sync_dir(&aside)?;
         let cwd = rustix::fs::CWD;
         rustix::fs::renameat_with(cwd, &place, cwd, self.state(), RenameFlags::EXCHANGE)?;
+        failpoint!("vm.aside.exchanged");
         sync_dir(&aside)?;
         sync_dir(&self.root)?;
         self.forget_aside()
+    }
+
+    /// The states that were set aside, oldest first.
+    pub fn set_aside(&self) -> io::Result<Vec<PathBuf>> {
+        let aside = self.aside();
+        match numbered(&aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            numbers => Ok(numbers?.into_iter().map(|number| aside.join(number.to_string())).collect()),
+        }
     }
 
     /// Removes what was set aside too long ago. Disks that a lost guest wrote to are counted apart: they are in no store.

@@ -20,6 +20,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use reveille_failpoint::failpoint;
 
 use super::argv::MEMORY_BLOCK;
+use super::blocks::NewLayer;
 use super::capture::{Halt, flush, let_run, unless};
 use super::disk::Chain;
 use super::fold::{self, FoldError};
@@ -27,7 +28,7 @@ use super::layout::{create_private_dir, private};
 use super::start::{SPARE_BYTES, no_room};
 use super::stream::{PAGE_BYTES, Page, Pages, StreamFault, separate};
 use super::version::{Devices, StateDir, memory_bytes};
-use super::vm::{NewLayer, Vm};
+use super::vm::Vm;
 use super::{Qemu, Slot, Turn, blocking};
 use crate::driver::{Abandon, DriverError, Launch, VersionFiles};
 
@@ -160,6 +161,7 @@ async fn new_layer(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<Option<(Chain, N
             format!("QEMU writes to the layer {top} of its disk, the record ends with {}", chain.top());
         return Err(Halt::Failed(detail));
     };
+    failpoint!("vm.layer.recorded");
     if !vm.has_layer(&name).await? {
         vm.add_layer(&name).await?;
     }

@@ -112,8 +112,8 @@ pub fn evict(dir: &InstanceDir, state: &StateDir) -> io::Result<()> {
     failpoint!("vm.evict.begin");
     dir.drop_state()?;
     failpoint!("vm.evict.dropped");
-    fs::remove_dir_all(dir.checkpoint()).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })
+    match fs::remove_dir_all(dir.checkpoint()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }

@@ -4,6 +4,7 @@
 //! `fsync` has returned. After a boot it says which row it found last.
 
 use std::fs;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use reveille_core::model::{Found, Timestamp};
-use reveille_vm::driver::{Abandon, Driver, Mapping};
+use reveille_vm::driver::{Driver, Launch, Mapping};
 use reveille_vm::image::{BuildRequest, Image, ImageStore, KernelSource, RootSource};
 use reveille_vm::qemu::Qemu;
 use rustix::process::Signal;
@@ -47,7 +48,7 @@ done
 "#;
 
 /// An image whose disk has an empty file system, built once.
-fn image() -> &'static Image {
+pub fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let directory = from_environment("REVEILLE_TEST_STATE").join("disk-images");
@@ -91,14 +92,14 @@ fn console(world: &World) -> String {
 }
 
 /// The last row that the guest said is durable. It has lost none so far.
-fn acknowledged(world: &World) -> u64 {
+pub fn acknowledged(world: &World) -> u64 {
     let console = console(world);
     assert!(!console.contains("lost") && !console.contains("failed"), "{console}");
     world.tick().map_or(0, |(row, _)| row)
 }
 
 /// Which row a guest that was booted found.
-async fn found(world: &World) -> u64 {
+pub async fn found(world: &World) -> u64 {
     let seen = |console: String| {
         console
             .lines()
@@ -245,127 +246,6 @@ async fn a_checkpoint_has_the_disk_of_its_instant() {
     assert!(there >= row, "row {row} was durable, {there} is the last");
 }
 
-/// What happens to a guest in one round, at a random moment of it.
-#[derive(Debug, Clone, Copy)]
-enum Blow {
-    /// It runs.
-    Running,
-    /// A checkpoint is taken.
-    Checkpoint,
-    /// It is put to sleep.
-    Capture,
-    /// It is woken, in the version's own files or beside them.
-    Wake(Mapping),
-    /// It is warmed, paused, and let run.
-    Warm,
-}
-
-/// Kills the guest's process after `delay`, if there is one by then.
-async fn strike(world: &World, delay: Duration) {
-    tokio::time::sleep(delay).await;
-    for pid in world.processes() {
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
-    }
-}
-
-/// Does what the round is about, as far as it comes.
-async fn suffer(world: &World, qemu: &Qemu, blow: Blow, number: u64) {
-    let launch = world.launch();
-    let now = Timestamp::from_ms(1_000);
-    match blow {
-        Blow::Running => tokio::time::sleep(Duration::from_millis(200)).await,
-        Blow::Checkpoint => drop(qemu.checkpoint(&launch, number, now).await),
-        Blow::Capture => drop(qemu.capture(&launch, number, now, &Abandon::default()).await),
-        Blow::Wake(mapping) => {
-            let _ = qemu.restore(&launch, mapping, &|_| ()).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        Blow::Warm => {
-            let _ = qemu.warm(&launch, &|_| ()).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if qemu.pause(launch.instance).await.is_ok() {
-                let _ = qemu.restore(&launch, Mapping::Beside, &|_| ()).await;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
-
-/// `REVEILLE_TEST_ROWS` rounds, 6 by default; drawn from `REVEILLE_TEST_SEED`.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_was_acknowledged_is_never_lost() {
-    let rounds = std::env::var("REVEILLE_TEST_ROWS").map_or(6, |text| text.parse().unwrap());
-    let seed = std::env::var("REVEILLE_TEST_SEED").map_or_else(
-        |_| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
-        |text| text.parse().unwrap(),
-    );
-    println!("REVEILLE_TEST_SEED={seed}");
-    let chance = Chance::new(seed);
-    let world = World::of(image());
-    let mut qemu = world.open().await;
-    let launch = world.launch();
-    let (mut row, mut nonce) = boot(&world, &qemu).await;
-    for round in 0..rounds {
-        let blow = match chance.below(6) {
-            0 => Blow::Running,
-            1 => Blow::Checkpoint,
-            2 => Blow::Capture,
-            3 => Blow::Wake(Mapping::Consume),
-            4 => Blow::Wake(Mapping::Beside),
-            _ => Blow::Warm,
-        };
-        if chance.below(3) == 0 {
-            // Another daemon takes the guest over.
-            qemu = world.open().await;
-            assert_eq!(qemu.find(&launch).await, Found::Running);
-        }
-        // Something may be being folded.
-        for _ in 0..chance.below(3) {
-            qemu.beat(launch.instance, 5_000).await.unwrap();
-        }
-        if matches!(blow, Blow::Wake(_) | Blow::Warm) {
-            capture(&world, &qemu, 2 * round + 1).await;
-        }
-        row = row.max(acknowledged(&world));
-        let delay = Duration::from_micros(chance.below(400_000));
-        tokio::join!(suffer(&world, &qemu, blow, 2 * round + 2), strike(&world, delay));
-
-        let version = qemu.kill(launch.instance, false).await.unwrap();
-        let what = format!("round {round}, {blow:?}, struck after {delay:?}");
-        if version.is_some() {
-            // What it said meanwhile was heard by nobody.
-            restore(&world, &qemu).await;
-            let (later, same) = world.tick_after(row).await;
-            assert_eq!(same, nonce, "{what}");
-            row = later;
-        } else {
-            row = row.max(acknowledged(&world));
-            (_, nonce) = boot(&world, &qemu).await;
-            let there = found(&world).await;
-            assert!(there >= row, "{what}: row {row} was durable, {there} is the last");
-        }
-        row = world.tick_after(row + chance.below(16)).await.0;
-    }
-}
-
-/// Random numbers that are the same for the same seed (SplitMix64).
-struct Chance(std::sync::Mutex<u64>);
-
-impl Chance {
-    fn new(seed: u64) -> Self {
-        Self(std::sync::Mutex::new(seed))
-    }
-
-    fn below(&self, bound: u64) -> u64 {
-        let mut state = self.0.lock().unwrap();
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = *state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
-
 /// Waits until the instance's disk has two layers.
 async fn folded(world: &World, qemu: &Qemu) {
     for _ in 0..500 {
@@ -376,4 +256,160 @@ async fn folded(world: &World, qemu: &Qemu) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the layers {:?} are not folded", layers(world));
+}
+
+/// Copies a version's files to where they are fetched to, as the object store would.
+async fn fetch(qemu: &Qemu, launch: &Launch, files: Vec<(String, fs::File)>) {
+    let to = qemu.fetch_dir(launch.instance).await.unwrap();
+    fs::create_dir(&to).unwrap();
+    for (name, mut file) in files {
+        file.seek(SeekFrom::Start(0)).unwrap();
+        std::io::copy(&mut file, &mut fs::File::create(to.join(name)).unwrap()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_to_a_version_keeps_the_disk_of_the_guest_that_was_lost() {
+    let world = World::of(image());
+    let qemu = world.open().await;
+    let launch = world.launch();
+    boot(&world, &qemu).await;
+    let checkpoint = qemu.checkpoint(&launch, 1, Timestamp::from_ms(1_000)).await.unwrap();
+    let row = acknowledged(&world);
+    world.tick_after(row + 16).await;
+    let left = layers(&world);
+    qemu.kill(launch.instance, false).await.unwrap();
+
+    fetch(&qemu, &launch, checkpoint.files).await;
+    let version = qemu.install(&launch).await.unwrap();
+    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
+    for layer in left {
+        assert!(world.dir().join(format!("aside/1/disk-{layer}")).exists());
+    }
+    restore(&world, &qemu).await;
+    let (back, _) = until("the guest", || world.tick()).await;
+    assert!(back < row + 16, "{back} is not what it was at {row}");
+    acknowledged(&world);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_in_the_store_alone_is_not_begun_anew() {
+    let world = World::of(image());
+    let qemu = world.open().await;
+    let launch = world.launch();
+    boot(&world, &qemu).await;
+    assert!(qemu.evict(launch.instance).await.is_err(), "nobody else has what it wrote");
+    boot(&world, &qemu).await;
+    capture(&world, &qemu, 1).await;
+    let row = acknowledged(&world);
+    let files = qemu.version_files(launch.instance).await.unwrap().files;
+    qemu.evict(launch.instance).await.unwrap();
+    assert!(!world.dir().join("state/disk-0").exists());
+    let refused = qemu.boot(&launch, &|_| ()).await.unwrap_err().to_string();
+    assert!(refused.contains("its disk is in the object store alone"), "{refused}");
+
+    // A file that names another one is not opened.
+    fetch(
+        &qemu,
+        &launch,
+        files.iter().map(|(name, file)| (name.clone(), file.try_clone().unwrap())).collect(),
+    )
+    .await;
+    let layer = world.dir().join("fetched/disk-0");
+    let mut bytes = fs::read(&layer).unwrap();
+    bytes[79] |= 4;
+    fs::write(&layer, bytes).unwrap();
+    let refused = qemu.install(&launch).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("the layer disk-0 of its disk cannot be used: its data lies in another file"),
+        "{refused}"
+    );
+
+    fetch(&qemu, &launch, files).await;
+    qemu.install(&launch).await.unwrap();
+    restore(&world, &qemu).await;
+    world.tick_after(row).await;
+    acknowledged(&world);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_base_is_another_disk_and_the_old_one_is_kept() {
+    let world = World::of(image());
+    let qemu = world.open().await;
+    let launch = world.launch();
+    let (row, _) = boot(&world, &qemu).await;
+    capture(&world, &qemu, 1).await;
+
+    // The same disk under another kernel, say: the instance goes on from what it wrote.
+    let other_kernel = Launch { image: "4567cdef".to_owned(), ..launch.clone() };
+    assert_eq!(qemu.find(&other_kernel).await, Found::Nothing { version: None });
+    qemu.boot(&other_kernel, &|_| ()).await.unwrap();
+    assert!(found(&world).await >= row);
+    qemu.kill(launch.instance, false).await.unwrap();
+    let gone_on = acknowledged(&world);
+
+    let mut disk = launch.disk.clone().unwrap();
+    disk.address = "89ab".repeat(16);
+    let redeployed = Launch { image: "89abcdef".to_owned(), disk: Some(disk), ..launch.clone() };
+    qemu.boot(&redeployed, &|_| ()).await.unwrap();
+    assert_eq!(found(&world).await, 0);
+    assert!(world.dir().join("aside/1/manifest.json").exists(), "the version of before");
+    assert!(world.dir().join("aside/2/disks").exists(), "and what was written since");
+
+    // And back: to the version, and with it to its disk; what came after it is kept all the same.
+    assert!(qemu.roll_back(&launch).await.is_err(), "not while another runs");
+    qemu.kill(launch.instance, false).await.unwrap();
+    let version = qemu.roll_back(&launch).await.unwrap();
+    assert_eq!(version.as_ref().map(|version| version.number), Some(1));
+    assert_eq!(qemu.find(&launch).await, Found::Nothing { version });
+    restore(&world, &qemu).await;
+    let (back, _) = until("the guest", || world.tick()).await;
+    assert!(back < gone_on, "{back} is not what it was before {gone_on}");
+    acknowledged(&world);
+}
+
+/// What runs as the init of a root that is on the disk.
+const ON_DISK: &str = r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mkdir -p /var
+echo "found $($b cat /var/boots 2>/dev/null | $b wc -l) of $($b grep -c ' / ext4' /proc/mounts)"
+echo boot | $b dd conv=fsync 2>/dev/null >>/var/boots
+n=0
+while :; do n=$((n + 1)); echo "tick $n of nonce"; $b sleep 0.05; done
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_on_a_disk_is_gone_over_to() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("root");
+    for directory in ["bin", "sbin", "dev", "proc", "sys", "run"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    fs::write(root.join("sbin/init"), ON_DISK).unwrap();
+    fs::set_permissions(root.join("sbin/init"), fs::Permissions::from_mode(0o755)).unwrap();
+    let disk = temp.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+    let made =
+        Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F", "-d"]).args([&root, &disk]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+
+    let store = ImageStore::open(temp.path().join("images")).unwrap();
+    let root = RootSource::OnDisk { device: "/dev/vda".to_owned() };
+    let request = BuildRequest {
+        disk: Some(disk),
+        package_cache: Some(from_environment("REVEILLE_TEST_CACHE")),
+        ..BuildRequest::new(root, KernelSource::Debian)
+    };
+    let image = store.build(&request, &mut |_| ()).unwrap();
+    let world = World::of(&image);
+    let qemu = world.open().await;
+    for boots in 0..2 {
+        boot(&world, &qemu).await;
+        assert_eq!(found(&world).await, boots);
+        assert!(console(&world).contains(&format!("found {boots} of 1")), "{}", console(&world));
+        capture(&world, &qemu, boots + 1).await;
+        restore(&world, &qemu).await;
+        qemu.kill(world.launch().instance, false).await.unwrap();
+    }
 }

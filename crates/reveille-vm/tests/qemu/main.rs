@@ -10,4 +10,5 @@ mod disk;
 mod life;
 mod loss;
 mod refusal;
+mod rows;
 mod world;

@@ -21,6 +21,7 @@ mod cycles;
 mod disk;
 mod loss;
 mod refusals;
+mod rows;
 mod services;
 mod steps;
 mod stop;
