@@ -10,9 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use reveille_core::decide::{Action, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Ownership, Phase, Policy,
-    Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion, Timestamp,
-    Trigger,
+    Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Ownership,
+    Phase, Policy, Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion,
+    Timestamp, Trigger,
 };
 
 const ID: InstanceId = InstanceId(1);

@@ -113,7 +113,9 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     let life = world.lock().give_life(host)?;
     let life = Life { world: Arc::clone(world), host, life };
     let (limits, specs, name) = life
-        .now(|inside, host| inside.hosts.get(host).map(|host| (host.limits, host.specs.clone(), host.name.clone())))
+        .now(|inside, host| {
+            inside.hosts.get(host).map(|host| (host.limits, host.specs.clone(), host.name.clone()))
+        })
         .await?;
     let clock = Clock::starting_at(world.lock().now());
     let (sender, relay) = relay_events();
@@ -129,7 +131,8 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
             return None;
         }
     };
-    let named: Vec<_> = rows.entries.iter().map(|(service, _)| (service.spec.clone(), service.address)).collect();
+    let named: Vec<_> =
+        rows.entries.iter().map(|(service, _)| (service.spec.clone(), service.address)).collect();
     let mut found =
         startup::find(rows.entries, &rows.dropped, limits, &*driver, &OneImage, &*wiring, clock.now()).await;
     let versions = if limits.has_depot {
@@ -140,7 +143,8 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
         None
     };
     for (spec, address) in &named {
-        let _ = wiring.bind(Binding::new(spec.name.clone(), vec![(*address).into()], spec.ports.clone())).await;
+        let _ =
+            wiring.bind(Binding::new(spec.name.clone(), vec![(*address).into()], spec.ports.clone())).await;
     }
     let Ok((serials, _)) = Serials::begin(Arc::clone(&store), &BTreeMap::new(), Vec::new()).await else {
         life.now(|inside, host| inside.kill_daemon(host, "as it cannot save its state")).await;

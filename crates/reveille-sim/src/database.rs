@@ -37,14 +37,18 @@ impl Rows {
                     if (!fails || inside.dice.chance(500))
                         && let Some(state) = inside.hosts.get_mut(host)
                     {
-                        group.iter().flat_map(|(changes, _)| changes).for_each(|change| state.database.apply(change));
+                        group
+                            .iter()
+                            .flat_map(|(changes, _)| changes)
+                            .for_each(|change| state.database.apply(change));
                     }
                     fails
                 });
                 let fails = fails.await;
                 life.step("after rows were written", 0, 2).await;
                 for (_, done) in group.drain(..) {
-                    let _ = done.send(if fails { Err(WriteError::Closed("simulated".into())) } else { Ok(()) });
+                    let _ =
+                        done.send(if fails { Err(WriteError::Closed("simulated".into())) } else { Ok(()) });
                 }
             }
         });
@@ -59,7 +63,9 @@ impl StateDatabase for Rows {
             if let Change::AddDecision(row) = change {
                 let decision = &row.decision;
                 self.life.at_once(|inside, host| {
-                    inside.tell(|| format!("h{host} {}: {:?}, as {}", decision.service, decision.action, decision.reason));
+                    inside.tell(|| {
+                        format!("h{host} {}: {:?}, as {}", decision.service, decision.action, decision.reason)
+                    });
                 });
             }
         }

@@ -60,8 +60,7 @@ impl Ports {
 impl Wiring for Ports {
     async fn bind(&self, binding: Binding) -> Result<(), ActivatorError> {
         let events = Arc::new(ServiceEvents::new(binding.service.clone(), self.sender.clone()));
-        let port =
-            Port { gate: Gate::Hold, held: Vec::new(), open: 0, last_packet: None, cuts: 0, events };
+        let port = Port { gate: Gate::Hold, held: Vec::new(), open: 0, last_packet: None, cuts: 0, events };
         self.life.at_once(|inside, host| {
             if let Some(host) = inside.hosts.get_mut(host) {
                 host.ports.insert(binding.service, port);
@@ -222,7 +221,9 @@ impl Inside {
         }
         if !matches!(process.doing, Doing::Runs) {
             let doing = process.doing;
-            self.violate(format!("h{host} {service}: a client is let in to a guest that stands still ({doing:?})"));
+            self.violate(format!(
+                "h{host} {service}: a client is let in to a guest that stands still ({doing:?})"
+            ));
             return Some(false);
         }
         let run = process.run;
@@ -237,7 +238,13 @@ impl Inside {
 }
 
 /// A client that comes to a service on a host, stays for `stay` once it is served, and waits at most `patience`.
-pub async fn client(world: Arc<World>, host: usize, service: DomainName, stay: Duration, patience: Duration) -> Served {
+pub async fn client(
+    world: Arc<World>,
+    host: usize,
+    service: DomainName,
+    stay: Duration,
+    patience: Duration,
+) -> Served {
     match timeout(patience, arrive(&world, host, &service)).await {
         Ok(Served::Yes) => visit(&world, host, &service, stay).await,
         Ok(served @ (Served::NoDaemon | Served::Refused | Served::No)) => served,

@@ -76,7 +76,11 @@ impl Store {
         fate
     }
 
-    async fn read<T>(&self, service: &ServiceName, read: impl FnOnce(&Inside, &Kept) -> T) -> Result<T, ObjectError> {
+    async fn read<T>(
+        &self,
+        service: &ServiceName,
+        read: impl FnOnce(&Inside, &Kept) -> T,
+    ) -> Result<T, ObjectError> {
         if self.fate("reading from the object store").await != Fate::Well {
             return Err(unreachable(&service.to_string()));
         }
@@ -166,7 +170,10 @@ impl Inside {
         self.tell(|| format!("{service}: {host} takes over from {}, epoch {epoch}", before.host));
         let silent_ms = self.now_ms().saturating_sub(before.heard_ms);
         if before.host != host && silent_ms <= SILENT_MS_MAX {
-            self.violate(format!("{service}: {host} takes it over from {}, heard of {silent_ms} ms ago", before.host));
+            self.violate(format!(
+                "{service}: {host} takes it over from {}, heard of {silent_ms} ms ago",
+                before.host
+            ));
         }
     }
 }
@@ -188,12 +195,18 @@ impl Shelf for Store {
         Ok(self.read_owner(service).await?.as_ref().map(as_owner))
     }
 
-    async fn claim(&self, service: &ServiceName, host: &str, silent: Option<&Owner>) -> Result<u64, ClaimError> {
+    async fn claim(
+        &self,
+        service: &ServiceName,
+        host: &str,
+        silent: Option<&Owner>,
+    ) -> Result<u64, ClaimError> {
         let before = self.read_owner(service).await?;
         let expected = silent.map(|owner| owner.epoch);
         match (&before, silent) {
             (None, None) => {}
-            (Some(owner), Some(silent)) if owner.epoch == silent.epoch && owner.heard_ms == silent.heard_ms => {}
+            (Some(owner), Some(silent))
+                if owner.epoch == silent.epoch && owner.heard_ms == silent.heard_ms => {}
             (None, Some(silent)) => {
                 return Err(ClaimError::Unowned { service: service.clone(), expected: silent.epoch });
             }
@@ -252,7 +265,8 @@ impl Shelf for Store {
             Some(_) | None => Ok(()),
         };
         check_owner().await?;
-        let there = self.read(&service, |_, kept| kept.versions.last_key_value().map(|(n, v)| (*n, v.about.clone())));
+        let there =
+            self.read(&service, |_, kept| kept.versions.last_key_value().map(|(n, v)| (*n, v.about.clone())));
         let there = there.await?;
         let summary = |was_there| PutSummary {
             id: id.clone(),
@@ -283,7 +297,8 @@ impl Shelf for Store {
             Ok(true) => Ok(summary(false)),
             Ok(false) => Err(PutError::Taken { id: id.clone(), taken: id.number }),
             Err(error) => {
-                let read = self.read(&service, |_, kept| kept.versions.get(&id.number).map(|there| there.about.clone()));
+                let read = self
+                    .read(&service, |_, kept| kept.versions.get(&id.number).map(|there| there.about.clone()));
                 match read.await {
                     Ok(Some(there)) if there == *about => Ok(summary(false)),
                     Ok(Some(_)) => Err(PutError::Taken { id: id.clone(), taken: id.number }),
@@ -293,7 +308,13 @@ impl Shelf for Store {
         }
     }
 
-    async fn fetch(&self, id: &VersionId, to: &Path, _: FetchOrder, _: &Watch) -> Result<Manifest, FetchError> {
+    async fn fetch(
+        &self,
+        id: &VersionId,
+        to: &Path,
+        _: FetchOrder,
+        _: &Watch,
+    ) -> Result<Manifest, FetchError> {
         let version = self.read(&id.service, |_, kept| kept.versions.get(&id.number).cloned()).await?;
         let path = id.to_string();
         let Some(version) = version else { return Err(ObjectError::Missing { path }.into()) };
@@ -304,7 +325,8 @@ impl Shelf for Store {
         if version.corrupt {
             return Err(damaged(&path).into());
         }
-        let instance = to.iter().nth(1).and_then(|id| id.to_str()).and_then(|id| id.parse().ok()).unwrap_or_default();
+        let instance =
+            to.iter().nth(1).and_then(|id| id.to_str()).and_then(|id| id.parse().ok()).unwrap_or_default();
         let fetched = world::Manifest {
             version: SnapshotVersion {
                 number: id.number,
@@ -317,7 +339,9 @@ impl Shelf for Store {
             corrupt: false,
         };
         self.life
-            .now(|inside, host| inside.disk(host, InstanceId(instance)).map(|disk| disk.fetched = Some(fetched)))
+            .now(|inside, host| {
+                inside.disk(host, InstanceId(instance)).map(|disk| disk.fetched = Some(fetched))
+            })
             .await;
         Ok(manifest_of(&version))
     }
@@ -339,7 +363,9 @@ impl Inside {
         let version = StoredVersion { about: about.clone(), content, corrupt: false, published_ms };
         kept.versions.insert(about.id.number, version);
         let (number, epoch) = (about.id.number, about.epoch);
-        self.tell(|| format!("h{host} {service}: version {number} of epoch {epoch} ({}) is stored", content.0));
+        self.tell(|| {
+            format!("h{host} {service}: version {number} of epoch {epoch} ({}) is stored", content.0)
+        });
         if torn {
             self.violate(format!("{service}: version {number} was stored while its guest wrote to it"));
         }

@@ -9,6 +9,7 @@ use reveille::control::{Command, Message};
 use reveille_core::model::{
     AfterCrash, DomainName, Egress, HostLimits, Kind, Policy, Resources, Rung, ServiceSpec, SleepAsked,
 };
+use reveille_core::mutation::switch_on;
 use reveille_dns::{AskKind, WakeAsk};
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, oneshot};
@@ -30,6 +31,28 @@ const LEARNS_WITHIN: Duration = Duration::from_secs(45);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Deliberate bugs, each of which is found.
+pub const MUTATIONS: [&str; 9] = [
+    // A restored version stays on the disk.
+    "manifest-stays",
+    // The row says that a version is in the store, and the manifest was not put.
+    "row-before-manifest",
+    // What another host owns is restored.
+    "no-epoch-check",
+    // Clients are let in to a guest that is not ready.
+    "gate-early",
+    // What armed and paused instances hold is not counted.
+    "waiting-is-free",
+    // A version is removed from the disk that the store does not have.
+    "evict-unstored",
+    // A guest runs before the row that says so is durable.
+    "start-before-row",
+    // A checkpoint that is stored late takes the place of what a sleep has stored since.
+    "late-checkpoint",
+    // A guest writes to the files that are being sent.
+    "write-while-sent",
+];
+
 /// What came of a seed.
 pub struct Outcome {
     pub violation: Option<String>,
@@ -41,9 +64,15 @@ pub fn run(seed: u64, mutation: Option<&'static str>, traced: bool) -> Outcome {
     let Ok(runtime) = Builder::new_current_thread().enable_time().start_paused(true).build() else {
         return Outcome { violation: Some("no runtime".to_owned()), trace: Vec::new() };
     };
+    switch_on(mutation);
     runtime.block_on(async {
-        let world = make(seed, mutation, traced);
-        let mut story = Story { world: Arc::clone(&world), daemons: Vec::new(), wanted: vec![false; 2], dice: Dice::new(seed ^ 0xfeed) };
+        let world = make(seed, traced);
+        let mut story = Story {
+            world: Arc::clone(&world),
+            daemons: Vec::new(),
+            wanted: vec![false; 2],
+            dice: Dice::new(seed ^ 0xfeed),
+        };
         tokio::select! {
             biased;
             () = story.tell() => {}
@@ -68,7 +97,7 @@ fn name(number: u64) -> DomainName {
     format!("s{number}.vm.test").parse().unwrap_or_else(|_| DomainName::root())
 }
 
-fn make(seed: u64, mutation: Option<&'static str>, traced: bool) -> Arc<World> {
+fn make(seed: u64, traced: bool) -> Arc<World> {
     let mut dice = Dice::new(seed);
     let has_depot = dice.chance(800);
     let hosts = if has_depot && dice.chance(400) { 2 } else { 1 };
@@ -116,7 +145,6 @@ fn make(seed: u64, mutation: Option<&'static str>, traced: bool) -> Arc<World> {
         violation: None,
         trace: traced.then(Vec::new),
         start,
-        mutation,
         dice,
     };
     World::new(inside)
@@ -295,7 +323,10 @@ impl Story {
         };
         self.world.lock().tell(|| {
             let command = format!("{command:?}");
-            format!("h{host} {service}: an operator asks for {}", command.split(", Sender").next().unwrap_or_default())
+            format!(
+                "h{host} {service}: an operator asks for {}",
+                command.split(", Sender").next().unwrap_or_default()
+            )
         });
         if let Some(Some(daemon)) = self.daemons.get(host) {
             let _ = daemon.inbox.try_send(Message::Command(command));
@@ -304,19 +335,22 @@ impl Story {
 
     fn hurt_a_guest(&mut self, host: usize) {
         let mut inside = self.world.lock();
-        let ids: Vec<_> = inside.hosts.get(host).map(|host| host.processes.keys().copied().collect()).unwrap_or_default();
+        let ids: Vec<_> =
+            inside.hosts.get(host).map(|host| host.processes.keys().copied().collect()).unwrap_or_default();
         let Some(id) = self.dice.one(&ids).copied() else { return };
         match self.dice.below(4) {
             0 | 1 => inside.end_process(host, id, "it crashed"),
             2 => {
                 inside.tell(|| format!("h{host} {id}: hangs"));
-                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&id)) {
+                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&id))
+                {
                     process.hung = true;
                 }
             }
             _ => {
                 inside.tell(|| format!("h{host} {id}: its port is dead"));
-                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&id)) {
+                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&id))
+                {
                     process.port_dead = true;
                 }
             }
@@ -364,7 +398,9 @@ impl Story {
         state.partitioned = !state.partitioned;
         state.connected_since = Instant::now();
         let parted = state.partitioned;
-        inside.tell(|| format!("h{host}: {} the object store", if parted { "cut off from" } else { "reaches" }));
+        inside.tell(|| {
+            format!("h{host}: {} the object store", if parted { "cut off from" } else { "reaches" })
+        });
     }
 
     /// A version is damaged, on a disk or in the store.
@@ -413,8 +449,13 @@ impl Story {
         }
         // Everybody has heard whose a service is.
         sleep(LEARNS_WITHIN).await;
-        let services: Vec<DomainName> =
-            self.world.lock().hosts.first().map(|host| host.specs.iter().map(|spec| spec.name.clone()).collect()).unwrap_or_default();
+        let services: Vec<DomainName> = self
+            .world
+            .lock()
+            .hosts
+            .first()
+            .map(|host| host.specs.iter().map(|spec| spec.name.clone()).collect())
+            .unwrap_or_default();
         for service in services {
             self.answers(&service).await;
         }
@@ -429,7 +470,9 @@ impl Story {
             seen.clear();
             for host in 0..self.daemons.len() {
                 let stay = Duration::from_millis(20);
-                let served = client(Arc::clone(&self.world), host, service.clone(), stay, Duration::from_secs(8)).await;
+                let served =
+                    client(Arc::clone(&self.world), host, service.clone(), stay, Duration::from_secs(8))
+                        .await;
                 if served == Served::Yes {
                     return;
                 }
@@ -438,12 +481,17 @@ impl Story {
             sleep(LOOK_EVERY).await;
         }
         let rows = self.rows();
-        self.world.lock().violate(format!("{service} does not answer although nothing goes wrong any more: {seen:?} {rows}"));
+        self.world.lock().violate(format!(
+            "{service} does not answer although nothing goes wrong any more: {seen:?} {rows}"
+        ));
     }
 
     fn rows(&self) -> String {
         let inside = self.world.lock();
-        let rows = inside.hosts.iter().flat_map(|host| host.database.instances.values().map(|row| (&host.name, row)));
+        let rows = inside
+            .hosts
+            .iter()
+            .flat_map(|host| host.database.instances.values().map(|row| (&host.name, row)));
         rows.map(|(host, row)| format!("\n{host} {row:?}")).collect()
     }
 
@@ -465,9 +513,13 @@ impl Inside {
     /// What is not as its policy wants it to be while it sleeps.
     fn restless(&self) -> Option<String> {
         for (number, host) in self.hosts.iter().enumerate() {
-            let cached = host.disks.iter().filter(|(id, disk)| disk.manifest.is_some() && !host.processes.contains_key(id));
+            let cached = host
+                .disks
+                .iter()
+                .filter(|(id, disk)| disk.manifest.is_some() && !host.processes.contains_key(id));
             let cached_bytes = cached.count() as u64 * VERSION_BYTES;
-            let may_evict = host.limits.has_depot && host.specs.iter().all(|spec| spec.policy.rest <= Rung::Local);
+            let may_evict =
+                host.limits.has_depot && host.specs.iter().all(|spec| spec.policy.rest <= Rung::Local);
             if may_evict && host.limits.cache_bytes().is_some_and(|most| cached_bytes > most) {
                 return Some(format!("h{number} has {cached_bytes} bytes in its cache"));
             }

@@ -96,10 +96,22 @@ impl Truths {
 
 impl Inside {
     /// A guest begins to run: may it?
-    pub fn begin_run(&mut self, host: usize, instance: InstanceId, service: &DomainName, source: Source) -> RunId {
+    pub fn begin_run(
+        &mut self,
+        host: usize,
+        instance: InstanceId,
+        service: &DomainName,
+        source: Source,
+    ) -> RunId {
         let run = RunId(self.truths.runs.len());
         let orphan = self.is_cut_off(host, service);
-        self.tell(|| format!("h{host} {service}: run {} from {source:?}{}", run.0, if orphan { ", cut off" } else { "" }));
+        self.tell(|| {
+            format!(
+                "h{host} {service}: run {} from {source:?}{}",
+                run.0,
+                if orphan { ", cut off" } else { "" }
+            )
+        });
         if orphan
             && let Source::Version(content) = source
             && let Some(content) = self.truths.content(content)
@@ -109,9 +121,18 @@ impl Inside {
         }
         if !orphan && let Err(why) = self.may_run(host, service, source) {
             let head = self.truths.truth(service).head;
-            self.violate(format!("h{host} {service} is started from {source:?}, its newest state is {head:?}: {why}"));
+            self.violate(format!(
+                "h{host} {service} is started from {source:?}, its newest state is {head:?}: {why}"
+            ));
         }
-        self.truths.runs.push(Run { service: service.clone(), host, instance, alive: true, served: 0, orphan });
+        self.truths.runs.push(Run {
+            service: service.clone(),
+            host,
+            instance,
+            alive: true,
+            served: 0,
+            orphan,
+        });
         if !orphan {
             // Whoever else runs it has lost it, and will hear of that.
             for other in &mut self.truths.runs {
@@ -122,12 +143,13 @@ impl Inside {
         run
     }
 
-    /// Whether another host owns the service, and this one cannot have heard of it yet. What it does meanwhile is the
-    /// price of going on while the store is away.
+    /// Whether another host owns the service, or has gone on with it before this one owned it again, and this one cannot
+    /// have heard of it yet. What it does meanwhile is the price of going on while the store is away.
     fn is_cut_off(&self, host: usize, service: &DomainName) -> bool {
         let Some(state) = self.hosts.get(host) else { return false };
-        let Some(owner) = self.store.get(service).and_then(|kept| kept.owner.as_ref()) else { return false };
-        owner.host != state.name && !self.should_know(host, owner.since)
+        let Some(kept) = self.store.get(service) else { return false };
+        let Some(owner) = &kept.owner else { return false };
+        (owner.host != state.name || kept.overtaken) && !self.should_know(host, owner.since)
     }
 
     /// Whether a host has had the time to hear of something that was so in the store since then.
@@ -170,13 +192,20 @@ impl Inside {
             }
             (Head::Asleep(newest), Source::Version(_)) => {
                 let is_given_up = self.truths.content(newest).is_none_or(|content| content.given_up);
-                if is_given_up { self.may_run_after_loss(host, service, source) } else { Err("that is an older state".to_owned()) }
+                if is_given_up {
+                    self.may_run_after_loss(host, service, source)
+                } else {
+                    Err("that is an older state".to_owned())
+                }
             }
             (Head::Running(_), _) if moved => self.may_run_after_loss(host, service, source),
             (Head::Running(_), _) => Err("it runs".to_owned()),
             (Head::Lost, Source::Boot) => Ok(()),
             (Head::Lost, Source::Version(_)) => {
-                let kept = self.hosts.get(host).and_then(|host| host.specs.iter().find(|spec| spec.name == *service));
+                let kept = self
+                    .hosts
+                    .get(host)
+                    .and_then(|host| host.specs.iter().find(|spec| spec.name == *service));
                 let prefers = kept.is_some_and(|spec| spec.policy.after_crash == AfterCrash::LastVersion);
                 if moved || prefers {
                     self.may_run_after_loss(host, service, source)
@@ -189,7 +218,12 @@ impl Inside {
 
     /// The host that had it is lost, or its guest: what is newest in the store is what there is, or what is here if
     /// nobody has published anything since.
-    fn may_run_after_loss(&mut self, host: usize, service: &DomainName, source: Source) -> Result<(), String> {
+    fn may_run_after_loss(
+        &mut self,
+        host: usize,
+        service: &DomainName,
+        source: Source,
+    ) -> Result<(), String> {
         let newest = self.newest_stored(service);
         match source {
             Source::Version(content) => {
@@ -197,13 +231,19 @@ impl Inside {
                 let is_own = self.truths.content(content).map(|content| content.run);
                 let is_own = is_own.and_then(|run| self.truths.run(run)).is_some_and(|run| run.host == host);
                 let overtaken = self.store.get(service).is_some_and(|kept| kept.overtaken);
-                if is_newest || (is_own && !overtaken) { Ok(()) } else { Err("that is not the newest that is left".to_owned()) }
+                if is_newest || (is_own && !overtaken) {
+                    Ok(())
+                } else {
+                    Err("that is not the newest that is left".to_owned())
+                }
             }
             Source::Boot => match newest {
                 None => Ok(()),
                 Some((_, content)) => {
                     let usable = self.truths.content(content);
-                    let usable = usable.is_some_and(|content| !content.given_up && content.failed_starts < FAILED_STARTS_MAX);
+                    let usable = usable.is_some_and(|content| {
+                        !content.given_up && content.failed_starts < FAILED_STARTS_MAX
+                    });
                     if usable { Err("the store has a version of it".to_owned()) } else { Ok(()) }
                 }
             },
@@ -216,8 +256,11 @@ impl Inside {
         let runs = |run: &Run| run.alive && run.host == number && run.service == *service;
         let Some(run) = self.truths.runs.iter().position(runs) else {
             let kept = self.hosts.get(number).map(|state| state.disks.values());
-            let contents: Vec<_> = kept.into_iter().flatten().filter_map(|disk| Some(disk.manifest.as_ref()?.content)).collect();
-            let is_ours = |content: &&ContentId| self.truths.contents.get(content.0).is_some_and(|content| content.service == *service);
+            let contents: Vec<_> =
+                kept.into_iter().flatten().filter_map(|disk| Some(disk.manifest.as_ref()?.content)).collect();
+            let is_ours = |content: &&ContentId| {
+                self.truths.contents.get(content.0).is_some_and(|content| content.service == *service)
+            };
             if let Some(content) = contents.iter().find(is_ours) {
                 *self.truths.truth(service) = Truth { head: Head::Asleep(*content), host: Some(number) };
             }
@@ -265,7 +308,8 @@ impl Inside {
         let Some(process) = state.processes.remove(&instance) else { return };
         process.ended.send_replace(Some(why.to_owned()));
         state.ended_at.insert(process.service.clone(), Instant::now());
-        let kept = state.disks.get(&instance).and_then(|disk| disk.manifest.as_ref()).map(|version| version.content);
+        let kept =
+            state.disks.get(&instance).and_then(|disk| disk.manifest.as_ref()).map(|version| version.content);
         self.tell(|| format!("h{host} {}: process ends ({:?}): {why}", process.service, process.doing));
         if process.doing == Doing::Loaded
             && let Some(content) = kept.and_then(|content| self.truths.content(content))
@@ -273,7 +317,8 @@ impl Inside {
             content.failed_starts += 1;
         }
         let Some(run) = process.run else { return };
-        let captured = kept.filter(|content| self.truths.content(*content).is_some_and(|content| content.run == run));
+        let captured =
+            kept.filter(|content| self.truths.content(*content).is_some_and(|content| content.run == run));
         let Some(ended) = self.truths.run(run) else { return };
         ended.alive = false;
         if ended.orphan {
@@ -289,7 +334,8 @@ impl Inside {
     /// Nothing of a service is to be kept.
     pub fn forget(&mut self, host: usize, service: &DomainName) {
         let owner = self.store.get(service).and_then(|kept| kept.owner.as_ref());
-        let is_owner = owner.is_none_or(|owner| self.hosts.get(host).is_some_and(|host| host.name == owner.host));
+        let is_owner =
+            owner.is_none_or(|owner| self.hosts.get(host).is_some_and(|host| host.name == owner.host));
         if is_owner {
             *self.truths.truth(service) = Truth { head: Head::Fresh, host: Some(host) };
         }
@@ -297,7 +343,10 @@ impl Inside {
 
     /// What the last sleep captured can be restored.
     pub fn check_kept(&mut self, service: &DomainName) {
-        let Some(Truth { head: Head::Asleep(content), .. }) = self.truths.services.get(service).cloned() else { return };
+        let Some(Truth { head: Head::Asleep(content), .. }) = self.truths.services.get(service).cloned()
+        else {
+            return;
+        };
         let on_disk = |disk: &Disk| {
             disk.manifest.as_ref().is_some_and(|version| version.content == content && !version.corrupt)
         };
@@ -306,7 +355,10 @@ impl Inside {
                 kept.versions.values().any(|version| version.content == content && !version.corrupt)
             });
         if !kept && self.truths.content(content).is_some_and(|content| !content.given_up) {
-            self.violate(format!("{service}: what its last sleep captured ({}) is nowhere any more", content.0));
+            self.violate(format!(
+                "{service}: what its last sleep captured ({}) is nowhere any more",
+                content.0
+            ));
         }
     }
 
@@ -326,8 +378,14 @@ impl Inside {
             }
         }
         let limits = state.limits;
-        if limits.memory_mib().is_some_and(|most| memory_mib > most) || limits.cpus().is_some_and(|most| cpus > most) {
-            let held: Vec<_> = state.processes.values().map(|process| (process.service.to_string(), process.doing)).collect();
+        if limits.memory_mib().is_some_and(|most| memory_mib > most)
+            || limits.cpus().is_some_and(|most| cpus > most)
+        {
+            let held: Vec<_> = state
+                .processes
+                .values()
+                .map(|process| (process.service.to_string(), process.doing))
+                .collect();
             self.violate(format!("h{host} holds {memory_mib} MiB and {cpus} CPUs of {limits:?}: {held:?}"));
         }
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Stage, Timestamp};
+use reveille_core::mutation::is_on;
 use reveille_vm::driver::{
     Abandon, Capabilities, Capture, Driver, DriverError, Launch, Mapping, OnStage, VersionFiles, VersionNeeds,
 };
@@ -73,7 +74,12 @@ impl Vmm {
     }
 
     /// A process into which the version was loaded.
-    async fn load(&self, launch: &Launch, mapping: Mapping, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+    async fn load(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
         let instance = launch.instance;
         self.check_version(instance).await?;
         let fits = self.life.now(|inside, host| {
@@ -110,10 +116,17 @@ impl Vmm {
         }
     }
 
-    async fn restored(&self, launch: &Launch, mapping: Mapping, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+    async fn restored(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
         let instance = launch.instance;
         let paused = self.life.now(|inside, host| {
-            inside.process(host, instance).is_some_and(|process| process.doing == Doing::Paused && !process.hung)
+            inside
+                .process(host, instance)
+                .is_some_and(|process| process.doing == Doing::Paused && !process.hung)
         });
         if !paused.await {
             self.load(launch, mapping, on_stage).await?;
@@ -152,7 +165,9 @@ impl Driver for Vmm {
                     return Found::Hung { waited_ms: 10_000 };
                 }
                 let doing = process.doing;
-                if let Some(process) = inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&instance)) {
+                if let Some(process) =
+                    inside.hosts.get_mut(host).and_then(|host| host.processes.get_mut(&instance))
+                {
                     process.capturing = false;
                 }
                 // Whoever goes by a manifest first makes sure that it stays.
@@ -209,7 +224,12 @@ impl Driver for Vmm {
         self.spawn(launch, mapping, false).await
     }
 
-    async fn restore(&self, launch: &Launch, mapping: Mapping, on_stage: OnStage<'_>) -> Result<(), DriverError> {
+    async fn restore(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
         let _turn = self.turn(launch.instance).await;
         let restored = self.restored(launch, mapping, on_stage).await;
         if restored.is_err() {
@@ -242,12 +262,18 @@ impl Driver for Vmm {
         paused.await.ok_or_else(|| died("while it was paused"))
     }
 
-    async fn checkpoint(&self, launch: &Launch, number: u64, now: Timestamp) -> Result<VersionFiles, DriverError> {
+    async fn checkpoint(
+        &self,
+        launch: &Launch,
+        number: u64,
+        now: Timestamp,
+    ) -> Result<VersionFiles, DriverError> {
         let instance = launch.instance;
         let _turn = self.turn(instance).await;
         let failed = |error: DriverError| match error {
             DriverError::Lost(cause) => DriverError::RunsOn(cause),
-            other @ (DriverError::RunsOn(_) | DriverError::NoProcess(_) | DriverError::Unsupported { .. }) => other,
+            other
+            @ (DriverError::RunsOn(_) | DriverError::NoProcess(_) | DriverError::Unsupported { .. }) => other,
         };
         self.risk("a checkpoint", 10, 200).await.map_err(failed)?;
         let taken = self.life.now(|inside, host| {
@@ -376,7 +402,10 @@ impl Driver for Vmm {
                     return Err(DriverError::NoProcess(instance));
                 }
                 if inside.manifest(host, instance).is_none() {
-                    return Err(DriverError::Unsupported { driver: "sim", verb: "disarm a guest that has run" });
+                    return Err(DriverError::Unsupported {
+                        driver: "sim",
+                        verb: "disarm a guest that has run",
+                    });
                 }
                 inside.end_process(host, instance, "disarmed");
                 Ok(())
@@ -384,7 +413,11 @@ impl Driver for Vmm {
             .await
     }
 
-    async fn kill(&self, instance: InstanceId, discard: bool) -> Result<Option<SnapshotVersion>, DriverError> {
+    async fn kill(
+        &self,
+        instance: InstanceId,
+        discard: bool,
+    ) -> Result<Option<SnapshotVersion>, DriverError> {
         self.life.step("killing", 0, 3).await;
         self.life.now(|inside, host| inside.end_process(host, instance, "killed")).await;
         let _turn = self.turn(instance).await;
@@ -403,9 +436,9 @@ impl Driver for Vmm {
 
     async fn beat(&self, instance: InstanceId, timeout_ms: u64) -> Result<(), DriverError> {
         self.life.step("a heartbeat", 0, 1).await;
-        let seen = self.life.now(|inside, host| {
-            inside.process(host, instance).map(|process| (process.hung, process.doing))
-        });
+        let seen = self
+            .life
+            .now(|inside, host| inside.process(host, instance).map(|process| (process.hung, process.doing)));
         match seen.await {
             None => Err(DriverError::NoProcess(instance)),
             Some((true, _)) => {
@@ -445,7 +478,13 @@ impl Driver for Vmm {
 }
 
 fn version(launch: &Launch, number: u64, now: Timestamp) -> SnapshotVersion {
-    SnapshotVersion { number, at: now, stored_bytes: VERSION_BYTES, paused_us: 1, image: launch.image.clone() }
+    SnapshotVersion {
+        number,
+        at: now,
+        stored_bytes: VERSION_BYTES,
+        paused_us: 1,
+        image: launch.image.clone(),
+    }
 }
 
 /// What a version is told to need also says which content it has: that goes with it to the store and back.
@@ -475,7 +514,13 @@ impl Inside {
         Some(self.hosts.get_mut(host)?.disks.entry(instance).or_default())
     }
 
-    fn spawn(&mut self, host: usize, launch: &Launch, mapping: Mapping, booted: bool) -> Result<(), DriverError> {
+    fn spawn(
+        &mut self,
+        host: usize,
+        launch: &Launch,
+        mapping: Mapping,
+        booted: bool,
+    ) -> Result<(), DriverError> {
         self.fence_untouched(host, launch.instance)?;
         let process = Process {
             service: launch.service.clone(),
@@ -536,7 +581,9 @@ impl Inside {
         let Some(manifest) = self.manifest(host, instance).cloned() else {
             return Err(DriverError::Lost(Cause::VersionUnusable { detail: "it is gone".to_owned() }));
         };
-        self.take_away(host, instance);
+        if !is_on("manifest-stays") {
+            self.take_away(host, instance);
+        }
         self.begin(host, launch, Source::Version(manifest.content));
         if mapping == Mapping::Consume
             && let Some(content) = self.truths.content(manifest.content)

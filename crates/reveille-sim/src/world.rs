@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reveille_core::model::{DomainName, HostLimits, Instance, InstanceId, Resources, ServiceSpec, SnapshotVersion, Timestamp};
+use reveille_core::model::{
+    DomainName, HostLimits, Instance, InstanceId, Resources, ServiceSpec, SnapshotVersion, Timestamp,
+};
 use reveille_depot::format::manifest::Description;
 use reveille_store::{Change, StoredService};
 use reveille_vm::driver::Mapping;
@@ -200,7 +202,6 @@ pub struct Inside {
     pub violation: Option<String>,
     pub trace: Option<Vec<String>>,
     pub start: Instant,
-    pub mutation: Option<&'static str>,
 }
 
 impl Inside {

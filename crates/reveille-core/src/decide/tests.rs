@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Ownership, Policy, PortSpec, Report,
-    RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Ownership, Policy, PortSpec,
+    Report, RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
 };
 
 const T0: u64 = 1_000_000;

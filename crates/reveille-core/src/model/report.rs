@@ -5,6 +5,7 @@ use super::instance::{Cause, Failure, Instance, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
 use super::service::AfterCrash;
 use super::time::Timestamp;
+use crate::mutation::is_on;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
 const RESTORE_ATTEMPTS_MAX: u32 = 2;
@@ -209,7 +210,8 @@ impl Instance {
         // A number that is in the store is not used again, also where the row that said so was not written.
         self.version_number_last = self.version_number_last.max(number_last);
         // What was ended for good may still be in the store.
-        let newest = newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
+        let newest =
+            newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
         if let Some((made_in, newest)) = newest {
             if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
                 // It was sent, and the row that says so was not written.
@@ -280,7 +282,7 @@ impl Instance {
     }
 
     fn is_newest(&self, version: &SnapshotVersion) -> bool {
-        self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
+        is_on("late-checkpoint") || self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
     }
 
     pub(super) fn take_checkpointed(

@@ -8,8 +8,8 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung, ServiceSpec,
-    SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
+    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung,
+    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
