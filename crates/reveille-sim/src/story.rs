@@ -513,10 +513,15 @@ impl Inside {
     /// What is not as its policy wants it to be while it sleeps.
     fn restless(&self) -> Option<String> {
         for (number, host) in self.hosts.iter().enumerate() {
-            let cached = host
-                .disks
-                .iter()
-                .filter(|(id, disk)| disk.manifest.is_some() && !host.processes.contains_key(id));
+            // What another host has taken over is of no use here, and nobody knows.
+            let is_ours = |id| {
+                let row: Option<&reveille_core::model::Instance> = host.database.instances.get(id);
+                let owner = row.and_then(|row| self.store.get(&row.service)?.owner.as_ref());
+                owner.is_none_or(|owner| owner.host == host.name)
+            };
+            let cached = host.disks.iter().filter(|(id, disk)| {
+                disk.manifest.is_some() && !host.processes.contains_key(id) && is_ours(id)
+            });
             let cached_bytes = cached.count() as u64 * VERSION_BYTES;
             let may_evict =
                 host.limits.has_depot && host.specs.iter().all(|spec| spec.policy.rest <= Rung::Local);

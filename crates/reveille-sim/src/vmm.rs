@@ -231,11 +231,8 @@ impl Driver for Vmm {
         on_stage: OnStage<'_>,
     ) -> Result<(), DriverError> {
         let _turn = self.turn(launch.instance).await;
-        let restored = self.restored(launch, mapping, on_stage).await;
-        if restored.is_err() {
-            self.life.now(|inside, host| inside.count_failed_start(host, launch.instance)).await;
-        }
-        restored
+        self.life.now(|inside, host| inside.count_start(host, launch.instance)).await;
+        self.restored(launch, mapping, on_stage).await
     }
 
     async fn warm(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
@@ -654,10 +651,10 @@ impl Inside {
         }
     }
 
-    fn count_failed_start(&mut self, host: usize, instance: InstanceId) {
+    fn count_start(&mut self, host: usize, instance: InstanceId) {
         let content = self.manifest(host, instance).map(|version| version.content);
         if let Some(content) = content.and_then(|content| self.truths.content(content)) {
-            content.failed_starts += 1;
+            content.starts += 1;
         }
     }
 

@@ -28,6 +28,8 @@ use crate::config;
 
 /// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
 const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// Longest that one of them may take: one request that hangs is not to cost the others their time.
+const RENEW_MAX: Duration = Duration::from_secs(10);
 /// How often the object store is asked whose a service is, until it answers.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Services that are asked about at a time.
@@ -116,7 +118,12 @@ impl Versions {
             self.epochs().iter().map(|(service, epoch)| (service.clone(), *epoch)).collect();
         let renewed = stream::iter(owned).map(|(service, epoch)| async move {
             let name = service_name(&service).ok()?;
-            match self.depot.renew(&name, &self.host, epoch).await {
+            let renewed = self.depot.renew(&name, &self.host, epoch);
+            let Ok(renewed) = timeout(RENEW_MAX, renewed).await else {
+                tracing::warn!(%service, "the object store does not answer that it is served here");
+                return None;
+            };
+            match renewed {
                 Ok(()) => None,
                 Err(ClaimError::Owned { owner, .. }) => {
                     self.epochs().remove(&service);
