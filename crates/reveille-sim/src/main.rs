@@ -22,18 +22,28 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
+    let mutation = match value("--mutation") {
+        None => None,
+        Some(name) => match story::MUTATIONS.into_iter().find(|known| *known == name) {
+            Some(known) => Some(known),
+            None => {
+                eprintln!("there is no mutation {name}; there are {}", story::MUTATIONS.join(", "));
+                return ExitCode::from(2);
+            }
+        },
+    };
     let go_on = args.iter().any(|arg| arg == "--all");
     let begun = std::time::Instant::now();
     let (mut count, mut failed) = (0_u32, 0_u32);
     for seed in seeds {
         count += 1;
-        let Some(violation) = story::run(seed, None, false).violation else { continue };
+        let Some(violation) = story::run(seed, mutation, false).violation else { continue };
         failed += 1;
         if go_on {
             println!("seed {seed}: {}", violation.lines().next().unwrap_or_default());
             continue;
         }
-        let again = story::run(seed, None, true);
+        let again = story::run(seed, mutation, true);
         for line in &again.trace {
             println!("{line}");
         }

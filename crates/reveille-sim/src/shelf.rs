@@ -224,6 +224,7 @@ impl Shelf for Store {
             return Err(ClaimError::Unowned { service: service.clone(), expected: epoch });
         };
         if before.host != host || before.epoch != epoch {
+            self.life.at_once(|inside, _| inside.tell(|| format!("{host} hears that it has lost {service}")));
             let owner = as_owner(&before);
             return Err(ClaimError::Owned { service: service.clone(), expected: Some(epoch), owner });
         }

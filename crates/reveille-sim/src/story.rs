@@ -9,6 +9,7 @@ use reveille::control::{Command, Message};
 use reveille_core::model::{
     AfterCrash, DomainName, Egress, HostLimits, Kind, Policy, Resources, Rung, ServiceSpec, SleepAsked,
 };
+use reveille_core::mutation::switch_on;
 use reveille_dns::{AskKind, WakeAsk};
 use tokio::runtime::Builder;
 use tokio::sync::{Notify, oneshot};
@@ -30,6 +31,28 @@ const LEARNS_WITHIN: Duration = Duration::from_secs(45);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Deliberate bugs, each of which is found.
+pub const MUTATIONS: [&str; 9] = [
+    // A restored version stays on the disk.
+    "manifest-stays",
+    // The row says that a version is in the store, and the manifest was not put.
+    "row-before-manifest",
+    // What another host owns is restored.
+    "no-epoch-check",
+    // Clients are let in to a guest that is not ready.
+    "gate-early",
+    // What armed and paused instances hold is not counted.
+    "waiting-is-free",
+    // A version is removed from the disk that the store does not have.
+    "evict-unstored",
+    // A guest runs before the row that says so is durable.
+    "start-before-row",
+    // A checkpoint that is stored late takes the place of what a sleep has stored since.
+    "late-checkpoint",
+    // A guest writes to the files that are being sent.
+    "write-while-sent",
+];
+
 /// What came of a seed.
 pub struct Outcome {
     pub violation: Option<String>,
@@ -41,8 +64,9 @@ pub fn run(seed: u64, mutation: Option<&'static str>, traced: bool) -> Outcome {
     let Ok(runtime) = Builder::new_current_thread().enable_time().start_paused(true).build() else {
         return Outcome { violation: Some("no runtime".to_owned()), trace: Vec::new() };
     };
+    switch_on(mutation);
     runtime.block_on(async {
-        let world = make(seed, mutation, traced);
+        let world = make(seed, traced);
         let mut story = Story {
             world: Arc::clone(&world),
             daemons: Vec::new(),
@@ -73,7 +97,7 @@ fn name(number: u64) -> DomainName {
     format!("s{number}.vm.test").parse().unwrap_or_else(|_| DomainName::root())
 }
 
-fn make(seed: u64, mutation: Option<&'static str>, traced: bool) -> Arc<World> {
+fn make(seed: u64, traced: bool) -> Arc<World> {
     let mut dice = Dice::new(seed);
     let has_depot = dice.chance(800);
     let hosts = if has_depot && dice.chance(400) { 2 } else { 1 };
@@ -121,7 +145,6 @@ fn make(seed: u64, mutation: Option<&'static str>, traced: bool) -> Arc<World> {
         violation: None,
         trace: traced.then(Vec::new),
         start,
-        mutation,
         dice,
     };
     World::new(inside)
@@ -490,10 +513,15 @@ impl Inside {
     /// What is not as its policy wants it to be while it sleeps.
     fn restless(&self) -> Option<String> {
         for (number, host) in self.hosts.iter().enumerate() {
-            let cached = host
-                .disks
-                .iter()
-                .filter(|(id, disk)| disk.manifest.is_some() && !host.processes.contains_key(id));
+            // What another host has taken over is of no use here, and nobody knows.
+            let is_ours = |id| {
+                let row: Option<&reveille_core::model::Instance> = host.database.instances.get(id);
+                let owner = row.and_then(|row| self.store.get(&row.service)?.owner.as_ref());
+                owner.is_none_or(|owner| owner.host == host.name)
+            };
+            let cached = host.disks.iter().filter(|(id, disk)| {
+                disk.manifest.is_some() && !host.processes.contains_key(id) && is_ours(id)
+            });
             let cached_bytes = cached.count() as u64 * VERSION_BYTES;
             let may_evict =
                 host.limits.has_depot && host.specs.iter().all(|spec| spec.policy.rest <= Rung::Local);

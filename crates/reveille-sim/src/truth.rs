@@ -13,8 +13,8 @@ use crate::world::{ContentId, Disk, Doing, Inside, RunId};
 /// A host that can reach the store knows within this time that it has lost a service: it renews every 15 s, and a
 /// request may take a while.
 const LEARNS_WITHIN_MS: u128 = 40_000;
-/// Starts of a version that failed in a row, after which the service is booted instead.
-const FAILED_STARTS_MAX: u32 = 2;
+/// Starts of a version, none of which came to anything, after which the service is booted instead.
+const STARTS_MAX: u32 = 2;
 
 /// A captured state.
 #[derive(Debug, Clone)]
@@ -26,8 +26,8 @@ pub struct Content {
     pub checkpoint: bool,
     /// The guest that it was restored to wrote to its file.
     pub torn: bool,
-    /// Starts from it that failed.
-    pub failed_starts: u32,
+    /// Starts from it; all but the last have failed.
+    pub starts: u32,
     /// It was damaged, or ended on purpose: nobody expects it back.
     pub given_up: bool,
 }
@@ -143,12 +143,16 @@ impl Inside {
         run
     }
 
-    /// Whether another host owns the service, and this one cannot have heard of it yet. What it does meanwhile is the
-    /// price of going on while the store is away.
+    /// Whether another host owns the service, or has gone on with it before this one owned it again, and this one cannot
+    /// have heard of it yet. What it does meanwhile is the price of going on while the store is away.
     fn is_cut_off(&self, host: usize, service: &DomainName) -> bool {
         let Some(state) = self.hosts.get(host) else { return false };
-        let Some(owner) = self.store.get(service).and_then(|kept| kept.owner.as_ref()) else { return false };
-        owner.host != state.name && !self.should_know(host, owner.since)
+        let Some(kept) = self.store.get(service) else { return false };
+        let Some(owner) = &kept.owner else { return false };
+        let row = state.database.instances.values().find(|row| row.service == *service);
+        let is_told = row.is_some_and(|row| row.epoch >= owner.epoch);
+        let goes_its_way = owner.host != state.name || (kept.overtaken && !is_told);
+        goes_its_way && !self.should_know(host, owner.since)
     }
 
     /// Whether a host has had the time to hear of something that was so in the store since then.
@@ -186,7 +190,7 @@ impl Inside {
                 let is_given_up = self
                     .truths
                     .content(newest)
-                    .is_none_or(|content| content.given_up || content.failed_starts >= FAILED_STARTS_MAX);
+                    .is_none_or(|content| content.given_up || content.starts >= STARTS_MAX);
                 if is_given_up { Ok(()) } else { Err("it could have been restored".to_owned()) }
             }
             (Head::Asleep(newest), Source::Version(_)) => {
@@ -240,9 +244,8 @@ impl Inside {
                 None => Ok(()),
                 Some((_, content)) => {
                     let usable = self.truths.content(content);
-                    let usable = usable.is_some_and(|content| {
-                        !content.given_up && content.failed_starts < FAILED_STARTS_MAX
-                    });
+                    let usable =
+                        usable.is_some_and(|content| !content.given_up && content.starts < STARTS_MAX);
                     if usable { Err("the store has a version of it".to_owned()) } else { Ok(()) }
                 }
             },
@@ -295,7 +298,7 @@ impl Inside {
             run,
             checkpoint,
             torn: false,
-            failed_starts: 0,
+            starts: 0,
             given_up: false,
         });
         Some(id)
@@ -310,11 +313,6 @@ impl Inside {
         let kept =
             state.disks.get(&instance).and_then(|disk| disk.manifest.as_ref()).map(|version| version.content);
         self.tell(|| format!("h{host} {}: process ends ({:?}): {why}", process.service, process.doing));
-        if process.doing == Doing::Loaded
-            && let Some(content) = kept.and_then(|content| self.truths.content(content))
-        {
-            content.failed_starts += 1;
-        }
         let Some(run) = process.run else { return };
         let captured =
             kept.filter(|content| self.truths.content(*content).is_some_and(|content| content.run == run));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Stage, Timestamp};
+use reveille_core::mutation::is_on;
 use reveille_vm::driver::{
     Abandon, Capabilities, Capture, Driver, DriverError, Launch, Mapping, OnStage, VersionFiles, VersionNeeds,
 };
@@ -230,11 +231,8 @@ impl Driver for Vmm {
         on_stage: OnStage<'_>,
     ) -> Result<(), DriverError> {
         let _turn = self.turn(launch.instance).await;
-        let restored = self.restored(launch, mapping, on_stage).await;
-        if restored.is_err() {
-            self.life.now(|inside, host| inside.count_failed_start(host, launch.instance)).await;
-        }
-        restored
+        self.life.now(|inside, host| inside.count_start(host, launch.instance)).await;
+        self.restored(launch, mapping, on_stage).await
     }
 
     async fn warm(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError> {
@@ -580,7 +578,9 @@ impl Inside {
         let Some(manifest) = self.manifest(host, instance).cloned() else {
             return Err(DriverError::Lost(Cause::VersionUnusable { detail: "it is gone".to_owned() }));
         };
-        self.take_away(host, instance);
+        if !is_on("manifest-stays") {
+            self.take_away(host, instance);
+        }
         self.begin(host, launch, Source::Version(manifest.content));
         if mapping == Mapping::Consume
             && let Some(content) = self.truths.content(manifest.content)
@@ -651,10 +651,10 @@ impl Inside {
         }
     }
 
-    fn count_failed_start(&mut self, host: usize, instance: InstanceId) {
+    fn count_start(&mut self, host: usize, instance: InstanceId) {
         let content = self.manifest(host, instance).map(|version| version.content);
         if let Some(content) = content.and_then(|content| self.truths.content(content)) {
-            content.failed_starts += 1;
+            content.starts += 1;
         }
     }
 

@@ -202,7 +202,6 @@ pub struct Inside {
     pub violation: Option<String>,
     pub trace: Option<Vec<String>>,
     pub start: Instant,
-    pub mutation: Option<&'static str>,
 }
 
 impl Inside {

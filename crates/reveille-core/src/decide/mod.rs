@@ -12,6 +12,8 @@ use crate::model::{
     Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
 };
 
+use crate::mutation::is_on;
+
 pub use reason::Reason;
 
 /// Without a packet for this long an instance may be put to sleep for another one that waits.
@@ -356,7 +358,9 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
                 Choice::Rest(Action::Arm { keep }, reason)
             }
             Rung::Paused => Choice::Rest(Action::Pause, reason),
-            Rung::Remote if instance.stored_is_current => Choice::Do(Action::Evict, reason),
+            Rung::Remote if instance.stored_is_current || is_on("evict-unstored") => {
+                Choice::Do(Action::Evict, reason)
+            }
             Rung::Cold | Rung::Remote | Rung::Local | Rung::Active => Choice::Nothing,
         },
         // Whether the version is mapped beside itself or not is settled when the process starts.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{Action, Plan, Reason, sleeps_at_pressure};
 use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Rung, Service, Timestamp};
+use crate::mutation::is_on;
 
 /// What instances want, before the limits of the host are applied.
 #[derive(Default)]
@@ -58,7 +59,7 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
         } else {
             begun += 1;
             room.held = after;
-            let keep = instance.publishing.is_some();
+            let keep = instance.publishing.is_some() && !is_on("write-while-sent");
             let action = if instance.restores_next() {
                 Action::Restore { from: instance.rung, keep }
             } else {

@@ -5,6 +5,7 @@ use super::instance::{Cause, Failure, Instance, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
 use super::service::AfterCrash;
 use super::time::Timestamp;
+use crate::mutation::is_on;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
 const RESTORE_ATTEMPTS_MAX: u32 = 2;
@@ -281,7 +282,7 @@ impl Instance {
     }
 
     fn is_newest(&self, version: &SnapshotVersion) -> bool {
-        self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
+        is_on("late-checkpoint") || self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
     }
 
     pub(super) fn take_checkpointed(
