@@ -3,7 +3,6 @@
 //! `REVEILLE_TEST_SEEDS` sets how many are run.
 #![allow(clippy::panic, clippy::unwrap_used, missing_docs, reason = "a test fails by panicking")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use reveille_sim::story::{self, MUTATIONS};
@@ -13,25 +12,8 @@ const FOUND_WITHIN: u64 = 500;
 
 /// The first seed of so many that fails, and why.
 fn first_failure(seeds: u64, mutation: Option<&'static str>) -> Option<(u64, String)> {
-    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds || failed.load(Ordering::Relaxed) < seed {
-                        return;
-                    }
-                    if story::run(seed, mutation, false).violation.is_some() {
-                        failed.fetch_min(seed, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-    let seed = failed.into_inner();
-    (seed < u64::MAX).then(|| (seed, story::run(seed, mutation, false).violation.unwrap_or_default()))
+    story::failures(0..seeds, mutation, threads, false).into_iter().next()
 }
 
 #[test]
