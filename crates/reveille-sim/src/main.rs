@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         println!("seed {seed}: {}", violation.lines().next().unwrap_or_default());
     }
     println!("{} seeds in {} ms, {} failed", seeds.count(), begun.elapsed().as_millis(), failures.len());
-    let Some((seed, violation)) = failures.first() else { return ExitCode::SUCCESS };
+    let Some((seed, violation)) = failures.first_key_value() else { return ExitCode::SUCCESS };
     if !go_on {
         let again = story::run(*seed, mutation, true);
         for line in &again.trace {

@@ -26,6 +26,7 @@ pub struct Inputs {
 }
 
 /// What the loop does next.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 pub(super) enum Next {
     Ask(WakeAsk),
     Relay(RelayEvent),
