@@ -728,6 +728,8 @@ impl Fleet {
                     instance.stored_is_current = false;
                 }
                 Action::Arm { .. } | Action::Pause | Action::Fetch | Action::Evict | Action::Disarm => {
+                    // What an earlier change of rung still reports is not taken for the end of this one.
+                    instance.start += 1;
                     instance.in_flight = true;
                 }
                 Action::Publish { number } => instance.publishing = Some(*number),
