@@ -24,7 +24,11 @@ const STAGE_1: &str = include_str!("stage1.sh");
 const TABLES: [(&str, &str); 2] =
     [("fstab", include_str!("fstab")), ("fstab.dev", include_str!("fstab.dev"))];
 /// The programs that it calls.
-const APPLETS: [&str; 6] = ["insmod", "ip", "mkdir", "mount", "mv", "rm"];
+const APPLETS: [&str; 7] = ["insmod", "ip", "ln", "mkdir", "mount", "mv", "rm"];
+/// What the agent is told to run after a restore: see `refresh.S`, of which this is made.
+const REFRESH: &[u8] = include_bytes!("refresh");
+/// Where it is in the guest.
+pub const REFRESH_PATH: &str = "/.reveille/refresh";
 const OWN_DIRECTORY: &str = ".reveille";
 const OWN_BUSYBOX: &str = ".reveille/busybox";
 const ROOT_INIT: &[u8] = b".reveille/root-init";
@@ -113,6 +117,7 @@ pub(super) fn add_stage(tree: &mut Tree, init: &str, modules: &Modules) -> Resul
         let path = format!("{OWN_DIRECTORY}/bin/{applet}");
         tree.insert(path.as_bytes(), Entry::owned_by_root(0o777, Node::Symlink(b"../busybox".to_vec())))?;
     }
+    tree.add_file(REFRESH_PATH.trim_start_matches('/'), 0o700, REFRESH)?;
     tree.ensure_directory(".reveille/modules", 0o755)?;
     for (name, content) in &modules.files {
         tree.add_file(&format!(".reveille/modules/{name}.ko"), 0o644, content)?;
@@ -159,6 +164,20 @@ mod tests {
         for word in called.filter(|word| !own.contains(word) && !syntax.contains(word)) {
             assert!(APPLETS.contains(&word), "{word}");
         }
+    }
+
+    #[test]
+    fn the_program_that_refreshes_is_what_its_source_says() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, object, program) =
+            (temp.path().join("refresh.S"), temp.path().join("refresh.o"), temp.path().join("refresh"));
+        std::fs::write(&source, include_str!("refresh.S")).unwrap();
+        let assembled = Command::new("as").arg("-o").args([&object, &source]).status().unwrap();
+        assert!(assembled.success());
+        let copied =
+            Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).args([&object, &program]).status();
+        assert!(copied.unwrap().success());
+        assert_eq!(std::fs::read(program).unwrap(), REFRESH);
     }
 
     #[test]

@@ -74,12 +74,20 @@ fi
 [ -z "$nameserver" ] || [ -e /etc/resolv.conf ] || [ -L /etc/resolv.conf ] ||
     echo "nameserver $nameserver" >/etc/resolv.conf
 
+# The port of the guest's agent, where agents look for it, if there is no udev that would say so.
+for port in /sys/class/virtio-ports/*; do
+    [ -e "$port/name" ] || continue
+    read -r name <"$port/name"
+    mkdir -p /dev/virtio-ports
+    ln -sf "../${port##*/}" "/dev/virtio-ports/$name"
+done
+
 # The root may have an /init of its own, whose place this script took.
 rm /init
 if [ -e /.reveille/root-init ] || [ -L /.reveille/root-init ]; then
     mv /.reveille/root-init /init
 fi
 
-unset PATH kind device word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
+unset PATH port name kind device word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
 echo "reveille: starting $init"
 exec "$init"

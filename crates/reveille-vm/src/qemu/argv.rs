@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use reveille_core::model::{Egress, Resources};
 
 use super::accel::Accel;
-use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET};
+use super::agent;
+use super::layout::{AGENT, MEMORY, NETWORK, SERIAL, SOCKET};
 use super::tsc;
 use crate::driver::{Launch, Link, Mapping, Tap};
 
@@ -21,6 +22,8 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub const MACHINE: &str = "microvm";
 /// Name of the guest's memory, on the command line and in QEMU's streams.
 pub const MEMORY_BLOCK: &str = "m0";
+/// Name of the agent's port, on the command line and in QEMU's answers.
+pub const AGENT_ID: &str = "agent";
 /// Hardware address of every guest on a stream: each is alone on its link.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
 
@@ -160,19 +163,27 @@ pub enum Start {
     /// The vCPUs run at once.
     Boot,
     /// The vCPUs stand still, also after the version was loaded, until they are told to run.
-    Incoming(Mapping),
+    Incoming {
+        /// How the version's memory is mapped.
+        mapping: Mapping,
+        /// Whether the guest had a port for its agent when the version was taken: its devices must be the same.
+        port: bool,
+    },
 }
 
 /// The command line of an instance; its working directory is to be the instance's.
 pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) -> Argv {
     let mut argv = program.argv();
     argv.option("-name", format!("guest={}", launch.service));
-    let (mapping, waits) = match start {
-        Start::Boot => (Mapping::Consume, false),
-        Start::Incoming(mapping) => (mapping, true),
+    let (mapping, port, waits) = match start {
+        Start::Boot => (Mapping::Consume, true, false),
+        Start::Incoming { mapping, port } => (mapping, port, true),
     };
     guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
+    if port {
+        add_agent(&mut argv);
+    }
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
     if waits {
         argv.option("-incoming", "defer").flag("-S");
@@ -186,12 +197,18 @@ pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, ser
     let mut argv = program.argv();
     guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
     add_devices(&mut argv, launch);
+    add_agent(&mut argv);
     argv
 }
 
+/// The port of the guest's agent. Its socket is there whether the guest has one or not.
+fn add_agent(argv: &mut Argv) {
+    argv.option("-device", "virtio-serial-device,max_ports=2")
+        .option("-chardev", format!("socket,id={AGENT_ID},path={AGENT},server=on,wait=off"))
+        .option("-device", format!("virtserialport,id={AGENT_ID},chardev={AGENT_ID},name={}", agent::PORT));
+}
+
 fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), serial: &'a Path) -> Guest<'a> {
-    let hostname =
-        launch.service.labels().next().and_then(|label| str::from_utf8(label).ok()).unwrap_or("guest");
     Guest {
         accel,
         resources: launch.resources,
@@ -199,7 +216,7 @@ fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), seri
         initrd: &launch.initrd,
         memory: Some(memory),
         serial,
-        hostname,
+        hostname: launch.hostname(),
         tap: match &launch.link {
             Link::Stream => None,
             Link::Tap(tap) => Some(tap),
@@ -278,7 +295,12 @@ mod tests {
     fn a_waking_guest_differs_from_a_booting_one_only_in_waiting() {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
         let boot = instance(&program, Accel::Tcg, &launch(), Start::Boot);
-        let wake = instance(&program, Accel::Tcg, &launch(), Start::Incoming(Mapping::Consume));
+        let wake = instance(
+            &program,
+            Accel::Tcg,
+            &launch(),
+            Start::Incoming { mapping: Mapping::Consume, port: true },
+        );
         assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
         assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);
     }

@@ -142,6 +142,7 @@ async fn publish(
         Mapping::Beside => return live::publish(qemu, slot, turn, vm, launch, version, abandon).await,
     }
     // Everything that needs no stopped guest first.
+    let needs = vm.note_agent(qemu.needs(launch)).await?;
     vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
     let stopped = Instant::now();
@@ -153,7 +154,7 @@ async fn publish(
     }
     unless(abandon, vm.save_device()).await??;
 
-    let (state, needs, described) = (slot.state.clone(), qemu.needs(launch), version.clone());
+    let (state, described) = (slot.state.clone(), version.clone());
     let seal = blocking(move || state.seal(described, needs, stopped));
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();

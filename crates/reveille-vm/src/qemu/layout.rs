@@ -5,6 +5,7 @@
 //!   lock                        held by the QEMU process as its standard input, exactly as long as it lives
 //!   qmp.sock                    its control socket
 //!   net.sock                    the other end of the guest's network card
+//!   agent.sock                  the other end of the port at which the guest's agent listens
 //!   serial.log, serial.log.1    what the guest wrote on its console
 //!   qemu.log, qemu.log.1        what QEMU complained of
 //!   state/                      one state of the guest (see `version`)
@@ -36,6 +37,8 @@ const QUOTE_CHARS_MAX: usize = 300;
 pub const SOCKET: &str = "qmp.sock";
 /// The socket of the network link, from QEMU's working directory.
 pub const NETWORK: &str = "net.sock";
+/// The socket of the agent's port, from QEMU's working directory.
+pub const AGENT: &str = "agent.sock";
 /// The serial log, from QEMU's working directory.
 pub const SERIAL: &str = "serial.log";
 /// The guest's memory, from QEMU's working directory.
@@ -164,7 +167,7 @@ impl InstanceDir {
 
     /// Removes the sockets of a process that is gone.
     pub fn remove_sockets(&self) -> io::Result<()> {
-        for socket in [SOCKET, NETWORK] {
+        for socket in [SOCKET, NETWORK, AGENT] {
             match fs::remove_file(self.root.join(socket)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}

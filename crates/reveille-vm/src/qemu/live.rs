@@ -42,8 +42,9 @@ pub async fn publish(
     abandon: &Abandon,
 ) -> Result<(), Halt> {
     let next = StateDir::at(slot.dir.next());
+    let needs = vm.note_agent(qemu.needs(launch)).await?;
     let stopped = transfer(slot, vm, launch, &next, Some(&slot.state), abandon).await?;
-    let (state, needs, described) = (next.clone(), qemu.needs(launch), version.clone());
+    let (state, described) = (next.clone(), version.clone());
     let seal = blocking(move || {
         state.sync_memory()?;
         let paused_us = || u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -79,6 +80,10 @@ pub async fn checkpoint(
     let version =
         SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
     let target = StateDir::at(slot.dir.checkpoint());
+    let needs = match vm.note_agent(qemu.needs(launch)).await {
+        Ok(needs) => needs,
+        Err(error) => return Err(DriverError::Lost(vm.cause_of(error).await)),
+    };
     let taken = transfer(&slot, &vm, launch, &target, Some(&target.clone()), &Abandon::default()).await;
     // Whatever came of it, the guest is to run again first.
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
@@ -90,7 +95,7 @@ pub async fn checkpoint(
         Err(Halt::Qmp(error)) => return Err(DriverError::Lost(vm.cause_of(error).await)),
     };
     let paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (state, needs) = (target.clone(), qemu.needs(launch));
+    let state = target.clone();
     let sealed = turn.blocking(move || {
         state.sync_memory()?;
         let manifest = state.describe(version, needs, Devices::Separated, || paused_us)?;

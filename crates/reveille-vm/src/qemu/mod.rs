@@ -9,16 +9,21 @@
 //! | `process`, `qmp`, `vm` | one process: started, found, asked, ended |
 //! | `start`, `capture`, `live`, `find` | the driver's verbs |
 //! | `stream` | QEMU's migration stream |
+//! | `agent`, `guest` | the program in the guest that does as it is asked, and what it is asked |
+//! | `clones` | a version for two instances |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
 //! QEMU outlives the daemon. Nothing about it is remembered anywhere but in its own files and its lock, so there
 //! is nothing that could disagree with the truth after a crash.
 
 mod accel;
+pub mod agent;
 mod argv;
 mod binary;
 mod capture;
+mod clones;
 mod find;
+mod guest;
 mod layout;
 mod live;
 mod process;
@@ -37,7 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Timestamp};
+use reveille_core::model::{Cause, DomainName, Found, InstanceId, SnapshotVersion, Timestamp};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
@@ -49,10 +54,11 @@ pub use self::binary::{OpenError, locate};
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
 use self::process::Lock;
-use self::version::{Needs, StateDir, VersionFault};
+use self::version::{AgentNote, Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, Capabilities, Capture, Driver, DriverError, Launch, Link, Mapping, OnStage, VersionFiles,
+    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, Driver, DriverError, Launch, Link,
+    Mapping, OnStage, Refreshed, VersionFiles,
 };
 
 /// The driver's name.
@@ -225,6 +231,7 @@ impl Qemu {
                     format!("a tap device at {}{v6}", tap.address)
                 }
             },
+            agent: AgentNote::default(),
         }
     }
 }
@@ -489,6 +496,37 @@ impl Driver for Qemu {
         let ended = vm.process.wait().await;
         vm.hear_out().await;
         vm.death(&ended)
+    }
+
+    async fn agent(&self, instance: InstanceId) -> AgentState {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::state(&vm).await,
+            Err(_) => AgentState::None,
+        }
+    }
+
+    async fn refresh(&self, instance: InstanceId, limit: Duration) -> Refreshed {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::refresh(&vm, limit).await,
+            Err(_) => Refreshed::NoAgent,
+        }
+    }
+
+    async fn before_sleep(&self, instance: InstanceId, limit: Duration) -> BeforeSleep {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::before_sleep(&vm, limit).await,
+            Err(_) => BeforeSleep::Ready { wake_at: None },
+        }
+    }
+
+    async fn clone_version(
+        &self,
+        from: InstanceId,
+        to: InstanceId,
+        service: &DomainName,
+        identical: bool,
+    ) -> Result<SnapshotVersion, CloneError> {
+        clones::clone_version(self, from, to, service, identical).await
     }
 
     async fn network(&self, instance: InstanceId) -> Result<UnixStream, DriverError> {

@@ -12,9 +12,9 @@ use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 use super::argv::{self, Start};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
-use super::version::{Manifest, memory_bytes};
-use super::vm::Vm;
-use super::{NAME, Qemu, Slot, blocking};
+use super::version::{AgentNote, Manifest, Needs, memory_bytes};
+use super::vm::{Origin, Vm};
+use super::{NAME, Qemu, Slot, blocking, guest};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
@@ -75,6 +75,7 @@ pub async fn restore(
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
     let _busy = vm.busy();
+    introduce(&vm, launch).await?;
 
     // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
     let _committed = slot.commit.lock().await;
@@ -102,9 +103,38 @@ pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
         return Err(killed());
     }
     match vm.cont(|| on_stage(Stage::Running)).await {
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    tell_clone(&vm, launch).await
+}
+
+/// Lets a clone run until it knows that it is one, and stops it. Until then its version stays what it is: if this does
+/// not succeed, the next start begins again.
+async fn introduce(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
+    if vm.origin().clone_of.is_none() {
+        return Ok(());
+    }
+    match vm.cont(|| ()).await {
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    tell_clone(vm, launch).await?;
+    match vm.stop().await {
         Ok(()) => Ok(()),
         Err(error) => Err(vm.cause_of(error).await),
     }
+}
+
+/// Tells a clone that runs who it is, once.
+async fn tell_clone(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
+    let origin = vm.origin();
+    if origin.clone_of.is_none() {
+        return Ok(());
+    }
+    guest::introduce(vm, launch).await?;
+    vm.set_origin(Origin { clone_of: None, ..origin });
+    Ok(())
 }
 
 /// Stops the vCPUs of a guest that was warmed.
@@ -158,6 +188,7 @@ async fn load(
 
     let device = File::open(slot.state.device()).map_err(no_files)?;
     vm.set_armed(false);
+    vm.set_origin(Origin { agent: manifest.agent, clone_of: manifest.clone_of.clone() });
     let loaded = async {
         vm.pass_device(OwnedFd::from(device)).await?;
         vm.load_device().await
@@ -182,6 +213,7 @@ async fn armed(
     mapping: Mapping,
     kills: u64,
 ) -> Result<Arc<Vm>, Cause> {
+    let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
     if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
         let fits = mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside);
         if fits {
@@ -191,7 +223,8 @@ async fn armed(
     check_files(launch)?;
     let lock = claim(slot).await?;
     check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
-    let vm = spawn(qemu, slot, lock, launch, Start::Incoming(mapping), kills).await?;
+    let port = manifest.agent != AgentNote::NoPort;
+    let vm = spawn(qemu, slot, lock, launch, Start::Incoming { mapping, port }, kills).await?;
     match vm.leave_memory_out(manifest.devices).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -250,13 +283,14 @@ async fn spawn(
     let vm = Arc::new(Vm::new(process, slot.dir.clone()));
     vm.started_as(match start {
         Start::Boot => Mapping::Consume,
-        Start::Incoming(mapping) => mapping,
+        Start::Incoming { mapping, .. } => mapping,
     });
     slot.set_vm(Some(Arc::clone(&vm)));
     if slot.kills.load(Ordering::Acquire) != kills {
         vm.process.kill();
     }
     vm.connect().await?;
+    vm.meet_agent().await;
     Ok(vm)
 }
 
@@ -286,7 +320,7 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
         ))
     } else if manifest.accelerator != needs.accelerator {
         Some(format!("it was taken under {}, this host runs {}", manifest.accelerator, needs.accelerator))
-    } else if manifest.network != needs.network {
+    } else if manifest.network != needs.network && !is_told(manifest, &needs) {
         let (had, has) = (network(&manifest.network), network(&needs.network));
         Some(format!("it was taken with {had}, the service has {has} now"))
     } else if series(&manifest.vmm) != series(&needs.vmm) {
@@ -294,6 +328,11 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
     } else {
         None
     }
+}
+
+/// Whether the guest is a clone that will be told its addresses.
+fn is_told(manifest: &Manifest, needs: &Needs) -> bool {
+    manifest.clone_of.is_some() && manifest.network.is_empty() == needs.network.is_empty()
 }
 
 /// How a guest is on the network, for people.

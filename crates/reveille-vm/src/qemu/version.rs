@@ -53,8 +53,21 @@ pub struct Manifest {
     /// What the guest knows of its network: see [`Needs::network`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub network: String,
+    /// Whether the guest had an agent.
+    #[serde(default)]
+    pub agent: AgentNote,
+    /// The service whose version this is a copy of, until the guest knows that it is another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<String>,
     device_bytes: u64,
     device_blake3: String,
+}
+
+impl Manifest {
+    /// The same files as another instance's version; whose clone its guest is to be told that it is, if it can be.
+    pub fn cloned(self, version: SnapshotVersion, clone_of: Option<String>) -> Self {
+        Self { version, clone_of, ..self }
+    }
 }
 
 /// How a device state was taken, and so how it is loaded.
@@ -66,6 +79,19 @@ pub enum Devices {
     Alone,
     /// The memory was taken out of the whole stream.
     Separated,
+}
+
+/// What a guest had for an agent when its version was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentNote {
+    /// Not even a port for one: it was started by an earlier release.
+    #[default]
+    NoPort,
+    /// A port at which nobody listened.
+    Silent,
+    /// Somebody listened.
+    Present,
 }
 
 /// Why what is on disk is no version that can be restored.
@@ -246,6 +272,8 @@ impl StateDir {
             vmm: needs.vmm,
             devices,
             network: needs.network,
+            agent: needs.agent,
+            clone_of: None,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
         })
@@ -291,6 +319,11 @@ impl StateDir {
         Ok(VersionFiles { version: manifest.version, needs, files })
     }
 
+    /// Whether another instance has the same memory file: then nobody may write to it.
+    pub fn is_memory_shared(&self) -> bool {
+        self.memory().metadata().is_ok_and(|memory| memory.nlink() > 1)
+    }
+
     /// Bytes that the memory takes on disk; the rest of it are holes.
     pub fn memory_blocks_bytes(&self) -> io::Result<u64> {
         Ok(self.memory().metadata()?.blocks() * BLOCK_BYTES)
@@ -309,6 +342,8 @@ pub struct Needs {
     /// The tap device's addresses, which the guest has in its memory; empty for a link to the daemon, where all
     /// guests have the same.
     pub network: String,
+    /// Whether the guest has an agent; decides nothing about whether a version fits.
+    pub agent: AgentNote,
 }
 
 /// Bytes of guest memory.
@@ -353,6 +388,7 @@ mod tests {
             accelerator: "tcg".to_owned(),
             vmm: "7.2.22".to_owned(),
             network: String::new(),
+            agent: AgentNote::default(),
         };
         let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));

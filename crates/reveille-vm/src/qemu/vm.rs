@@ -12,11 +12,12 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
-use super::argv::MEMORY_BLOCK;
-use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
+use super::agent::{Agent, AgentError};
+use super::argv::{AGENT_ID, MEMORY_BLOCK};
+use super::layout::{AGENT, InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
-use super::version::Devices;
+use super::version::{AgentNote, Devices, Needs};
 use crate::driver::Mapping;
 
 /// Longest wait for a started process to answer its control socket.
@@ -61,6 +62,19 @@ pub struct Vm {
     link: Mutex<Option<UnixStream>>,
     /// QEMU has taken that link, whoever has it now.
     met: AtomicBool,
+    /// The connection to the agent's port: one question at a time.
+    agent: tokio::sync::Mutex<Option<Agent>>,
+    /// What the version that was loaded says of an agent, and of whom it is a clone.
+    origin: Mutex<Origin>,
+}
+
+/// What a version says of the guest that was restored from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Whether an agent listened.
+    pub agent: AgentNote,
+    /// The service that it is a copy of, unless the guest knows already that it is another.
+    pub clone_of: Option<String>,
 }
 
 /// Marks a [`Vm`] busy until dropped.
@@ -85,7 +99,19 @@ impl Vm {
             busy: AtomicBool::new(false),
             link: Mutex::default(),
             met: AtomicBool::new(false),
+            agent: tokio::sync::Mutex::default(),
+            origin: Mutex::default(),
         }
+    }
+
+    /// What the version says from which the guest was restored.
+    pub fn origin(&self) -> Origin {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that.
+    pub fn set_origin(&self, origin: Origin) {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = origin;
     }
 
     /// A process that was found together with its control connection.
@@ -226,6 +252,55 @@ impl Vm {
             running();
         }
         outcome.map(|_| ())
+    }
+
+    /// Connects to the agent's port, if there is one, and stays connected: an agent that finds nobody at the other end
+    /// wakes up ten times a second to look again.
+    pub async fn meet_agent(&self) {
+        let mut agent = self.agent.lock().await;
+        if let Err(error) = self.reach_agent(&mut agent).await {
+            tracing::debug!(pid = self.process.pid, %error, "no port for an agent");
+        }
+    }
+
+    async fn reach_agent<'a>(&self, agent: &'a mut Option<Agent>) -> Result<&'a mut Agent, AgentError> {
+        match agent {
+            Some(agent) => Ok(agent),
+            None => {
+                let (_dir, path) = self.dir.short_path(AGENT)?;
+                Ok(agent.insert(Agent::connect(&path).await?))
+            }
+        }
+    }
+
+    /// Asks the guest's agent; others wait. A connection that is of no more use is given up.
+    pub async fn ask_agent<T>(
+        &self,
+        ask: impl AsyncFnOnce(&mut Agent) -> Result<T, AgentError>,
+    ) -> Result<T, AgentError> {
+        let mut place = self.agent.lock().await;
+        let answer = ask(self.reach_agent(&mut place).await?).await;
+        if let Err(AgentError::Closed | AgentError::Socket(_) | AgentError::Garbage(_)) = &answer {
+            *place = None;
+        }
+        answer
+    }
+
+    /// Whether somebody in the guest listens at the agent's port.
+    pub async fn agent(&self) -> Result<AgentNote, QmpError> {
+        let devices = self.qmp()?.command("query-chardev", json!({})).await?;
+        let ours = |device: &&Value| device.get("label").and_then(Value::as_str) == Some(AGENT_ID);
+        let port = devices.as_array().and_then(|all| all.iter().find(ours));
+        Ok(match port.map(|port| port.get("frontend-open").and_then(Value::as_bool)) {
+            None => AgentNote::NoPort,
+            Some(Some(true)) => AgentNote::Present,
+            Some(Some(false) | None) => AgentNote::Silent,
+        })
+    }
+
+    /// `needs`, with what there is to say of an agent.
+    pub async fn note_agent(&self, needs: Needs) -> Result<Needs, QmpError> {
+        Ok(Needs { agent: self.agent().await?, ..needs })
     }
 
     /// Settles whether QEMU leaves the guest's memory out of what is transferred, for it is in its file already.

@@ -21,6 +21,10 @@ const INIT: &str = r#"#!/.reveille/busybox sh
 b=/.reveille/busybox
 nonce=$($b od -An -N8 -tx1 /dev/urandom | $b tr -d ' \n')
 n=0
+agent=
+case $($b hostname) in
+agent*) /usr/sbin/qemu-ga -r -t /run -p /dev/virtio-ports/org.qemu.guest_agent.0 & agent=1 ;;
+esac
 while :; do
     n=$((n + 1))
     echo "tick $n of $nonce"
@@ -29,6 +33,10 @@ while :; do
         restarts) $b reboot -f ;;
         halts) $b poweroff -f ;;
         esac
+    fi
+    if [ "$agent" ]; then
+        echo "self $($b date +%s) $($b hostname) $($b cat /sys/class/net/eth0/address)" \
+            "$($b od -An -N16 -tx1 /dev/urandom | $b tr -d ' \n')"
     fi
     $b sleep 0.05
 done
@@ -79,7 +87,7 @@ impl World {
             image: "0123abcd".to_owned(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
+            resources: Resources { cpus: 1, memory_mib: 112, ..Resources::default() },
             egress: Egress::None,
             link: reveille_vm::driver::Link::Stream,
         }
@@ -91,7 +99,11 @@ impl World {
 
     /// The instance's directory.
     pub fn dir(&self) -> PathBuf {
-        self.temp.path().join("state/instances/i17")
+        self.dir_of(InstanceId(17))
+    }
+
+    pub fn dir_of(&self, instance: InstanceId) -> PathBuf {
+        self.temp.path().join("state/instances").join(instance.to_string())
     }
 
     pub fn manifest(&self) -> PathBuf {
