@@ -24,11 +24,12 @@ const STAGE_1: &str = include_str!("stage1.sh");
 const TABLES: [(&str, &str); 2] =
     [("fstab", include_str!("fstab")), ("fstab.dev", include_str!("fstab.dev"))];
 /// The programs that it calls.
-const APPLETS: [&str; 7] = ["insmod", "ip", "ln", "mkdir", "mount", "mv", "rm"];
-/// What the agent is told to run after a restore: see `refresh.S`, of which this is made.
+const APPLETS: [&str; 8] = ["insmod", "ip", "ln", "mkdir", "mount", "mv", "rm", "sleep"];
+/// The refresher: see `refresh.S`, of which this is made.
 const REFRESH: &[u8] = include_bytes!("refresh");
-/// Where it is in the guest.
-pub const REFRESH_PATH: &str = "/.reveille/refresh";
+const REFRESH_PATH: &str = ".reveille/refresh";
+/// The name, at the guest's side, of the port at which the refresher waits.
+pub const REFRESH_PORT: &str = "reveille.refresh";
 const OWN_DIRECTORY: &str = ".reveille";
 const OWN_BUSYBOX: &str = ".reveille/busybox";
 const ROOT_INIT: &[u8] = b".reveille/root-init";
@@ -117,7 +118,7 @@ pub(super) fn add_stage(tree: &mut Tree, init: &str, modules: &Modules) -> Resul
         let path = format!("{OWN_DIRECTORY}/bin/{applet}");
         tree.insert(path.as_bytes(), Entry::owned_by_root(0o777, Node::Symlink(b"../busybox".to_vec())))?;
     }
-    tree.add_file(REFRESH_PATH.trim_start_matches('/'), 0o700, REFRESH)?;
+    tree.add_file(REFRESH_PATH, 0o700, REFRESH)?;
     tree.ensure_directory(".reveille/modules", 0o755)?;
     for (name, content) in &modules.files {
         tree.add_file(&format!(".reveille/modules/{name}.ko"), 0o644, content)?;

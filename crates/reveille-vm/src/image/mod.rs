@@ -25,7 +25,7 @@ mod space;
 mod store;
 mod tree;
 
-pub use boot::{BusyboxError, REFRESH_PATH, USER_SPACE_REACHED};
+pub use boot::{BusyboxError, REFRESH_PORT, USER_SPACE_REACHED};
 pub use build::{BUSYBOX, BuildError, BuildRequest, BuildStep, OnProgress, Progress};
 pub use fault::{NameError, RemoveError, ResolveError, StoreError};
 pub use kernel::{KERNEL_BYTES_MAX, KernelError, KernelSource};

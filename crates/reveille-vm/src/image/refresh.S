@@ -1,15 +1,19 @@
-# /.reveille/refresh: what a guest needs after it was restored, as the smallest program there can be: Linux has no
-# command for it, and a root need not have any interpreter. It reads 88 bytes from its standard input:
+# /.reveille/refresh, the refresher: sets what a guest cannot know after it was restored. It waits at a serial port of
+# its own (standard input, open for reading and writing), because starting any program takes an emulated guest that was
+# just restored a tenth of a second, and Linux has no command for half of it. It is as small as a program can be.
 #
-#   0   8  seconds since 1970      \ struct timespec
-#   8   8  nanoseconds             /
-#   16  4  bits of entropy (512)   \
-#   20  4  bytes of them (64)       > struct rand_pool_info (random(4))
-#   24 64  random bytes            /
+# It reads records of 96 bytes, all numbers little-endian:
 #
-# sets the clock, adds the bytes to the random pool and has the generator seeded from it at once. If all of that is
-# done and there is a program /etc/reveille/after-wake, it becomes that one. Otherwise its exit status is 200, and 1
-# more if the clock, 2 more if the generator is not as it should be; 204 without its 88 bytes; 0 if all is well.
+#   0   8  number of the record
+#   8   8  seconds since 1970      \ struct timespec
+#   16  8  nanoseconds             /
+#   24  4  bits of entropy (512)   \
+#   28  4  bytes of them (64)       > struct rand_pool_info (random(4))
+#   32 64  random bytes            /
+#
+# For each it sets the clock, adds the bytes to the random pool, has the generator seeded from it at once, and answers
+# with 9 bytes: the number, and a byte whose bit 0 is set if the clock, bit 1 if the generator is not as it should be,
+# and bit 2 if there is a program /etc/reveille/after-wake.
 #
 # The whole file, headers included, is made here: no linker, the same bytes from every assembler.
 #
@@ -18,6 +22,7 @@
         .intel_syntax noprefix
         .text
         .set    base, 0x400000
+        .set    record, 96
 
 file:   .byte   0x7f, 'E', 'L', 'F', 2, 1, 1, 0         # 64 bit, little endian
         .quad   0
@@ -33,9 +38,9 @@ headers:.long   1, 5                                    # load, to be read and r
         .quad   end - file, end - file
         .quad   0x1000
 
-start:  sub     rsp, 96
-        xor     ebx, ebx                                # bytes read so far
-read:   mov     edx, 88
+start:  sub     rsp, record
+next:   xor     ebx, ebx                                # bytes read so far
+read:   mov     edx, record
         sub     edx, ebx
         jz      clock
         lea     rsi, [rsp + rbx]
@@ -43,14 +48,18 @@ read:   mov     edx, 88
         xor     eax, eax                                # read
         syscall
         test    eax, eax
-        jle     none
+        jle     alone
         add     ebx, eax
         jmp     read
-none:   mov     ebx, 4
-        jmp     failed
 
-clock:  mov     rsi, rsp                                # ebx becomes the exit status
-        xor     ebx, ebx
+alone:  lea     rdi, [rip + second]                     # nobody is at the other end: half a record is forgotten
+        xor     esi, esi
+        mov     eax, 35                                 # nanosleep
+        syscall
+        jmp     next
+
+clock:  xor     ebx, ebx                                # now what is wrong
+        lea     rsi, [rsp + 8]
         xor     edi, edi                                # CLOCK_REALTIME
         mov     eax, 227                                # clock_settime
         syscall
@@ -63,39 +72,48 @@ pool:   lea     rdi, [rip + device]
         mov     eax, 2                                  # open
         syscall
         test    eax, eax
-        js      bad
+        js      stale
         mov     r12d, eax
         mov     edi, r12d
         mov     esi, 0x40085203                         # RNDADDENTROPY
-        lea     rdx, [rsp + 16]
+        lea     rdx, [rsp + 24]
         mov     eax, 16                                 # ioctl
         syscall
-        test    eax, eax
-        jnz     bad
+        mov     r13d, eax
         mov     edi, r12d
         mov     esi, 0x5207                             # RNDRESEEDCRNG
         xor     edx, edx
         mov     eax, 16
         syscall
-        test    eax, eax
+        or      r13d, eax
+        mov     edi, r12d
+        mov     eax, 3                                  # close
+        syscall
+        test    r13d, r13d
         jz      hook
-bad:    or      ebx, 2
+stale:  or      ebx, 2
 
-hook:   test    ebx, ebx
-        jnz     failed
-        lea     rdi, [rip + after]
-        push    0                                       # argv
-        push    rdi
+hook:   lea     rdi, [rip + after]
+        mov     esi, 1                                  # X_OK
+        mov     eax, 21                                 # access
+        syscall
+        test    eax, eax
+        jnz     answer
+        or      ebx, 4
+
+answer: lea     rdi, [rsp + 8]                          # the random bytes are nobody's business any more
+        xor     eax, eax
+        mov     ecx, (record - 8) / 4
+        rep stosd
+        mov     [rsp + 8], bl
+        xor     edi, edi
         mov     rsi, rsp
-        lea     rdx, [rsp + 16 + 96 + 24]               # envp: after argc, one argument, its end
-        mov     eax, 59                                 # execve, which does not return if it is there
+        mov     edx, 9
+        mov     eax, 1                                  # write
         syscall
-        jmp     exit
-failed: add     ebx, 200
-exit:   mov     edi, ebx
-        mov     eax, 231                                # exit_group
-        syscall
+        jmp     next
 
+second: .quad   1, 0
 device: .asciz  "/dev/urandom"
 after:  .asciz  "/etc/reveille/after-wake"
 end:

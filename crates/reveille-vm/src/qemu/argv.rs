@@ -12,9 +12,10 @@ use reveille_core::model::{Egress, Resources};
 
 use super::accel::Accel;
 use super::agent;
-use super::layout::{AGENT, MEMORY, NETWORK, SERIAL, SOCKET};
+use super::layout::{AGENT, MEMORY, NETWORK, REFRESH, SERIAL, SOCKET};
 use super::tsc;
 use crate::driver::{Launch, Link, Mapping, Tap};
+use crate::image::REFRESH_PORT;
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -22,8 +23,10 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub const MACHINE: &str = "microvm";
 /// Name of the guest's memory, on the command line and in QEMU's streams.
 pub const MEMORY_BLOCK: &str = "m0";
-/// Name of the agent's port, on the command line and in QEMU's answers.
+/// The agent's port on the command line and in QEMU's answers.
 pub const AGENT_ID: &str = "agent";
+/// The refresher's.
+pub const REFRESH_ID: &str = "refresh";
 /// Hardware address of every guest on a stream: each is alone on its link.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
 
@@ -166,8 +169,9 @@ pub enum Start {
     Incoming {
         /// How the version's memory is mapped.
         mapping: Mapping,
-        /// Whether the guest had a port for its agent when the version was taken: its devices must be the same.
-        port: bool,
+        /// Whether the guest had ports for its agent and the refresher when the version was taken: its devices must be
+        /// the same.
+        ports: bool,
     },
 }
 
@@ -175,14 +179,14 @@ pub enum Start {
 pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) -> Argv {
     let mut argv = program.argv();
     argv.option("-name", format!("guest={}", launch.service));
-    let (mapping, port, waits) = match start {
+    let (mapping, ports, waits) = match start {
         Start::Boot => (Mapping::Consume, true, false),
-        Start::Incoming { mapping, port } => (mapping, port, true),
+        Start::Incoming { mapping, ports } => (mapping, ports, true),
     };
     guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
-    if port {
-        add_agent(&mut argv);
+    if ports {
+        add_ports(&mut argv);
     }
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
     if waits {
@@ -197,15 +201,17 @@ pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, ser
     let mut argv = program.argv();
     guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
     add_devices(&mut argv, launch);
-    add_agent(&mut argv);
+    add_ports(&mut argv);
     argv
 }
 
-/// The port of the guest's agent. Its socket is there whether the guest has one or not.
-fn add_agent(argv: &mut Argv) {
-    argv.option("-device", "virtio-serial-device,max_ports=2")
-        .option("-chardev", format!("socket,id={AGENT_ID},path={AGENT},server=on,wait=off"))
-        .option("-device", format!("virtserialport,id={AGENT_ID},chardev={AGENT_ID},name={}", agent::PORT));
+/// The ports of the guest's agent and of the refresher. Their sockets are there whether the guest has any or not.
+fn add_ports(argv: &mut Argv) {
+    argv.option("-device", "virtio-serial-device,max_ports=3");
+    for (id, socket, name) in [(AGENT_ID, AGENT, agent::PORT), (REFRESH_ID, REFRESH, REFRESH_PORT)] {
+        argv.option("-chardev", format!("socket,id={id},path={socket},server=on,wait=off"))
+            .option("-device", format!("virtserialport,id={id},chardev={id},name={name}"));
+    }
 }
 
 fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), serial: &'a Path) -> Guest<'a> {
@@ -299,7 +305,7 @@ mod tests {
             &program,
             Accel::Tcg,
             &launch(),
-            Start::Incoming { mapping: Mapping::Consume, port: true },
+            Start::Incoming { mapping: Mapping::Consume, ports: true },
         );
         assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
         assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);

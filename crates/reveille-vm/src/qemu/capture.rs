@@ -142,7 +142,7 @@ async fn publish(
         Mapping::Beside => return live::publish(qemu, slot, turn, vm, launch, version, abandon).await,
     }
     // Everything that needs no stopped guest first.
-    let needs = vm.note_agent(qemu.needs(launch)).await?;
+    let needs = vm.note_listeners(qemu.needs(launch)).await?;
     vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
     let stopped = Instant::now();

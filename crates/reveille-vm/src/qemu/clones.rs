@@ -7,7 +7,7 @@
 use reveille_core::model::{DomainName, InstanceId, SnapshotVersion};
 
 use super::layout::sync_dir;
-use super::version::{AgentNote, StateDir};
+use super::version::{Listener, StateDir};
 use super::{Qemu, blocking};
 use crate::driver::CloneError;
 
@@ -31,10 +31,10 @@ pub async fn clone_version(
     }
     let state = source.state.clone();
     let manifest = blocking(move || Ok(state.read())).await?.map_err(|_| CloneError::NoVersion)?;
-    let clone_of = match manifest.agent {
-        AgentNote::Present => Some(service.to_string()),
-        AgentNote::NoPort | AgentNote::Silent if identical => None,
-        AgentNote::NoPort | AgentNote::Silent => return Err(CloneError::NoAgent),
+    let clone_of = match manifest.listeners.agent {
+        Listener::Present => Some(service.to_string()),
+        Listener::NoPort | Listener::Silent if identical => None,
+        Listener::NoPort | Listener::Silent => return Err(CloneError::NoAgent),
     };
     let version = SnapshotVersion { number: FIRST, ..manifest.version.clone() };
     let manifest = manifest.cloned(version.clone(), clone_of);

@@ -155,7 +155,7 @@ async fn take_over(slot: &Arc<Slot>) -> Result<Option<Arc<Vm>>, Unseen> {
         if let Some((process, qmp)) = connect(slot, left_ms).await {
             let vm = Arc::new(Vm::adopted(process, slot.dir.clone(), qmp));
             slot.set_vm(Some(Arc::clone(&vm)));
-            vm.meet_agent().await;
+            vm.meet_listeners().await;
             return Ok(Some(vm));
         }
         if left_ms == 0 {

@@ -1,8 +1,8 @@
 //! What a guest is asked through its agent, before it sleeps and after it woke.
 //!
 //! A restored guest does not know that it slept: its clock stands where it stood, and its random generator goes on as
-//! that of every other guest restored from the same version would. One program of the boot stage's puts both right in
-//! one call (`image/refresh.S`); roots without the boot stage have their own programs do it, if they have any that can.
+//! that of every other guest restored from the same version would. A program of the boot stage's waits to put both right
+//! (`image/refresh.S`); roots without the boot stage have their own programs do it, if they have any that can.
 //!
 //! Nothing secret is in an argument list: random bytes go in by standard input.
 
@@ -13,17 +13,11 @@ use reveille_core::model::Cause;
 use tokio::time::Instant;
 
 use super::agent::{Agent, AgentError, Exited, Program, random};
-use super::version::AgentNote;
+use super::refresher::{Faults, SEED_BYTES};
+use super::version::{Listener, Listeners};
 use super::vm::Vm;
 use crate::driver::{AgentState, BeforeSleep, Launch, Link, Refreshed, Tap};
-use crate::image::REFRESH_PATH;
 
-/// Fresh random bytes for a guest.
-const SEED_BYTES: usize = 64;
-/// What the program says when it did not all succeed: `refresh.S`.
-const CLOCK_BEHIND: i64 = 201;
-const POOL_STALE: i64 = 202;
-const BOTH: i64 = 203;
 /// Longest wait until a guest knows that it is a clone: without that it is not let run for clients.
 pub const INTRODUCE_MS_MAX: u64 = 20_000;
 /// Longest freeze of a guest's file systems.
@@ -32,29 +26,34 @@ const FREEZE_MS_MAX: u64 = 2_000;
 const THAW_MS_MAX: u64 = 10_000;
 /// Longest look whether an agent answers.
 const PING_MS_MAX: u64 = 500;
+/// What is run in a guest that woke, if it is there.
+const AFTER_WAKE: &str = "/etc/reveille/after-wake";
 /// What may keep a guest from sleeping, in the guest.
 const BEFORE_SLEEP: &str = "/etc/reveille/before-sleep";
 /// Longest reason of such a program that is shown, in characters.
 const REASON_CHARS_MAX: usize = 200;
 
-/// What a root without the boot stage's program is given to its shell: the same, as far as it has programs for it.
+/// What the shell of a root without the refresher is given: it does the same, as far as it has programs for it, and its
+/// exit status is the refresher's answer.
 const FALLBACK: &str = r#"PATH=/usr/sbin:/usr/bin:/sbin:/bin
-date -u -s "@$now" >/dev/null || exit 201
+bad=0
+date -u -s "@$now" >/dev/null || bad=1
 if command -v python3 >/dev/null; then
     printf %s "$seed" | python3 -c 'import fcntl,struct,sys
 seed = bytes.fromhex(sys.stdin.read())
 with open("/dev/urandom", "wb", buffering=0) as pool:
     fcntl.ioctl(pool, 0x40085203, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
-    fcntl.ioctl(pool, 0x5207, 0)' || exit 202
+    fcntl.ioctl(pool, 0x5207, 0)' || bad=$((bad + 2))
 elif command -v perl >/dev/null; then
     printf %s "$seed" | perl -e 'my $seed = pack "H*", <STDIN>;
 open my $pool, ">", "/dev/urandom" or exit 1;
 my $info = pack("ii", 8 * length $seed, length $seed) . $seed;
-ioctl($pool, 0x40085203, $info) && ioctl($pool, 0x5207, 0) or exit 1' || exit 202
+ioctl($pool, 0x40085203, $info) && ioctl($pool, 0x5207, 0) or exit 1' || bad=$((bad + 2))
 else
-    exit 202
+    bad=$((bad + 2))
 fi
-if [ -x /etc/reveille/after-wake ]; then exec /etc/reveille/after-wake; fi
+[ ! -x /etc/reveille/after-wake ] || bad=$((bad + 4))
+exit $bad
 "#;
 
 /// Tells a guest that it is a copy: host name, hardware address, and addresses where it has its own. Its arguments:
@@ -80,71 +79,59 @@ ip -6 route add default via "$6" dev "$card"
 
 /// What is known of the guest's agent now.
 pub async fn state(vm: &Vm) -> AgentState {
-    match vm.agent().await {
-        Ok(AgentNote::Present) => {
+    match vm.listeners().await {
+        Ok(Listeners { agent: Listener::Present, .. }) => {
             let deadline = within(PING_MS_MAX);
             let info = vm.ask_agent(async |agent| agent.info(deadline).await).await;
             info.map_or(AgentState::Silent, |info| AgentState::Answers { version: info.version })
         }
-        Ok(AgentNote::NoPort | AgentNote::Silent) | Err(_) => AgentState::None,
+        Ok(_) | Err(_) => AgentState::None,
     }
 }
 
-/// Puts right what a restored guest cannot know, within `limit`.
+/// Puts right what a restored guest cannot know, within `limit`, and runs its own after-wake program.
 pub async fn refresh(vm: &Vm, limit: Duration) -> Refreshed {
-    if vm.origin().agent != AgentNote::Present {
-        return Refreshed::NoAgent;
-    }
+    let Listeners { agent, refresher } = vm.origin().listeners;
     let deadline = Instant::now() + limit;
-    let refreshed = vm.ask_agent(async |agent| refresh_with(agent, deadline).await).await;
-    match refreshed.map(|exited| fault_of(&exited)) {
-        Ok(None) => Refreshed::Done,
-        Ok(Some(fault)) => Refreshed::Missed(fault),
-        Err(error) => Refreshed::Missed(error.to_string()),
+    let faults = match (refresher, agent) {
+        (Listener::Present, _) => match vm.ask_refresher(async |one| one.refresh(deadline).await).await {
+            Ok(faults) => faults,
+            Err(error) => return Refreshed::Missed(error.to_string()),
+        },
+        (_, Listener::Present) => match vm.ask_agent(async |agent| by_shell(agent, deadline).await).await {
+            Ok(faults) => faults,
+            Err(error) => return Refreshed::Missed(error.to_string()),
+        },
+        (_, _) => return Refreshed::NoAgent,
+    };
+    if let Some(fault) = faults.told() {
+        return Refreshed::Missed(fault.to_owned());
+    }
+    if !faults.after_wake || agent != Listener::Present {
+        return Refreshed::Done;
+    }
+    let hook = Program { path: AFTER_WAKE, arguments: &[], input: b"", output: true };
+    match vm.ask_agent(async |agent| agent.run(hook, deadline).await).await {
+        Ok(Exited { code: Some(0), .. }) => Refreshed::Done,
+        Ok(Exited { code, output }) => {
+            Refreshed::Missed(format!("after-wake in the guest failed: {}", reason(code, &output)))
+        }
+        Err(error) => Refreshed::Missed(format!("after-wake in the guest: {error}")),
     }
 }
 
-async fn refresh_with(agent: &mut Agent, deadline: Instant) -> Result<Exited, AgentError> {
+/// Has the guest's own programs do it.
+async fn by_shell(agent: &mut Agent, deadline: Instant) -> Result<Faults, AgentError> {
     // Answered before the time is told: what lies in the port is not taken up later, with a time that has passed.
     agent.sync(deadline).await?;
-    let record = record()?;
-    let own = Program { path: REFRESH_PATH, arguments: &[], input: &record, output: false };
-    match agent.run(own, deadline).await {
-        // There is no such program.
-        Err(AgentError::Refused { .. }) => {
-            let script = fallback()?;
-            let shell =
-                Program { path: "/bin/sh", arguments: &["-s"], input: script.as_bytes(), output: false };
-            agent.run(shell, deadline).await
-        }
-        ended => ended,
-    }
-}
-
-/// What did not succeed.
-fn fault_of(exited: &Exited) -> Option<String> {
-    Some(match exited.code {
-        Some(0) => return None,
-        Some(CLOCK_BEHIND) => "the guest's clock could not be set".to_owned(),
-        Some(POOL_STALE) => "the guest's random generator could not be seeded".to_owned(),
-        Some(BOTH) => "neither the guest's clock nor its random generator could be set".to_owned(),
-        Some(code) => format!("after-wake in the guest ended with exit status {code}"),
-        None => "after-wake in the guest was ended by a signal".to_owned(),
+    let script = fallback()?;
+    let shell = Program { path: "/bin/sh", arguments: &["-s"], input: script.as_bytes(), output: false };
+    let exited = agent.run(shell, deadline).await?;
+    // What the last line of the script found, or which of its programs failed.
+    Ok(match exited.code {
+        Some(code @ 0..=7) => Faults::from_bits(u8::try_from(code).unwrap_or(u8::MAX)),
+        Some(_) | None => Faults::from_bits(u8::MAX),
     })
-}
-
-/// The input of `refresh.S`.
-fn record() -> Result<Vec<u8>, AgentError> {
-    let seed = random::<SEED_BYTES>()?;
-    let bytes = u32::try_from(SEED_BYTES).unwrap_or(0);
-    let now = since_1970();
-    let mut record = Vec::with_capacity(24 + SEED_BYTES);
-    record.extend(now.as_secs().to_le_bytes());
-    record.extend(u64::from(now.subsec_nanos()).to_le_bytes());
-    record.extend((8 * bytes).to_le_bytes());
-    record.extend(bytes.to_le_bytes());
-    record.extend(seed);
-    Ok(record)
 }
 
 fn fallback() -> Result<String, AgentError> {
@@ -209,7 +196,7 @@ pub async fn introduce(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
 /// Asks the guest whether it may sleep.
 pub async fn before_sleep(vm: &Vm, limit: Duration) -> BeforeSleep {
     let ready = BeforeSleep::Ready { wake_at: None };
-    if !matches!(vm.agent().await, Ok(AgentNote::Present)) {
+    if !has_agent(vm).await {
         return ready;
     }
     let deadline = Instant::now() + limit;
@@ -252,7 +239,7 @@ fn wake_at(output: &[u8]) -> Option<String> {
 /// Freezes the guest's file systems, so that the disk is what a guest that was shut down would have left; without an
 /// agent, or when it does not want to, the disk is as after a loss of power. What is frozen is thawed by [`thaw`].
 pub async fn freeze(vm: &Vm) -> bool {
-    if !matches!(vm.agent().await, Ok(AgentNote::Present)) {
+    if !has_agent(vm).await {
         return false;
     }
     let deadline = within(FREEZE_MS_MAX);
@@ -272,6 +259,10 @@ pub async fn thaw(vm: &Vm) {
     if let Err(error) = vm.ask_agent(async |agent| agent.thaw(deadline).await).await {
         tracing::error!(pid = vm.process.pid, %error, "the guest's file systems may still be frozen");
     }
+}
+
+async fn has_agent(vm: &Vm) -> bool {
+    vm.listeners().await.is_ok_and(|listeners| listeners.agent == Listener::Present)
 }
 
 fn within(limit_ms: u64) -> Instant {
@@ -294,14 +285,6 @@ mod tests {
         assert_eq!(reason(Some(3), b"wake-at +5\n"), "exit status 3");
         assert_eq!(reason(None, &[0xff; 0]), "it was ended by a signal");
         assert!(reason(Some(1), &[b'x'; 4096]).len() <= REASON_CHARS_MAX);
-    }
-
-    #[test]
-    fn the_record_is_what_the_program_reads() {
-        let record = record().unwrap();
-        assert_eq!(record.len(), 88);
-        assert_eq!(record[16..24], [0, 2, 0, 0, 64, 0, 0, 0]);
-        assert!(record[24..].iter().any(|byte| *byte != 0));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub async fn publish(
     abandon: &Abandon,
 ) -> Result<(), Halt> {
     let next = StateDir::at(slot.dir.next());
-    let needs = vm.note_agent(qemu.needs(launch)).await?;
+    let needs = vm.note_listeners(qemu.needs(launch)).await?;
     let stopped = transfer(slot, vm, launch, &next, Some(&slot.state), abandon).await?;
     let (state, described) = (next.clone(), version.clone());
     let seal = blocking(move || {
@@ -80,7 +80,7 @@ pub async fn checkpoint(
     let version =
         SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
     let target = StateDir::at(slot.dir.checkpoint());
-    let needs = match vm.note_agent(qemu.needs(launch)).await {
+    let needs = match vm.note_listeners(qemu.needs(launch)).await {
         Ok(needs) => needs,
         Err(error) => return Err(DriverError::Lost(vm.cause_of(error).await)),
     };

@@ -10,6 +10,7 @@
 //! | `start`, `capture`, `live`, `find` | the driver's verbs |
 //! | `stream` | QEMU's migration stream |
 //! | `agent`, `guest` | the program in the guest that does as it is asked, and what it is asked |
+//! | `refresher` | the boot stage's program that sets the clock and the random generator |
 //! | `clones` | a version for two instances |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
@@ -28,6 +29,7 @@ mod layout;
 mod live;
 mod process;
 mod qmp;
+mod refresher;
 mod start;
 mod stream;
 mod tsc;
@@ -54,7 +56,7 @@ pub use self::binary::{OpenError, locate};
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
 use self::process::Lock;
-use self::version::{AgentNote, Needs, StateDir, VersionFault};
+use self::version::{Listeners, Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
     Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, Driver, DriverError, Launch, Link,
@@ -231,7 +233,7 @@ impl Qemu {
                     format!("a tap device at {}{v6}", tap.address)
                 }
             },
-            agent: AgentNote::default(),
+            listeners: Listeners::default(),
         }
     }
 }

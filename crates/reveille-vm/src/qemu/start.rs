@@ -12,7 +12,7 @@ use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 use super::argv::{self, Start};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
-use super::version::{AgentNote, Manifest, Needs, memory_bytes};
+use super::version::{Listener, Manifest, Needs, memory_bytes};
 use super::vm::{Origin, Vm};
 use super::{NAME, Qemu, Slot, blocking, guest};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
@@ -188,7 +188,7 @@ async fn load(
 
     let device = File::open(slot.state.device()).map_err(no_files)?;
     vm.set_armed(false);
-    vm.set_origin(Origin { agent: manifest.agent, clone_of: manifest.clone_of.clone() });
+    vm.set_origin(Origin { listeners: manifest.listeners, clone_of: manifest.clone_of.clone() });
     let loaded = async {
         vm.pass_device(OwnedFd::from(device)).await?;
         vm.load_device().await
@@ -223,8 +223,8 @@ async fn armed(
     check_files(launch)?;
     let lock = claim(slot).await?;
     check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
-    let port = manifest.agent != AgentNote::NoPort;
-    let vm = spawn(qemu, slot, lock, launch, Start::Incoming { mapping, port }, kills).await?;
+    let ports = manifest.listeners.agent != Listener::NoPort;
+    let vm = spawn(qemu, slot, lock, launch, Start::Incoming { mapping, ports }, kills).await?;
     match vm.leave_memory_out(manifest.devices).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -290,7 +290,7 @@ async fn spawn(
         vm.process.kill();
     }
     vm.connect().await?;
-    vm.meet_agent().await;
+    vm.meet_listeners().await;
     Ok(vm)
 }
 

@@ -53,9 +53,9 @@ pub struct Manifest {
     /// What the guest knows of its network: see [`Needs::network`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub network: String,
-    /// Whether the guest had an agent.
+    /// Who listens in the guest.
     #[serde(default)]
-    pub agent: AgentNote,
+    pub listeners: Listeners,
     /// The service whose version this is a copy of, until the guest knows that it is another's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_of: Option<String>,
@@ -81,16 +81,26 @@ pub enum Devices {
     Separated,
 }
 
-/// What a guest had for an agent when its version was taken.
+/// Who listened in a guest when its version was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listeners {
+    /// The guest's agent.
+    pub agent: Listener,
+    /// The boot stage's refresher.
+    pub refresher: Listener,
+}
+
+/// Whether somebody listens at a port of the guest's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AgentNote {
-    /// Not even a port for one: it was started by an earlier release.
+pub enum Listener {
+    /// There is not even a port: the guest was started by an earlier release.
     #[default]
     NoPort,
-    /// A port at which nobody listened.
+    /// A port at which nobody listens.
     Silent,
-    /// Somebody listened.
+    /// Somebody listens.
     Present,
 }
 
@@ -272,7 +282,7 @@ impl StateDir {
             vmm: needs.vmm,
             devices,
             network: needs.network,
-            agent: needs.agent,
+            listeners: needs.listeners,
             clone_of: None,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
@@ -342,8 +352,8 @@ pub struct Needs {
     /// The tap device's addresses, which the guest has in its memory; empty for a link to the daemon, where all
     /// guests have the same.
     pub network: String,
-    /// Whether the guest has an agent; decides nothing about whether a version fits.
-    pub agent: AgentNote,
+    /// Who listens in the guest; decides nothing about whether a version fits.
+    pub listeners: Listeners,
 }
 
 /// Bytes of guest memory.
@@ -388,7 +398,7 @@ mod tests {
             accelerator: "tcg".to_owned(),
             vmm: "7.2.22".to_owned(),
             network: String::new(),
-            agent: AgentNote::default(),
+            listeners: Listeners::default(),
         };
         let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));
