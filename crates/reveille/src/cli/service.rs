@@ -218,6 +218,17 @@ fn show(detail: &ServiceDetail) -> String {
             format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
         ),
     ];
+    if let Some(at) = &detail.wake_at {
+        rows.push(("woken at", at.to_string()));
+    }
+    rows.push((
+        "agent",
+        match detail.agent.as_deref() {
+            None => "not known before it has run".to_owned(),
+            Some("none") => "none: no veto, no frozen file systems, no clones".to_owned(),
+            Some(known) => known.to_owned(),
+        },
+    ));
     if let Some(queries) = &detail.queries {
         let parts: Vec<String> =
             queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();

@@ -95,7 +95,10 @@ impl Control {
             Command::Show(name, reply) => {
                 let now = self.clock.now();
                 let shown = self.find(&name).map(|(service, instance)| Shown {
-                    detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
+                    detail: ServiceDetail {
+                        agent: self.executor.tools().agents.told(instance.id),
+                        ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
+                    },
                     wake: self.wakes.open_of(&service.spec.name).cloned(),
                     busy: instance.in_flight || instance.unfenced,
                     sleep_asked: instance.sleep_asked.is_some(),
@@ -286,7 +289,11 @@ impl Control {
 
     /// What the turn has removed is unbound and announced.
     pub(super) fn release_gone(&mut self) {
-        for service in self.services.release_gone(&self.fleet) {
+        let gone = self.services.release_gone(&self.fleet);
+        if !gone.is_empty() {
+            self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
+        }
+        for service in gone {
             let activator = self.activator.clone();
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
             tokio::spawn(async move { activator.unbind(&service).await });

@@ -14,6 +14,7 @@ mod cable;
 mod commands;
 mod damping;
 pub mod executor;
+mod guest;
 pub mod outbound;
 mod publish;
 pub mod ready;
@@ -31,7 +32,7 @@ mod write_back;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage, Timestamp};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
@@ -97,6 +98,13 @@ pub enum Message {
         number: u64,
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
+    },
+    /// A guest that goes to sleep wants to be woken.
+    WakeAt {
+        /// The instance.
+        instance: InstanceId,
+        /// When.
+        at: Timestamp,
     },
     /// Another host has taken a service over.
     TakenOver {

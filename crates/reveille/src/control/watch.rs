@@ -47,6 +47,7 @@ pub async fn watch(tools: Arc<Tools>, order: Order, cable: Cable, from: From) {
 async fn until_ready(tools: &Tools, order: &Order, cable: &Cable) {
     until_answers(order, cable).await;
     tools.report(order, Report::Ready).await;
+    tools.agents.look(tools.driver.as_ref(), order.instance).await;
 }
 
 /// Waits until the readiness check of the service passes.
