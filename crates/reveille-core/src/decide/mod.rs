@@ -133,7 +133,8 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
 
 /// When an instance is to be woken by its schedule; one that failed too often not before its next try.
 fn wakes_at(instance: &Instance, now: Timestamp) -> Option<Timestamp> {
-    let retry_at = instance.failure.as_ref().filter(|failure| failure.gave_up).map(|failure| failure.retry_at);
+    let retry_at =
+        instance.failure.as_ref().filter(|failure| failure.gave_up).map(|failure| failure.retry_at);
     instance.wake_at.map(|at| at.max(retry_at.unwrap_or_default())).filter(|when| *when > now)
 }
 

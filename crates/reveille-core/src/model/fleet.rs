@@ -359,7 +359,8 @@ impl Fleet {
     pub fn due(&self, now: Timestamp) -> Vec<(DomainName, Timestamp)> {
         let due = |instance: &Instance| {
             let at = instance.wake_at.filter(|at| *at <= now)?;
-            let waits = instance.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now);
+            let waits =
+                instance.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now);
             (!waits && !instance.retiring).then(|| (instance.service.clone(), at))
         };
         self.attention().filter_map(|(instance, _)| due(instance)).collect()

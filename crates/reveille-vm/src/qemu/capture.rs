@@ -21,7 +21,7 @@ use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
 use super::version::Devices;
 use super::vm::Vm;
-use super::{Qemu, Slot, Turn, blocking, live};
+use super::{Qemu, Slot, Turn, blocking, guest, live};
 use crate::driver::{Abandon, Capture, DriverError, Launch, Mapping};
 
 /// Longest flush of a guest's memory.
@@ -79,7 +79,7 @@ pub async fn capture(
         Err(Halt::Abandoned) => return Ok(Capture::Abandoned),
         Err(Halt::Failed(detail)) => return Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Err(halt @ Halt::Qmp(_)) => halt,
-        Ok(()) => match publish(qemu, &slot, &turn, &vm, launch, &mut version, abandon).await {
+        Ok(()) => match frozen(qemu, &slot, &turn, &vm, launch, &mut version, abandon).await {
             Ok(()) => {
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
@@ -92,6 +92,7 @@ pub async fn capture(
         return Err(DriverError::Lost(vm.cause_of(error).await));
     }
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
+    guest::thaw_again(&vm, launch).await;
     match halt {
         Halt::Failed(detail) => Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Halt::Abandoned | Halt::Qmp(_) => Ok(Capture::Abandoned),
@@ -126,6 +127,20 @@ async fn before_stop(slot: &Slot, abandon: &Abandon) -> Result<(), Halt> {
     let state = slot.state.clone();
     flush(abandon, blocking(move || state.sync_memory())).await?;
     Ok(())
+}
+
+/// As [`publish`], with the guest's file systems frozen.
+async fn frozen(
+    qemu: &Qemu,
+    slot: &Slot,
+    turn: &Turn,
+    vm: &Vm,
+    launch: &Launch,
+    version: &mut SnapshotVersion,
+    abandon: &Abandon,
+) -> Result<(), Halt> {
+    unless(abandon, guest::freeze(vm, launch)).await?;
+    publish(qemu, slot, turn, vm, launch, version, abandon).await
 }
 
 async fn publish(

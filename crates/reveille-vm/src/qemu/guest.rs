@@ -236,10 +236,18 @@ fn wake_at(output: &[u8]) -> Option<String> {
     Some(asked.trim().chars().filter(char::is_ascii_graphic).take(REASON_CHARS_MAX).collect())
 }
 
+/// Whether the guest's file systems are frozen for a capture: where nothing outlives the guest there is nothing to keep
+/// in order.
+pub fn freezes(launch: &Launch) -> bool {
+    // Until images have disks, no guest has one.
+    let _ = launch;
+    false
+}
+
 /// Freezes the guest's file systems, so that the disk is what a guest that was shut down would have left; without an
 /// agent, or when it does not want to, the disk is as after a loss of power. What is frozen is thawed by [`thaw`].
-pub async fn freeze(vm: &Vm) -> bool {
-    if !has_agent(vm).await {
+pub async fn freeze(vm: &Vm, launch: &Launch) -> bool {
+    if !freezes(launch) || !has_agent(vm).await {
         return false;
     }
     let deadline = within(FREEZE_MS_MAX);
@@ -253,7 +261,15 @@ pub async fn freeze(vm: &Vm) -> bool {
     true
 }
 
-/// Thaws the guest's file systems; nothing is done where none is frozen.
+/// Thaws the file systems of a guest that may have been frozen for a capture of which nothing came, or that was restored:
+/// it sleeps frozen. Nothing is done where none is.
+pub async fn thaw_again(vm: &Vm, launch: &Launch) {
+    if freezes(launch) && has_agent(vm).await {
+        thaw(vm).await;
+    }
+}
+
+/// Thaws the guest's file systems.
 pub async fn thaw(vm: &Vm) {
     let deadline = within(THAW_MS_MAX);
     if let Err(error) = vm.ask_agent(async |agent| agent.thaw(deadline).await).await {

@@ -428,7 +428,9 @@ impl Driver for Qemu {
         let slot = self.slot(launch.instance);
         let turn = slot.take_turn().await;
         let vm = slot.live()?;
-        capture::let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)
+        capture::let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
+        guest::thaw_again(&vm, launch).await;
+        Ok(())
     }
 
     async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError> {

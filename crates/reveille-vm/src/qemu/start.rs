@@ -86,9 +86,11 @@ pub async fn restore(
     turn.blocking(move || state.consume()).await.map_err(no_files)?;
     vm.set_paused(false);
     match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => Ok(()),
-        Err(error) => Err(vm.cause_of(error).await),
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
     }
+    guest::thaw_again(&vm, launch).await;
+    Ok(())
 }
 
 /// Loads the version beside its files and lets the vCPUs run, with the manifest where it is: nobody has seen the guest,
@@ -106,6 +108,7 @@ pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
+    guest::thaw_again(&vm, launch).await;
     tell_clone(&vm, launch).await
 }
 
@@ -119,6 +122,7 @@ async fn introduce(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
+    guest::thaw_again(vm, launch).await;
     tell_clone(vm, launch).await?;
     match vm.stop().await {
         Ok(()) => Ok(()),

@@ -11,6 +11,7 @@
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
 mod cable;
+mod clones;
 mod commands;
 mod damping;
 pub mod executor;
