@@ -45,6 +45,12 @@ impl BuildRequest {
     }
 }
 
+/// Where distributions install the QEMU guest agent.
+const AGENT_PATHS: [&str; 3] = ["/usr/sbin/qemu-ga", "/usr/bin/qemu-ga", "/sbin/qemu-ga"];
+/// The note of an image without one.
+pub const NO_AGENT: &str = "no guest agent: its guests cannot refuse to sleep, their file systems are not frozen, and they are not cloned; \
+     add qemu-guest-agent to the root if you want that";
+
 /// Debian's busybox-static.
 pub const BUSYBOX: &str = "/bin/busybox";
 
@@ -166,6 +172,9 @@ impl ImageStore {
             None => Modules::default(),
         };
         notes.extend(modules.notes.iter().cloned());
+        if !AGENT_PATHS.iter().any(|path| tree.follow(path.as_bytes()).is_some()) {
+            notes.push(NO_AGENT.to_owned());
+        }
         boot::add_stage(&mut tree, &init, &modules)?;
 
         let archived = initramfs::archived_bytes(&tree);

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use reveille_core::model::{InstanceId, Timestamp};
+use reveille_core::model::{InstanceId, Resources, Timestamp};
 use reveille_vm::driver::{
     Abandon, AgentState, BeforeSleep, Capture, CloneError, Driver, Launch, Mapping, Refreshed,
 };
 use reveille_vm::qemu::Qemu;
-use reveille_vm::qemu::agent::{Agent, Freeze, Program};
+use reveille_vm::qemu::agent::{Agent, Exited, Freeze, Program};
 
 use crate::world::{PATIENCE, World, capture, until};
 
@@ -221,8 +222,14 @@ async fn guests_without_an_agent_sleep_and_wake_as_they_did() {
     assert_eq!(qemu.before_sleep(clone.instance, PATIENCE).await, BeforeSleep::Ready { wake_at: None });
 }
 
-/// Has a shell in the guest do something, while no driver is there.
+/// Has a shell in the guest do something, while no driver is there; it must succeed.
 async fn in_guest(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> Qemu {
+    let (qemu, exited) = runs(world, qemu, launch, script).await;
+    assert_eq!(exited.code, Some(0), "{}", String::from_utf8_lossy(&exited.output));
+    qemu
+}
+
+async fn runs(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> (Qemu, Exited) {
     drop(qemu);
     let mut agent = Agent::connect(&world.dir_of(launch.instance).join("agent.sock")).await.unwrap();
     let shell = Program {
@@ -232,16 +239,63 @@ async fn in_guest(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> Q
         output: true,
     };
     let exited = agent.run(shell, soon()).await.unwrap();
-    assert_eq!(exited.code, Some(0), "{}", String::from_utf8_lossy(&exited.output));
     drop(agent);
     let qemu = world.open().await;
     qemu.find(launch).await;
     answers(&qemu, launch).await;
-    qemu
+    (qemu, exited)
 }
 
 async fn capture_of(qemu: &Qemu, launch: &Launch, number: u64) {
     let captured =
         qemu.capture(launch, number, Timestamp::from_ms(1_000), &Abandon::default()).await.unwrap();
     assert!(matches!(captured, Capture::Published(_)), "{captured:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_issued_after_the_snapshot_verifies_in_the_woken_guest() {
+    let world = World::with_openssl();
+    let qemu = world.open().await;
+    let launch = Launch {
+        resources: Resources { cpus: 1, memory_mib: 192, ..Resources::default() },
+        ..world.launch_as("agent")
+    };
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    world.tick_after(2).await;
+    answers(&qemu, &launch).await;
+    capture_of(&qemu, &launch, 1).await;
+
+    // The guest's clock stands still while this passes.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let issued = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "1",
+        ])
+        .args(["-subj", "/CN=hello.vm.test", "-keyout", "/dev/null"])
+        .output()
+        .unwrap();
+    let certificate = String::from_utf8(issued.stdout).unwrap();
+    assert!(certificate.contains("BEGIN CERTIFICATE"), "{certificate}");
+    let verify = format!(
+        "/.reveille/busybox cat >/c.pem <<'END'\n{certificate}END\nexec /usr/bin/openssl verify -CAfile /c.pem /c.pem 2>&1\n"
+    );
+
+    qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap();
+    let (qemu, before) = runs(&world, qemu, &launch, &verify).await;
+    let said = String::from_utf8_lossy(&before.output);
+    assert!(before.code != Some(0) && said.contains("not yet valid"), "{before:?}: {said}");
+    // The one that was restored is not this driver's any more: sleep and wake once more.
+    capture_of(&qemu, &launch, 2).await;
+    qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap();
+    assert_eq!(qemu.refresh(launch.instance, PATIENCE).await, Refreshed::Done);
+    let (_qemu, after) = runs(&world, qemu, &launch, &verify).await;
+    assert_eq!(after.code, Some(0), "{}", String::from_utf8_lossy(&after.output));
 }

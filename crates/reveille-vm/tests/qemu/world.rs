@@ -61,6 +61,25 @@ impl World {
         Self { kernel: from_environment("REVEILLE_TEST_KERNEL"), initrd: path, temp }
     }
 
+    /// A world whose guest has this host's openssl, with the libraries that it needs.
+    pub fn with_openssl() -> Self {
+        let world = Self::new();
+        let mut initrd = fs::read(&world.initrd).unwrap();
+        for file in [
+            "/usr/bin/openssl",
+            "/usr/lib/x86_64-linux-gnu/libssl.so.3",
+            "/usr/lib/x86_64-linux-gnu/libcrypto.so.3",
+        ] {
+            let content =
+                fs::read(file).unwrap_or_else(|error| panic!("{file}: {error}; `make test` installs it"));
+            let name = file.trim_start_matches('/').replace("usr/lib/", "lib/");
+            initrd.resize(initrd.len().next_multiple_of(512), 0);
+            initrd.extend(archive_of(&name, &content));
+        }
+        fs::write(&world.initrd, initrd).unwrap();
+        world
+    }
+
     pub fn config(&self) -> QemuConfig {
         QemuConfig {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
