@@ -1,13 +1,13 @@
 #!/bin/sh
-# Lays out the root of the demo image in OUTDIR from Debian packages: busybox-static, perl-base and the libraries
-# that perl needs. Needs apt-get and dpkg-deb, but neither root nor anything installed from these packages.
+# Lays out the root of the demo image in OUTDIR from Debian packages: busybox-static, perl-base, qemu-guest-agent and
+# the libraries that these need. Needs apt-get and dpkg-deb, but neither root nor anything installed from these packages.
 #
 #   demo/build-root.sh OUTDIR [CACHEDIR]
 #
 # OUTDIR must not exist or be empty. Packages are kept in CACHEDIR (default: a temporary directory).
 set -eu
 
-packages="busybox-static perl-base libc6 libcrypt1"
+packages="busybox-static perl-base libc6 libcrypt1 qemu-guest-agent libglib2.0-0 libpcre2-8-0 libnuma1 libudev1 liburing2"
 triplet=x86_64-linux-gnu
 perl_modules="Carp.pm Config.pm Config_git.pl Errno.pm Exporter.pm Socket.pm XSLoader.pm auto/Socket/Socket.so
     constant.pm overloading.pm strict.pm vars.pm warnings.pm warnings/register.pm"
@@ -80,7 +80,9 @@ take() {
 
 take bin/busybox bin/busybox usr/bin/busybox
 take usr/bin/perl usr/bin/perl
-for library in libc.so.6 libm.so.6 libcrypt.so.1; do
+take usr/sbin/qemu-ga usr/sbin/qemu-ga
+for library in libc.so.6 libm.so.6 libcrypt.so.1 libglib-2.0.so.0 libgmodule-2.0.so.0 libpcre2-8.so.0 libnuma.so.1 \
+    libudev.so.1 liburing.so.2; do
     take lib/$triplet/$library lib/$triplet/$library usr/lib/$triplet/$library
 done
 take lib64/ld-linux-x86-64.so.2 lib64/ld-linux-x86-64.so.2 usr/lib64/ld-linux-x86-64.so.2 \
@@ -92,10 +94,12 @@ done
 mkdir -p "$out/sbin" "$out/etc" "$out/srv"
 ln -s ../bin/busybox "$out/sbin/init"
 ln -s busybox "$out/bin/sh"
+# The agent has it set the machine's own clock.
+ln -s ../bin/busybox "$out/sbin/hwclock"
 cp "$here/root/etc/inittab" "$out/etc/inittab"
 cp "$here/root/srv/demo" "$out/srv/demo"
 
 # The same modes wherever this ran, so that the same packages give the same image.
 find "$out" -type d -exec chmod 755 {} +
 find "$out" -type f -exec chmod 644 {} +
-chmod 755 "$out/bin/busybox" "$out/usr/bin/perl" "$out/srv/demo" "$out/lib64/ld-linux-x86-64.so.2"
+chmod 755 "$out/bin/busybox" "$out/usr/bin/perl" "$out/usr/sbin/qemu-ga" "$out/srv/demo" "$out/lib64/ld-linux-x86-64.so.2"

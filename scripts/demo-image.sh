@@ -8,7 +8,8 @@ reveille=$1
 state=$2
 cache=$3
 here=$(cd "$(dirname "$0")/.." && pwd)
-mark=$(cat "$here"/demo/build-root.sh "$here"/demo/root/etc/inittab "$here"/demo/root/srv/demo | sha256sum)
+mark=$(cat "$here"/demo/build-root.sh "$here"/demo/root/etc/inittab "$here"/demo/root/srv/demo \
+    "$here"/crates/reveille-vm/src/image/stage1.sh "$here"/crates/reveille-vm/src/image/refresh | sha256sum)
 if [ "$(cat "$state/demo-image.mark" 2>/dev/null)" = "$mark" ] &&
     "$reveille" image verify demo --state-dir "$state" >/dev/null 2>&1; then
     exit 0

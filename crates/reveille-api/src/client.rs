@@ -15,10 +15,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use crate::access::Token;
-use crate::control::{Connections, RolloverStep, Wait};
+use crate::control::{CloneRequest, Connections, RolloverStep, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
 use crate::routes::{REQUEST_MS_MAX, WAIT_MS_MAX};
+use crate::time::Time;
 use crate::types::{
     DnsReport, HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
     ZoneKeys, ZoneSummary,
@@ -173,6 +174,28 @@ impl Client {
     pub async fn add_service(&self, spec: &impl Serialize) -> Result<ServiceDetail, ClientError> {
         let body = serde_json::to_vec(spec).map_err(|error| self.not_understood(&error))?;
         self.call(Method::POST, "/v1/services", Some(body), REQUEST_MS_MAX).await
+    }
+
+    /// Clones a sleeping service.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn clone_service(
+        &self,
+        name: &DomainName,
+        asked: &CloneRequest,
+    ) -> Result<ServiceDetail, ClientError> {
+        let body = serde_json::to_vec(asked).map_err(|error| self.not_understood(&error))?;
+        self.call(Method::POST, &path_of(name, "/clone"), Some(body), REQUEST_MS_MAX).await
+    }
+
+    /// Has a service woken at a time; `None`: at no time.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn wake_at(&self, name: &DomainName, at: Option<Time>) -> Result<VerbReply, ClientError> {
+        let at = at.map_or_else(|| "never".to_owned(), |at| escaped(&at.to_string()));
+        self.call(Method::POST, &path_of(name, &format!("/wake?at={at}")), None, REQUEST_MS_MAX).await
     }
 
     /// Removes a service.

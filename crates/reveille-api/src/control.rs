@@ -1,10 +1,14 @@
 //! What the API asks of the daemon. The binary implements it; the tests have one in memory.
 
+use std::net::Ipv4Addr;
+
 use async_trait::async_trait;
 use reveille_core::model::{DomainName, Policy, RequestError, ServiceSpec, SpecFault};
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::events::Event;
+use crate::time::Time;
 use crate::types::{
     DnsReport, HostSummary, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
     ZoneKeys, ZoneSummary,
@@ -40,6 +44,20 @@ pub enum RolloverStep {
     DsSeen,
 }
 
+/// What a clone is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// Its name.
+    pub name: DomainName,
+    /// Its stable IPv4 address; default: the next one of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Whether a guest without an agent is cloned too, though nobody can tell it that it is another.
+    #[serde(default)]
+    pub allow_identical: bool,
+}
+
 /// The daemon, as the API sees it.
 ///
 /// Every `name` is a full name or a first label that only one service has; telling which is the daemon's part
@@ -60,6 +78,22 @@ pub trait Control: Send + Sync + 'static {
     /// Adds a service. The spec is checked against its own ranges before; what depends on the daemon (the
     /// image exists, the address is free, the name is in a served zone) is checked here, every fault at once.
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError>;
+
+    /// Makes the sleeping service's last version the first one of a new service.
+    async fn clone_service(
+        &self,
+        name: &DomainName,
+        asked: CloneRequest,
+    ) -> Result<ServiceDetail, ControlError> {
+        let (_, _) = (name, asked);
+        Err(ControlError::Unavailable { detail: "this daemon cannot clone".to_owned() })
+    }
+
+    /// Has the service woken at a time though nobody asks for it; `None`: at no time.
+    async fn wake_at(&self, name: &DomainName, at: Option<Time>) -> Result<VerbReply, ControlError> {
+        let (_, _) = (name, at);
+        Err(ControlError::Unavailable { detail: "this daemon cannot wake by schedule".to_owned() })
+    }
 
     /// Ends the service's instances and forgets it.
     async fn remove_service(&self, name: &DomainName) -> Result<(), ControlError>;

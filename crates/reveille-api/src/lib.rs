@@ -26,8 +26,8 @@ pub mod types;
 
 pub use access::{Access, Anonymous, Scope, Token, TokenGrant, TokenHash};
 pub use client::{Client, ClientError};
-pub use control::{Connections, Control, ControlError, RolloverStep, Wait};
+pub use control::{CloneRequest, Connections, Control, ControlError, RolloverStep, Wait};
 pub use events::Event;
 pub use problem::Problem;
 pub use server::{BindError, bind, serve};
-pub use time::Time;
+pub use time::{Time, TimeError};

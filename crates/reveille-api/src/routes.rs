@@ -24,10 +24,11 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use crate::access::Access;
-use crate::control::{Connections, Control, ControlError, Wait};
+use crate::control::{CloneRequest, Connections, Control, ControlError, Wait};
 use crate::events::Event;
 use crate::guard::{guard, polish};
 use crate::problem::Problem;
+use crate::time::Time;
 use crate::types::{HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ServiceDetail, ServiceSummary};
 use crate::types::{ReloadReport, VerbReply, Wake, WhyReport};
 
@@ -59,6 +60,7 @@ pub fn router(api: Arc<Api>) -> Router {
     let quick = Router::new()
         .route("/v1/services", get(list_services).post(add_service))
         .route("/v1/services/{name}", get(show_service).delete(remove_service))
+        .route("/v1/services/{name}/clone", post(clone_service))
         .route("/v1/services/{name}/why", get(why))
         .route("/v1/services/{name}/wakes", get(wakes))
         .route("/v1/host", get(host))
@@ -111,6 +113,15 @@ struct LimitAsked {
 struct WaitAsked {
     #[serde(default)]
     wait: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WakeAsked {
+    #[serde(default)]
+    wait: bool,
+    /// Not now, but at this time; `never` takes the time back.
+    at: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,6 +210,17 @@ async fn add_service(State(api): Shared, body: Result<Bytes, BytesRejection>) ->
     Ok((StatusCode::CREATED, Json(detail)).into_response())
 }
 
+async fn clone_service(
+    State(api): Shared,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = body.map_err(|rejection| Problem::of_status(rejection.status(), ""))?;
+    let asked: CloneRequest = read_json(&body)?;
+    let detail = api.control.clone_service(&checked_name(&name)?, asked).await?;
+    Ok((StatusCode::CREATED, Json(detail)).into_response())
+}
+
 async fn remove_service(State(api): Shared, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     api.control.remove_service(&checked_name(&name)?).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -253,9 +275,19 @@ fn bad_json(error: &serde_json::Error) -> Problem {
 async fn wake(
     State(api): Shared,
     Path(name): Path<String>,
-    Query(asked): Query<WaitAsked>,
+    Query(asked): Query<WakeAsked>,
 ) -> Result<Response, Problem> {
-    reply(api.control.wake(&checked_name(&name)?, wait_of(asked.wait))).await
+    let name = checked_name(&name)?;
+    match asked.at.as_deref() {
+        None => reply(api.control.wake(&name, wait_of(asked.wait))).await,
+        Some("never") => reply(api.control.wake_at(&name, None)).await,
+        Some(text) => {
+            let fault =
+                |error: crate::time::TimeError| SpecFault::new("at", text, format!("{error}, or never"));
+            let at: Time = text.parse().map_err(|error| Problem::invalid(vec![fault(error)]))?;
+            reply(api.control.wake_at(&name, Some(at))).await
+        }
+    }
 }
 
 async fn hibernate(

@@ -115,6 +115,13 @@ pub struct ServiceDetail {
     /// Nothing has run since that one was taken.
     #[serde(default)]
     pub stored_is_current: bool,
+    /// When it is woken though nobody asks for it.
+    #[serde(default)]
+    pub wake_at: Option<Time>,
+    /// The guest's agent when it was last ready: `none`, `silent`, or its version; absent when that is not known. Without
+    /// one the guest cannot veto its sleep, its file systems are not frozen, and it cannot be cloned.
+    #[serde(default)]
+    pub agent: Option<String>,
     /// The host that has taken the service over; it does not run here.
     #[serde(default)]
     pub foreign: Option<String>,
@@ -175,6 +182,8 @@ impl ServiceDetail {
             version: instance.version.as_ref().map(VersionReport::of),
             stored: instance.stored.as_ref().map(VersionReport::of),
             stored_is_current: instance.stored_is_current,
+            wake_at: instance.wake_at.map(Time),
+            agent: None,
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
             wake_ms_p95: instance.restores.percentile_ms(95),
@@ -321,6 +330,9 @@ pub struct StagesMs {
     /// The vCPUs run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<f64>,
+    /// The guest has the right time and random bytes of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refreshed: Option<f64>,
     /// The readiness check passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<f64>,
@@ -340,6 +352,7 @@ impl StagesMs {
             spawned: ms(Stage::Spawned),
             restored: ms(Stage::Restored),
             running: ms(Stage::Running),
+            refreshed: ms(Stage::Refreshed),
             ready: ms(Stage::Ready),
             first_byte: ms(Stage::FirstByte),
         }
@@ -347,8 +360,8 @@ impl StagesMs {
 
     /// The stages that were reached, in order, with their words.
     pub fn reached(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let Self { decided, fetched, spawned, restored, running, ready, first_byte } = *self;
-        let all = [decided, fetched, spawned, restored, running, ready, first_byte];
+        let Self { decided, fetched, spawned, restored, running, refreshed, ready, first_byte } = *self;
+        let all = [decided, fetched, spawned, restored, running, refreshed, ready, first_byte];
         Stage::ALL.into_iter().zip(all).filter_map(|(stage, ms)| Some((stage.word(), ms?)))
     }
 }

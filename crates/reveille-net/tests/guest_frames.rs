@@ -71,7 +71,9 @@ async fn arp_is_answered_for_our_addresses_only() {
             who_has([10, 0, 2, 3], me, GUEST_MAC),
             who_has(GATEWAY_IP.octets(), me, GUEST_MAC),
             who_has(HERE_IP.octets(), [10, 0, 2, 77], GUEST_MAC),
-            who_has(HERE_IP.octets(), me, other_mac),
+            // What it says of itself and whence it comes differ.
+            [&who_has(HERE_IP.octets(), me, GUEST_MAC)[..22], &other_mac, &me, &[0; 6], &HERE_IP.octets()]
+                .concat(),
             who_has(me, [0; 4], GUEST_MAC),
             who_has(HERE_IP.octets(), me, GUEST_MAC),
         ] {
@@ -89,6 +91,27 @@ async fn arp_is_answered_for_our_addresses_only() {
         let not_for_us = if gateway { 1 } else { 2 };
         assert_eq!(link.counters().dropped, Dropped { spoofed: 3, not_for_us, ..Dropped::default() });
     }
+}
+
+#[tokio::test]
+async fn a_guest_with_a_mac_of_its_own_is_found_by_its_arp() {
+    let (ours, mut guest) = UnixStream::pair().unwrap();
+    let link = Link::attach(ours, LinkAddresses::default());
+    let connecting = tokio::spawn(async move {
+        let _ = link.connect(8080).await;
+    });
+    let first = next_frame(&mut guest).await;
+    assert_eq!(first[..6], GUEST_MAC);
+    // It announces itself, as a restored guest does; and says so of an address of many, which nobody has.
+    let own = [0x52, 0x57, 1, 2, 3, 4];
+    for mac in [own, [0x53, 0x57, 1, 2, 3, 4]] {
+        let mut announced = who_has(GUEST_IP.octets(), GUEST_IP.octets(), mac);
+        announced[6..12].copy_from_slice(&mac);
+        guest.write_all(&with_length(&announced)).await.unwrap();
+    }
+    let again = next_frame(&mut guest).await;
+    assert_eq!((&again[..6], &again[14..]), (&own[..], &first[14..]), "the SYN follows it");
+    connecting.abort();
 }
 
 #[tokio::test]

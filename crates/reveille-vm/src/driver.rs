@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_core::model::{
@@ -149,6 +150,92 @@ impl DiskFormat {
             Self::Qcow2 => "qcow2",
         }
     }
+}
+
+impl Launch {
+    /// What the guest calls itself: the first label of the service's name.
+    pub fn hostname(&self) -> &str {
+        self.service.labels().next().and_then(|label| str::from_utf8(label).ok()).unwrap_or("guest")
+    }
+
+    /// A hardware address that no other service has: of a clone, which would otherwise have its source's.
+    pub fn own_mac(&self) -> String {
+        match &self.link {
+            Link::Tap(tap) => tap.mac_text(),
+            Link::Stream => {
+                let hash = blake3::hash(self.service.to_string().to_ascii_lowercase().as_bytes());
+                let own = hash.as_bytes().iter().take(4);
+                own.fold("52:57".to_owned(), |mac, byte| format!("{mac}:{byte:02x}"))
+            }
+        }
+    }
+}
+
+/// What is known of the program in a guest that does as it is asked (the QEMU guest agent).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentState {
+    /// The image has none, or it does not run.
+    None,
+    /// It is there and does not answer.
+    Silent,
+    /// It answers.
+    Answers {
+        /// Its version, for people.
+        version: String,
+    },
+}
+
+/// What came of telling a restored guest what it cannot know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refreshed {
+    /// There is nobody to tell: clock and random generator are as they were.
+    NoAgent,
+    /// The clock is right, the random generator has fresh bytes, and the guest's own after-wake program has ended well.
+    Done,
+    /// Not all of it, or not in time: one sentence.
+    Missed(String),
+}
+
+/// What a guest says when it is to sleep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BeforeSleep {
+    /// It may be put to sleep.
+    Ready {
+        /// When it wants to be woken, as it said it: `+SECONDS` or a time of RFC 3339.
+        wake_at: Option<String>,
+    },
+    /// Not now.
+    Veto {
+        /// Why, in its words.
+        reason: String,
+    },
+}
+
+/// Why a version was not cloned.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// There is none that could be.
+    #[error("there is no version on this host to clone; put the service to sleep first")]
+    NoVersion,
+    /// The guest cannot be told that it is another.
+    #[error(
+        "its guest has no agent, so a clone would have the same host name, hardware address and random numbers;          add qemu-guest-agent to its image, or allow identical clones"
+    )]
+    NoAgent,
+    /// Its disk would be written to by both.
+    #[error(
+        "the service has a disk, and services with disks cannot be cloned yet; make another service of its image"
+    )]
+    HasDisk,
+    /// The clone has files already.
+    #[error("the instance {0} is in use")]
+    InUse(InstanceId),
+    /// The disk.
+    #[error("the version cannot be cloned: {0}")]
+    Io(#[from] io::Error),
+    /// The driver cannot clone.
+    #[error("the driver {0} cannot clone")]
+    Unsupported(&'static str),
 }
 
 /// How a version's memory is mapped by the process that is to run it.
@@ -338,6 +425,38 @@ pub trait Driver: Send + Sync {
 
     /// Returns when the instance's process has ended, with what is known of the reason.
     async fn died(&self, instance: InstanceId) -> String;
+
+    /// What is known of the guest's agent.
+    async fn agent(&self, instance: InstanceId) -> AgentState {
+        let _ = instance;
+        AgentState::None
+    }
+
+    /// Tells a guest that was restored what it cannot know: the time, and random bytes of its own. For `limit` at most.
+    async fn refresh(&self, instance: InstanceId, limit: Duration) -> Refreshed {
+        let _ = (instance, limit);
+        Refreshed::NoAgent
+    }
+
+    /// Asks the guest whether it may be put to sleep. For `limit` at most.
+    async fn before_sleep(&self, instance: InstanceId, limit: Duration) -> BeforeSleep {
+        let _ = (instance, limit);
+        BeforeSleep::Ready { wake_at: None }
+    }
+
+    /// Makes the intact version of `from`, which is an instance of `service`, the first version of the new instance
+    /// `to`. Both share what memory they have in common. Before its first client the clone is told who it is; with
+    /// `identical` that is left out where the guest has no agent.
+    async fn clone_version(
+        &self,
+        from: InstanceId,
+        to: InstanceId,
+        service: &DomainName,
+        identical: bool,
+    ) -> Result<SnapshotVersion, CloneError> {
+        let _ = (from, to, service, identical);
+        Err(CloneError::Unsupported(self.capabilities().driver))
+    }
 
     /// The guest's network link: a stream of Ethernet frames, each after its length as 4 bytes big-endian. One
     /// link at a time; after it is closed a new one can be had. It exists as soon as there is a process, so that

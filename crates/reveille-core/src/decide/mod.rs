@@ -115,6 +115,9 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
     let mut plan = Plan { generation: fleet.generation(), decisions: Vec::new(), next_look: None };
     let mut wishes = room::Wishes::default();
     for (instance, service) in fleet.attention() {
+        if let Some(when) = wakes_at(instance, now) {
+            plan.look_at(when);
+        }
         if let Some((action, reason)) = choose_beside(fleet, instance, service, now, &mut plan) {
             plan.push(instance, action, reason);
         }
@@ -128,6 +131,13 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
     }
     room::admit(fleet, wishes, now, &mut plan);
     plan
+}
+
+/// When an instance is to be woken by its schedule; one that failed too often not before its next try.
+fn wakes_at(instance: &Instance, now: Timestamp) -> Option<Timestamp> {
+    let retry_at =
+        instance.failure.as_ref().filter(|failure| failure.gave_up).map(|failure| failure.retry_at);
+    instance.wake_at.map(|at| at.max(retry_at.unwrap_or_default())).filter(|when| *when > now)
 }
 
 /// What one instance wants, before the limits of the host are applied.

@@ -896,3 +896,52 @@ fn a_paused_instance_is_let_run_and_gives_its_room_to_who_is_asked_for() {
     assert!(plan[0].starts_with("i2 boot"), "{plan:#?}");
     assert!(plan.iter().all(|line| !line.starts_with("i1 pause")), "there is no room: {plan:#?}");
 }
+
+#[test]
+fn a_service_is_woken_at_its_time_once_and_sleeps_again() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    let schedule = |at| Event::WakeAt { service: hello.clone(), at };
+    assert_eq!(world.fleet.apply(schedule(Some(at(90_000))), at(20_000)).unwrap(), Applied::Changed);
+    assert_eq!(world.fleet.apply(schedule(Some(at(90_000))), at(20_000)).unwrap(), Applied::Unchanged);
+    assert_eq!(world.plan(20_000), ["look at 90000"]);
+    assert_eq!(world.fleet.due(at(89_999)), []);
+    assert_eq!(world.fleet.due(at(90_003)), [(hello.clone(), at(90_000))]);
+    let trigger = Trigger::Schedule { due: at(90_000) };
+    world.fleet.apply(Event::WakeAsked { service: hello.clone(), trigger }, at(90_003)).unwrap();
+    assert_eq!(world.fleet.due(at(90_003)), []);
+    assert_eq!(world.plan(90_003), ["i1 restore from local: its schedule asked for it"]);
+    world.report(1, Report::Running, 90_010);
+    world.report(1, Report::Ready, 90_100);
+    // What has its jobs done sleeps as always.
+    assert_eq!(world.plan(90_100), ["look at 100100"]);
+
+    // A time that comes while it is awake has come; one that is taken back does not.
+    world.fleet.apply(schedule(Some(at(95_000))), at(91_000)).unwrap();
+    assert_eq!(world.plan(91_000), ["look at 95000"]);
+    world.fleet.apply(schedule(None), at(91_000)).unwrap();
+    assert_eq!(world.plan(91_000), ["look at 100100"]);
+    world.fleet.apply(schedule(Some(at(95_000))), at(91_000)).unwrap();
+    let trigger = Trigger::Schedule { due: at(95_000) };
+    world.fleet.apply(Event::WakeAsked { service: hello.clone(), trigger }, at(95_000)).unwrap();
+    assert_eq!(world.fleet.due(at(95_000)), []);
+}
+
+#[test]
+fn a_guest_that_does_not_want_to_sleep_is_asked_again_later() {
+    let mut world = World::new(4);
+    let hello = world.add(1, "hello", 0, policy());
+    world.wake(&hello, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 3_000);
+    world.plan(13_000);
+    world.report(1, Report::GateClosed, 13_000);
+    world.plan(13_000);
+    let cause = Cause::Vetoed { reason: "a backup runs".into() };
+    world.report(1, Report::CaptureFailed { cause }, 13_050);
+    assert_eq!(world.phase(1), (Phase::Active, Rung::Active));
+    let plan = world.plan(13_050);
+    assert!(plan[0].ends_with("the guest does not want to sleep now: a backup runs"), "{plan:?}");
+}

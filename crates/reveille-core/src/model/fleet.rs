@@ -124,6 +124,13 @@ pub enum Event {
         /// What asked.
         trigger: Trigger,
     },
+    /// The service is to be woken at that time, or not at any; the guest or an operator says so.
+    WakeAt {
+        /// The service.
+        service: DomainName,
+        /// When.
+        at: Option<Timestamp>,
+    },
     /// A query wants a service that was on its way up as far as the query room knew. It has passed no wake budget, so
     /// it begins nothing and overtakes nobody's wish: it is one more who waits, if anybody does.
     Awaited {
@@ -365,6 +372,17 @@ impl Fleet {
         self.instances.get(&self.services.get(name)?.primary)
     }
 
+    /// Services whose time to be woken has come: each is to be asked for by [`Trigger::Schedule`], which ends that.
+    pub fn due(&self, now: Timestamp) -> Vec<(DomainName, Timestamp)> {
+        let due = |instance: &Instance| {
+            let at = instance.wake_at.filter(|at| *at <= now)?;
+            let waits =
+                instance.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now);
+            (!waits && !instance.retiring).then(|| (instance.service.clone(), at))
+        };
+        self.attention().filter_map(|(instance, _)| due(instance)).collect()
+    }
+
     /// Instances for which a decision may be due, with their services.
     pub(crate) fn attention(&self) -> impl Iterator<Item = (&Instance, &Service)> {
         self.attention.iter().filter_map(|id| {
@@ -439,6 +457,13 @@ impl Fleet {
             Event::Added { service, instance } => self.add(*service, *instance),
             Event::Respecified { spec } => self.respecify(*spec),
             Event::WakeAsked { service, trigger } => self.wake_asked(&service, trigger, now),
+            Event::WakeAt { service, at } => {
+                let id = self.known(&service)?.primary;
+                self.change(id, |instance, _| {
+                    instance.wake_at = at;
+                    Ok(())
+                })
+            }
             Event::Awaited { service } => self.awaited(&service),
             Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
             Event::RemoveAsked { service } => {
@@ -555,12 +580,23 @@ impl Fleet {
         if instance.retiring {
             return Err(RequestError::Retiring(name.clone()));
         }
+        let scheduled = matches!(trigger, Trigger::Schedule { .. });
         if let Some(host) = self.services.get(name).and_then(|service| service.foreign.clone()) {
+            if scheduled {
+                instance.wake_at = None;
+                self.settle(id);
+            }
             return Err(RequestError::Foreign { service: name.clone(), host });
+        }
+        if scheduled {
+            instance.wake_at = None;
         }
         if instance.phase == Phase::Active {
             // An operator's "sleep" that was not carried out yet is overtaken by the newer wish.
             instance.sleep_asked = None;
+            if scheduled {
+                self.settle(id);
+            }
             return Ok(Applied::Unchanged);
         }
         if let Some(failure) = &mut instance.failure
@@ -687,6 +723,7 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
         || instance.unfenced
         || instance.in_flight
         || instance.sleep_asked.is_some()
+        || instance.wake_at.is_some()
         || (service.foreign.is_some() && instance.rung >= Rung::Armed);
     !to_do
         && match instance.phase {

@@ -80,6 +80,11 @@ pub enum Cause {
         /// One sentence with the remedy.
         detail: String,
     },
+    /// A program in the guest does not want it to sleep now.
+    Vetoed {
+        /// Its words.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Cause {
@@ -95,6 +100,7 @@ impl fmt::Display for Cause {
             Self::VersionUnusable { detail } => write!(f, "its snapshot cannot be restored: {detail}"),
             Self::StoreFailed { detail } => write!(f, "the object store failed: {detail}"),
             Self::CaptureFailed { detail } => write!(f, "the hibernation failed: {detail}"),
+            Self::Vetoed { reason } => write!(f, "the guest does not want to sleep now: {reason}"),
         }
     }
 }
@@ -193,6 +199,9 @@ pub struct Instance {
     pub checkpoint_retry_at: Option<Timestamp>,
     /// When it last hibernated.
     pub hibernated_at: Option<Timestamp>,
+    /// When it is to be woken though nobody asks for it.
+    #[serde(default)]
+    pub wake_at: Option<Timestamp>,
     /// The last failure, until it is ready again.
     pub failure: Option<Failure>,
     /// Before this time no further capture is tried (the last one failed), and why.
@@ -279,6 +288,7 @@ impl Instance {
             start: 0,
             start_since: now,
             start_from: Rung::Cold,
+            wake_at: None,
             rest_retry_at: None,
             open_connections: 0,
             unfenced: false,

@@ -351,7 +351,8 @@ impl Instance {
             | Cause::VmmHung { .. }
             | Cause::PortDead { .. }
             | Cause::StartTimedOut { .. }
-            | Cause::CaptureFailed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
+            | Cause::CaptureFailed { .. }
+            | Cause::Vetoed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
         self.version.is_some() && !unusable
     }

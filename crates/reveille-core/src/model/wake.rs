@@ -34,6 +34,11 @@ pub enum Trigger {
     },
     /// A person or a script, through the API.
     Operator,
+    /// The time that an operator set, or the guest asked for before it slept.
+    Schedule {
+        /// That time.
+        due: Timestamp,
+    },
 }
 
 impl fmt::Display for Trigger {
@@ -45,6 +50,7 @@ impl fmt::Display for Trigger {
             }
             Self::Packet { client, port } => write!(f, "a packet from {client} to {port}"),
             Self::Operator => f.write_str("an operator"),
+            Self::Schedule { .. } => f.write_str("its schedule"),
         }
     }
 }
@@ -63,6 +69,8 @@ pub enum Stage {
     Restored,
     /// The vCPUs run.
     Running,
+    /// The guest has the right time and random bytes of its own.
+    Refreshed,
     /// The readiness check passed.
     Ready,
     /// The first byte from the guest went to a waiting client.
@@ -71,12 +79,13 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Decided,
         Self::Fetched,
         Self::Spawned,
         Self::Restored,
         Self::Running,
+        Self::Refreshed,
         Self::Ready,
         Self::FirstByte,
     ];
@@ -89,6 +98,7 @@ impl Stage {
             Self::Spawned => "spawned",
             Self::Restored => "restored",
             Self::Running => "running",
+            Self::Refreshed => "refreshed",
             Self::Ready => "ready",
             Self::FirstByte => "first_byte",
         }

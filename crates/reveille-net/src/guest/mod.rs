@@ -13,7 +13,8 @@
 //! ```
 //!
 //! - **Addresses are constants** ([`GUEST_IP`], [`HERE_IP`], their MACs): a guest that was restored from a snapshot
-//!   still has them in its neighbour table, so that its first answer needs no ARP.
+//!   still has them in its neighbour table, so that its first answer needs no ARP. Only a clone has a MAC of its own; it
+//!   is learned from its ARP, with which a restored guest announces itself, and SYNs to the other one are sent again.
 //! - **Nothing is lost on the way.** QEMU keeps frames in order while the vCPUs do not run, and stops reading when its
 //!   queue is full; the unix socket and then the [outbox](outbox) fill, and TCP waits. A SYN sent before the guest
 //!   runs is answered as soon as it does.

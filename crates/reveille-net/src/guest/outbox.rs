@@ -6,8 +6,8 @@
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::frame::{ETHERTYPE_IPV4, HEADER_BYTES, LENGTH_BYTES, write_header};
-use super::{LinkCounters, MTU};
+use super::frame::{BROADCAST, ETHERTYPE_IPV4, HEADER_BYTES, LENGTH_BYTES, write_header};
+use super::{GUEST_MAC, LinkCounters, MTU};
 
 /// TCP sends nothing new while more bytes than this wait.
 pub(super) const TCP_BYTES_MAX: usize = 128 << 10;
@@ -19,10 +19,18 @@ pub(super) const REPLY_BYTES_MAX: usize = 512 << 10;
 const KEPT_BYTES_MAX: usize = 4 << 10;
 
 /// The frames that wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
     buffer: Vec<u8>,
     sent: usize,
+    /// Whom they go to.
+    pub(super) guest_mac: [u8; 6],
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { buffer: Vec::new(), sent: 0, guest_mac: GUEST_MAC }
+    }
 }
 
 impl Outbox {
@@ -61,6 +69,19 @@ impl Outbox {
         *self = Self::default();
     }
 
+    /// As [`push`](Self::push), to whoever is there: a guest whose MAC is not known yet takes no other frame.
+    pub(super) fn push_to_all(
+        &mut self,
+        counters: &mut LinkCounters,
+        ethertype: u16,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) {
+        let known = std::mem::replace(&mut self.guest_mac, BROADCAST);
+        self.push(counters, ethertype, length, fill);
+        self.guest_mac = known;
+    }
+
     /// Appends a frame whose payload of `length` bytes is written by `fill`.
     pub(super) fn push<R>(
         &mut self,
@@ -76,7 +97,7 @@ impl Outbox {
         let start = self.buffer.len();
         self.buffer.resize(start + LENGTH_BYTES + HEADER_BYTES + length, 0);
         let (head, payload) = self.buffer[start..].split_at_mut(LENGTH_BYTES + HEADER_BYTES);
-        write_header(head, ethertype, length);
+        write_header(head, self.guest_mac, ethertype, length);
         counters.frames_out += 1;
         counters.bytes_out += (HEADER_BYTES + length) as u64;
         fill(payload)

@@ -24,7 +24,12 @@ const STAGE_1: &str = include_str!("stage1.sh");
 const TABLES: [(&str, &str); 2] =
     [("fstab", include_str!("fstab")), ("fstab.dev", include_str!("fstab.dev"))];
 /// The programs that it calls.
-const APPLETS: [&str; 7] = ["insmod", "ip", "mkdir", "mount", "mv", "rm", "switch_root"];
+const APPLETS: [&str; 9] = ["insmod", "ip", "ln", "mkdir", "mount", "mv", "rm", "sleep", "switch_root"];
+/// The refresher: see `refresh.S`, of which this is made.
+const REFRESH: &[u8] = include_bytes!("refresh");
+const REFRESH_PATH: &str = ".reveille/refresh";
+/// The name, at the guest's side, of the port at which the refresher waits.
+pub const REFRESH_PORT: &str = "reveille.refresh";
 const OWN_DIRECTORY: &str = ".reveille";
 const OWN_BUSYBOX: &str = ".reveille/busybox";
 /// A script that the root's source wants run in place of an init.
@@ -120,6 +125,7 @@ pub(super) fn add_stage(
         let path = format!("{OWN_DIRECTORY}/bin/{applet}");
         tree.insert(path.as_bytes(), Entry::owned_by_root(0o777, Node::Symlink(b"../busybox".to_vec())))?;
     }
+    tree.add_file(REFRESH_PATH, 0o700, REFRESH)?;
     tree.ensure_directory(".reveille/modules", 0o755)?;
     for (name, content) in &modules.files {
         tree.add_file(&format!(".reveille/modules/{name}.ko"), 0o644, content)?;
@@ -168,6 +174,20 @@ mod tests {
         for word in called.filter(|word| !own.contains(word) && !syntax.contains(word)) {
             assert!(APPLETS.contains(&word), "{word}");
         }
+    }
+
+    #[test]
+    fn the_program_that_refreshes_is_what_its_source_says() {
+        let temp = tempfile::tempdir().unwrap();
+        let (source, object, program) =
+            (temp.path().join("refresh.S"), temp.path().join("refresh.o"), temp.path().join("refresh"));
+        std::fs::write(&source, include_str!("refresh.S")).unwrap();
+        let assembled = Command::new("as").arg("-o").args([&object, &source]).status().unwrap();
+        assert!(assembled.success());
+        let copied =
+            Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).args([&object, &program]).status();
+        assert!(copied.unwrap().success());
+        assert_eq!(std::fs::read(program).unwrap(), REFRESH);
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl BuildRequest {
     }
 }
 
+/// Where distributions install the QEMU guest agent.
+const AGENT_PATHS: [&str; 3] = ["/usr/sbin/qemu-ga", "/usr/bin/qemu-ga", "/sbin/qemu-ga"];
+/// The note of an image without one.
+pub const NO_AGENT: &str = "no guest agent: its guests cannot refuse to sleep, their file systems are not frozen, and they are not cloned; \
+     add qemu-guest-agent to the root if you want that";
+
 /// Debian's busybox-static.
 pub const BUSYBOX: &str = "/bin/busybox";
 
@@ -199,12 +205,13 @@ impl ImageStore {
         on_progress(Progress { step: BuildStep::Kernel, entries: 0, bytes: 0, bytes_total: None });
         let cache = request.package_cache.clone().unwrap_or_else(|| self.cache_directory());
         let kernel = kernel::obtain(&request.kernel, &scratch, &cache)?;
-        notes.extend(kernel.notes.iter().cloned());
         let modules = match &kernel.modules {
             Some(directory) => modules::gather(directory, &kernel.version, &busybox, request.disk.is_some())?,
             None => Modules::default(),
         };
-        notes.extend(modules.notes.iter().cloned());
+        notes.extend(kernel.notes.iter().chain(&modules.notes).cloned());
+        // What is on a disk is not looked into.
+        notes.extend(without_agent(&tree).filter(|_| root.is_none()));
         boot::add_stage(&mut tree, &init, root.as_deref(), &modules)?;
 
         let archived = initramfs::archived_bytes(&tree);
@@ -321,4 +328,10 @@ impl Write for Marked {
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What is lost in a root without an agent, as a note.
+fn without_agent(tree: &super::tree::Tree) -> Option<String> {
+    let has = AGENT_PATHS.iter().any(|path| tree.follow(path.as_bytes()).is_some());
+    (!has).then(|| NO_AGENT.to_owned())
 }

@@ -28,8 +28,8 @@ mod space;
 mod store;
 mod tree;
 
-pub use boot::{BusyboxError, USER_SPACE_REACHED};
-pub use build::{BUSYBOX, BuildError, BuildRequest, BuildStep, OnProgress, Progress};
+pub use boot::{BusyboxError, REFRESH_PORT, USER_SPACE_REACHED};
+pub use build::{BUSYBOX, BuildError, BuildRequest, BuildStep, NO_AGENT, OnProgress, Progress};
 pub use fault::{NameError, RemoveError, ResolveError, StoreError};
 pub use kernel::{KERNEL_BYTES_MAX, KernelError, KernelSource};
 pub use manifest::ImageFault;

@@ -79,6 +79,25 @@ fi
 [ -z "$nameserver" ] || [ -e /etc/resolv.conf ] || [ -L /etc/resolv.conf ] ||
     echo "nameserver $nameserver" >/etc/resolv.conf
 
+# The ports of the guest's agent and of the refresher, by name, if there is no udev that would see to it. The kernel
+# finds them a moment after it has loaded their driver.
+for try in 1 2 3 4 5 6 7 8 9; do
+    [ -e /sys/class/virtio-ports ] || break
+    for port in /sys/class/virtio-ports/*; do
+        [ -e "$port/name" ] && break 2
+    done
+    sleep 0.01
+done
+for port in /sys/class/virtio-ports/*; do
+    [ -e "$port/name" ] || continue
+    read -r name <"$port/name"
+    mkdir -p /dev/virtio-ports
+    ln -sf "../${port##*/}" "/dev/virtio-ports/$name"
+done
+if [ -e /dev/virtio-ports/reveille.refresh ]; then
+    /.reveille/refresh <>/dev/virtio-ports/reveille.refresh >/dev/null 2>&1 &
+fi
+
 if [ -n "$root" ]; then
     # The root is on the disk: it takes the place of everything here.
     mkdir /.reveille/root
@@ -96,6 +115,6 @@ if [ -e /.reveille/root-init ] || [ -L /.reveille/root-init ]; then
     mv /.reveille/root-init /init
 fi
 
-unset PATH kind device root directory word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
+unset PATH kind device root directory port try name word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
 echo "reveille: starting $init"
 exec "$init"

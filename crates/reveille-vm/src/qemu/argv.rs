@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use reveille_core::model::{Egress, Resources};
 
 use super::accel::Accel;
+use super::agent;
 use super::disk::Chain;
-use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET, STATE};
+use super::layout::{AGENT, MEMORY, NETWORK, REFRESH, SERIAL, SOCKET, STATE};
 use super::tsc;
 use crate::driver::{Launch, Link, Mapping, Tap};
+use crate::image::REFRESH_PORT;
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -22,6 +24,10 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub const MACHINE: &str = "microvm";
 /// Name of the guest's memory, on the command line and in QEMU's streams.
 pub const MEMORY_BLOCK: &str = "m0";
+/// The agent's port on the command line and in QEMU's answers.
+pub const AGENT_ID: &str = "agent";
+/// The refresher's.
+pub const REFRESH_ID: &str = "refresh";
 /// Hardware address of every guest on a stream: each is alone on its link.
 pub const GUEST_MAC: &str = "52:54:00:12:34:56";
 
@@ -161,7 +167,13 @@ pub enum Start {
     /// The vCPUs run at once.
     Boot,
     /// The vCPUs stand still, also after the version was loaded, until they are told to run.
-    Incoming(Mapping),
+    Incoming {
+        /// How the version's memory is mapped.
+        mapping: Mapping,
+        /// Whether the guest had ports for its agent and the refresher when the version was taken: its devices must be
+        /// the same.
+        ports: bool,
+    },
 }
 
 /// The command line of an instance whose disk, if it has one, has these layers; its working directory is to be the
@@ -178,9 +190,9 @@ pub fn instance(
 ) -> Result<Argv, String> {
     let mut argv = program.argv();
     argv.option("-name", format!("guest={}", launch.service));
-    let (mapping, waits) = match start {
-        Start::Boot => (Mapping::Consume, false),
-        Start::Incoming(mapping) => (mapping, true),
+    let (mapping, ports, waits) = match start {
+        Start::Boot => (Mapping::Consume, true, false),
+        Start::Incoming { mapping, ports } => (mapping, ports, true),
     };
     guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
@@ -192,6 +204,9 @@ pub fn instance(
         let device =
             format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
         argv.option("-device", device);
+    }
+    if ports {
+        add_ports(&mut argv);
     }
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
     if waits {
@@ -206,12 +221,20 @@ pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, ser
     let mut argv = program.argv();
     guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
     add_devices(&mut argv, launch);
+    add_ports(&mut argv);
     argv
 }
 
+/// The ports of the guest's agent and of the refresher. Their sockets are there whether the guest has any or not.
+fn add_ports(argv: &mut Argv) {
+    argv.option("-device", "virtio-serial-device,max_ports=3");
+    for (id, socket, name) in [(AGENT_ID, AGENT, agent::PORT), (REFRESH_ID, REFRESH, REFRESH_PORT)] {
+        argv.option("-chardev", format!("socket,id={id},path={socket},server=on,wait=off"))
+            .option("-device", format!("virtserialport,id={id},chardev={id},name={name}"));
+    }
+}
+
 fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), serial: &'a Path) -> Guest<'a> {
-    let hostname =
-        launch.service.labels().next().and_then(|label| str::from_utf8(label).ok()).unwrap_or("guest");
     Guest {
         accel,
         resources: launch.resources,
@@ -219,7 +242,7 @@ fn guest<'a>(accel: Accel, launch: &'a Launch, memory: (&'a Path, Mapping), seri
         initrd: &launch.initrd,
         memory: Some(memory),
         serial,
-        hostname,
+        hostname: launch.hostname(),
         tap: match &launch.link {
             Link::Stream => None,
             Link::Tap(tap) => Some(tap),
@@ -299,8 +322,8 @@ mod tests {
     fn a_waking_guest_differs_from_a_booting_one_only_in_waiting() {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
         let boot = instance(&program, Accel::Tcg, &launch(), None, Start::Boot).unwrap();
-        let wake =
-            instance(&program, Accel::Tcg, &launch(), None, Start::Incoming(Mapping::Consume)).unwrap();
+        let waits = Start::Incoming { mapping: Mapping::Consume, ports: true };
+        let wake = instance(&program, Accel::Tcg, &launch(), None, waits).unwrap();
         assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
         assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);
     }

@@ -27,7 +27,7 @@ use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
 use super::version::Devices;
 use super::vm::Vm;
-use super::{Qemu, Slot, Turn, blocking, live};
+use super::{Qemu, Slot, Turn, blocking, guest, live};
 use crate::driver::{Abandon, Capture, DriverError, Launch, Mapping};
 
 /// Longest flush of a guest's memory.
@@ -95,7 +95,7 @@ pub async fn capture(
         Err(Halt::Abandoned) => return Ok(Capture::Abandoned),
         Err(Halt::Failed(detail)) => return Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Err(halt @ Halt::Qmp(_)) => halt,
-        Ok(()) => match publish(qemu, &slot, &turn, &vm, launch, &mut version, abandon).await {
+        Ok(()) => match frozen(qemu, &slot, &turn, &vm, launch, &mut version, abandon).await {
             Ok(()) => {
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
@@ -109,6 +109,7 @@ pub async fn capture(
         return Err(DriverError::Lost(vm.cause_of(error).await));
     }
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
+    guest::thaw_again(&vm, launch).await;
     match halt {
         Halt::Failed(detail) => Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Halt::Abandoned | Halt::Qmp(_) => Ok(Capture::Abandoned),
@@ -148,6 +149,20 @@ async fn before_stop(slot: &Slot, vm: &Vm, abandon: &Abandon) -> Result<(), Halt
     Ok(())
 }
 
+/// As [`publish`], with the guest's file systems frozen.
+async fn frozen(
+    qemu: &Qemu,
+    slot: &Slot,
+    turn: &Turn,
+    vm: &Vm,
+    launch: &Launch,
+    version: &mut SnapshotVersion,
+    abandon: &Abandon,
+) -> Result<(), Halt> {
+    unless(abandon, guest::freeze(vm, launch)).await?;
+    publish(qemu, slot, turn, vm, launch, version, abandon).await
+}
+
 async fn publish(
     qemu: &Qemu,
     slot: &Slot,
@@ -162,6 +177,7 @@ async fn publish(
         Mapping::Beside => return live::publish(qemu, slot, turn, vm, launch, version, abandon).await,
     }
     // Everything that needs no stopped guest first.
+    let needs = vm.note_listeners(qemu.needs(launch)).await?;
     vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
     // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
@@ -177,7 +193,7 @@ async fn publish(
     unless(abandon, vm.save_device()).await??;
     failpoint!("vm.capture.saved");
 
-    let (state, needs, described) = (slot.state.clone(), qemu.needs(launch), version.clone());
+    let (state, described) = (slot.state.clone(), version.clone());
     let seal = blocking(move || state.seal(described, needs, stopped));
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();

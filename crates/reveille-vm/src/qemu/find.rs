@@ -22,7 +22,7 @@ use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
 use super::version::{Devices, Manifest};
 use super::vm::Vm;
-use super::{Qemu, Slot, Turn, blocking, start};
+use super::{Qemu, Slot, Turn, blocking, guest, start};
 use crate::driver::Launch;
 
 /// Longest wait for a process that was found to answer. It may just have been started, and who is wrongly called
@@ -52,6 +52,10 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     let began = Instant::now();
     let hung = || Found::Hung { waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) };
     match state_of(qemu, slot, &turn, launch, &vm).await {
+        Ok(Found::Running) => {
+            guest::thaw_again(&vm, launch).await;
+            Found::Running
+        }
         Ok(found) => found,
         Err(_) if vm.process.ended().is_some() => {
             slot.set_vm(None);
@@ -155,6 +159,7 @@ async fn take_over(slot: &Arc<Slot>) -> Result<Option<Arc<Vm>>, Unseen> {
         if let Some((process, qmp)) = connect(slot, left_ms).await {
             let vm = Arc::new(Vm::adopted(process, slot.dir.clone(), qmp));
             slot.set_vm(Some(Arc::clone(&vm)));
+            vm.meet_listeners().await;
             return Ok(Some(vm));
         }
         if left_ms == 0 {

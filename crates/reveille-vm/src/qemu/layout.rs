@@ -5,6 +5,7 @@
 //!   lock                        held by the QEMU process as its standard input, exactly as long as it lives
 //!   qmp.sock                    its control socket
 //!   net.sock                    the other end of the guest's network card
+//!   agent.sock, refresh.sock    the other ends of the ports at which the guest's agent and its refresher listen
 //!   serial.log, serial.log.1    what the guest wrote on its console
 //!   qemu.log, qemu.log.1        what QEMU complained of
 //!   state/                      one state of the guest (see `version`)
@@ -41,6 +42,10 @@ const QUOTE_CHARS_MAX: usize = 300;
 pub const SOCKET: &str = "qmp.sock";
 /// The socket of the network link, from QEMU's working directory.
 pub const NETWORK: &str = "net.sock";
+/// The socket of the agent's port, from QEMU's working directory.
+pub const AGENT: &str = "agent.sock";
+/// The socket of the refresher's port, from QEMU's working directory.
+pub const REFRESH: &str = "refresh.sock";
 /// The serial log, from QEMU's working directory.
 pub const SERIAL: &str = "serial.log";
 /// Says that the disk is in the object store alone.
@@ -239,7 +244,7 @@ impl InstanceDir {
 
     /// Removes the sockets of a process that is gone.
     pub fn remove_sockets(&self) -> io::Result<()> {
-        for socket in [SOCKET, NETWORK] {
+        for socket in [SOCKET, NETWORK, AGENT, REFRESH] {
             match fs::remove_file(self.root.join(socket)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}

@@ -48,8 +48,9 @@ pub async fn publish(
     abandon: &Abandon,
 ) -> Result<(), Halt> {
     let next = StateDir::at(slot.dir.next());
+    let needs = vm.note_listeners(qemu.needs(launch)).await?;
     let stopped = transfer(qemu, slot, vm, launch, &next, Some(&slot.state), None, abandon).await?;
-    let (state, needs, described) = (next.clone(), qemu.needs(launch), version.clone());
+    let (state, described) = (next.clone(), version.clone());
     let before = slot.state.path().to_owned();
     let seal = blocking(move || {
         state.sync_memory()?;
@@ -96,6 +97,10 @@ pub async fn checkpoint(
         SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
     let target = StateDir::at(slot.dir.checkpoint());
     let failed = |detail: String| DriverError::RunsOn(Cause::CaptureFailed { detail });
+    let needs = match vm.note_listeners(qemu.needs(launch)).await {
+        Ok(needs) => needs,
+        Err(error) => return Err(DriverError::Lost(vm.cause_of(error).await)),
+    };
     let (below, layer) = match new_layer(&slot, &turn, &vm).await {
         Ok(Some((below, layer))) => (Some(below), Some(layer)),
         Ok(None) => (None, None),
@@ -123,7 +128,7 @@ pub async fn checkpoint(
         Err(Halt::Qmp(error)) => return Err(DriverError::Lost(vm.cause_of(error).await)),
     };
     let paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (state, needs, layers) = (target.clone(), qemu.needs(launch), slot.state.path().to_owned());
+    let (state, layers) = (target.clone(), slot.state.path().to_owned());
     let sealed = turn.blocking(move || {
         state.sync_memory()?;
         let disk = below.map(|chain| chain.describe(&layers)).transpose()?;

@@ -11,24 +11,31 @@
 //! | `start`, `capture`, `live`, `find`, `stored` | the driver's verbs |
 //! | `fold` | layers that are read by nobody are written into the lowest |
 //! | `stream` | QEMU's migration stream |
+//! | `agent`, `guest` | the program in the guest that does as it is asked, and what it is asked |
+//! | `refresher` | the boot stage's program that sets the clock and the random generator |
+//! | `clones` | a version for two instances |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
 //! QEMU outlives the daemon. Nothing about it is remembered anywhere but in its own files and its lock, so there
 //! is nothing that could disagree with the truth after a crash.
 
 mod accel;
+pub mod agent;
 mod argv;
 mod binary;
 mod blocks;
 mod capture;
+mod clones;
 mod disk;
 mod find;
 mod fold;
+mod guest;
 mod layout;
 mod live;
 mod prepare;
 mod process;
 mod qmp;
+mod refresher;
 mod start;
 mod stored;
 mod stream;
@@ -44,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Timestamp};
+use reveille_core::model::{Cause, DomainName, Found, InstanceId, SnapshotVersion, Timestamp};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
@@ -57,10 +64,11 @@ pub(crate) use self::layout::private;
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
 use self::process::Lock;
-use self::version::{Needs, StateDir, VersionFault};
+use self::version::{Listeners, Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, Capabilities, Capture, Driver, DriverError, Launch, Link, Mapping, OnStage, VersionFiles,
+    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, Driver, DriverError, Launch, Link,
+    Mapping, OnStage, Refreshed, VersionFiles,
 };
 
 /// The driver's name.
@@ -241,6 +249,7 @@ impl Qemu {
                     format!("a tap device at {}{v6}", tap.address)
                 }
             },
+            listeners: Listeners::default(),
         }
     }
 }
@@ -413,7 +422,9 @@ impl Driver for Qemu {
         let slot = self.slot(launch.instance);
         let turn = slot.take_turn().await;
         let vm = slot.live()?;
-        capture::let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)
+        capture::let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
+        guest::thaw_again(&vm, launch).await;
+        Ok(())
     }
 
     async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError> {
@@ -484,6 +495,37 @@ impl Driver for Qemu {
         let ended = vm.process.wait().await;
         vm.hear_out().await;
         vm.death(&ended)
+    }
+
+    async fn agent(&self, instance: InstanceId) -> AgentState {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::state(&vm).await,
+            Err(_) => AgentState::None,
+        }
+    }
+
+    async fn refresh(&self, instance: InstanceId, limit: Duration) -> Refreshed {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::refresh(&vm, limit).await,
+            Err(_) => Refreshed::NoAgent,
+        }
+    }
+
+    async fn before_sleep(&self, instance: InstanceId, limit: Duration) -> BeforeSleep {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::before_sleep(&vm, limit).await,
+            Err(_) => BeforeSleep::Ready { wake_at: None },
+        }
+    }
+
+    async fn clone_version(
+        &self,
+        from: InstanceId,
+        to: InstanceId,
+        service: &DomainName,
+        identical: bool,
+    ) -> Result<SnapshotVersion, CloneError> {
+        clones::clone_version(self, from, to, service, identical).await
     }
 
     async fn network(&self, instance: InstanceId) -> Result<UnixStream, DriverError> {

@@ -15,9 +15,9 @@ use super::argv::{self, Start};
 use super::disk::{Chain, VersionDisk};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
-use super::version::{Manifest, memory_bytes};
-use super::vm::Vm;
-use super::{NAME, Qemu, Slot, blocking, prepare};
+use super::version::{Listener, Manifest, Needs, memory_bytes};
+use super::vm::{Origin, Vm};
+use super::{NAME, Qemu, Slot, blocking, guest, prepare};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
@@ -74,6 +74,7 @@ pub async fn restore(
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
     let _busy = vm.busy();
+    introduce(&vm, launch).await?;
     failpoint!("vm.restore.loaded");
 
     // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
@@ -86,12 +87,12 @@ pub async fn restore(
     failpoint!("vm.restore.consumed");
     vm.set_paused(false);
     match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => {
-            failpoint!("vm.restore.running");
-            Ok(())
-        }
-        Err(error) => Err(vm.cause_of(error).await),
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
     }
+    failpoint!("vm.restore.running");
+    guest::thaw_again(&vm, launch).await;
+    Ok(())
 }
 
 /// Loads the version beside its files and lets the vCPUs run, with the manifest where it is: nobody has seen the guest,
@@ -106,9 +107,40 @@ pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
         return Err(killed());
     }
     match vm.cont(|| on_stage(Stage::Running)).await {
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    guest::thaw_again(&vm, launch).await;
+    tell_clone(&vm, launch).await
+}
+
+/// Lets a clone run until it knows that it is one, and stops it. Until then its version stays what it is: if this does
+/// not succeed, the next start begins again.
+async fn introduce(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
+    if vm.origin().clone_of.is_none() {
+        return Ok(());
+    }
+    match vm.cont(|| ()).await {
+        Ok(()) => {}
+        Err(error) => return Err(vm.cause_of(error).await),
+    }
+    guest::thaw_again(vm, launch).await;
+    tell_clone(vm, launch).await?;
+    match vm.stop().await {
         Ok(()) => Ok(()),
         Err(error) => Err(vm.cause_of(error).await),
     }
+}
+
+/// Tells a clone that runs who it is, once.
+async fn tell_clone(vm: &Vm, launch: &Launch) -> Result<(), Cause> {
+    let origin = vm.origin();
+    if origin.clone_of.is_none() {
+        return Ok(());
+    }
+    guest::introduce(vm, launch).await?;
+    vm.set_origin(Origin { clone_of: None, ..origin });
+    Ok(())
 }
 
 /// Stops the vCPUs of a guest that was warmed.
@@ -162,6 +194,7 @@ async fn load(
 
     let device = File::open(slot.state.device()).map_err(no_files)?;
     vm.set_armed(false);
+    vm.set_origin(Origin { listeners: manifest.listeners, clone_of: manifest.clone_of.clone() });
     let loaded = async {
         vm.pass_device(OwnedFd::from(device)).await?;
         vm.load_device().await
@@ -186,6 +219,7 @@ async fn armed(
     mapping: Mapping,
     kills: u64,
 ) -> Result<Arc<Vm>, Cause> {
+    let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
     if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
         let fits = mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside);
         if fits {
@@ -199,7 +233,9 @@ async fn armed(
     let prepared =
         blocking(move || prepare::version(&state, wanted.as_ref(), noted.map(|noted| noted.chain), mapping));
     let chain = prepared.await.map_err(no_files)?;
-    let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), Start::Incoming(mapping), kills).await?;
+    let ports = manifest.listeners.agent != Listener::NoPort;
+    let start = Start::Incoming { mapping, ports };
+    let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), start, kills).await?;
     match vm.leave_memory_out(manifest.devices).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -260,13 +296,14 @@ async fn spawn(
     let vm = Arc::new(Vm::new(process, slot.dir.clone()));
     vm.started_as(match start {
         Start::Boot => Mapping::Consume,
-        Start::Incoming(mapping) => mapping,
+        Start::Incoming { mapping, .. } => mapping,
     });
     slot.set_vm(Some(Arc::clone(&vm)));
     if slot.kills.load(Ordering::Acquire) != kills {
         vm.process.kill();
     }
     vm.connect().await?;
+    vm.meet_listeners().await;
     Ok(vm)
 }
 
@@ -299,7 +336,7 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
         ))
     } else if manifest.accelerator != needs.accelerator {
         Some(format!("it was taken under {}, this host runs {}", manifest.accelerator, needs.accelerator))
-    } else if manifest.network != needs.network {
+    } else if manifest.network != needs.network && !is_told(manifest, &needs) {
         let (had, has) = (network(&manifest.network), network(&needs.network));
         Some(format!("it was taken with {had}, the service has {has} now"))
     } else if series(&manifest.vmm) != series(&needs.vmm) {
@@ -307,6 +344,11 @@ fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
     } else {
         None
     }
+}
+
+/// Whether the guest is a clone that will be told its addresses.
+fn is_told(manifest: &Manifest, needs: &Needs) -> bool {
+    manifest.clone_of.is_some() && manifest.network.is_empty() == needs.network.is_empty()
 }
 
 /// How a guest is on the network, for people.

@@ -58,8 +58,21 @@ pub struct Manifest {
     /// Its disk, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<VersionDisk>,
+    /// Who listens in the guest.
+    #[serde(default)]
+    pub listeners: Listeners,
+    /// The service whose version this is a copy of, until the guest knows that it is another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<String>,
     device_bytes: u64,
     device_blake3: String,
+}
+
+impl Manifest {
+    /// The same files as another instance's version; whose clone its guest is to be told that it is, if it can be.
+    pub fn cloned(self, version: SnapshotVersion, clone_of: Option<String>) -> Self {
+        Self { version, clone_of, ..self }
+    }
 }
 
 /// How a device state was taken, and so how it is loaded.
@@ -71,6 +84,29 @@ pub enum Devices {
     Alone,
     /// The memory was taken out of the whole stream.
     Separated,
+}
+
+/// Who listened in a guest when its version was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listeners {
+    /// The guest's agent.
+    pub agent: Listener,
+    /// The boot stage's refresher.
+    pub refresher: Listener,
+}
+
+/// Whether somebody listens at a port of the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Listener {
+    /// There is not even a port: the guest was started by an earlier release.
+    #[default]
+    NoPort,
+    /// A port at which nobody listens.
+    Silent,
+    /// Somebody listens.
+    Present,
 }
 
 /// Why what is on disk is no version that can be restored.
@@ -281,6 +317,8 @@ impl StateDir {
             devices,
             network: needs.network,
             disk,
+            listeners: needs.listeners,
+            clone_of: None,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
         })
@@ -336,6 +374,11 @@ impl StateDir {
         Ok(VersionFiles { version: manifest.version, needs, files })
     }
 
+    /// Whether another instance has the same memory file: then nobody may write to it.
+    pub fn is_memory_shared(&self) -> bool {
+        self.memory().metadata().is_ok_and(|memory| memory.nlink() > 1)
+    }
+
     /// Bytes that the memory takes on disk; the rest of it are holes.
     pub fn memory_blocks_bytes(&self) -> io::Result<u64> {
         Ok(self.memory().metadata()?.blocks() * BLOCK_BYTES)
@@ -354,6 +397,8 @@ pub struct Needs {
     /// The tap device's addresses, which the guest has in its memory; empty for a link to the daemon, where all
     /// guests have the same.
     pub network: String,
+    /// Who listens in the guest; decides nothing about whether a version fits.
+    pub listeners: Listeners,
 }
 
 /// Whether the layers of a version are in `layers`, as long as they were, and name no other files.
@@ -419,6 +464,7 @@ mod tests {
             accelerator: "tcg".to_owned(),
             vmm: "7.2.22".to_owned(),
             network: String::new(),
+            listeners: Listeners::default(),
         };
         let manifest = state.seal(version, needs, Instant::now()).unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));

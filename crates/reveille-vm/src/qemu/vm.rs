@@ -12,12 +12,14 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
-use super::argv::MEMORY_BLOCK;
+use super::agent::{Agent, AgentError};
+use super::argv::{AGENT_ID, MEMORY_BLOCK, REFRESH_ID};
 use super::blocks::NewLayer;
-use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
+use super::layout::{AGENT, InstanceDir, NETWORK, REFRESH, SOCKET, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
-use super::version::Devices;
+use super::refresher::{RefreshError, Refresher};
+use super::version::{Devices, Listener, Listeners, Needs};
 use crate::driver::Mapping;
 
 /// Longest wait for a started process to answer its control socket.
@@ -62,6 +64,21 @@ pub struct Vm {
     link: Mutex<Option<UnixStream>>,
     /// QEMU has taken that link, whoever has it now.
     met: AtomicBool,
+    /// The connection to the agent's port: one question at a time.
+    agent: tokio::sync::Mutex<Option<Agent>>,
+    /// The connection to the refresher's port.
+    refresher: tokio::sync::Mutex<Option<Refresher>>,
+    /// What the version says that was loaded.
+    origin: Mutex<Origin>,
+}
+
+/// What a version says of the guest that was restored from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Who listened.
+    pub listeners: Listeners,
+    /// The service that it is a copy of, unless the guest knows already that it is another.
+    pub clone_of: Option<String>,
 }
 
 /// Marks a [`Vm`] busy until dropped.
@@ -86,7 +103,20 @@ impl Vm {
             busy: AtomicBool::new(false),
             link: Mutex::default(),
             met: AtomicBool::new(false),
+            agent: tokio::sync::Mutex::default(),
+            refresher: tokio::sync::Mutex::default(),
+            origin: Mutex::default(),
         }
+    }
+
+    /// What the version says from which the guest was restored.
+    pub fn origin(&self) -> Origin {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that.
+    pub fn set_origin(&self, origin: Origin) {
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = origin;
     }
 
     /// A process that was found together with its control connection.
@@ -227,6 +257,86 @@ impl Vm {
             running();
         }
         outcome.map(|_| ())
+    }
+
+    /// Connects to the ports of the guest's listeners, if there are any, and stays connected: an agent that finds nobody
+    /// at the other end wakes up ten times a second to look again.
+    pub async fn meet_listeners(&self) {
+        let mut agent = self.agent.lock().await;
+        if let Err(error) = self.reach_agent(&mut agent).await {
+            tracing::debug!(pid = self.process.pid, %error, "no port for an agent");
+        }
+        let mut refresher = self.refresher.lock().await;
+        if let Err(error) = self.reach_refresher(&mut refresher).await {
+            tracing::debug!(pid = self.process.pid, %error, "no port for a refresher");
+        }
+    }
+
+    async fn reach_refresher<'a>(&self, place: &'a mut Option<Refresher>) -> io::Result<&'a mut Refresher> {
+        match place {
+            Some(refresher) => Ok(refresher),
+            None => {
+                let (_dir, path) = self.dir.short_path(REFRESH)?;
+                Ok(place.insert(Refresher::connect(&path).await?))
+            }
+        }
+    }
+
+    /// Asks the guest's refresher; others wait.
+    pub async fn ask_refresher<T>(
+        &self,
+        ask: impl AsyncFnOnce(&mut Refresher) -> Result<T, RefreshError>,
+    ) -> Result<T, RefreshError> {
+        let mut place = self.refresher.lock().await;
+        let answer = ask(self.reach_refresher(&mut place).await?).await;
+        if answer.is_err() {
+            // So that half a record is forgotten.
+            *place = None;
+        }
+        answer
+    }
+
+    async fn reach_agent<'a>(&self, agent: &'a mut Option<Agent>) -> Result<&'a mut Agent, AgentError> {
+        match agent {
+            Some(agent) => Ok(agent),
+            None => {
+                let (_dir, path) = self.dir.short_path(AGENT)?;
+                Ok(agent.insert(Agent::connect(&path).await?))
+            }
+        }
+    }
+
+    /// Asks the guest's agent; others wait. A connection that is of no more use is given up.
+    pub async fn ask_agent<T>(
+        &self,
+        ask: impl AsyncFnOnce(&mut Agent) -> Result<T, AgentError>,
+    ) -> Result<T, AgentError> {
+        let mut place = self.agent.lock().await;
+        let answer = ask(self.reach_agent(&mut place).await?).await;
+        if let Err(AgentError::Closed | AgentError::Socket(_) | AgentError::Garbage(_)) = &answer {
+            *place = None;
+        }
+        answer
+    }
+
+    /// Who listens in the guest.
+    pub async fn listeners(&self) -> Result<Listeners, QmpError> {
+        let devices = self.qmp()?.command("query-chardev", json!({})).await?;
+        let at = |id: &str| {
+            let labelled = |device: &&Value| device.get("label").and_then(Value::as_str) == Some(id);
+            let port = devices.as_array().and_then(|all| all.iter().find(labelled));
+            match port.map(|port| port.get("frontend-open").and_then(Value::as_bool)) {
+                None => Listener::NoPort,
+                Some(Some(true)) => Listener::Present,
+                Some(Some(false) | None) => Listener::Silent,
+            }
+        };
+        Ok(Listeners { agent: at(AGENT_ID), refresher: at(REFRESH_ID) })
+    }
+
+    /// `needs`, with who listens in the guest.
+    pub async fn note_listeners(&self, needs: Needs) -> Result<Needs, QmpError> {
+        Ok(Needs { listeners: self.listeners().await?, ..needs })
     }
 
     /// Settles whether QEMU leaves the guest's memory out of what is transferred, for it is in its file already.

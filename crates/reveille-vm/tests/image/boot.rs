@@ -214,7 +214,7 @@ async fn the_demo_serves_many_at_once_and_survives_its_own_death() {
     let console = console_of(&bench, &image).await;
 
     let first = said(&console, "first");
-    assert_eq!(first.len(), 4, "{first:?}");
+    assert_eq!(first.len(), 9, "{first:?}");
     assert_eq!(first[0], "service: hello");
     let nonce = first[1].strip_prefix("boot-nonce: ").unwrap();
     assert!(nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit()), "{nonce}");

@@ -65,9 +65,10 @@ fn what_is_in_the_root_is_in_the_image() {
     assert_eq!(image.kernel_version, "6.1.0-test");
     assert_eq!(image.init, "/sbin/init");
     assert_eq!(fs::read(&image.kernel).unwrap(), fs::read(bench.kernel()).unwrap());
-    assert_eq!(image.notes.len(), 2, "{:?}", image.notes);
+    assert_eq!(image.notes.len(), 3, "{:?}", image.notes);
     assert_eq!(image.notes[0], "1 sockets were left out");
     assert!(image.notes[1].contains("must have virtio built in"));
+    assert_eq!(image.notes[2], reveille_vm::image::NO_AGENT);
 
     let unpacked = bench.path("unpacked");
     unpack(&image.initrd, &unpacked);
@@ -104,7 +105,7 @@ fn debians_kernel_comes_with_its_drivers() {
     let request = with_debian_kernel(&bench.root());
     let image = bench.store.build(&request, &mut |_| ()).unwrap();
     assert!(image.kernel_version.ends_with("-cloud-amd64"), "{}", image.kernel_version);
-    assert_eq!(image.notes, Vec::<String>::new());
+    assert_eq!(image.notes, [reveille_vm::image::NO_AGENT]);
     let unpacked = bench.path("unpacked");
     unpack(&image.initrd, &unpacked);
     let configuration = fs::read_to_string(unpacked.join(".reveille/boot.conf")).unwrap();

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what the tests share is test code too")]
 
+mod agent;
 mod beside;
 mod disk;
 mod life;

@@ -66,7 +66,7 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
         ..launch.clone()
     };
     let refused = detail(qemu.restore(&larger, Mapping::Consume, &|_| ()).await.unwrap_err());
-    assert!(refused.contains("96 MiB") && refused.contains("128 MiB"), "{refused}");
+    assert!(refused.contains("112 MiB") && refused.contains("128 MiB"), "{refused}");
 
     assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
     restore(&world, &qemu).await;

@@ -22,6 +22,10 @@ const INIT: &str = r#"#!/.reveille/busybox sh
 b=/.reveille/busybox
 nonce=$($b od -An -N8 -tx1 /dev/urandom | $b tr -d ' \n')
 n=0
+agent=
+case $($b hostname) in
+agent*) /usr/sbin/qemu-ga -r -t /run -p /dev/virtio-ports/org.qemu.guest_agent.0 & agent=1 ;;
+esac
 while :; do
     n=$((n + 1))
     echo "tick $n of $nonce"
@@ -30,6 +34,10 @@ while :; do
         restarts) $b reboot -f ;;
         halts) $b poweroff -f ;;
         esac
+    fi
+    if [ "$agent" ]; then
+        echo "self $($b date +%s) $($b hostname) $($b cat /sys/class/net/eth0/address)" \
+            "$($b od -An -N16 -tx1 /dev/urandom | $b tr -d ' \n')"
     fi
     $b sleep 0.05
 done
@@ -68,6 +76,25 @@ impl World {
         }
     }
 
+    /// A world whose guest has this host's openssl, with the libraries that it needs.
+    pub fn with_openssl() -> Self {
+        let world = Self::new();
+        let mut initrd = fs::read(&world.initrd).unwrap();
+        for file in [
+            "/usr/bin/openssl",
+            "/usr/lib/x86_64-linux-gnu/libssl.so.3",
+            "/usr/lib/x86_64-linux-gnu/libcrypto.so.3",
+        ] {
+            let content =
+                fs::read(file).unwrap_or_else(|error| panic!("{file}: {error}; `make test` installs it"));
+            let name = file.trim_start_matches('/').replace("usr/lib/", "lib/");
+            initrd.resize(initrd.len().next_multiple_of(512), 0);
+            initrd.extend(archive_of(&name, &content));
+        }
+        fs::write(&world.initrd, initrd).unwrap();
+        world
+    }
+
     pub fn config(&self) -> QemuConfig {
         QemuConfig {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
@@ -95,7 +122,7 @@ impl World {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             disk: self.disk.clone(),
-            resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
+            resources: Resources { cpus: 1, memory_mib: 112, ..Resources::default() },
             egress: Egress::None,
             link: reveille_vm::driver::Link::Stream,
         }
@@ -107,7 +134,11 @@ impl World {
 
     /// The instance's directory.
     pub fn dir(&self) -> PathBuf {
-        self.temp.path().join("state/instances/i17")
+        self.dir_of(InstanceId(17))
+    }
+
+    pub fn dir_of(&self, instance: InstanceId) -> PathBuf {
+        self.temp.path().join("state/instances").join(instance.to_string())
     }
 
     pub fn manifest(&self) -> PathBuf {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use reveille_vm::driver::Driver;
-use reveille_vm::image::{BUSYBOX, ImageStore};
+use reveille_vm::image::{BUSYBOX, Image, ImageStore, NO_AGENT};
 use reveille_vm::qemu::{KvmVerdict, Qemu};
 use serde::Serialize;
 
@@ -89,6 +89,7 @@ impl Doctor {
         }
         findings.extend(runtime()?.block_on(qemu(&config, self.probe)));
         findings.push(busybox());
+        findings.extend(agents(&config.daemon.state_dir));
         findings.push(privileges(config.net.mode));
         findings.push(match config.net.mode {
             NetMode::Relay => addresses(&config),
@@ -229,6 +230,25 @@ fn busybox() -> Finding {
             format!("{BUSYBOX} is not there"),
             "to build images: apt install busybox-static",
         )
+    }
+}
+
+/// Images whose guests have no agent; nothing where there are no images yet.
+fn agents(state_dir: &Path) -> Option<Finding> {
+    let images = ImageStore::open(state_dir.join("images")).ok()?.list().ok()?.images;
+    let lacks = |image: &Image| image.notes.iter().any(|note| note == NO_AGENT);
+    let name = |image: &Image| {
+        image.names.first().cloned().unwrap_or_else(|| image.digest.chars().take(12).collect())
+    };
+    let without: Vec<String> = images.iter().filter(|image| lacks(image)).map(name).collect();
+    match (images.is_empty(), without.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(Finding::good("guest agents", "every image has one")),
+        (false, false) => {
+            let remedy =
+                "if sleeps are to be refused, file systems frozen or guests cloned, add qemu-guest-agent";
+            Some(Finding::limited("guest agents", format!("none in {}", without.join(", ")), remedy))
+        }
     }
 }
 

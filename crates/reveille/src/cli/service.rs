@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use reveille_api::types::{ServiceDetail, ServiceSummary, VerbReply};
-use reveille_api::{Connections, Wait};
+use reveille_api::{CloneRequest, Connections, Time, TimeError, Wait};
 use reveille_core::model::{DomainName, PortSpec};
 
 use super::output::{bytes, duration, table};
@@ -22,6 +22,8 @@ pub enum Verb {
     List(Daemon),
     /// Show all about one service
     Show(One),
+    /// Make a sleeping service's last state the first one of a new service
+    Clone(CloneArgs),
     /// End a service's virtual machine and forget the service
     Remove(One),
 }
@@ -31,6 +33,23 @@ pub enum Verb {
 pub struct One {
     /// Full name, or a first label that only one service has
     service: DomainName,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+/// Options of `reveille service clone`.
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// The service that sleeps
+    service: DomainName,
+    /// Full name of the new one
+    name: DomainName,
+    /// Its stable IPv4 address; default: the next one of the pool
+    #[arg(long)]
+    address: Option<Ipv4Addr>,
+    /// Also if the guest has no agent, so that nobody can tell it that it is another
+    #[arg(long)]
+    allow_identical: bool,
     #[command(flatten)]
     daemon: Daemon,
 }
@@ -107,6 +126,15 @@ impl Verb {
                     anyhow::Ok(one.daemon.client().await?.service(&one.service).await?)
                 })?;
                 output.print(&detail, show)
+            }
+            Self::Clone(CloneArgs { service, name, address, allow_identical, daemon }) => {
+                let asked = CloneRequest { name, address, allow_identical };
+                let detail = runtime()?.block_on(async {
+                    anyhow::Ok(daemon.client().await?.clone_service(&service, &asked).await?)
+                })?;
+                output.print(&detail, |detail| {
+                    format!("{} has the address {}", detail.summary.name, detail.summary.address)
+                })
             }
             Self::Remove(one) => {
                 runtime()?.block_on(async {
@@ -218,6 +246,17 @@ fn show(detail: &ServiceDetail) -> String {
             format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
         ),
     ];
+    if let Some(at) = &detail.wake_at {
+        rows.push(("woken at", at.to_string()));
+    }
+    rows.push((
+        "agent",
+        match detail.agent.as_deref() {
+            None => "not known before it has run".to_owned(),
+            Some("none") => "none: no veto, no frozen file systems, no clones".to_owned(),
+            Some(known) => known.to_owned(),
+        },
+    ));
     if let Some(queries) = &detail.queries {
         let parts: Vec<String> =
             queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
@@ -239,6 +278,9 @@ pub struct Wake {
     /// Return as soon as the wake is accepted
     #[arg(long)]
     no_wait: bool,
+    /// Not now, but then: a time such as 2030-01-31T04:00:00Z, +SECONDS from now, or never
+    #[arg(long, value_name = "TIME", value_parser = WakeTime::parse)]
+    at: Option<WakeTime>,
 }
 
 /// Options of `reveille hibernate`.
@@ -268,6 +310,23 @@ const fn wait(no_wait: bool) -> Wait {
     if no_wait { Wait::UntilAccepted } else { Wait::UntilDone }
 }
 
+/// When a service is to be woken by itself.
+#[derive(Debug, Clone, Copy)]
+struct WakeTime(Option<Time>);
+
+impl WakeTime {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let Some(seconds) = text.strip_prefix('+') else {
+            return text.parse().map(|at| Self(Some(at))).map_err(|error: TimeError| error.to_string());
+        };
+        let seconds: u32 = seconds.parse().map_err(|_| "write +SECONDS".to_owned())?;
+        Ok(Self(Some(Time(crate::clock::Clock::wall().plus_ms(u64::from(seconds) * 1_000)))))
+    }
+}
+
 impl Wake {
     /// Wakes.
     ///
@@ -276,7 +335,10 @@ impl Wake {
     pub fn run(self, output: Output) -> anyhow::Result<()> {
         let reply = runtime()?.block_on(async {
             let client = self.one.daemon.client().await?;
-            anyhow::Ok(client.wake(&self.one.service, wait(self.no_wait)).await?)
+            anyhow::Ok(match self.at {
+                None => client.wake(&self.one.service, wait(self.no_wait)).await?,
+                Some(WakeTime(at)) => client.wake_at(&self.one.service, at).await?,
+            })
         })?;
         output.print(&reply, told)
     }

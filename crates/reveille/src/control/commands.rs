@@ -8,7 +8,7 @@ use reveille_api::types::{
     DecisionReport, DnsReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary,
     VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
-use reveille_api::{Connections, ControlError, Event as News, RolloverStep, Time, Wait};
+use reveille_api::{CloneRequest, Connections, ControlError, Event as News, RolloverStep, Time, Wait};
 use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
     Applied, DomainName, Event, Instance, InstanceId, Phase, Policy, Service, ServiceSpec, SleepAsked,
@@ -39,6 +39,10 @@ pub enum Command {
     Show(DomainName, Reply<Shown>),
     /// Adds a service.
     Add(Box<ServiceSpec>, Reply<ServiceDetail>),
+    /// Makes the version of one the first of a new one.
+    Clone(DomainName, CloneRequest, Reply<ServiceDetail>),
+    /// Has one woken at a time, or at none.
+    WakeAt(DomainName, Option<Timestamp>, Reply<VerbReply>),
     /// Removes one.
     Remove(DomainName, Reply<DomainName>),
     /// Wakes one.
@@ -94,22 +98,19 @@ impl Control {
                 let _ = reply.send(Ok(rows.take(limit).collect()));
             }
             Command::Show(name, reply) => {
-                let now = self.clock.now();
-                let shown = self.find(&name).map(|(service, instance)| Shown {
-                    detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
-                    wake: self.wakes.open_of(&service.spec.name).cloned(),
-                    busy: instance.in_flight || instance.unfenced,
-                    sleep_asked: instance.sleep_asked.is_some(),
-                    sleep_failure: match &instance.sleep_retry {
-                        Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
-                        Some(_) | None => None,
-                    },
-                });
-                let _ = reply.send(shown);
+                let _ = reply.send(self.shown(&name));
             }
             Command::Add(spec, reply) => {
                 let added = self.add(*spec).await;
                 let _ = reply.send(added);
+            }
+            Command::Clone(name, asked, reply) => {
+                let cloned = self.clone_service(&name, asked).await;
+                let _ = reply.send(cloned);
+            }
+            Command::WakeAt(name, at, reply) => {
+                let asked = self.wake_at(&name, at);
+                let _ = reply.send(asked);
             }
             Command::Remove(name, reply) => {
                 let asked = self.resolve(&name).and_then(|name| {
@@ -148,6 +149,30 @@ impl Control {
         }
     }
 
+    fn shown(&self, name: &DomainName) -> Result<Shown, ControlError> {
+        let now = self.clock.now();
+        self.find(name).map(|(service, instance)| Shown {
+            detail: ServiceDetail {
+                agent: self.executor.tools().agents.told(instance.id),
+                ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
+            },
+            wake: self.wakes.open_of(&service.spec.name).cloned(),
+            busy: instance.in_flight || instance.unfenced,
+            sleep_asked: instance.sleep_asked.is_some(),
+            sleep_failure: match &instance.sleep_retry {
+                Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
+                Some(_) | None => None,
+            },
+        })
+    }
+
+    fn wake_at(&mut self, name: &DomainName, at: Option<Timestamp>) -> Result<VerbReply, ControlError> {
+        let name = self.resolve(name)?;
+        let applied = self.fleet.apply(Event::WakeAt { service: name.clone(), at }, self.clock.now())?;
+        self.turn();
+        Ok(VerbReply { done: true, ..self.verb_reply(&name, applied, VmState::Active)? })
+    }
+
     fn held(&self, name: &DomainName) -> u32 {
         self.wiring.traffic(name).map_or(0, |traffic| traffic.held_clients)
     }
@@ -173,7 +198,7 @@ impl Control {
         }
     }
 
-    fn find(&self, name: &DomainName) -> Result<(&Service, &Instance), ControlError> {
+    pub(super) fn find(&self, name: &DomainName) -> Result<(&Service, &Instance), ControlError> {
         let name = self.resolve(name)?;
         let unknown = || ControlError::UnknownService { name: name.clone() };
         let service = self.fleet.service(&name).ok_or_else(unknown)?;
@@ -210,7 +235,8 @@ impl Control {
         }
         let taken = |error: super::startup::AddressError| ControlError::Exists { detail: error.to_string() };
         let address = self.services.give_address(&spec).map_err(taken)?;
-        match self.add_at(spec, address).await {
+        let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), self.clock.now());
+        match self.add_at(spec, address, instance).await {
             Ok(detail) => Ok(detail),
             Err(error) => {
                 self.services.take_back(address);
@@ -219,16 +245,16 @@ impl Control {
         }
     }
 
-    async fn add_at(
+    pub(super) async fn add_at(
         &mut self,
         spec: ServiceSpec,
         address: std::net::Ipv4Addr,
+        instance: Instance,
     ) -> Result<ServiceDetail, ControlError> {
         let now = self.clock.now();
         let binding = crate::serve::binding(&spec, address);
         let unavailable = |detail: String| ControlError::Unavailable { detail };
         self.wiring.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
-        let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
         let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
         let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
         let doubtful = Doubtful::of(&rows, &[]);
@@ -249,7 +275,7 @@ impl Control {
     }
 
     /// Faults that only the daemon can see.
-    async fn spec_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
+    pub(super) async fn spec_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
         let mut faults = spec.faults();
         if !self.zones.iter().any(|zone| spec.name.is_at_or_below(zone)) {
             let zones: Vec<String> = self.zones.iter().map(ToString::to_string).collect();
@@ -286,7 +312,11 @@ impl Control {
 
     /// What the turn has removed is unbound and announced.
     pub(super) fn release_gone(&mut self) {
-        for service in self.services.release_gone(&self.fleet) {
+        let gone = self.services.release_gone(&self.fleet);
+        if !gone.is_empty() {
+            self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
+        }
+        for service in gone {
             let wiring = Arc::clone(&self.wiring);
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
             tokio::spawn(async move { wiring.unbind(&service).await });
@@ -432,6 +462,18 @@ impl reveille_api::Control for Remote {
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
         self.ask(|reply| Command::Add(Box::new(spec), reply)).await?
+    }
+
+    async fn clone_service(
+        &self,
+        name: &DomainName,
+        asked: CloneRequest,
+    ) -> Result<ServiceDetail, ControlError> {
+        self.ask(|reply| Command::Clone(name.clone(), asked, reply)).await?
+    }
+
+    async fn wake_at(&self, name: &DomainName, at: Option<Time>) -> Result<VerbReply, ControlError> {
+        self.ask(|reply| Command::WakeAt(name.clone(), at.map(|at| at.0), reply)).await?
     }
 
     async fn remove_service(&self, name: &DomainName) -> Result<(), ControlError> {

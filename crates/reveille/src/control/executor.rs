@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Message;
 use super::cable::Cable;
+use super::guest::{self, Agents};
 use super::images::Images;
 use super::versions::Versions;
 use super::watch::{From, until_answers, watch};
@@ -64,6 +65,8 @@ pub struct Tools {
     pub clock: Clock,
     /// Where versions go, if there is an object store.
     pub versions: Option<Arc<Versions>>,
+    /// What was last known of guests' agents.
+    pub agents: Agents,
     watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
 
@@ -120,8 +123,8 @@ impl Executor {
         clock: Clock,
         versions: Option<Arc<Versions>>,
     ) -> Self {
-        let watches = Mutex::default();
-        let tools = Tools { driver, images, wiring, inbox, clock, versions, watches };
+        let (watches, agents) = (Mutex::default(), Agents::default());
+        let tools = Tools { driver, images, wiring, inbox, clock, versions, agents, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -314,6 +317,8 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         None => tools.driver.boot(&launch, &on_stage).await,
     };
     let linked = match started {
+        // The gate opens when it is said to run, and not before the guest knows what it missed.
+        Ok(()) if restore.is_some() => tokio::join!(tools.link(&order), guest::refresh(&tools, &order)).0,
         Ok(()) => tools.link(&order).await,
         Err(error) => Err(error),
     };
@@ -336,6 +341,8 @@ async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
         let launch = tools.launch(&order).await?;
         tools.driver.warm(&launch, &|_| ()).await.map_err(cause_of)?;
         let cable = tools.link(&order).await.map_err(cause_of)?;
+        // Again when it goes on; but what it needs for it is warm then.
+        guest::refresh(&tools, &order).await;
         until_answers(&order, &*cable).await;
         tools.driver.pause(order.instance).await.map_err(cause_of)
     };
@@ -411,6 +418,9 @@ async fn arm(tools: Arc<Tools>, order: Order, mapping: Mapping, ack: Ack) {
 }
 
 async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Abandon>, ack: Ack) {
+    if let Some(cause) = guest::veto(&tools, &order, &abandon).await {
+        return capture_ended(&tools, order, Report::CaptureFailed { cause }).await;
+    }
     let captured = match (ack.await, tools.launch(&order).await) {
         (Ok(()), Ok(launch)) => tools.driver.capture(&launch, number, tools.clock.now(), &abandon).await,
         (Err(error), _) => {
@@ -429,6 +439,11 @@ async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Aban
         Err(DriverError::RunsOn(cause)) => Report::CaptureFailed { cause },
         Err(error) => return tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
     };
+    capture_ended(&tools, order, report).await;
+}
+
+/// The guest runs on after all.
+async fn capture_ended(tools: &Arc<Tools>, order: Order, report: Report) {
     tools.report(&order, report).await;
     match tools.link(&order).await {
         Ok(link) => tools.watch(order, link, From::Ready),
@@ -495,7 +510,7 @@ impl Tools {
         versions.publish(&order.spec.name, files, since.before, since.epoch).await
     }
 
-    fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
+    pub(super) fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
         let message = Message::Stage { instance: order.instance, start: order.start, stage, at: monotonic() };
         // A stage that finds the inbox full is missing in the record and nowhere else.
         let _ = self.inbox.try_send(message);

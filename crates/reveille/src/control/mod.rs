@@ -11,9 +11,11 @@
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
 pub mod cable;
+mod clones;
 mod commands;
 mod damping;
 pub mod executor;
+mod guest;
 pub mod images;
 mod inputs;
 pub mod outbound;
@@ -35,7 +37,9 @@ mod write_back;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage};
+use reveille_core::model::{
+    Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage, Timestamp,
+};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
@@ -102,6 +106,13 @@ pub enum Message {
         number: u64,
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
+    },
+    /// A guest that goes to sleep wants to be woken.
+    WakeAt {
+        /// The instance.
+        instance: InstanceId,
+        /// When.
+        at: Timestamp,
     },
     /// The object store has said whose a service is.
     Owned {

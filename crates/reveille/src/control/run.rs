@@ -173,6 +173,11 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
+            Message::WakeAt { instance, at } => {
+                if let Some(service) = self.fleet.instance(instance).map(|row| row.service.clone()) {
+                    self.take_event(Event::WakeAt { service, at: Some(at) });
+                }
+            }
             Message::Owned { service, ownership } => {
                 if let Ownership::Foreign(host) = &ownership {
                     tracing::warn!(%service, host, "is served by another host; it does not run here any more");
@@ -351,6 +356,11 @@ impl Control {
     pub(super) fn turn(&mut self) {
         let now = self.clock.now();
         self.look_at_answers(now);
+        for (service, due) in self.fleet.due(now) {
+            if let Err(refusal) = self.wake(&service, Trigger::Schedule { due }, Instant::now()) {
+                tracing::warn!(%service, %refusal, "not woken as scheduled");
+            }
+        }
         for _ in 0..ROUNDS_MAX {
             let plan = decide(&self.fleet, now);
             self.next_look = plan.next_look;

@@ -49,6 +49,7 @@ pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from:
 async fn until_ready(tools: &Tools, order: &Order, cable: &dyn Cable) {
     until_answers(order, cable).await;
     tools.report(order, Report::Ready).await;
+    tools.agents.look(tools.driver.as_ref(), order.instance).await;
 }
 
 /// Waits until the readiness check of the service passes.

@@ -19,6 +19,7 @@ mod budget;
 mod crash;
 mod cycles;
 mod disk;
+mod guest;
 mod loss;
 mod refusals;
 mod rows;

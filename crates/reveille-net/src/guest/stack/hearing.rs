@@ -27,20 +27,24 @@ impl Stack {
         self.probe_at = Some(now + PROBE_EVERY.into());
         if self.outbox.len() <= PROBE_BACKLOG_BYTES_MAX {
             self.probed_at = Some(now);
-            self.outbox.push(&mut self.counters, ETHERTYPE_ARP, ARP_BYTES, frame::write_who_has);
+            self.outbox.push_to_all(&mut self.counters, ETHERTYPE_ARP, ARP_BYTES, frame::write_who_has);
         }
     }
 
-    /// The guest is heard for the first time. A SYN that was sent before the last probe may have come too early.
-    pub(super) fn guest_is_up(&mut self, now: Instant) {
+    /// The guest is heard for the first time, or has another MAC than the SYNs were sent to. One that was sent before the
+    /// last probe may have come too early.
+    pub(super) fn guest_is_up(&mut self, moved: bool, now: Instant) {
         self.heard = true;
         self.probe_at = None;
         let probed_at = self.probed_at;
         for (id, connection) in &mut self.connections {
             let Some(opening) = &mut connection.opening else { continue };
             let Some(sent_at) = opening.sent_at else { continue };
-            let again_at =
-                if probed_at.is_some_and(|at| sent_at <= at) { now } else { sent_at + PROBE_AFTER.into() };
+            let again_at = if moved || probed_at.is_some_and(|at| sent_at <= at) {
+                now
+            } else {
+                sent_at + PROBE_AFTER.into()
+            };
             opening.again_at = Some(again_at);
             if let Some(old) = connection.timer.replace(again_at) {
                 self.timers.remove(&(old, *id));

@@ -17,17 +17,20 @@ impl Stack {
     pub(in crate::guest) fn input(&mut self, frame: &[u8], now: Instant) {
         self.counters.frames_in += 1;
         self.counters.bytes_in += frame.len() as u64;
-        let Some(inbound) = frame::classify(frame, self.addresses, &mut self.counters.dropped) else {
-            return;
-        };
-        if !self.heard {
-            self.guest_is_up(now);
+        let mac = self.outbox.guest_mac;
+        let dropped = &mut self.counters.dropped;
+        let inbound = frame::classify(frame, self.addresses, &mut self.outbox.guest_mac, dropped);
+        let moved = self.outbox.guest_mac != mac;
+        if moved || (!self.heard && inbound.is_some()) {
+            self.guest_is_up(moved, now);
         }
+        let Some(inbound) = inbound else { return };
         match inbound {
             Inbound::IsAt => {}
             Inbound::WhoHas(ours) => {
                 if self.outbox.len() < REPLY_BYTES_MAX {
-                    let fill = |packet: &mut [u8]| frame::write_is_at(packet, ours);
+                    let mac = self.outbox.guest_mac;
+                    let fill = |packet: &mut [u8]| frame::write_is_at(packet, ours, mac);
                     self.outbox.push(&mut self.counters, ETHERTYPE_ARP, ARP_BYTES, fill);
                 } else {
                     self.counters.dropped.outbox_full += 1;
