@@ -10,7 +10,7 @@ use crate::small::{LOOK, say};
 use crate::world::World;
 
 /// What each guest is given, in MiB.
-const MEMORY_MIB: usize = 96;
+const MEMORY_MIB: usize = 112;
 /// Longest wait of a client in the queue, in milliseconds.
 const HELD_MS_MAX: u64 = 600_000;
 /// The services have as many priorities.
