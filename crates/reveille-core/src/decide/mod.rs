@@ -9,7 +9,8 @@ mod room;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
+    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, RollBack, Rung, Service, SleepAsked,
+    Timestamp,
 };
 
 pub use reason::Reason;
@@ -44,6 +45,13 @@ pub enum Action {
     Fetch,
     /// Remove the version from the local disk; the object store has it.
     Evict,
+    /// Have the object store make an older version the newest one, and drop what this host has.
+    RollBack {
+        /// The older version.
+        from: u64,
+        /// Its new number.
+        number: u64,
+    },
     /// Send the version to the object store. The instance may wake meanwhile.
     Publish {
         /// Its number.
@@ -209,8 +217,13 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
             Choice::Nothing
         };
     }
-    if (instance.retiring || instance.sleep_asked == Some(SleepAsked::Terminate)) && !busy {
-        let reason = if instance.retiring { Reason::Removed } else { Reason::Terminated };
+    let terminated = instance.sleep_asked == Some(SleepAsked::Terminate);
+    if (instance.retiring || terminated || instance.outdated) && !busy {
+        let reason = match (instance.retiring, terminated) {
+            (true, _) => Reason::Removed,
+            (false, true) => Reason::Terminated,
+            (false, false) => Reason::OtherSpec,
+        };
         return Choice::Do(Action::Kill { discard: true }, reason);
     }
     match instance.phase {
@@ -231,9 +244,17 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.unfenced => {
             Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
         }
+        Phase::Off | Phase::Hibernated | Phase::Failed if instance.rolling_back.is_some() => {
+            roll_back(instance)
+        }
         Phase::Off | Phase::Hibernated => choose_asleep(fleet, instance, service, now),
         Phase::Failed => choose_retry(instance, service, now),
     }
+}
+
+fn roll_back(instance: &Instance) -> Choice {
+    let Some(RollBack { from, number }) = instance.rolling_back else { return Choice::Nothing };
+    Choice::Do(Action::RollBack { from, number }, Reason::RollBackAsked { from })
 }
 
 /// A start under way: nothing, unless it takes too long.
@@ -386,3 +407,5 @@ fn fetch(instance: &Instance, reason: Reason, now: Timestamp) -> Choice {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_versions;

@@ -62,8 +62,15 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
         Found::Nothing { version } => {
             row.unfenced = false;
             row.running_since = None;
+            let version = version.filter(|own| !row.is_superseded(own));
             settle_without_process(&mut row, was, version, now);
             (row, Reconciled::Settled)
+        }
+        // A process that waits for a version which a roll-back has put behind.
+        Found::Untouched { version, .. } if row.is_superseded(&version) => {
+            row.unfenced = false;
+            settle_without_process(&mut row, Phase::Hibernated, None, now);
+            (row, Reconciled::End)
         }
         Found::Untouched { version, armed } => {
             row.running_since = None;
@@ -81,6 +88,7 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.rung = Rung::Active;
             row.version = None;
             row.stored_is_current = false;
+            row.rolling_back = None;
             row.unfenced = false;
             row.running_since = Some(row.running_since.unwrap_or(now).min(now));
             row.last_activity = now;

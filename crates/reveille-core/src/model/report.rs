@@ -1,9 +1,9 @@
 //! What reports, and the beginning of a start, do to an instance's row.
 
 use super::fleet::{Report, RequestError, Service};
-use super::instance::{Cause, Failure, Instance, SnapshotVersion};
+use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
-use super::service::AfterCrash;
+use super::service::{AfterCrash, ServiceSpec};
 use super::time::Timestamp;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
@@ -77,6 +77,12 @@ impl Instance {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
+            Report::RolledBack { version } => self.take_rolled_back(version, now),
+            Report::RollBackFailed { cause } => {
+                self.in_flight = false;
+                self.rolling_back = None;
+                self.roll_back_failure = Some(cause);
+            }
             Report::RestFailed { cause: _ } => {
                 let policy = &service.spec.policy;
                 // Whoever waits does not wait for the long pause.
@@ -142,9 +148,57 @@ impl Instance {
         if let Some(version) = &version {
             self.version_number_last = self.version_number_last.max(version.number);
         }
-        self.version = version;
+        self.version = version.filter(|own| !self.is_superseded(own));
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
+    }
+
+    /// Whether a roll-back has put that version behind: the object store has a later one, of which nothing has run.
+    pub(super) fn is_superseded(&self, own: &SnapshotVersion) -> bool {
+        self.stored_is_current && self.stored.as_ref().is_some_and(|stored| stored.number > own.number)
+    }
+
+    pub(super) fn begin_roll_back(&mut self, from: u64) {
+        self.version_number_last += 1;
+        self.rolling_back = Some(RollBack { from, number: self.version_number_last });
+        self.roll_back_failure = None;
+    }
+
+    fn take_rolled_back(&mut self, version: SnapshotVersion, now: Timestamp) {
+        self.in_flight = false;
+        self.rolling_back = None;
+        self.roll_back_failure = None;
+        if self.phase != Phase::Hibernated {
+            self.phase = Phase::Hibernated;
+            self.phase_since = now;
+        }
+        self.rung = Rung::Remote;
+        self.version_number_last = self.version_number_last.max(version.number);
+        self.version = None;
+        self.stored = Some(version);
+        self.stored_is_current = true;
+        self.publish_retry_at = None;
+        self.rest_retry_at = None;
+        self.failure = None;
+    }
+
+    /// The service is about to run something else: what there was is noted, and what was taken of it is not restored.
+    pub(super) fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+        if (&was.image, was.resources) == (&is.image, is.resources) {
+            return;
+        }
+        let stored = self.stored.as_ref().map(|version| version.number);
+        let version = stored.filter(|_| self.stored_is_current || self.has_stored_version());
+        self.former = Some(Former { image: was.image.clone(), resources: was.resources, version });
+        self.outdated = match self.phase {
+            Phase::Off | Phase::Hibernated | Phase::Failed => self.version.is_some() || self.stored.is_some(),
+            Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Active
+            | Phase::Draining
+            | Phase::Hibernating => false,
+        };
     }
 
     /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
@@ -178,6 +232,8 @@ impl Instance {
         let number = |version: &SnapshotVersion| version.number;
         self.phase == Phase::Hibernated
             && self.publishing.is_none()
+            && self.rolling_back.is_none()
+            && !self.outdated
             && self
                 .version
                 .as_ref()
@@ -186,7 +242,7 @@ impl Instance {
     }
 
     /// The object store has that version; on an empty host it is the one to go on from.
-    pub(super) fn note_stored(&mut self, newest: SnapshotVersion) {
+    pub(crate) fn note_stored(&mut self, newest: SnapshotVersion) {
         if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
             self.version_number_last = newest.number;
             self.stored = Some(newest);
@@ -214,6 +270,8 @@ impl Instance {
         }
         self.publishing = None;
         match result {
+            // A roll-back has put it behind meanwhile.
+            Ok(version) if self.is_superseded(&version) => {}
             Ok(version) => {
                 self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
                 self.stored = Some(version);
@@ -235,6 +293,7 @@ impl Instance {
         }
         self.checkpointing = None;
         match result {
+            Ok(version) if self.is_superseded(&version) => {}
             Ok(version) => {
                 self.stored = Some(version);
                 self.stored_is_current = false;

@@ -382,15 +382,19 @@ impl Driver for Qemu {
         prepared.await.map_err(store_fault)
     }
 
-    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError> {
+    async fn install(&self, launch: &Launch, number: u64) -> Result<SnapshotVersion, DriverError> {
         let slot = self.slot(launch.instance);
         let turn = slot.take_turn().await;
         slot.fence().await.map_err(DriverError::Lost)?;
         let (dir, fetched) = (slot.dir.clone(), StateDir::at(slot.dir.fetched()));
         let installed = turn.blocking(move || {
             fetched.name_files()?;
-            let manifest =
+            let mut manifest =
                 fetched.read().map_err(|fault| io::Error::other(format!("it was fetched, and {fault}")))?;
+            if manifest.version.number != number {
+                manifest.version.number = number;
+                fetched.publish(&manifest)?;
+            }
             dir.replace_state(&dir.fetched())?;
             Ok(manifest.version)
         });
