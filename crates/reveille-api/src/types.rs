@@ -12,9 +12,14 @@ use serde::{Deserialize, Serialize};
 use crate::time::Time;
 
 mod dns;
+mod versions;
 mod zones;
 
 pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use versions::{
+    DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
+    VersionList, VersionPart, VersionPlace, VersionSummary,
+};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.
@@ -417,6 +422,9 @@ fn words(action: &Action) -> String {
         Action::Pause => "pause: restore, warm up and stop the guest".to_owned(),
         Action::Fetch => "fetch the version from the object store".to_owned(),
         Action::Evict => "remove the version from this host; the object store has it".to_owned(),
+        Action::RollBack { from, number } => {
+            format!("have the object store make version {from} the newest one, as version {number}")
+        }
         Action::Publish { number } => format!("send version {number} to the object store"),
         Action::Checkpoint { number } => format!("take version {number} of the running guest"),
         Action::Disarm => "disarm: end the armed or paused monitor".to_owned(),

@@ -175,7 +175,7 @@ impl Host {
             Happening::RollBack(discard) => {
                 let (service, has_depot) = (self.name.clone(), self.fleet.limits.has_depot);
                 if has_depot && self.stored.is_some() {
-                    let asked = Event::RollBackAsked { service, from: 1, discard };
+                    let asked = Event::RollBackAsked { service, from: 1, highest: 0, discard };
                     let _ = self.fleet.apply(asked, self.now);
                 }
             }

@@ -105,8 +105,8 @@ impl Depot {
         failpoint!("depot.collect.planned");
         // Chunks first: while a deleted manifest is there, it is known whose they were.
         for objects in [&plan.chunks, &plan.others] {
-            stream::iter(objects)
-                .map(|object| async move {
+            stream::iter(objects.clone())
+                .map(|object: Listed| async move {
                     if watch.cancel.is_cancelled() {
                         return Err(CollectError::Cancelled);
                     }

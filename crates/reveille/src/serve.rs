@@ -33,10 +33,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
 use crate::control::executor::{Executor, Order};
-use crate::control::versions;
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
+use crate::control::{keeping, versions};
 use crate::encrypted;
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
@@ -204,7 +204,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let (activator, relay_events) = activator(config, clock)?;
     let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &activator, clock).await?;
-    let depot = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
+    let (depot, stored) = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?.unzip();
     bind_services(config, &activator, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
@@ -242,8 +242,13 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         news: news.clone(),
         reloader: reloader.clone(),
         room: Arc::new(room),
+        versions: depot.clone(),
+        images: Arc::clone(&images),
     };
-    let _ = depot.as_ref().map(|depot| tokio::spawn(versions::keep(Arc::clone(depot), inbox.clone())));
+    if let Some((depot, stored)) = depot.clone().zip(stored) {
+        tokio::spawn(versions::keep(Arc::clone(&depot), inbox.clone()));
+        tokio::spawn(keeping::keep(depot, stored, inbox.clone(), clock));
+    }
     let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);

@@ -6,7 +6,7 @@ use crate::model::{Applied, Event, Found, Report, RequestError, Resources, Servi
 use crate::model::{Reconciled, SnapshotVersion};
 
 fn roll_back(world: &mut World, name: &DomainName, from: u64, ms: u64) -> Result<Applied, RequestError> {
-    let event = Event::RollBackAsked { service: name.clone(), from, discard: false };
+    let event = Event::RollBackAsked { service: name.clone(), from, highest: 0, discard: false };
     world.fleet.apply(event, at(ms))
 }
 
@@ -78,7 +78,7 @@ fn a_roll_back_is_refused_where_something_would_be_lost_and_says_what_to_do() {
     let unstored = roll_back(&mut world, &hello, 1, 40_020);
     assert_eq!(unstored, Err(RequestError::Unstored { service: hello.clone(), number: 2 }));
     // Told to discard it, what its upload comes to is nobody's any more.
-    let event = Event::RollBackAsked { service: hello, from: 1, discard: true };
+    let event = Event::RollBackAsked { service: hello, from: 1, highest: 0, discard: true };
     world.fleet.apply(event, at(40_030)).unwrap();
     assert_eq!(world.plan(40_030), ["i1 roll back to 1 as 3: an operator wants version 1 back"]);
     world.report(1, Report::RolledBack { version: version(3) }, 40_100);

@@ -156,6 +156,8 @@ pub enum Event {
         service: DomainName,
         /// That version.
         from: u64,
+        /// The highest number that the object store knows of the service.
+        highest: u64,
         /// Whether a version that only this host has may be lost.
         discard: bool,
     },
@@ -496,7 +498,9 @@ impl Fleet {
                 self.settle(id);
                 Ok(Applied::Changed)
             }
-            Event::RollBackAsked { service, from, discard } => self.roll_back_asked(&service, from, discard),
+            Event::RollBackAsked { service, from, highest, discard } => {
+                self.roll_back_asked(&service, from, highest, discard)
+            }
             Event::Published { instance, number, result } => self.change(instance, |instance, service| {
                 instance.take_published(service, number, result, now);
                 Ok(())
@@ -675,6 +679,7 @@ impl Fleet {
         &mut self,
         name: &DomainName,
         from: u64,
+        highest: u64,
         discard: bool,
     ) -> Result<Applied, RequestError> {
         let id = self.known(name)?.primary;
@@ -684,7 +689,7 @@ impl Fleet {
         }
         self.may_exchange(name, discard)?;
         self.change(id, |instance, _| {
-            instance.begin_roll_back(from);
+            instance.begin_roll_back(from, highest);
             Ok(())
         })
     }

@@ -158,8 +158,8 @@ impl Instance {
         self.stored_is_current && self.stored.as_ref().is_some_and(|stored| stored.number > own.number)
     }
 
-    pub(super) fn begin_roll_back(&mut self, from: u64) {
-        self.version_number_last += 1;
+    pub(super) fn begin_roll_back(&mut self, from: u64, highest: u64) {
+        self.version_number_last = self.version_number_last.max(highest) + 1;
         self.rolling_back = Some(RollBack { from, number: self.version_number_last });
         self.roll_back_failure = None;
     }
@@ -243,6 +243,7 @@ impl Instance {
 
     /// The object store has that version; on an empty host it is the one to go on from.
     pub(crate) fn note_stored(&mut self, newest: SnapshotVersion) {
+        let number_last = self.version_number_last.max(newest.number);
         if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
             self.version_number_last = newest.number;
             self.stored = Some(newest);
@@ -254,8 +255,8 @@ impl Instance {
             self.stored = Some(newest);
             self.stored_is_current = true;
         }
-        self.version_number_last =
-            self.version_number_last.max(self.stored.as_ref().map_or(0, |stored| stored.number));
+        // Also of a version that is not gone on from: its number is taken.
+        self.version_number_last = number_last;
     }
 
     pub(super) fn take_published(

@@ -187,6 +187,11 @@ impl Executor {
         self.run(order.instance, evict(Arc::clone(&self.tools), order, ack));
     }
 
+    /// Has the object store make version `from` the newest one, as `number`, and drops what is here.
+    pub fn roll_back(&mut self, order: Order, from: u64, number: u64, ack: Ack) {
+        self.run(order.instance, roll_back(Arc::clone(&self.tools), order, from, number, ack));
+    }
+
     /// Sends the version to the object store; `before` is the newest one that is there.
     pub fn publish(&self, order: Order, number: u64, before: Option<u64>) {
         let tools = Arc::clone(&self.tools);
@@ -369,7 +374,7 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         let launch = tools.launch(&order).await?;
         let dir = tools.driver.fetch_dir(order.instance).await.map_err(cause_of)?;
         versions.fetch(&order.spec.name, number, &dir).await?;
-        tools.driver.install(&launch).await.map_err(cause_of)
+        tools.driver.install(&launch, number).await.map_err(cause_of)
     };
     let report = match fetched.await {
         Ok(version) => Report::Fetched { version },
@@ -379,6 +384,26 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         }
     };
     tools.report(&order, report).await;
+}
+
+async fn roll_back(tools: Arc<Tools>, order: Order, from: u64, number: u64, ack: Ack) {
+    let rolled_back = match (ack.await, &tools.versions) {
+        (Ok(()), Some(versions)) => versions.roll_back(&order.spec.name, from, number).await,
+        (Err(error), _) => Err(Cause::StoreFailed { detail: format!("the state database: {error}") }),
+        (Ok(()), None) => Err(Cause::StoreFailed { detail: "no object store is configured".to_owned() }),
+    };
+    let version = match rolled_back {
+        Ok(version) => version,
+        Err(cause) => return tools.report(&order, Report::RollBackFailed { cause }).await,
+    };
+    // From here on what is on this disk is not what the service goes on from.
+    tools.unwatch(order.instance);
+    while let Err(error) = tools.driver.evict(order.instance).await {
+        tracing::error!(instance = %order.instance, %error, "cannot drop the version that was put behind; trying again");
+        sleep(KILL_PAUSE).await;
+    }
+    tools.unlink(&order);
+    tools.report(&order, Report::RolledBack { version }).await;
 }
 
 async fn evict(tools: Arc<Tools>, order: Order, ack: Ack) {

@@ -11,9 +11,12 @@
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
 mod cable;
+mod catalogue;
 mod commands;
 mod damping;
+mod exchange;
 pub mod executor;
+pub mod keeping;
 pub mod outbound;
 mod publish;
 pub mod ready;

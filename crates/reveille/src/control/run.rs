@@ -321,6 +321,7 @@ impl Control {
                 self.wakes.dropped(&service);
                 tracing::info!(%service, "stays awake: somebody came while it went to sleep");
             }
+            Report::RollBackFailed { cause } => tracing::warn!(%service, %cause, "not rolled back"),
             Report::CaptureFailed { cause } => tracing::warn!(%service, %cause, "cannot sleep, runs on"),
             Report::Lost { cause } => self.lost(&service, was, &cause),
             Report::GateClosed
@@ -329,6 +330,7 @@ impl Control {
             | Report::Paused
             | Report::Fetched { .. }
             | Report::Evicted
+            | Report::RolledBack { .. }
             | Report::RestFailed { .. }
             | Report::Disarmed
             | Report::Fenced { .. } => {}
@@ -445,6 +447,10 @@ impl Control {
             Action::Evict => {
                 let ack = self.write_now();
                 self.executor.evict(order, ack);
+            }
+            Action::RollBack { from, number } => {
+                let ack = self.write_now();
+                self.executor.roll_back(order, *from, *number, ack);
             }
             Action::Publish { number } => {
                 let before = self.stored_number(order.instance);

@@ -10,10 +10,14 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use reveille_core::model::{Cause, DomainName, Event, Fleet, SnapshotVersion, Timestamp};
+use reveille_depot::catalogue::VersionEntry;
+use reveille_depot::collect::CollectPlan;
 use reveille_depot::fetch::FetchOrder;
-use reveille_depot::format::manifest::{Description, Needs};
+use reveille_depot::format::manifest::{Description, Manifest, Needs};
 use reveille_depot::names::{ServiceName, VersionId};
 use reveille_depot::owner::{ClaimError, Owner};
+use reveille_depot::put::PutError;
+use reveille_depot::retention::{Candidate, Verdict, judge};
 use reveille_depot::source::{FileSource, NewPart};
 use reveille_depot::{Depot, Watch};
 use reveille_vm::driver::VersionFiles;
@@ -21,7 +25,8 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Message;
-use crate::config;
+use super::keeping::{LOOKS_MAX, Relied};
+use crate::config::{self, Keeping};
 
 /// How often the object store is told that a service is served here: several times within [`SILENT_MS_MAX`].
 const RENEW_EVERY: Duration = Duration::from_secs(15);
@@ -40,6 +45,33 @@ pub struct Versions {
     host: String,
     /// The epochs in which services are owned.
     epochs: Mutex<BTreeMap<DomainName, u64>>,
+    /// Versions that are being fetched or gone back to, and by how many.
+    held: Mutex<BTreeMap<(DomainName, u64), u32>>,
+    keeping: Keeping,
+    /// Told of every version that was sent.
+    stored: mpsc::Sender<DomainName>,
+}
+
+/// A version of the store, and why it stays or goes.
+#[derive(Debug)]
+pub struct Judged {
+    /// The version.
+    pub entry: VersionEntry,
+    /// The verdict; none on one whose manifest cannot be read.
+    pub verdict: Result<Verdict, ()>,
+}
+
+/// As long as this is there, the version is not deleted by this host.
+struct Hold<'a>(&'a Versions, (DomainName, u64));
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.1) {
+            *count -= 1;
+        }
+        held.retain(|_, count| *count > 0);
+    }
 }
 
 /// Whose a service is.
@@ -55,9 +87,162 @@ pub enum Ownership {
 }
 
 impl Versions {
-    /// For the host of that name.
-    pub fn new(depot: Arc<Depot>, host: String) -> Self {
-        Self { depot, host, epochs: Mutex::default() }
+    /// For the host of that name; and who is told of every version that was sent.
+    pub fn new(depot: Arc<Depot>, host: String, keeping: Keeping) -> (Self, mpsc::Receiver<DomainName>) {
+        let (stored, told) = mpsc::channel(LOOKS_MAX);
+        let (epochs, held) = (Mutex::default(), Mutex::default());
+        (Self { depot, host, epochs, held, keeping, stored }, told)
+    }
+
+    /// The depot.
+    pub fn depot(&self) -> &Depot {
+        &self.depot
+    }
+
+    /// What is kept.
+    pub fn keeping(&self) -> Keeping {
+        self.keeping
+    }
+
+    /// The services that this host owns.
+    pub fn owned(&self) -> Vec<DomainName> {
+        self.epochs().keys().cloned().collect()
+    }
+
+    /// The same for one host at all times, and another one for another host.
+    pub fn offset_ms(&self) -> u64 {
+        let fold = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.host.bytes().fold(0xcbf2_9ce4_8422_2325, fold)
+    }
+
+    fn hold(&self, service: &DomainName, number: u64) -> Hold<'_> {
+        let which = (service.clone(), number);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held.entry(which.clone()).or_default() += 1;
+        drop(held);
+        Hold(self, which)
+    }
+
+    /// Whether the version is being fetched or gone back to.
+    pub fn is_held(&self, service: &DomainName, number: u64) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.contains_key(&(service.clone(), number))
+    }
+
+    /// The versions in the store, newest first, each with its verdict.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn judged(
+        &self,
+        service: &DomainName,
+        relied: &Relied,
+        now: Timestamp,
+    ) -> Result<Vec<Judged>, Cause> {
+        let entries = self.depot.list(&service_name(service)?).await.map_err(failed)?;
+        let candidate = |entry: &VersionEntry| {
+            let about = &entry.manifest.as_ref().ok()?.about;
+            let number = entry.id.number;
+            Some(Candidate {
+                number,
+                epoch: about.epoch,
+                // What was gone back to is as old as its manifest.
+                taken_at_ms: about.taken_at_ms.max(entry.published_ms),
+                pinned: entry.pinned,
+                held: relied.needs(number) || self.is_held(service, number),
+            })
+        };
+        let candidates: Vec<Candidate> = entries.iter().filter_map(candidate).collect();
+        let verdicts: BTreeMap<u64, Verdict> =
+            judge(&candidates, self.keeping.retention, now.as_ms()).into_iter().collect();
+        let mut judged: Vec<Judged> = entries
+            .into_iter()
+            .map(|entry| Judged { verdict: verdicts.get(&entry.id.number).copied().ok_or(()), entry })
+            .collect();
+        judged.sort_by_key(|one| {
+            let epoch = one.entry.manifest.as_ref().map_or(0, |manifest| manifest.about.epoch);
+            std::cmp::Reverse((epoch, one.entry.id.number))
+        });
+        Ok(judged)
+    }
+
+    /// One version in the store, if it is there.
+    ///
+    /// # Errors
+    /// The store does not answer, or the manifest is damaged.
+    pub async fn manifest(&self, service: &DomainName, number: u64) -> Result<Option<Manifest>, Cause> {
+        let id = VersionId { service: service_name(service)?, number };
+        match self.depot.show(&id).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Where a version is in the store.
+    ///
+    /// # Errors
+    /// The service cannot be in it.
+    pub fn id(&self, service: &DomainName, number: u64) -> Result<VersionId, Cause> {
+        Ok(VersionId { service: service_name(service)?, number })
+    }
+
+    /// How much nobody needs any more, in objects and bytes.
+    ///
+    /// # Errors
+    /// The store does not answer, or a manifest cannot be read.
+    pub async fn plan_collection(&self) -> Result<(u64, u64), Cause> {
+        Ok(extent(&self.depot.plan_collection().await.map_err(failed)?))
+    }
+
+    /// Deletes what nobody needs any more; gives how much that was, in objects and bytes.
+    ///
+    /// # Errors
+    /// The store does not answer, or a manifest cannot be read.
+    pub async fn collect(&self) -> Result<(u64, u64), Cause> {
+        Ok(extent(&self.depot.collect(&Watch::default()).await.map_err(failed)?))
+    }
+
+    /// Makes version `from` the newest one, as `number`. Asked again it finds what it did.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn roll_back(
+        &self,
+        service: &DomainName,
+        from: u64,
+        number: u64,
+    ) -> Result<SnapshotVersion, Cause> {
+        let _hold = self.hold(service, from);
+        let name = service_name(service)?;
+        let epoch = self.epoch(service).await?;
+        let old = VersionId { service: name.clone(), number: from };
+        let id = VersionId { service: name, number };
+        if let Err(error) = self.depot.republish(&old, number, epoch, &Watch::default()).await {
+            // It may be there although the store did not say so, and then another host would go by it.
+            let is_other = matches!(error, PutError::Taken { .. });
+            if !is_other && let Err(left) = self.depot.take_back(&id).await {
+                tracing::warn!(%service, version = number, error = %left, "a roll-back that failed may be in the object store");
+            }
+            return Err(failed(error));
+        }
+        let manifest = self.depot.show(&id).await.map_err(failed)?;
+        tracing::info!(%service, version = number, from, "an older version is the newest one again");
+        Ok(snapshot_of(manifest))
+    }
+
+    /// The epoch in which this host owns the service.
+    async fn epoch(&self, service: &DomainName) -> Result<u64, Cause> {
+        let known = self.epochs().get(service).copied();
+        if let Some(epoch) = known {
+            return Ok(epoch);
+        }
+        match self.own(service).await? {
+            Ownership::Ours { .. } => Ok(self.epochs().get(service).copied().unwrap_or(1)),
+            Ownership::Foreign(host) => {
+                Err(Cause::StoreFailed { detail: format!("{service} is served by the host {host}") })
+            }
+        }
     }
 
     /// Makes sure that the service is this host's: it has no owner, or its owner has been silent for too long.
@@ -84,14 +269,7 @@ impl Versions {
         };
         let id = VersionId { service: name, number };
         let manifest = self.depot.show(&id).await.map_err(failed)?;
-        let newest = SnapshotVersion {
-            number,
-            at: Timestamp::from_ms(manifest.about.taken_at_ms),
-            stored_bytes: manifest.own_bytes + manifest.shared_bytes,
-            paused_us: manifest.about.paused_us,
-            image: manifest.about.image,
-        };
-        Ok(Ownership::Ours { newest: Some(newest) })
+        Ok(Ownership::Ours { newest: Some(snapshot_of(manifest)) })
     }
 
     async fn is_silent(&self, owner: &Owner) -> Result<bool, Cause> {
@@ -131,18 +309,7 @@ impl Versions {
         before: Option<u64>,
     ) -> Result<SnapshotVersion, Cause> {
         let name = service_name(service)?;
-        let epoch = self.epochs().get(service).copied();
-        let epoch = match epoch {
-            Some(epoch) => epoch,
-            None => match self.own(service).await? {
-                Ownership::Ours { .. } => self.epochs().get(service).copied().unwrap_or(1),
-                Ownership::Foreign(host) => {
-                    return Err(Cause::StoreFailed {
-                        detail: format!("{service} is served by the host {host}"),
-                    });
-                }
-            },
-        };
+        let epoch = self.epoch(service).await?;
         let VersionFiles { version, needs, files } = files;
         let about = Description {
             id: VersionId { service: name.clone(), number: version.number },
@@ -183,6 +350,8 @@ impl Versions {
             shared_kib = summary.shared_bytes >> 10,
             "in the object store"
         );
+        // Should there be no room, it is looked at with all others.
+        let _ = self.stored.try_send(service.clone());
         Ok(version)
     }
 
@@ -191,6 +360,7 @@ impl Versions {
     /// # Errors
     /// Why it is not there.
     pub async fn fetch(&self, service: &DomainName, number: u64, to: &Path) -> Result<(), Cause> {
+        let _hold = self.hold(service, number);
         let id = VersionId { service: service_name(service)?, number };
         let watch = Watch::default();
         let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &watch);
@@ -210,15 +380,15 @@ pub async fn take_up(
     config: &config::Depot,
     fleet: &mut Fleet,
     now: Timestamp,
-) -> anyhow::Result<Option<Arc<Versions>>> {
+) -> anyhow::Result<Option<(Arc<Versions>, mpsc::Receiver<DomainName>)>> {
     let Some(settings) = config.opened() else { return Ok(None) };
     let depot = Depot::open(&settings)?;
     let host = config.host_name();
     tracing::info!(url = config.url, host, "object store");
-    let versions = Versions::new(Arc::new(depot), host);
+    let (versions, stored) = Versions::new(Arc::new(depot), host, config.keeping());
     fleet.limits.has_depot = true;
     claim(fleet, &versions, now).await;
-    Ok(Some(Arc::new(versions)))
+    Ok(Some((Arc::new(versions), stored)))
 }
 
 /// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
@@ -267,11 +437,30 @@ pub async fn keep(versions: Arc<Versions>, inbox: mpsc::Sender<Message>) {
     }
 }
 
-fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {
+fn snapshot_of(manifest: Manifest) -> SnapshotVersion {
+    SnapshotVersion {
+        number: manifest.about.id.number,
+        at: Timestamp::from_ms(manifest.about.taken_at_ms),
+        stored_bytes: manifest.own_bytes + manifest.shared_bytes,
+        paused_us: manifest.about.paused_us,
+        image: manifest.about.image,
+    }
+}
+
+fn extent(plan: &CollectPlan) -> (u64, u64) {
+    let all = || plan.chunks.iter().chain(&plan.others);
+    (all().count() as u64, all().map(|object| object.bytes).sum())
+}
+
+/// How a service is called in the depot.
+///
+/// # Errors
+/// It cannot be called so there.
+pub fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {
     // A wildcard's star is no letter of a path.
     service.to_string().trim_end_matches('.').replace('*', "_").parse().map_err(failed)
 }
 
-fn failed(error: impl std::fmt::Display) -> Cause {
+pub(super) fn failed(error: impl std::fmt::Display) -> Cause {
     Cause::StoreFailed { detail: error.to_string() }
 }

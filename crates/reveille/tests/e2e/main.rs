@@ -20,6 +20,7 @@ mod disk;
 mod loss;
 mod refusals;
 mod services;
+mod snapshots;
 mod stop;
 mod stored;
 mod wake;
