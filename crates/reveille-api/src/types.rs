@@ -120,6 +120,9 @@ pub struct ServiceDetail {
     /// Nothing has run since that one was taken.
     #[serde(default)]
     pub stored_is_current: bool,
+    /// The older version that it is being rolled back to.
+    #[serde(default)]
+    pub rolling_back: Option<u64>,
     /// The host that has taken the service over; it does not run here.
     #[serde(default)]
     pub foreign: Option<String>,
@@ -180,6 +183,7 @@ impl ServiceDetail {
             version: instance.version.as_ref().map(VersionReport::of),
             stored: instance.stored.as_ref().map(VersionReport::of),
             stored_is_current: instance.stored_is_current,
+            rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
             wake_ms_p95: instance.restores.percentile_ms(95),

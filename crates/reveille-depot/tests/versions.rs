@@ -95,3 +95,21 @@ async fn a_roll_back_makes_the_old_version_the_newest_and_costs_one_object() {
     let gone = depot.republish(&id("a.test", 1), 4, 1, &watch).await.unwrap_err();
     assert!(gone.to_string().contains("versions/1"), "{gone}");
 }
+
+#[tokio::test]
+async fn an_export_reads_ahead_of_what_it_writes_and_comes_to_its_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let depot = Depot::open(&config(&temp.path().join("depot"))).unwrap();
+    let (guest, file) = (temp.path().join("guest"), temp.path().join("a.tar"));
+    pseudo_guest(&guest, 64 << 20, 80, &mut Dice(4));
+    let watch = Watch::default();
+    depot.put_version(&about("a.test", 1), vec![memory(&guest)], None, &watch).await.unwrap();
+    let first = id("a.test", 1);
+    let exported = depot.export(&first, &file, &watch);
+    tokio::time::timeout(std::time::Duration::from_secs(60), exported).await.expect("an end").unwrap();
+    assert_eq!(reveille_depot::archive::version_of(&file).unwrap(), id("a.test", 1));
+    assert_eq!(depot.highest(&"b.test".parse().unwrap()).await.unwrap(), 0);
+    depot.import(&file, &id("b.test", 7), 1, &watch).await.unwrap();
+    assert_eq!(depot.highest(&"b.test".parse().unwrap()).await.unwrap(), 7);
+    assert!(reveille_depot::archive::version_of(&guest).is_err());
+}

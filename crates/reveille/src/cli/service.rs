@@ -263,6 +263,9 @@ fn show(detail: &ServiceDetail) -> String {
             format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
         ),
     ];
+    if let Some(from) = detail.rolling_back {
+        rows.push(("rolling back", format!("to version {from}; it wakes when that is done")));
+    }
     if let Some(queries) = &detail.queries {
         let parts: Vec<String> =
             queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();

@@ -14,7 +14,7 @@ use reveille_api::{
 };
 use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
-    Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Policy, RollBack, Service, ServiceSpec,
+    Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Policy, Service, ServiceSpec,
     SleepAsked, SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
 use reveille_store::{Change, Origin, Store, StoredService};
@@ -78,8 +78,6 @@ pub struct Shown {
     sleep_asked: bool,
     /// Why it could not sleep when it last should, until it is tried again.
     sleep_failure: Option<String>,
-    /// The roll-back under way.
-    pub(super) rolling_back: Option<RollBack>,
     /// Why the last one did not come about.
     pub(super) roll_back_failure: Option<String>,
     /// What it ran before.
@@ -123,7 +121,6 @@ impl Control {
                         Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
                         Some(_) | None => None,
                     },
-                    rolling_back: instance.rolling_back,
                     roll_back_failure: instance.roll_back_failure.as_ref().map(ToString::to_string),
                     former: instance.former.clone(),
                 });

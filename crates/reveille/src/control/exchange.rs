@@ -238,7 +238,7 @@ impl Remote {
             if detail.stored.as_ref().is_some_and(|stored| stored.number >= reply.number) {
                 return Ok(RestoreReply { phase, done: true, ..reply });
             }
-            if shown.rolling_back.is_none() {
+            if detail.rolling_back.is_none() {
                 let overtaken = || "it was ended before it came about".to_owned();
                 let why = shown.roll_back_failure.unwrap_or_else(overtaken);
                 let (service, from) = (&reply.service, reply.from);
