@@ -245,10 +245,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         versions: depot.clone(),
         images: Arc::clone(&images),
     };
-    if let Some((depot, stored)) = depot.clone().zip(stored) {
-        tokio::spawn(versions::keep(Arc::clone(&depot), inbox.clone()));
-        tokio::spawn(keeping::keep(depot, stored, inbox.clone(), clock));
-    }
+    let _ = depot.clone().zip(stored).map(|(depot, stored)| keeping::start(depot, stored, &inbox, clock));
     let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
     for (id, step) in found.steps {
         take_up(&mut executor, &found.fleet, id, step);

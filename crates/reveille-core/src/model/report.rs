@@ -78,11 +78,7 @@ impl Instance {
                 self.version = None;
             }
             Report::RolledBack { version } => self.take_rolled_back(version, now),
-            Report::RollBackFailed { cause } => {
-                self.in_flight = false;
-                self.rolling_back = None;
-                self.roll_back_failure = Some(cause);
-            }
+            Report::RollBackFailed { cause } => self.end_roll_back(Some(cause)),
             Report::RestFailed { cause: _ } => {
                 let policy = &service.spec.policy;
                 // Whoever waits does not wait for the long pause.
@@ -164,10 +160,14 @@ impl Instance {
         self.roll_back_failure = None;
     }
 
-    fn take_rolled_back(&mut self, version: SnapshotVersion, now: Timestamp) {
+    fn end_roll_back(&mut self, failure: Option<Cause>) {
         self.in_flight = false;
         self.rolling_back = None;
-        self.roll_back_failure = None;
+        self.roll_back_failure = failure;
+    }
+
+    fn take_rolled_back(&mut self, version: SnapshotVersion, now: Timestamp) {
+        self.end_roll_back(None);
         if self.phase != Phase::Hibernated {
             self.phase = Phase::Hibernated;
             self.phase_since = now;

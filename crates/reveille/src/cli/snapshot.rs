@@ -338,10 +338,11 @@ fn pruned(report: &PruneReport) -> String {
         .collect();
     let mut text = if rows.is_empty() { String::new() } else { table(["SERVICE", "VERSION", "WHY"], &rows) };
     text.extend(report.skipped.iter().map(|skipped| format!("{skipped}\n")));
-    let (goes, is) = if report.dry_run { ("would go", "would be") } else { ("went", "was") };
+    let (goes, is) = if report.dry_run { ("would go", "would be") } else { ("went", "is") };
+    let count = |count: usize| if count == 1 { "1 version".to_owned() } else { format!("{count} versions") };
     text += &format!(
-        "{} versions {goes}; {} that only they need {is} freed one grace later; {} of garbage in {} objects {goes} now",
-        report.versions.len(),
+        "{} {goes}; {} that nobody else needs {is} freed one grace later. Garbage that {goes} now: {} in {} objects",
+        count(report.versions.len()),
         bytes(report.freed_bytes),
         bytes(report.garbage_bytes),
         report.garbage

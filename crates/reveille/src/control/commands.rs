@@ -111,20 +111,7 @@ impl Control {
                 let _ = reply.send(Ok(rows.take(limit).collect()));
             }
             Command::Show(name, reply) => {
-                let now = self.clock.now();
-                let shown = self.find(&name).map(|(service, instance)| Shown {
-                    detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
-                    wake: self.wakes.open_of(&service.spec.name).cloned(),
-                    busy: instance.in_flight || instance.unfenced,
-                    sleep_asked: instance.sleep_asked.is_some(),
-                    sleep_failure: match &instance.sleep_retry {
-                        Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
-                        Some(_) | None => None,
-                    },
-                    roll_back_failure: instance.roll_back_failure.as_ref().map(ToString::to_string),
-                    former: instance.former.clone(),
-                });
-                let _ = reply.send(shown);
+                let _ = reply.send(self.shown(&name));
             }
             Command::Add(spec, reply) => {
                 let added = self.add(*spec).await;
@@ -177,6 +164,23 @@ impl Control {
             // Only reached while a stop is under way already.
             Command::Stop(_) => {}
         }
+    }
+
+    fn shown(&self, name: &DomainName) -> Result<Shown, ControlError> {
+        let now = self.clock.now();
+        let (service, instance) = self.find(name)?;
+        Ok(Shown {
+            detail: ServiceDetail::of(service, instance, self.held(&service.spec.name)),
+            wake: self.wakes.open_of(&service.spec.name).cloned(),
+            busy: instance.in_flight || instance.unfenced,
+            sleep_asked: instance.sleep_asked.is_some(),
+            sleep_failure: match &instance.sleep_retry {
+                Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
+                Some(_) | None => None,
+            },
+            roll_back_failure: instance.roll_back_failure.as_ref().map(ToString::to_string),
+            former: instance.former.clone(),
+        })
     }
 
     fn held(&self, name: &DomainName) -> u32 {

@@ -66,8 +66,20 @@ pub async fn relied(inbox: &mpsc::Sender<Message>, service: &DomainName) -> Opti
     Some(answer.await.ok()?.ok()?.1)
 }
 
+/// Begins what goes on beside the control loop for as long as the daemon runs: this host's services are kept its own,
+/// and their versions looked after.
+pub fn start(
+    versions: Arc<Versions>,
+    stored: mpsc::Receiver<DomainName>,
+    inbox: &mpsc::Sender<Message>,
+    clock: Clock,
+) {
+    tokio::spawn(super::versions::keep(Arc::clone(&versions), inbox.clone()));
+    tokio::spawn(keep(versions, stored, inbox.clone(), clock));
+}
+
 /// Looks after the versions of this host's services for as long as the daemon runs.
-pub async fn keep(
+async fn keep(
     versions: Arc<Versions>,
     mut stored: mpsc::Receiver<DomainName>,
     inbox: mpsc::Sender<Message>,
