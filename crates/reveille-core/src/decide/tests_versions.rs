@@ -193,3 +193,21 @@ fn a_service_that_runs_or_whose_version_is_on_its_way_keeps_its_image() {
     let awake = world.fleet.may_exchange(&hello, true).unwrap_err();
     assert!(matches!(awake, RequestError::Awake { phase: Phase::Restoring, .. }));
 }
+
+#[test]
+fn another_config_file_at_a_start_drops_only_what_the_store_has_and_a_foreign_number_is_not_used_again() {
+    let (world, hello) = asleep_twice();
+    let was = world.fleet.service(&hello).unwrap().spec.clone();
+    let is = ServiceSpec { image: "demo-2".to_owned(), ..was.clone() };
+    let mut stored = row(&world).clone();
+    stored.note_other_spec_at_start(&was, &is);
+    assert!(stored.outdated && stored.former.as_ref().unwrap().version == Some(2));
+    let mut unstored = row(&world).clone();
+    (unstored.version, unstored.stored_is_current) = (Some(version(3)), false);
+    unstored.note_other_spec_at_start(&was, &is);
+    assert!(!unstored.outdated && unstored.former.as_ref().unwrap().version.is_none());
+    // Somebody has put a version there by hand: the guest here goes on, above its number.
+    let mut other = row(&world).clone();
+    other.note_stored(version(9));
+    assert_eq!((other.version_number_last, other.stored.map(|stored| stored.number)), (9, Some(2)));
+}

@@ -182,6 +182,13 @@ impl Instance {
         self.failure = None;
     }
 
+    /// The same after a start of the daemon with another config file: what only this host has is left on its disk, where
+    /// it is found not to fit.
+    pub fn note_other_spec_at_start(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+        self.note_other_spec(was, is);
+        self.outdated &= self.version.is_none() || self.has_stored_version();
+    }
+
     /// The service is about to run something else: what there was is noted, and what was taken of it is not restored.
     pub(super) fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
         if (&was.image, was.resources) == (&is.image, is.resources) {

@@ -124,3 +124,20 @@ impl Depot {
         faults
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_that_keeps_nothing_and_looks_without_a_pause_are_refused() {
+        let depot = Depot { keep_last: 0, collect_every_s: 1, ..Depot::default() };
+        let keys: Vec<String> = depot.faults().into_iter().map(|fault| fault.key).collect();
+        assert_eq!(keys, ["depot.keep_last", "depot.collect_every_s"]);
+        assert_eq!(Depot::default().faults(), []);
+        assert_eq!(
+            Depot::default().keeping().retention,
+            Retention { keep_last: 5, keep_for_ms: 604_800_000 }
+        );
+    }
+}

@@ -93,7 +93,7 @@ async fn keep(
             service = stored.recv() => {
                 let Some(service) = service else { return };
                 let mut report = PruneReport::default();
-                prune_service(&versions, &service, &inbox, clock.now(), &mut report).await;
+                prune_service(&versions, &service, &inbox, clock.now(), (&mut report, Measure::No)).await;
                 tell(&report);
             }
             () = sleep_until(due) => {
@@ -132,11 +132,18 @@ pub async fn prune(
 ) -> Result<PruneReport, Cause> {
     let mut report = PruneReport { dry_run, ..PruneReport::default() };
     for service in versions.owned() {
-        prune_service(versions, &service, inbox, now, &mut report).await;
+        prune_service(versions, &service, inbox, now, (&mut report, Measure::Yes)).await;
     }
     let garbage = if dry_run { versions.plan_collection().await? } else { versions.collect().await? };
     (report.garbage, report.garbage_bytes) = garbage;
     Ok(report)
+}
+
+/// Whether it is told how much is freed: all manifests are read for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measure {
+    Yes,
+    No,
 }
 
 async fn prune_service(
@@ -144,10 +151,10 @@ async fn prune_service(
     service: &DomainName,
     inbox: &mpsc::Sender<Message>,
     now: Timestamp,
-    report: &mut PruneReport,
+    (report, measure): (&mut PruneReport, Measure),
 ) {
     let Some(relied) = relied(inbox, service).await else { return };
-    match delete_surplus(versions, service, &relied, now, report).await {
+    match delete_surplus(versions, service, &relied, now, (report, measure)).await {
         Ok(()) => {}
         Err(cause) => report.skipped.push(format!("the versions of {service} were not looked at: {cause}")),
     }
@@ -158,7 +165,7 @@ async fn delete_surplus(
     service: &DomainName,
     relied: &Relied,
     now: Timestamp,
-    report: &mut PruneReport,
+    (report, measure): (&mut PruneReport, Measure),
 ) -> Result<(), Cause> {
     let judged = versions.judged(service, relied, now).await?;
     let goes = |one: &&Judged| one.verdict.as_ref().is_ok_and(|verdict| !verdict.stays());
@@ -166,8 +173,10 @@ async fn delete_surplus(
     if surplus.is_empty() {
         return Ok(());
     }
-    let going: BTreeSet<VersionId> = surplus.iter().map(|one| one.entry.id.clone()).collect();
-    report.freed_bytes += versions.depot().freed_by(&going).await.map_err(failed)?;
+    if measure == Measure::Yes {
+        let going: BTreeSet<VersionId> = surplus.iter().map(|one| one.entry.id.clone()).collect();
+        report.freed_bytes += versions.depot().freed_by(&going).await.map_err(failed)?;
+    }
     for one in surplus {
         let number = one.entry.id.number;
         // What has come into use since it was judged is left.

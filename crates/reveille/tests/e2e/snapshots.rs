@@ -129,6 +129,26 @@ fn killed_while_it_goes_back_it_has_gone_back_or_not_and_says_which() {
     say(&format!("{back} had gone back"));
 }
 
+#[test]
+fn who_takes_a_service_over_goes_on_from_what_it_was_rolled_back_to() {
+    let depot = tempfile::tempdir().unwrap();
+    let mut first = world_with(depot.path(), "first").service(HELLO).start();
+    let pages = days(&first, 2);
+    said(&first, &["snapshot", "restore", "hello", "1"]);
+    first.kill9();
+    crate::stored::silence(depot.path());
+    let second = world_with(depot.path(), "second").service(HELLO).start();
+    let page = second.page();
+    assert_eq!((&page.nonce, page.requests), (&pages[0].nonce, 2));
+    // The first one has its old version on its disk still, and does not go by it.
+    first.restart();
+    assert_eq!(first.show("hello.vm.test")["foreign"], "second");
+    let refusal = first.refused(&["snapshot", "restore", "hello", "2"]);
+    assert!(refusal.contains("is served by the host second"), "{refusal}");
+    let refusal = first.refused(&["snapshot", "delete", "hello", "2"]);
+    assert!(refusal.contains("is served by the host second"), "{refusal}");
+}
+
 fn chunks(depot: &Path) -> Vec<PathBuf> {
     let shelves = fs::read_dir(depot.join("chunks")).unwrap().flatten();
     let chunks = shelves.flat_map(|shelf| fs::read_dir(shelf.path()).unwrap().flatten());

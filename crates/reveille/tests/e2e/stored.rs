@@ -22,7 +22,7 @@ fn until_stored(world: &World, number: u64) {
 }
 
 /// Makes the owner of every service look as if it had not been heard of for two minutes.
-fn silence(depot: &Path) {
+pub fn silence(depot: &Path) {
     let owner = until("the owner's object", || {
         Some(depot.join("services/hello.vm.test/owner")).filter(|at| at.exists())
     });
