@@ -1,7 +1,7 @@
 #!/bin/sh
 # The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, a
 # flood of 2,000,000, the fuzz targets, and the corpora of packets in REVEILLE_DNS_CORPUS if that names a directory. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
-# kills of the daemon, cold boots in a row. Prints their figures.
+# kills of the daemon, cold boots in a row, kills of guests that write to their disks. Prints their figures.
 #
 #   scripts/soak.sh [CYCLES [KILLS [BOOTS [FUZZ_SECONDS]]]]       default: 200 60 100 900
 set -eu
@@ -31,6 +31,8 @@ soak() {
     # not a package, so that nothing is built twice.
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
+    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ROWS=200 cargo test --workspace --locked --test qemu -- --nocapture \
+        a_row_that_was_acknowledged
 }
 
 soak "$(command -v qemu-system-x86_64)"

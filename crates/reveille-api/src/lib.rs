@@ -16,6 +16,7 @@ pub mod control;
 pub mod events;
 mod guard;
 mod metrics;
+mod places;
 pub mod problem;
 mod routes;
 mod server;

@@ -12,21 +12,23 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::response::Response;
 use axum::routing::Router;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::access::Access;
 use crate::control::Control;
 use crate::guard::Peer;
+use crate::places::{Place, Places};
 use crate::routes::{Api, router};
 
-/// Most connections, and so requests, at a time; more wait in the listener's backlog.
+/// Most connections, and so requests, at a time. One more takes the place of an idle one, or waits for such.
 pub const CONNECTIONS_MAX: usize = 256;
 /// Longest time for the head of a request, and between two requests of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -82,7 +84,7 @@ pub async fn serve(
     let (stopping, is_stopping) = watch::channel(false);
     let api = Api { control, access, stopping: is_stopping, event_streams: AtomicUsize::new(0) };
     let router = router(Arc::new(api));
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX);
     let under_way = GracefulShutdown::new();
     let mut connections = tokio::task::JoinSet::new();
     let mut stop = std::pin::pin!(stop);
@@ -109,13 +111,9 @@ pub async fn serve(
 }
 
 /// The next connection, once there is a place for it; `None` if accepting failed.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+async fn accept(listener: &TcpListener, places: &Arc<Places>) -> Option<(TcpStream, SocketAddr, Arc<Place>)> {
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, place)),
+        Ok((stream, peer)) => Some((stream, peer, places.take().await)),
         Err(error) => {
             tracing::warn!(%error, "the API cannot accept a connection");
             None
@@ -129,7 +127,7 @@ async fn converse(
     peer: SocketAddr,
     router: Router,
     under_way: Watcher,
-    _place: OwnedSemaphorePermit,
+    place: Arc<Place>,
 ) {
     // Small answers must not wait for acknowledgements; without it they only come later.
     let _ = stream.set_nodelay(true);
@@ -137,26 +135,45 @@ async fn converse(
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNREAD_MS_MAX) {
         tracing::debug!(%error, "an API connection has no limit for unread answers");
     }
-    let service = service_fn(move |request: Request<Incoming>| respond(router.clone(), peer, request));
+    let asked = Arc::clone(&place);
+    let service = service_fn(move |request: Request<Incoming>| {
+        respond(router.clone(), peer, Arc::clone(&asked), request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = under_way.watch(connection).await {
-        tracing::debug!(%peer, %error, "an API connection ended early");
+    tokio::select! {
+        ended = under_way.watch(connection) => {
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "an API connection ended early");
+            }
+        }
+        () = place.displaced() => tracing::debug!(%peer, "an idle API connection gave way to another"),
     }
 }
 
 async fn respond(
     router: Router,
     peer: SocketAddr,
+    place: Arc<Place>,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
+    let Some(busy) = place.busy() else {
+        // Nothing is done for who could not be told.
+        return std::future::pending().await;
+    };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(Peer(peer));
     let response = router.oneshot(request).await?;
     tracing::debug!(%peer, %method, path, status = response.status().as_u16(), "API request");
-    Ok(response)
+    // Until the whole answer is on its way: it may be a stream of events.
+    Ok(response.map(|body| {
+        Body::new(body.map_err(move |error| {
+            let _until_dropped = &busy;
+            error
+        }))
+    }))
 }

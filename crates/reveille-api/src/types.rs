@@ -318,6 +318,9 @@ pub struct StagesMs {
     /// The plan with this wake was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided: Option<f64>,
+    /// The version has come from the object store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<f64>,
     /// The monitor's process answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spawned: Option<f64>,
@@ -342,6 +345,7 @@ impl StagesMs {
         let ms = |stage| record.stage_us(stage).map(|us| us as f64 / 1_000.0);
         Self {
             decided: ms(Stage::Decided),
+            fetched: ms(Stage::Fetched),
             spawned: ms(Stage::Spawned),
             restored: ms(Stage::Restored),
             running: ms(Stage::Running),
@@ -352,7 +356,8 @@ impl StagesMs {
 
     /// The stages that were reached, in order, with their words.
     pub fn reached(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let all = [self.decided, self.spawned, self.restored, self.running, self.ready, self.first_byte];
+        let Self { decided, fetched, spawned, restored, running, ready, first_byte } = *self;
+        let all = [decided, fetched, spawned, restored, running, ready, first_byte];
         Stage::ALL.into_iter().zip(all).filter_map(|(stage, ms)| Some((stage.word(), ms?)))
     }
 }

@@ -10,6 +10,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use reveille_api::events::Event;
 use reveille_api::token_file::{Places, TokenFile, find_token};
@@ -17,7 +18,7 @@ use reveille_api::{Anonymous, Client, ClientError, Connections, RolloverStep, Sc
 use reveille_core::model::{Phase, Timestamp, VmState};
 use support::{Daemon, LIMIT, name, spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn every_call_makes_the_round_trip() {
@@ -202,6 +203,37 @@ async fn a_slow_reader_is_told_how_much_it_missed() {
     }
     assert_eq!(next(&mut stream).await, Some(Event::Lagged { missed: 6 }));
     assert_eq!(next(&mut stream).await, Some(removed(7, "hello.vm.test")));
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_keep_nobody_out_and_interrupt_nobody() {
+    /// More than there are places for.
+    const IDLE: usize = 300;
+    /// Less than after which an idle connection is closed anyway.
+    const WAIT_MAX: Duration = Duration::from_secs(10);
+    const ASKED: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let daemon = Daemon::start(&["hello.vm.test"], Anonymous::Read).await;
+    let mut events = Client::new(&daemon.url()).unwrap().events(None).await.unwrap();
+    let (mut idle, mut answer) = (Vec::new(), [0; 1_024]);
+    for number in 0..IDLE {
+        let mut stream = TcpStream::connect(daemon.api).await.unwrap();
+        // Each other one asks at least once.
+        if number % 2 == 0 {
+            stream.write_all(ASKED).await.unwrap();
+            let read = tokio::time::timeout(WAIT_MAX, stream.read(&mut answer)).await;
+            let read = read.unwrap_or_else(|_| panic!("no answer on connection {number}")).unwrap();
+            assert!(answer[..read].starts_with(b"HTTP/1.1 200 "), "{number}");
+        }
+        idle.push(stream);
+    }
+    // Those that have waited longest are closed, and the others are not.
+    assert_eq!(idle[0].read(&mut answer).await.unwrap(), 0);
+    let last = idle.last_mut().unwrap();
+    last.write_all(ASKED).await.unwrap();
+    assert!(last.read(&mut answer).await.unwrap() > 0);
+    // Nor is who waits for what happens.
+    daemon.memory.events.send(removed(1, "hello.vm.test")).unwrap();
+    assert_eq!(next(&mut events).await, Some(removed(1, "hello.vm.test")));
 }
 
 #[tokio::test]

@@ -7,3 +7,4 @@
 pub mod answer;
 pub mod decide;
 pub mod model;
+pub mod mutation;

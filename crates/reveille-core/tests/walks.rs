@@ -10,9 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 use reveille_core::decide::{Action, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Phase, Policy,
-    Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion, Timestamp,
-    Trigger,
+    Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Ownership,
+    Phase, Policy, Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion,
+    Timestamp, Trigger,
 };
 
 const ID: InstanceId = InstanceId(1);
@@ -126,6 +126,10 @@ impl Host {
         let mut fleet = Fleet::new(HostLimits { has_depot, ..HostLimits::default() });
         let added = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         fleet.apply(added, now).unwrap();
+        if has_depot {
+            let ownership = Ownership::Ours { epoch: 1, newest: None, number_last: 0 };
+            fleet.apply(Event::Owned { service: name.clone(), ownership }, now).unwrap();
+        }
         let (vmm, work) = (Vmm::None, VecDeque::new());
         Self {
             fleet,

@@ -18,7 +18,6 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
 use crate::depot::{Depot, MANIFEST_OBJECT_BYTES_MAX, Stage, Watch, salt};
-use crate::failpoint;
 use crate::format::Fault;
 use crate::format::chunk::{self, CHUNK_BYTES_MAX};
 use crate::format::manifest::{Description, Manifest};
@@ -26,6 +25,7 @@ use crate::names::{ChunkName, Shelf, VersionId};
 use crate::objects::{ObjectError, Put};
 use crate::pages::PAGE;
 use crate::put::{PutError, PutSummary};
+use reveille_failpoint::failpoint;
 
 /// Largest first entry.
 const VERSION_BYTES_MAX: u64 = 4096;

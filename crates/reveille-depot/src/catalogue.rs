@@ -4,13 +4,13 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::depot::{Depot, MANIFEST_OBJECT_BYTES_MAX};
-use crate::failpoint;
 use crate::format::Kind;
 use crate::format::manifest::Manifest;
 use crate::format::map::{TOUCHED_BYTES_MAX, decode_set, encode_set};
 use crate::names::{SERVICES, ServiceName, Shelf, VersionId, touched_path};
 use crate::objects::{ObjectError, Put};
 use crate::pages::PageSet;
+use reveille_failpoint::failpoint;
 
 /// A version in a listing.
 #[derive(Debug)]

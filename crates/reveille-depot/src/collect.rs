@@ -20,9 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::depot::{Depot, Watch};
-use crate::failpoint;
 use crate::names::{CHUNKS, CLOCK, ChunkName, SERVICES, Shelf, VersionId};
 use crate::objects::{Listed, ObjectError};
+use reveille_failpoint::failpoint;
 
 /// Why nothing, or not all, was collected. What was not can be collected later.
 #[derive(Debug, thiserror::Error)]

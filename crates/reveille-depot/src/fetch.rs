@@ -10,13 +10,13 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::depot::{Depot, Stage, Watch};
-use crate::failpoint;
 use crate::format::chunk::{CHUNK_BYTES_MAX, Decoded, decode};
 use crate::format::manifest::Manifest;
 use crate::format::map::{ChunkRef, Run};
 use crate::names::VersionId;
 use crate::objects::ObjectError;
 use crate::pages::{ContentSum, PAGE, PAGE_BYTES, PageSet};
+use reveille_failpoint::failpoint;
 
 /// Which chunks are fetched first.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,6 @@ pub mod catalogue;
 pub mod collect;
 pub mod config;
 mod depot;
-pub mod failpoint;
 pub mod fetch;
 pub mod format;
 pub mod names;

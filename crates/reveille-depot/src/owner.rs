@@ -8,10 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::depot::{Depot, json, parse, salt};
-use crate::failpoint;
 use crate::format::{Kind, record};
 use crate::names::{ServiceName, owner_path};
 use crate::objects::{ObjectError, Put, Seen};
+use reveille_failpoint::failpoint;
 
 /// Largest object of an owner.
 const OWNER_BYTES_MAX: u64 = 4096;
@@ -115,6 +115,30 @@ impl Depot {
         host: &str,
         expected: Option<u64>,
     ) -> Result<u64, ClaimError> {
+        self.claim_unheard(service, host, expected, None).await
+    }
+
+    /// As [`Depot::claim`], if nothing has been heard of that owner since it was read: a claim that rests on an owner's
+    /// silence must not take the service from one that has just come back, in the same epoch.
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub async fn take_over(
+        &self,
+        service: &ServiceName,
+        host: &str,
+        from: &Owner,
+    ) -> Result<u64, ClaimError> {
+        self.claim_unheard(service, host, Some(from.epoch), Some(from.heard_ms)).await
+    }
+
+    async fn claim_unheard(
+        &self,
+        service: &ServiceName,
+        host: &str,
+        expected: Option<u64>,
+        since_ms: Option<u64>,
+    ) -> Result<u64, ClaimError> {
         if !(1..=HOST_BYTES_MAX).contains(&host.len()) {
             return Err(ClaimError::Host(host.chars().take(HOST_BYTES_MAX).collect()));
         }
@@ -124,7 +148,17 @@ impl Depot {
             (None, Some(expected)) => {
                 return Err(ClaimError::Unowned { service: service.clone(), expected });
             }
-            (Some(read), Some(expected)) if read.content.epoch == expected => Put::Replace(read.seen),
+            (Some(read), Some(expected)) if read.content.epoch == expected => {
+                if let Some(since_ms) = since_ms {
+                    // Looked at after it was read: what is written from here on makes the put fail.
+                    let owner = self.heard(service, read.content).await?;
+                    if owner.heard_ms != since_ms {
+                        let expected = Some(expected);
+                        return Err(ClaimError::Owned { service: service.clone(), expected, owner });
+                    }
+                }
+                Put::Replace(read.seen)
+            }
             (Some(read), expected) => {
                 let owner = self.heard(service, read.content).await?;
                 return Err(ClaimError::Owned { service: service.clone(), expected, owner });

@@ -4,8 +4,9 @@
 //! manifest with the next number that names the chunks of the old one. It costs one object, whoever takes the service
 //! over finds what was rolled back to, and what it replaces stays where it is, under its own number.
 
+use reveille_failpoint::failpoint;
+
 use crate::depot::{Depot, Watch};
-use crate::failpoint;
 use crate::format::manifest::{Description, Manifest};
 use crate::names::VersionId;
 use crate::objects::ObjectError;

@@ -22,7 +22,6 @@ use common::{Dice, about, config, device, id, memory, pseudo_guest, same_content
 use futures_util::FutureExt;
 use reveille_depot::collect::CollectError;
 use reveille_depot::config::{DepotConfig, OpenError};
-use reveille_depot::failpoint::{Outcome, on_this_thread};
 use reveille_depot::fetch::{FetchError, FetchOrder};
 use reveille_depot::owner::ClaimError;
 use reveille_depot::pages::PageSet;
@@ -31,6 +30,7 @@ use reveille_depot::seal::Keyring;
 use reveille_depot::source::{ChangedSource, NewPart, PageSource, Span};
 use reveille_depot::verify::Depth;
 use reveille_depot::{Depot, Stage, Watch};
+use reveille_failpoint::{Outcome, on_this_thread};
 use world::World;
 
 struct Place {

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use common::{Dice, about, id};
 use futures_util::FutureExt;
 use reveille_depot::config::DepotConfig;
-use reveille_depot::failpoint::{Outcome, on_this_thread};
 use reveille_depot::names::{ChunkName, ServiceName, VersionId};
 use reveille_depot::pages::{PAGE_BYTES, PageSet};
 use reveille_depot::put::PutError;
@@ -30,6 +29,7 @@ use reveille_depot::seal::{Keyring, SealKey};
 use reveille_depot::source::{BytesSource, ChangedSource, NewPart};
 use reveille_depot::verify::Depth;
 use reveille_depot::{Depot, Watch};
+use reveille_failpoint::{Outcome, on_this_thread};
 use world::World;
 
 /// A put of some requests, each of which takes up to 20 s, is done in half of it.

@@ -113,7 +113,7 @@ impl Bench {
                 Ok(Rule { network, ..Rule::all(Action::NoWake) })
             };
             self.config.rule = (0..rules).map(rule).collect::<Result<_, NetworkError>>()?;
-            self.gate.exchange(&self.config, &[], self.at)?;
+            self.gate.take(self.gate.prepare(&self.config, &[], self.at)?);
             cost(&format!("arrive, {rules} rules"), || {
                 self.batches(Askers::All, |judge, address| _ = black_box(arrive(judge, address)));
             });

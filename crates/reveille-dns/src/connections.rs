@@ -16,13 +16,12 @@ use crate::hold::{HoldRoom, Waiting, stopped};
 use crate::https;
 use crate::limit::{Gate, GateTally, Writers};
 use crate::observe::{NameCounts, Producer, Sighting};
-use crate::places::Places;
+use crate::places::{Places, Seat};
 use crate::respond::{Origin, Outcome, Setting, Transport, WakeWish, respond};
 use crate::tally::{Tally, bump};
 use crate::tcp::Connection;
 use crate::tls::Handshakes;
 use crate::transfer::{TRANSFER_WAIT_MS_MAX, TRANSFERS_MAX, Transfer};
-use crate::udp::question_name;
 use crate::update::{Admitted, is_update};
 use crate::wake::WakeAsker;
 
@@ -173,18 +172,9 @@ impl Shared {
         };
         self.tally.query(&outcome);
         self.common.counts.bump_shared(outcome.counter);
-        if let Some(written) = outcome.written {
+        if let Some(sighting) = Sighting::of(packet, from, &outcome, setting.now) {
             let mut ring = self.common.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.push(&Sighting {
-                at: setting.now,
-                counter: outcome.counter,
-                name: question_name(packet),
-                qtype: outcome.qtype,
-                rcode: written.rcode,
-                transport: from.transport,
-                client: from.peer.ip(),
-                subnet: outcome.subnet,
-            });
+            ring.push(&sighting);
             ring.flush();
         }
         let transfer = outcome.transfer.take();
@@ -237,8 +227,8 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         bump(&shared.tally.connections);
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            let _place = place;
-            converse(stream, peer, &shared).await;
+            converse(stream, peer, &shared, place.seat()).await;
+            drop(place);
         });
     }
     drop(listener);
@@ -246,15 +236,15 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// One connection, from accept to its end.
-async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, seat: Arc<Seat>) {
     // Answers leave at once; what can be sent together is written together. Without it they come a little later.
     let _ = stream.set_nodelay(true);
     match &shared.speech {
-        Speech::Dns => Connection::new(stream, peer, Transport::Tcp, shared).run().await,
+        Speech::Dns => Connection::new(stream, peer, Transport::Tcp, shared).on(seat).run().await,
         Speech::DnsOverTls(handshakes) => {
             if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
                 let version = stream.get_ref().1.protocol_version();
-                let connection = Connection::new(stream, peer, Transport::Tls, shared);
+                let connection = Connection::new(stream, peer, Transport::Tls, shared).on(seat);
                 // Zones are for TLS 1.3 only (RFC 9103 §7.1).
                 match version {
                     Some(ProtocolVersion::TLSv1_3) => connection.run().await,
@@ -264,10 +254,10 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         }
         Speech::Https(handshakes) => {
             if let Some(stream) = handshakes.shake(stream, peer, &shared.tally).await {
-                https::converse(stream, peer, false, shared).await;
+                https::converse(stream, peer, false, shared, seat).await;
             }
         }
-        Speech::PlainHttp => https::converse(stream, peer, true, shared).await,
+        Speech::PlainHttp => https::converse(stream, peer, true, shared, seat).await,
     }
 }
 
@@ -275,11 +265,17 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
 pub(crate) mod alone {
     use arc_swap::ArcSwap;
     use reveille_core::model::Timestamp;
+    #[cfg(test)]
+    use tokio::io::DuplexStream;
     use tokio::runtime::Handle;
     use tokio::sync::{mpsc, watch};
+    #[cfg(test)]
+    use tokio::time::Instant;
 
     use super::*;
     use crate::observe::ring;
+    #[cfg(test)]
+    use crate::tally::Counts;
     use crate::tsig::Keyring;
 
     /// What they share, and what must live as long.
@@ -299,6 +295,29 @@ pub(crate) mod alone {
         #[cfg(test)]
         pub fn with(view: View, speech: Speech) -> Self {
             Self::at(view, speech, Timestamp::from_ms(0))
+        }
+
+        /// Serves one end of a pipe while the client does its part with the other; gives how long that lasted, and what
+        /// was counted.
+        #[cfg(test)]
+        pub async fn served<C: Future>(
+            &self,
+            capacity: usize,
+            serve: impl AsyncFnOnce(DuplexStream, SocketAddr),
+            client: impl FnOnce(DuplexStream) -> C,
+        ) -> (Duration, Counts) {
+            let (ours, theirs) = tokio::io::duplex(capacity);
+            let begun = Instant::now();
+            let serving = async {
+                serve(ours, SocketAddr::from(([127, 0, 0, 1], 1))).await;
+                begun.elapsed()
+            };
+            tokio::pin!(serving);
+            let lasted = tokio::select! {
+                lasted = &mut serving => lasted,
+                _ = client(theirs) => serving.await,
+            };
+            (lasted, self.counts())
         }
 
         pub fn at(view: View, speech: Speech, now: Timestamp) -> Self {
@@ -326,10 +345,60 @@ pub(crate) mod alone {
         }
 
         #[cfg(test)]
-        pub fn counts(&self) -> crate::tally::Counts {
-            let mut counts = crate::tally::Counts::default();
+        pub fn counts(&self) -> Counts {
+            let mut counts = Counts::default();
             self.shared.tally.add_to(&mut counts);
             counts
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+
+    use super::alone::Alone;
+    use super::*;
+
+    /// `. NS`, which a server without zones refuses in 17 bytes.
+    const QUESTION: &[u8] = &[0, 17, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+    const GET: &[u8] = b"GET /dns-query?dns=AAcAAAABAAAAAAAAAAACAAE HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    async fn client(number: u8, server: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 99, number], 0))).unwrap();
+        socket.connect(server).await.unwrap()
+    }
+
+    /// Whether a question is answered; not if the connection was closed.
+    async fn is_answered(stream: &mut TcpStream, question: &[u8]) -> bool {
+        let _ = stream.write_all(question).await;
+        stream.read(&mut [0; 512]).await.is_ok_and(|length| length > 0)
+    }
+
+    #[tokio::test]
+    async fn clients_that_only_hold_on_to_their_places_keep_nobody_out() {
+        for (speech, question) in [(Speech::Dns, QUESTION), (Speech::PlainHttp, GET)] {
+            let mut alone = Alone::new(speech);
+            Arc::get_mut(&mut alone.shared).unwrap().places = Places::new(3, 2);
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let serving = tokio::spawn(serve(listener, Arc::clone(&alone.shared)));
+            let mut clients = Vec::new();
+            for number in 1..=6 {
+                let mut client = client(number, address).await;
+                assert!(is_answered(&mut client, question).await, "client {number}");
+                clients.push(client);
+            }
+            for (client, stays) in clients.iter_mut().zip([false, false, false, true, true, true]) {
+                assert_eq!(is_answered(client, question).await, stays);
+            }
+            let counts = alone.counts();
+            assert_eq!((counts.connections_refused, counts.connections_timed_out), (0, 3));
+            drop(clients);
+            alone.stop.send_replace(true);
+            serving.await.unwrap();
         }
     }
 }

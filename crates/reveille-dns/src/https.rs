@@ -11,8 +11,8 @@ mod request;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::connections::{Next, Shared};
 use crate::hold::stopped;
+use crate::places::Seat;
 use crate::respond::{Origin, Transport};
 use crate::tally::bump;
 use linger::Linger;
@@ -57,11 +58,16 @@ const WINDOW_BYTES: (u32, u32) = (65_535, 262_144);
 const SEND_BYTES_MAX: usize = 65_536;
 
 /// Serves a connection: HTTP/2 or 1.1, as its first bytes say. `is_proxy`: it is from a proxy on this host.
-pub(crate) async fn converse<S>(stream: S, peer: SocketAddr, is_proxy: bool, shared: &Arc<Shared>)
-where
+pub(crate) async fn converse<S>(
+    stream: S,
+    peer: SocketAddr,
+    is_proxy: bool,
+    shared: &Arc<Shared>,
+    seat: Arc<Seat>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let visit = Visit::new(peer, is_proxy, shared);
+    let visit = Visit::new(peer, is_proxy, shared, seat);
     let asked = Arc::clone(&visit);
     let service = service_fn(move |request| Arc::clone(&asked).exchange(request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -91,7 +97,9 @@ struct Visit {
     is_proxy: bool,
     shared: Arc<Shared>,
     begun: Instant,
-    under_way: AtomicUsize,
+    /// Requests. The place may be lost while there are none.
+    under_way: Mutex<usize>,
+    seat: Arc<Seat>,
     /// When the last request ended, in milliseconds since `begun`.
     ended_ms: AtomicU64,
 }
@@ -103,15 +111,24 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let elapsed_ms = self.0.begun.elapsed().as_millis();
         self.0.ended_ms.store(u64::try_from(elapsed_ms).unwrap_or(u64::MAX), Relaxed);
-        self.0.under_way.fetch_sub(1, Relaxed);
+        let mut under_way = self.0.under_way();
+        *under_way -= 1;
+        if *under_way == 0 {
+            self.0.seat.rest();
+        }
     }
 }
 
 impl Visit {
-    fn new(peer: SocketAddr, is_proxy: bool, shared: &Arc<Shared>) -> Arc<Self> {
+    fn new(peer: SocketAddr, is_proxy: bool, shared: &Arc<Shared>, seat: Arc<Seat>) -> Arc<Self> {
         let (shared, begun) = (Arc::clone(shared), Instant::now());
-        let (under_way, ended_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Self { peer, is_proxy, shared, begun, under_way, ended_ms })
+        let (under_way, ended_ms) = (Mutex::default(), AtomicU64::new(0));
+        seat.rest();
+        Arc::new(Self { peer, is_proxy, shared, begun, under_way, seat, ended_ms })
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, usize> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a connection until its client is done or idle, or the server stops.
@@ -119,6 +136,7 @@ impl Visit {
         let mut stop = self.shared.hold.stop.clone();
         let mut stopping = pin!(stopped(&mut stop));
         let mut connection = pin!(connection);
+        let mut displaced = pin!(self.seat.lost());
         let mut alarm = pin!(sleep_until(self.idle_until()));
         let close = Duration::from_millis(CLOSE_MS_MAX);
         let mut closing = false;
@@ -130,6 +148,15 @@ impl Visit {
                     closing = true;
                     connection.as_mut().graceful_shutdown();
                     alarm.as_mut().reset(Instant::now() + close);
+                }
+                () = &mut displaced => {
+                    if !closing {
+                        bump(&self.shared.tally.connections_timed_out);
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    // The place has another connection already: what cannot be sent at once is not.
+                    let _ = timeout(Duration::ZERO, &mut connection).await;
+                    return;
                 }
                 () = &mut alarm => {
                     if closing {
@@ -152,7 +179,7 @@ impl Visit {
     /// When the connection is to be closed unless another request comes.
     fn idle_until(&self) -> Instant {
         let patience = Duration::from_millis(self.shared.places.patience_ms(IDLE_MS_MAX));
-        if self.under_way.load(Relaxed) > 0 {
+        if *self.under_way() > 0 {
             return Instant::now() + patience;
         }
         self.begun + Duration::from_millis(self.ended_ms.load(Relaxed)) + patience
@@ -162,7 +189,12 @@ impl Visit {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        self.under_way.fetch_add(1, Relaxed);
+        {
+            let mut under_way = self.under_way();
+            *under_way += 1;
+            // Should the place be lost just now, nobody hears the answer.
+            self.seat.work();
+        }
         let under_way = UnderWay(self);
         let answer = under_way.0.answer(request).await;
         Ok(answer.unwrap_or_else(|refusal| {
@@ -173,7 +205,15 @@ impl Visit {
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
         let (head, body) = request.into_parts();
-        let message = match request::source(&head)? {
+        let source = match request::source(&head) {
+            Ok(source) => source,
+            Err(refusal) => {
+                // A body that is left unread has its stream reset over HTTP/2, which may take the answer away.
+                let _ = whole(body).await;
+                return Err(refusal);
+            }
+        };
+        let message = match source {
             Source::Address(message) => message,
             Source::Body => whole(body).await?,
         };

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::connections::{Next, Shared};
 use crate::hold::stopped;
+use crate::places::Seat;
 use crate::respond::{Origin, Transport};
 use crate::tally::bump;
 use crate::transfer::{self, MESSAGE_MS_MAX, MESSAGES_WAITING_MAX, Transfer, Way};
@@ -63,6 +64,7 @@ pub(crate) struct Connection<'s, S> {
     idle_ms_max: u64,
     /// Zones may be transferred.
     transfers: bool,
+    seat: Arc<Seat>,
 }
 
 /// Why a connection ends early.
@@ -71,6 +73,8 @@ enum End {
     Closed,
     /// No question came.
     Idle,
+    /// No question came, and another client needed the place.
+    Displaced,
     /// The client did not take its answers.
     Stuck,
 }
@@ -85,8 +89,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     /// A connection that was just opened.
     pub fn new(stream: S, peer: SocketAddr, transport: Transport, shared: &'s Shared) -> Self {
         let (unread, answers, message) = (Unread::default(), Vec::new(), Vec::new());
-        let (idle_ms_max, transfers) = (QUESTION_MS_MAX, true);
-        Self { stream, peer, transport, shared, unread, answers, message, idle_ms_max, transfers }
+        let (idle_ms_max, transfers, seat) = (QUESTION_MS_MAX, true, Arc::default());
+        Self { stream, peer, transport, shared, unread, answers, message, idle_ms_max, transfers, seat }
+    }
+
+    /// On a place that it may lose while it is idle.
+    pub fn on(self, seat: Arc<Seat>) -> Self {
+        Self { seat, ..self }
     }
 
     /// Without transfers of zones.
@@ -97,13 +106,17 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
     /// Answers until the client is done, too slow, or the server stops.
     pub async fn run(mut self) {
         let ended = self.converse().await;
-        if matches!(ended, Err(End::Idle | End::Stuck)) {
+        if matches!(ended, Err(End::Idle | End::Stuck | End::Displaced)) {
             bump(&self.shared.tally.connections_timed_out);
         }
-        if matches!(ended, Ok(()) | Err(End::Idle)) {
-            // Inside TLS the end is a message too, without which it could be an attacker's (RFC 7858 §3.4).
-            let _ = timeout(Duration::from_millis(CLOSE_MS_MAX), self.stream.shutdown()).await;
-        }
+        let close_ms_max = match ended {
+            Ok(()) | Err(End::Idle) => CLOSE_MS_MAX,
+            // The place has another connection already: what cannot be sent at once is not.
+            Err(End::Displaced) => 0,
+            Err(End::Closed | End::Stuck) => return,
+        };
+        // Inside TLS the end is a message too, without which it could be an attacker's (RFC 7858 §3.4).
+        let _ = timeout(Duration::from_millis(close_ms_max), self.stream.shutdown()).await;
     }
 
     /// Answers question after question. Answers to held ones follow when they are ready, in any order (RFC 7766
@@ -112,12 +125,17 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
         let shared = self.shared;
         let mut stop = shared.hold.stop.clone();
         let mut stopping = pin!(stopped(&mut stop));
+        let seat = Arc::clone(&self.seat);
+        let mut displaced = pin!(seat.lost());
         let mut held = FuturesUnordered::new();
         let mut open = true;
         let mut question_by = self.patience();
         // Set anew only when it goes off: nearly always another question has come by then.
         let mut alarm = pin!(sleep_until(question_by));
         loop {
+            if self.unread.has_message() && !seat.work() {
+                return Err(End::Displaced);
+            }
             while held.len() < HELD_PER_CONNECTION_MAX {
                 match self.answer_unread() {
                     Next::Send => break,
@@ -135,12 +153,16 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin> Connection<'s, S> {
             if !open && held.is_empty() {
                 return Ok(());
             }
+            if held.is_empty() {
+                seat.rest();
+            }
             let reads = open && held.len() < HELD_PER_CONNECTION_MAX;
             tokio::select! {
                 biased;
                 Some(answer) = held.next(), if !held.is_empty() => append(&answer, &mut self.answers),
                 read = self.stream.read_buf(self.unread.room()), if reads => open = read? > 0,
                 () = &mut stopping, if open => open = false,
+                () = &mut displaced => return Err(End::Displaced),
                 () = &mut alarm, if reads && held.is_empty() => {
                     if Instant::now() >= question_by {
                         return Err(End::Idle);
@@ -314,19 +336,8 @@ mod tests {
         client: impl FnOnce(DuplexStream) -> F,
     ) -> (Duration, Counts) {
         let alone = Alone::new(Speech::Dns);
-        let (ours, theirs) = tokio::io::duplex(capacity);
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let begun = Instant::now();
-        let serving = async {
-            Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
-            begun.elapsed()
-        };
-        tokio::pin!(serving);
-        let lasted = tokio::select! {
-            lasted = &mut serving => lasted,
-            _ = client(theirs) => serving.await,
-        };
-        (lasted, alone.counts())
+        let serve = async |ours, peer| Connection::new(ours, peer, Transport::Tcp, &alone.shared).run().await;
+        alone.served(capacity, serve, client).await
     }
 
     #[tokio::test(start_paused = true)]

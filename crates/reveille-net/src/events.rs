@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use reveille_core::model::{DomainName, PortSpec};
@@ -53,6 +54,11 @@ impl RelayEvents {
         self.queue.recv().await.map(UnderWay::take)
     }
 
+    /// As [`RelayEvents::recv`], for who waits for several things.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<RelayEvent>> {
+        self.queue.poll_recv(context).map(|event| event.map(UnderWay::take))
+    }
+
     /// The next event, if one is there.
     pub fn try_recv(&mut self) -> Option<RelayEvent> {
         self.queue.try_recv().ok().map(UnderWay::take)
@@ -74,16 +80,22 @@ impl UnderWay {
 
 /// The sending end, from which each service gets its own.
 #[derive(Debug, Clone)]
-pub(crate) struct EventSender(mpsc::UnboundedSender<UnderWay>);
+pub struct EventSender(mpsc::UnboundedSender<UnderWay>);
 
-pub(crate) fn channel() -> (EventSender, RelayEvents) {
+fn now() -> Instant {
+    // The timers' clock, which may be simulated.
+    tokio::time::Instant::now().into_std()
+}
+
+/// The two ends.
+pub fn channel() -> (EventSender, RelayEvents) {
     let (sender, queue) = mpsc::unbounded_channel();
     (EventSender(sender), RelayEvents { queue })
 }
 
 /// One service's sending end.
 #[derive(Debug)]
-pub(crate) struct ServiceEvents {
+pub struct ServiceEvents {
     service: DomainName,
     sender: EventSender,
     wanted: Arc<AtomicBool>,
@@ -92,27 +104,26 @@ pub(crate) struct ServiceEvents {
 }
 
 impl ServiceEvents {
-    pub(crate) fn new(service: DomainName, sender: EventSender) -> Self {
+    /// The service's.
+    pub fn new(service: DomainName, sender: EventSender) -> Self {
         let flag = || Arc::new(AtomicBool::new(false));
         Self { service, sender, wanted: flag(), first_byte: flag(), idle: flag() }
     }
 
-    pub(crate) fn wanted(&self, client: SocketAddr, port: PortSpec) {
+    /// A client waits.
+    pub fn wanted(&self, client: SocketAddr, port: PortSpec) {
         let service = || self.service.clone();
-        self.send(&self.wanted, || RelayEvent::Wanted {
-            service: service(),
-            client,
-            port,
-            at: Instant::now(),
-        });
+        self.send(&self.wanted, || RelayEvent::Wanted { service: service(), client, port, at: now() });
     }
 
-    pub(crate) fn first_byte(&self) {
+    /// The first byte came back.
+    pub fn first_byte(&self) {
         let service = || self.service.clone();
-        self.send(&self.first_byte, || RelayEvent::FirstByte { service: service(), at: Instant::now() });
+        self.send(&self.first_byte, || RelayEvent::FirstByte { service: service(), at: now() });
     }
 
-    pub(crate) fn idle(&self) {
+    /// The last open connection closed.
+    pub fn idle(&self) {
         self.send(&self.idle, || RelayEvent::Idle { service: self.service.clone() });
     }
 

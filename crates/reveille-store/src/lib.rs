@@ -48,7 +48,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reveille_core::model::InstanceId;
+use reveille_core::model::{DomainName, InstanceId};
 
 pub use change::{
     Change, Origin, StoredDecision, StoredPublished, StoredService, StoredStaticSet, StoredToken, TokenHash,
@@ -56,7 +56,7 @@ pub use change::{
 pub use load::{LoadError, Loaded};
 pub use open::OpenError;
 pub use read::{ReadError, Sequenced};
-pub use writer::{Ack, WriteError};
+pub use writer::{Ack, Acknowledge, WriteError};
 
 use open::Shared;
 use writer::Writer;
@@ -112,5 +112,44 @@ impl Store {
     /// The file that holds the database.
     pub fn path(&self) -> PathBuf {
         self.shared.path().to_owned()
+    }
+}
+
+/// The state database as the control loop sees it: a [`Store`], or a simulated one.
+pub trait StateDatabase: Send + Sync {
+    /// See [`Store::write`].
+    fn write(&self, changes: Vec<Change>) -> Ack;
+
+    /// See [`Store::reserve_instance_id`].
+    fn reserve_instance_id(&self) -> InstanceId;
+
+    /// See [`Store::service`].
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn service(&self, name: &DomainName) -> Result<Option<StoredService>, ReadError>;
+
+    /// See [`Store::static_sets`].
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn static_sets(&self) -> Result<Vec<StoredStaticSet>, ReadError>;
+}
+
+impl StateDatabase for Store {
+    fn write(&self, changes: Vec<Change>) -> Ack {
+        Self::write(self, changes)
+    }
+
+    fn reserve_instance_id(&self) -> InstanceId {
+        Self::reserve_instance_id(self)
+    }
+
+    fn service(&self, name: &DomainName) -> Result<Option<StoredService>, ReadError> {
+        Self::service(self, name)
+    }
+
+    fn static_sets(&self) -> Result<Vec<StoredStaticSet>, ReadError> {
+        Self::static_sets(self)
     }
 }

@@ -76,7 +76,16 @@ enum AckState {
     Waiting(oneshot::Receiver<Result<(), WriteError>>),
 }
 
+/// Says what became of the changes that an [`Ack`] stands for.
+pub type Acknowledge = oneshot::Sender<Result<(), WriteError>>;
+
 impl Ack {
+    /// One that resolves to what is sent, and to [`WriteError::Ended`] if nothing is.
+    pub fn pending() -> (Acknowledge, Self) {
+        let (done, answer) = oneshot::channel();
+        (done, Self(AckState::Waiting(answer)))
+    }
+
     /// Waits on a thread that may block.
     ///
     /// # Errors
@@ -108,7 +117,7 @@ impl Future for Ack {
 /// The changes of one call, with whoever waits for them.
 struct Batch {
     changes: Vec<Encoded>,
-    done: oneshot::Sender<Result<(), WriteError>>,
+    done: Acknowledge,
 }
 
 /// The writing thread and the way to it.
@@ -133,9 +142,9 @@ impl Writer {
             Ok(changes) => changes,
             Err(error) => return Ack(AckState::Refused(WriteError::Encode(Arc::new(error)))),
         };
-        let (done, answer) = oneshot::channel();
+        let (done, ack) = Ack::pending();
         let refused = match self.queue.as_ref().map(|queue| queue.try_send(Batch { changes, done })) {
-            Some(Ok(())) => return Ack(AckState::Waiting(answer)),
+            Some(Ok(())) => return ack,
             Some(Err(TrySendError::Full(_))) => WriteError::QueueFull,
             Some(Err(TrySendError::Disconnected(_))) | None => WriteError::Ended,
         };

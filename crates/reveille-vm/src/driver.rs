@@ -108,12 +108,47 @@ pub struct Launch {
     pub kernel: PathBuf,
     /// Initial RAM file system of the image.
     pub initrd: PathBuf,
+    /// The image's disk, if it has one: the instance writes to layers of its own over it.
+    pub disk: Option<Disk>,
     /// What the instance is given.
     pub resources: Resources,
     /// What the guest may reach by itself.
     pub egress: Egress,
     /// What its network card is plugged into.
     pub link: Link,
+}
+
+/// The disk of an image, which nobody writes to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Disk {
+    /// The file.
+    pub base: PathBuf,
+    /// How to read it.
+    pub format: DiskFormat,
+    /// The guest's bytes.
+    pub bytes: u64,
+    /// Content address of the file: layers are good for this base alone.
+    pub address: String,
+}
+
+/// How the bytes of a disk lie in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// One after another.
+    Raw,
+    /// As QEMU's copy-on-write format has them.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// As QEMU calls it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// How a version's memory is mapped by the process that is to run it.
@@ -270,6 +305,13 @@ pub trait Driver: Send + Sync {
 
     /// Removes the version of an instance without a process; the object store has it.
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError>;
+
+    /// Goes back to the newest version of the launch's image that a cold boot of another image, or of the same, has set
+    /// aside on this host, if there is one. What the instance has now is set aside, not lost.
+    async fn roll_back(&self, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
+        let _ = launch;
+        Err(DriverError::Unsupported { driver: self.capabilities().driver, verb: "go back to a version" })
+    }
 
     /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
     /// process is ended, the guest is let run again instead.

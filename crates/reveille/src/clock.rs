@@ -4,6 +4,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use reveille_core::model::Timestamp;
 
+/// A monotonic reading. It is that of the timers, so that both agree also where time is simulated.
+pub fn monotonic() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Wall time at the start plus monotonic time since: a jump of the wall clock moves nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
@@ -14,12 +19,17 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts at the wall time of now.
     pub fn start() -> Self {
-        Self { started: Instant::now(), started_wall_ms: Self::wall().as_ms() }
+        Self::starting_at(Self::wall())
+    }
+
+    /// A clock that starts now, at the wall time `wall`.
+    pub fn starting_at(wall: Timestamp) -> Self {
+        Self { started: monotonic(), started_wall_ms: wall.as_ms() }
     }
 
     /// The time now.
     pub fn now(&self) -> Timestamp {
-        self.at(Instant::now())
+        self.at(monotonic())
     }
 
     /// The time by the host's clock, which jumps when it is set. Only those outside go by it.
@@ -42,6 +52,6 @@ impl Clock {
         // A time that no clock reaches is as good as a day from now: it is looked at again then.
         self.started
             .checked_add(std::time::Duration::from_millis(ms))
-            .unwrap_or_else(|| Instant::now() + std::time::Duration::from_secs(86_400))
+            .unwrap_or_else(|| monotonic() + std::time::Duration::from_secs(86_400))
     }
 }

@@ -12,9 +12,7 @@ use reveille_api::token_file::{Places, TokenFile};
 use reveille_api::types::{HostSummary, ServiceCounts};
 use reveille_api::{Access, Scope, Time, Token, TokenGrant};
 use reveille_core::answer::{View, Zone};
-use reveille_core::model::{
-    DomainName, InstanceId, Protocol, Reconciled, Service, ServiceSpec, SpecFault, Timestamp,
-};
+use reveille_core::model::{DomainName, Protocol, Service, ServiceSpec, SpecFault, Timestamp};
 use reveille_dns::limit::Gate;
 use reveille_dns::publish::PublishTask;
 use reveille_dns::sign::Signing;
@@ -32,7 +30,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
-use crate::control::executor::{Executor, Order};
+use crate::control::executor::Executor;
+use crate::control::wiring::{HostWiring, Wiring};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
@@ -166,7 +165,7 @@ struct Kept {
     outbound: outbound::Notes,
 }
 
-async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> anyhow::Result<Host> {
+async fn take_stock(config: &Config, wiring: &dyn Wiring, clock: Clock) -> anyhow::Result<Host> {
     let state_dir = &config.daemon.state_dir;
     make_private(state_dir)
         .with_context(|| format!("cannot use the state directory {}", state_dir.display()))?;
@@ -185,7 +184,7 @@ async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> any
     let capabilities = driver.capabilities();
     tracing::info!(qemu = capabilities.version, accelerator = capabilities.accelerator, "driver");
     let pool = Network::parse_v4(&config.relay.pool).context("relay.pool is no network")?;
-    let rows = startup::merge(&config.service, loaded, &store, pool, clock.now()).await?;
+    let rows = startup::merge(&config.service, loaded, &*store, pool, clock.now()).await?;
     let named = |(service, _): &(Service, _)| (service.spec.clone(), service.address);
     let services: Vec<(ServiceSpec, Ipv4Addr)> = rows.entries.iter().map(named).collect();
     for (service, _) in &services {
@@ -194,23 +193,23 @@ async fn take_stock(config: &Config, activator: &Activator, clock: Clock) -> any
         }
     }
     let found =
-        startup::find(rows.entries, &rows.dropped, config.host, &driver, &images, activator, clock.now())
-            .await;
+        startup::find(rows.entries, &rows.dropped, config.host, &*driver, &images, wiring, clock.now()).await;
     Ok(Host { store, images, driver, found, book: rows.services, services, kept })
 }
 
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let (activator, relay_events) = activator(config, clock)?;
+    let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator));
     let Host { store, images, driver, mut found, book, services, kept } =
-        take_stock(config, &activator, clock).await?;
-    let (depot, stored) = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?.unzip();
-    bind_services(config, &activator, &services).await?;
+        take_stock(config, &*wiring, clock).await?;
+    let taken_up = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
+    bind_services(config, &*wiring, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
     let (generation, generations) = watch::channel(0);
-    let mut publisher = Publisher::new(Arc::clone(&view), generation, activator.clone(), serials);
+    let mut publisher = Publisher::new(Arc::clone(&view), generation, Arc::clone(&wiring), serials);
     publisher.begin(&found.fleet, clock.now());
 
     let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
@@ -235,6 +234,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
+    let images = Arc::new(images);
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
@@ -242,19 +242,17 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         news: news.clone(),
         reloader: reloader.clone(),
         room: Arc::new(room),
-        versions: depot.clone(),
-        images: Arc::clone(&images),
+        stock: taken_up.as_ref().map(|(stock, _)| Arc::clone(stock)),
+        images: Arc::clone(&images) as _,
     };
-    let _ = depot.clone().zip(stored).map(|(depot, stored)| keeping::start(depot, stored, &inbox, clock));
-    let mut executor = Executor::new(driver, images, activator.clone(), inbox.clone(), clock, depot);
-    for (id, step) in found.steps {
-        take_up(&mut executor, &found.fleet, id, step);
-    }
+    let versions = taken_up.map(|(stock, stored)| keeping::start(stock, stored, &inbox, clock));
+    let mut executor = Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions);
+    executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,
         clock,
         store,
-        activator,
+        wiring,
         executor,
         publisher,
         news,
@@ -321,12 +319,12 @@ fn activator(config: &Config, clock: Clock) -> anyhow::Result<(Activator, RelayE
 
 async fn bind_services(
     config: &Config,
-    activator: &Activator,
+    wiring: &dyn Wiring,
     services: &[(ServiceSpec, Ipv4Addr)],
 ) -> anyhow::Result<()> {
     for (spec, address) in services {
         let declared = config.service.iter().any(|service| service.name == spec.name);
-        match activator.bind(binding(spec, *address)).await {
+        match wiring.bind(binding(spec, *address)).await {
             Ok(()) => {}
             Err(error) if declared => return Err(error.into()),
             // Nobody who could mend it is at the keyboard, and the others are not to suffer from it.
@@ -355,22 +353,6 @@ async fn tend(gate: Arc<Gate>, clock: Clock) {
         if let Err(error) = gate.tend(clock.now()) {
             tracing::warn!(%error, "the secret of DNS cookies stays as it is");
         }
-    }
-}
-
-/// Begins what reconciling left to do with an instance.
-fn take_up(executor: &mut Executor, fleet: &reveille_core::model::Fleet, id: InstanceId, step: Reconciled) {
-    let Some(instance) = fleet.instance(id) else { return };
-    let Some(service) = fleet.service(&instance.service) else { return };
-    let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };
-    match step {
-        Reconciled::Settled if instance.rung == reveille_core::model::Rung::Armed => {
-            executor.adopt_armed(order)
-        }
-        Reconciled::Settled => {}
-        Reconciled::End => executor.disarm(order),
-        Reconciled::Adopt => executor.adopt(order, false),
-        Reconciled::Resume => executor.adopt(order, true),
     }
 }
 

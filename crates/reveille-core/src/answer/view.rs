@@ -346,18 +346,6 @@ impl View {
         Self { generation, monitors, ..self.clone() }
     }
 
-    /// This view with one zone in place of that with the same apex; unchanged if there is none. Costs a walk over the
-    /// zone's static names, and over all names if its delegations change.
-    #[must_use]
-    pub fn with_zone(&self, generation: u64, zone: Arc<Zone>) -> Self {
-        let next = Self { generation, ..self.clone() };
-        let known = self.zones.find(zone.apex()).and_then(|index| Some((index, self.zones.at(index)?)));
-        let Some((index, old)) = known else { return next };
-        let apart = old.names_apart(&zone).into_iter().flatten();
-        let names = apart.chain(old.cuts()).chain(zone.cuts()).cloned().collect();
-        next.with_zone_at(index, zone, &names)
-    }
-
     /// This view with another zone of the same name at that index; no names but these have come, gone, or been
     /// delegated or not. Costs what these names cost, and a walk over all names if a delegation came or went.
     #[must_use]

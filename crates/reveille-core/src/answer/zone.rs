@@ -331,12 +331,6 @@ impl Zone {
         *name != self.apex && self.node(name).is_some_and(|node| node.set(NS).is_some())
     }
 
-    /// Every name below the apex that is delegated away.
-    pub(crate) fn cuts(&self) -> impl Iterator<Item = &DomainName> {
-        let below_apex = self.nodes.values().filter(|node| self.cut_count > 0 && node.owner != self.apex);
-        below_apex.filter(|node| node.set(NS).is_some()).map(|node| node.owner())
-    }
-
     /// Whether any name below the apex is delegated away.
     pub fn has_cuts(&self) -> bool {
         self.cut_count > 0

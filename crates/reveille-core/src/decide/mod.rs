@@ -13,6 +13,8 @@ use crate::model::{
     Timestamp,
 };
 
+use crate::mutation::is_on;
+
 pub use reason::Reason;
 
 /// Without a packet for this long an instance may be put to sleep for another one that waits.
@@ -172,7 +174,7 @@ fn choose_beside(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<(Action, Reason)> {
-    if !fleet.limits.has_depot || instance.retiring {
+    if !fleet.limits.has_depot || instance.retiring || service.foreign.is_some() {
         return None;
     }
     if let Some(version) = &instance.version
@@ -245,15 +247,19 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
             Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
         }
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.rolling_back.is_some() => {
-            roll_back(instance)
+            roll_back(fleet, instance)
         }
         Phase::Off | Phase::Hibernated => choose_asleep(fleet, instance, service, now),
         Phase::Failed => choose_retry(instance, service, now),
     }
 }
 
-fn roll_back(instance: &Instance) -> Choice {
+fn roll_back(fleet: &Fleet, instance: &Instance) -> Choice {
     let Some(RollBack { from, number }) = instance.rolling_back else { return Choice::Nothing };
+    if fleet.is_unasked(&instance.service) {
+        // Another host may have gone on with it.
+        return Choice::Do(Action::Wait { until: None }, Reason::OwnerUnknown);
+    }
     Choice::Do(Action::RollBack { from, number }, Reason::RollBackAsked { from })
 }
 
@@ -348,6 +354,9 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
         let reason = Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks };
         return if instance.rung == Rung::Remote {
             fetch(instance, reason, now)
+        } else if instance.epoch == 0 && instance.version.is_none() && fleet.is_unasked(&service.spec.name) {
+            // Another host may run it, or its last version may be in the store: a boot would begin it anew.
+            Choice::Do(Action::Wait { until: None }, Reason::OwnerUnknown)
         } else {
             Choice::Start(reason)
         };
@@ -374,7 +383,9 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
                 Choice::Rest(Action::Arm { keep }, reason)
             }
             Rung::Paused => Choice::Rest(Action::Pause, reason),
-            Rung::Remote if instance.stored_is_current => Choice::Do(Action::Evict, reason),
+            Rung::Remote if instance.stored_is_current || is_on("evict-unstored") => {
+                Choice::Do(Action::Evict, reason)
+            }
             Rung::Cold | Rung::Remote | Rung::Local | Rung::Active => Choice::Nothing,
         },
         // Whether the version is mapped beside itself or not is settled when the process starts.

@@ -81,6 +81,8 @@ pub enum Reason {
         /// The host.
         host: String,
     },
+    /// The object store has not said yet whether another host has it.
+    OwnerUnknown,
     /// The object store does not have its version yet.
     NotStored,
     /// The cache is over its limit, and this version is needed last.
@@ -176,6 +178,9 @@ impl fmt::Display for Reason {
                 seconds(*idle_ms)
             ),
             Self::Foreign { host } => write!(f, "the host {host} has taken the service over"),
+            Self::OwnerUnknown => {
+                f.write_str("the object store has not said yet whether another host has it")
+            }
             Self::NotStored => f.write_str("the object store does not have its version yet"),
             Self::CacheFull { cached_bytes, limit_bytes } => write!(
                 f,

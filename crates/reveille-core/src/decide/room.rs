@@ -1,9 +1,11 @@
 //! Who is let in when the host cannot have all at once, and who makes room.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use super::{Action, Plan, Reason, sleeps_at_pressure};
 use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Rung, Service, Timestamp};
+use crate::mutation::is_on;
 
 /// What instances want, before the limits of the host are applied.
 #[derive(Default)]
@@ -25,7 +27,12 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
     let limits = &fleet.limits;
     let most = limits.starts_max as usize;
     let under_way = fleet.attention().filter(|(instance, _)| instance.phase.is_starting()).count();
-    let mut room = Room { fleet, held: fleet.held(), making: 0, taken: Vec::new() };
+    // Who goes to sleep by itself in this very plan is not to be told again.
+    let goes =
+        |action: &Action| matches!(action, Action::Drain { .. } | Action::Disarm | Action::Kill { .. });
+    let going = plan.decisions.iter().filter(|decision| goes(&decision.action));
+    let going = going.map(|decision| decision.instance).collect();
+    let mut room = Room { fleet, held: fleet.held(), making: 0, going, taken: Vec::new() };
     let (mut begun, mut waiting) = (0, 0);
     for (instance, service, reason) in wishes.starts {
         let needed = Held::running(service.spec.resources);
@@ -52,7 +59,7 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
         } else {
             begun += 1;
             room.held = after;
-            let keep = instance.publishing.is_some();
+            let keep = instance.publishing.is_some() && !is_on("write-while-sent");
             let action = if instance.restores_next() {
                 Action::Restore { from: instance.rung, keep }
             } else {
@@ -74,12 +81,14 @@ struct Room<'f> {
     held: Held,
     /// Instances that go to sleep for them.
     making: usize,
+    /// Those that go to sleep in this plan for other reasons.
+    going: BTreeSet<InstanceId>,
     /// Which these are, and those that leave by themselves.
     taken: Vec<InstanceId>,
 }
 
 impl Room<'_> {
-    /// Puts as many to sleep as are needed for one more that waits: who is only kept warm first, then the idle ones, of
+    /// Puts as many to sleep as are needed for one more that waits: who is only kept warm first, then the idle ones of
     /// lower or equal priority, longest idle first. Nobody with an open connection, and nobody before its minimum time.
     fn make(&mut self, waiting: &Instance, service: &Service, after: Held, now: Timestamp, plan: &mut Plan) {
         let fleet = self.fleet;
@@ -91,7 +100,8 @@ impl Room<'_> {
                 continue;
             }
             let asleep = instance.phase == Phase::Hibernated;
-            let leaves = matches!(instance.phase, Phase::Draining | Phase::Hibernating | Phase::Failed)
+            let leaves = self.going.contains(&instance.id)
+                || matches!(instance.phase, Phase::Draining | Phase::Hibernating | Phase::Failed)
                 || (instance.in_flight && asleep && instance.rung > Rung::Local);
             if leaves {
                 // It gives its room back in any case.
@@ -103,7 +113,8 @@ impl Room<'_> {
             }
             let stays = instance.in_flight
                 || owner.demand.is_some()
-                || owner.spec.priority > service.spec.priority
+                // Who is only kept warm is wanted by nobody.
+                || (!asleep && owner.spec.priority > service.spec.priority)
                 || instance.open_connections > 0;
             if !stays && (asleep || instance.phase == Phase::Active) {
                 candidates.push((

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::model::{
-    AfterCrash, AnswerPolicy, Applied, Egress, Event, Gate, HostLimits, Kind, Policy, PortSpec, Report,
-    RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
+    AfterCrash, AnswerPolicy, Applied, Egress, Event, Found, Gate, HostLimits, Kind, Ownership, Policy,
+    PortSpec, Report, RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger, reconcile,
 };
 
 const T0: u64 = 1_000_000;
@@ -68,6 +68,10 @@ impl World {
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         self.fleet.apply(event, at(0)).unwrap();
+        if self.fleet.limits.has_depot {
+            let ownership = Ownership::Ours { epoch: 1, newest: None, number_last: 0 };
+            self.fleet.apply(Event::Owned { service: name.clone(), ownership }, at(0)).unwrap();
+        }
         name
     }
 
@@ -648,6 +652,22 @@ fn who_waits_for_room_gets_it_from_the_longest_idle_and_never_from_who_is_busy()
 }
 
 #[test]
+fn who_goes_to_sleep_by_itself_is_not_told_again_to_make_room() {
+    let mut world = small_host(1);
+    let idle = Policy { idle_ms: 1_000, min_on_ms: 0, grace_ms: 0, ..policy() };
+    let (first, second) = (world.add(1, "a", 0, idle), world.add(2, "b", 0, idle));
+    world.wake(&first, 0).unwrap();
+    world.plan(0);
+    world.report(1, Report::Running, 100);
+    world.report(1, Report::Ready, 200);
+    world.wake(&second, 300).unwrap();
+    let plan = world.plan(1_200);
+    let told = plan.iter().filter(|line| line.starts_with("i1 ")).count();
+    assert_eq!(told, 1, "{plan:#?}");
+    assert!(plan.iter().any(|line| line.contains("1 go to sleep to make room")), "{plan:#?}");
+}
+
+#[test]
 fn a_lower_priority_makes_room_and_a_higher_one_does_not() {
     let mut world = small_host(1);
     let quick = Policy { min_on_ms: 0, ..policy() };
@@ -824,6 +844,44 @@ fn after_a_crash_the_last_version_counts_only_where_the_policy_says_so() {
         world.wake(&hello, 15_100).unwrap();
         let plan = world.plan(15_100);
         assert!(plan[0].starts_with(next), "{plan:#?}");
+    }
+}
+
+#[test]
+fn a_service_that_comes_back_goes_on_from_what_the_other_host_left() {
+    for rest in [Rung::Local, Rung::Armed] {
+        let mut world = with_depot();
+        let hello = world.add(1, "hello", 0, Policy { rest, ..policy() });
+        world.asleep(1, &hello);
+        world.plan(13_010);
+        world.published(1, 1, Ok(version(1)), 13_100);
+        if rest == Rung::Armed {
+            world.plan(13_100);
+            world.report(1, Report::Armed, 13_200);
+        }
+        let owned = |ownership| Event::Owned { service: hello.clone(), ownership };
+        world.fleet.apply(owned(Ownership::Foreign("second".to_owned())), at(20_000)).unwrap();
+        let plan = world.plan(20_000);
+        if rest == Rung::Armed {
+            assert!(plan[0].starts_with("i1 kill"), "{plan:#?}");
+            world.report(1, Report::Fenced { version: Some(version(1)) }, 20_100);
+        }
+        assert!(world.wake(&hello, 20_200).is_err());
+        // The other host slept twice with it, and fell silent.
+        let ours = Ownership::Ours { epoch: 3, newest: Some((2, version(3))), number_last: 3 };
+        world.fleet.apply(owned(ours), at(90_000)).unwrap();
+        world.wake(&hello, 90_100).unwrap();
+        let plan = world.plan(90_100);
+        assert!(plan[0].starts_with("i1 fetch"), "{plan:#?}");
+        // A crash of the daemon finds what lies on the disk, which is the past.
+        let row = world.fleet.instance(InstanceId(1)).unwrap().clone();
+        for found in [
+            Found::Nothing { version: Some(version(1)) },
+            Found::Untouched { version: version(1), armed: true },
+        ] {
+            let (row, _) = reconcile(row.clone(), found, at(90_200));
+            assert_eq!((row.phase, row.rung, row.version), (Phase::Hibernated, Rung::Remote, None));
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::tests::{NOTHING, World, at, policy, version, with_depot};
 use super::*;
-use crate::model::{Applied, Event, Found, Report, RequestError, Resources, ServiceSpec, reconcile};
-use crate::model::{Reconciled, SnapshotVersion};
+use crate::model::{
+    Applied, Event, Found, Ownership, Reconciled, Report, RequestError, Resources, ServiceSpec,
+    SnapshotVersion, reconcile,
+};
 
 fn roll_back(world: &mut World, name: &DomainName, from: u64, ms: u64) -> Result<Applied, RequestError> {
     let event = Event::RollBackAsked { service: name.clone(), from, highest: 0, discard: false };
@@ -125,11 +127,11 @@ fn killed_at_any_instant_of_a_roll_back_the_next_start_goes_on_with_it() {
         // Between the row and the report: it is done again, which finds what was done.
         let (mut after, _) = restarted(&begun, on_disk.clone(), armed);
         assert_eq!(after.phase, Phase::Hibernated);
-        after.note_stored(version(3));
+        after.note_owned(1, Some((1, version(3))), 3, at(60_000));
         assert_eq!(after.rolling_back, begun.rolling_back);
         // After it: what is left on the disk is not what is restored, and the store's newest changes nothing.
         let (mut after, step) = restarted(&done, on_disk, armed);
-        after.note_stored(version(3));
+        after.note_owned(1, Some((1, version(3))), 3, at(60_000));
         assert_eq!((after.phase, after.rung), (Phase::Hibernated, Rung::Remote));
         assert_eq!((&after.version, &after.stored), (&None, &Some(version(3))));
         assert_eq!(step, if armed { Reconciled::End } else { Reconciled::Settled });
@@ -158,8 +160,8 @@ fn another_image_starts_cold_and_what_was_before_is_noted() {
     world.report(1, Report::Fenced { version: None }, 50_100);
     assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
     // What the store has of the other image is not the one to go on from.
-    let event = Event::Owned { service: hello.clone(), foreign: None, newest: Some(version(2)) };
-    world.fleet.apply(event, at(50_200)).unwrap();
+    let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(2))), number_last: 2 };
+    world.fleet.apply(Event::Owned { service: hello.clone(), ownership }, at(50_200)).unwrap();
     assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
     world.wake(&hello, 51_000).unwrap();
     assert_eq!(world.plan(51_000)[0], "i1 boot: a DNS query of type 1 from 127.0.0.1 asked for it");
@@ -196,7 +198,7 @@ fn a_service_that_runs_or_whose_version_is_on_its_way_keeps_its_image() {
 
 #[test]
 fn another_config_file_at_a_start_drops_only_what_the_store_has_and_a_foreign_number_is_not_used_again() {
-    let (world, hello) = asleep_twice();
+    let (mut world, hello) = asleep_twice();
     let was = world.fleet.service(&hello).unwrap().spec.clone();
     let is = ServiceSpec { image: "demo-2".to_owned(), ..was.clone() };
     let mut stored = row(&world).clone();
@@ -207,7 +209,48 @@ fn another_config_file_at_a_start_drops_only_what_the_store_has_and_a_foreign_nu
     unstored.note_other_spec_at_start(&was, &is);
     assert!(!unstored.outdated && unstored.former.as_ref().unwrap().version.is_none());
     // Somebody has put a version there by hand: the guest here goes on, above its number.
-    let mut other = row(&world).clone();
-    other.note_stored(version(9));
+    let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(9))), number_last: 9 };
+    world.fleet.apply(Event::Owned { service: hello, ownership }, at(50_000)).unwrap();
+    let other = row(&world).clone();
     assert_eq!((other.version_number_last, other.stored.map(|stored| stored.number)), (9, Some(2)));
+}
+
+#[test]
+fn a_roll_back_that_another_host_has_overtaken_is_not_carried_out() {
+    let (mut world, hello) = asleep_twice();
+    roll_back(&mut world, &hello, 1, 50_000).unwrap();
+    let ownership = Ownership::Ours { epoch: 3, newest: Some((2, version(7))), number_last: 7 };
+    world.fleet.apply(Event::Owned { service: hello.clone(), ownership }, at(50_000)).unwrap();
+    assert_eq!(world.plan(50_000), NOTHING);
+    assert_eq!((row(&world).rolling_back, row(&world).stored.clone()), (None, Some(version(7))));
+    assert!(matches!(row(&world).roll_back_failure, Some(Cause::StoreFailed { .. })));
+    world.wake(&hello, 51_000).unwrap();
+    assert!(world.plan(51_000)[0].starts_with("i1 fetch"));
+}
+
+#[test]
+fn what_another_host_has_made_of_a_service_is_not_dropped_for_an_image_that_was_changed_here() {
+    let (mut world, hello) = asleep_twice();
+    given(&mut world, &hello, "demo-2", 128, 50_000);
+    let ownership = Ownership::Ours { epoch: 3, newest: Some((2, version(7))), number_last: 7 };
+    world.fleet.apply(Event::Owned { service: hello, ownership }, at(50_000)).unwrap();
+    assert_eq!(world.plan(50_000), NOTHING);
+    assert_eq!(
+        (world.phase(1), row(&world).stored.clone()),
+        ((Phase::Hibernated, Rung::Remote), Some(version(7)))
+    );
+}
+
+#[test]
+fn what_a_service_goes_back_to_counts_also_when_its_image_changes_with_it() {
+    let (mut world, hello) = asleep_twice();
+    given(&mut world, &hello, "demo-2", 128, 50_000);
+    roll_back(&mut world, &hello, 1, 50_000).unwrap();
+    world.plan(50_000);
+    world.report(1, Report::Fenced { version: None }, 50_100);
+    assert_eq!(world.plan(50_100), ["i1 roll back to 1 as 3: an operator wants version 1 back"]);
+    // The daemon ends before it hears that it came about.
+    let (mut after, _) = restarted(row(&world), None, false);
+    after.note_owned(1, Some((1, version(3))), 3, at(60_000));
+    assert_eq!(after.stored, Some(version(3)));
 }

@@ -16,6 +16,7 @@ use super::service::ServiceSpec;
 use super::time::Timestamp;
 use super::wake::Trigger;
 use crate::decide::{Action, Decision};
+use crate::mutation::is_on;
 
 /// Limits of the host that every decision keeps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +86,22 @@ pub struct Service {
     pub foreign: Option<String>,
 }
 
+/// Whose a service is, as the object store says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ownership {
+    /// This host's.
+    Ours {
+        /// The ownership epoch, which rises each time that a host takes the service over.
+        epoch: u64,
+        /// The newest version in the store that can be restored, and the epoch in which it was put.
+        newest: Option<(u64, SnapshotVersion)>,
+        /// The highest number of a version in the store.
+        number_last: u64,
+    },
+    /// Another host's; the service does not run here.
+    Foreign(String),
+}
+
 /// What can happen to a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -145,10 +162,8 @@ pub enum Event {
     Owned {
         /// The service.
         service: DomainName,
-        /// The host that has taken it over; `None`: it is this one's.
-        foreign: Option<String>,
-        /// The newest version in the store.
-        newest: Option<SnapshotVersion>,
+        /// Whose.
+        ownership: Ownership,
     },
     /// An operator wants the next wake to start from an older version.
     RollBackAsked {
@@ -355,6 +370,8 @@ pub struct Fleet {
     /// Instances changed since [`Fleet::take_changed`].
     changed: BTreeSet<InstanceId>,
     ledger: Ledger,
+    /// Services of which the object store has said whose they are.
+    asked: BTreeSet<DomainName>,
 }
 
 // --- Reading ---------------------------------------------------------------------------------------------------
@@ -403,6 +420,11 @@ impl Fleet {
         })
     }
 
+    /// Whether it is not known yet if another host has the service, or what the object store has of it.
+    pub fn is_unasked(&self, name: &DomainName) -> bool {
+        self.limits.has_depot && !self.asked.contains(name)
+    }
+
     /// What all instances hold of the host.
     pub fn held(&self) -> Held {
         self.ledger.total()
@@ -425,7 +447,7 @@ impl Fleet {
         match instance.phase {
             Phase::Active => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
-            Phase::Warming if instance.start_from > Rung::Cold => Gate::Open,
+            Phase::Warming if instance.start_from > Rung::Cold || is_on("gate-early") => Gate::Open,
             Phase::Failed if instance.failure.as_ref().is_some_and(|f| f.gave_up && f.retry_at > now) => {
                 Gate::Refuse
             }
@@ -483,14 +505,19 @@ impl Fleet {
                 instance.leased_until = instance.leased_until.max(until);
                 Ok(())
             }),
-            Event::Owned { service, foreign, newest } => {
+            Event::Owned { service, ownership } => {
                 let id = self.known(&service)?.primary;
+                self.asked.insert(service);
                 self.change(id, |instance, service| {
-                    service.foreign = foreign;
-                    if service.foreign.is_some() {
-                        service.demand = None;
-                    } else if let Some(newest) = newest {
-                        instance.note_stored(newest);
+                    match ownership {
+                        Ownership::Foreign(host) => {
+                            service.foreign = Some(host);
+                            service.demand = None;
+                        }
+                        Ownership::Ours { epoch, newest, number_last } => {
+                            service.foreign = None;
+                            instance.note_owned(epoch, newest, number_last, now);
+                        }
                     }
                     Ok(())
                 })?;
@@ -709,6 +736,7 @@ impl Fleet {
         let applied = self.change(id, |instance, service| instance.take_report(service, report, now))?;
         if gone && let Some(instance) = self.instances.remove(&id) {
             self.services.remove(&instance.service);
+            self.asked.remove(&instance.service);
             self.attention.remove(&id);
             self.ledger.set(id, Held::default());
         }
@@ -763,7 +791,8 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
         || instance.rolling_back.is_some()
         || instance.unfenced
         || instance.in_flight
-        || instance.sleep_asked.is_some();
+        || instance.sleep_asked.is_some()
+        || (service.foreign.is_some() && instance.rung >= Rung::Armed);
     !to_do
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
@@ -795,6 +824,7 @@ impl Fleet {
                     instance.begin_start(Rung::Cold, now);
                     instance.version = None;
                     instance.stored_is_current = false;
+                    instance.unusable_fetches = 0;
                 }
                 Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
@@ -836,15 +866,7 @@ impl Fleet {
                 Action::Kill { discard } => {
                     if *discard {
                         instance.step(Move::Stop, now)?;
-                        instance.failure = None;
-                        instance.version = None;
-                        instance.stored = None;
-                        instance.stored_is_current = false;
-                        // What comes of it is not this instance's any more.
-                        (instance.publishing, instance.checkpointing) = (None, None);
-                        instance.outdated = false;
-                        instance.unfenced = true;
-                        instance.sleep_asked = None;
+                        instance.discard();
                     } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
                         instance.step(Move::Stop, now)?;
                         instance.unfenced = true;

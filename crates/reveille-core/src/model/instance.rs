@@ -194,6 +194,18 @@ pub struct Instance {
     /// Whether no vCPU has run for a client since `stored` was taken: restoring it loses nothing.
     #[serde(default)]
     pub stored_is_current: bool,
+    /// The ownership epoch in which what this host has of it was made; 0: this host has never owned it.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Number and time of a version that may still be on the local disk and that another host has gone on from, or past.
+    #[serde(default)]
+    pub obsolete: Option<(u64, Timestamp)>,
+    /// Versions up to this number are of before it was ended for good.
+    #[serde(default)]
+    pub discarded: u64,
+    /// How often in a row `stored` could not be fetched because it is damaged, or not there.
+    #[serde(default)]
+    pub unusable_fetches: u32,
     /// Before this time no version is sent to the object store (the last try failed).
     #[serde(default)]
     pub publish_retry_at: Option<Timestamp>,
@@ -288,6 +300,10 @@ impl Instance {
             version_number_last: 0,
             stored: None,
             stored_is_current: false,
+            epoch: 0,
+            obsolete: None,
+            discarded: 0,
+            unusable_fetches: 0,
             publish_retry_at: None,
             checkpoint_retry_at: None,
             rolling_back: None,

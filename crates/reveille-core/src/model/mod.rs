@@ -11,14 +11,14 @@ mod service;
 mod time;
 mod wake;
 
-pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Report, RequestError, Service};
+pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Ownership, Report, RequestError, Service};
 pub use instance::{
     Cause, Failure, Former, Instance, InstanceId, RecentDurations, RollBack, SleepAsked, SnapshotVersion,
 };
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};
-pub use room::Held;
+pub use room::{ARMED_MIB, Held};
 pub use service::{
     AfterCrash, AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources,
     ServiceSpec, SpecFault,

@@ -58,28 +58,33 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
     row.open_connections = 0;
     row.phase_since = now;
     row.start += 1;
+    if was == Phase::Hibernated && row.unfenced && row.stored_is_current {
+        // What is here was overtaken by another host, and its process was to be ended.
+        return (row, Reconciled::Settled);
+    }
     match found {
         Found::Nothing { version } => {
+            let version = row.not_overtaken(version);
             row.unfenced = false;
             row.running_since = None;
-            let version = version.filter(|own| !row.is_superseded(own));
             settle_without_process(&mut row, was, version, now);
             (row, Reconciled::Settled)
-        }
-        // A process that waits for a version which a roll-back has put behind.
-        Found::Untouched { version, .. } if row.is_superseded(&version) => {
-            row.unfenced = false;
-            settle_without_process(&mut row, Phase::Hibernated, None, now);
-            (row, Reconciled::End)
         }
         Found::Untouched { version, armed } => {
             row.running_since = None;
             row.unfenced = false;
             row.phase = Phase::Hibernated;
             row.version_number_last = row.version_number_last.max(version.number);
-            row.version = Some(version);
+            row.version = row.not_overtaken(Some(version));
             row.stored_is_current |= row.has_stored_version();
-            row.rung = if armed { Rung::Armed } else { Rung::Local };
+            let armed = armed && row.version.is_some();
+            row.rung = match &row.version {
+                Some(_) if armed => Rung::Armed,
+                Some(_) => Rung::Local,
+                None => Rung::Remote,
+            };
+            // Nothing else is begun with it before its process has ended.
+            row.in_flight = !armed;
             (row, if armed { Reconciled::Settled } else { Reconciled::End })
         }
         Found::Running | Found::Stopped => {

@@ -5,6 +5,7 @@ use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersio
 use super::phase::{Move, Phase, Rung};
 use super::service::{AfterCrash, ServiceSpec};
 use super::time::Timestamp;
+use crate::mutation::is_on;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
 const RESTORE_ATTEMPTS_MAX: u32 = 2;
@@ -67,19 +68,17 @@ impl Instance {
             }
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
-            Report::Fetched { version } => {
-                self.in_flight = false;
-                self.rung = Rung::Local;
-                self.version = Some(version);
-                self.rest_retry_at = None;
-            }
+            Report::Fetched { version } => self.take_fetched(version),
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
             Report::RolledBack { version } => self.take_rolled_back(version, now),
             Report::RollBackFailed { cause } => self.end_roll_back(Some(cause)),
-            Report::RestFailed { cause: _ } => {
+            Report::RestFailed { cause } => {
+                if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
+                    self.take_unusable_fetch();
+                }
                 let policy = &service.spec.policy;
                 // Whoever waits does not wait for the long pause.
                 let pause_ms =
@@ -136,6 +135,25 @@ impl Instance {
         Ok(())
     }
 
+    fn take_fetched(&mut self, version: SnapshotVersion) {
+        self.in_flight = false;
+        self.rung = Rung::Local;
+        self.version = Some(version);
+        self.rest_retry_at = None;
+        self.unusable_fetches = 0;
+    }
+
+    /// What the object store has is damaged, or not there. Reading it can have been at fault, so it is tried once more;
+    /// who waits for it does not wait for ever.
+    fn take_unusable_fetch(&mut self) {
+        self.unusable_fetches += 1;
+        if self.unusable_fetches >= RESTORE_ATTEMPTS_MAX {
+            self.unusable_fetches = 0;
+            self.stored = None;
+            self.stored_is_current = false;
+        }
+    }
+
     fn take_fenced(&mut self, service: &Service, version: Option<SnapshotVersion>) {
         self.unfenced = false;
         self.in_flight = false;
@@ -144,14 +162,26 @@ impl Instance {
         if let Some(version) = &version {
             self.version_number_last = self.version_number_last.max(version.number);
         }
-        self.version = version.filter(|own| !self.is_superseded(own));
+        self.version = self.not_overtaken(version);
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
     }
 
-    /// Whether a roll-back has put that version behind: the object store has a later one, of which nothing has run.
-    pub(super) fn is_superseded(&self, own: &SnapshotVersion) -> bool {
-        self.stored_is_current && self.stored.as_ref().is_some_and(|stored| stored.number > own.number)
+    /// Nothing of what was before counts any more.
+    pub(super) fn discard(&mut self) {
+        self.failure = None;
+        self.version = None;
+        self.stored = None;
+        self.stored_is_current = false;
+        // But what it is being rolled back to does.
+        let last = self.version_number_last;
+        self.discarded = self.rolling_back.map_or(last, |roll_back| roll_back.number.saturating_sub(1));
+        // What is on its way to the store comes too late.
+        self.publishing = None;
+        self.checkpointing = None;
+        self.outdated = false;
+        self.unfenced = true;
+        self.sleep_asked = None;
     }
 
     pub(super) fn begin_roll_back(&mut self, from: u64, highest: u64) {
@@ -164,6 +194,17 @@ impl Instance {
         self.in_flight = false;
         self.rolling_back = None;
         self.roll_back_failure = failure;
+    }
+
+    /// The object store has something newer of another host, which is not to be put behind; or the roll-back itself, of
+    /// which this host has not heard.
+    fn overtake_roll_back(&mut self, newest: &SnapshotVersion) {
+        if let Some(RollBack { number, .. }) = self.rolling_back.take()
+            && number != newest.number
+        {
+            let detail = "another host has gone on with the service meanwhile".to_owned();
+            self.roll_back_failure = Some(Cause::StoreFailed { detail });
+        }
     }
 
     fn take_rolled_back(&mut self, version: SnapshotVersion, now: Timestamp) {
@@ -210,10 +251,7 @@ impl Instance {
 
     /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
     pub(super) fn has_stored_version(&self) -> bool {
-        self.version
-            .as_ref()
-            .zip(self.stored.as_ref())
-            .is_some_and(|(own, stored)| own.number == stored.number)
+        self.version.as_ref().zip(self.stored.as_ref()).is_some_and(|(own, stored)| is_same(own, stored))
     }
 
     /// The rung of an instance without a process.
@@ -248,22 +286,67 @@ impl Instance {
                 .is_some_and(|own| self.stored.as_ref().map(number) != Some(own))
     }
 
-    /// The object store has that version; on an empty host it is the one to go on from.
-    pub(crate) fn note_stored(&mut self, newest: SnapshotVersion) {
-        let number_last = self.version_number_last.max(newest.number);
-        if newest.number > self.version_number_last && self.version.is_none() && self.phase == Phase::Off {
-            self.version_number_last = newest.number;
-            self.stored = Some(newest);
-            self.stored_is_current = true;
-            self.phase = Phase::Hibernated;
-            self.rung = Rung::Remote;
-        } else if self.version.as_ref().is_some_and(|own| own.number == newest.number) {
-            // It was sent, and the row that says so was not written.
-            self.stored = Some(newest);
-            self.stored_is_current = true;
+    /// The service is this host's, in that epoch. What the store has of it may be newer than what is here: what was lost
+    /// with a row, or what another host has made of it meanwhile.
+    pub(crate) fn note_owned(
+        &mut self,
+        epoch: u64,
+        newest: Option<(u64, SnapshotVersion)>,
+        number_last: u64,
+        now: Timestamp,
+    ) {
+        // A number that is in the store is not used again, also where the row that said so was not written.
+        self.version_number_last = self.version_number_last.max(number_last);
+        // What was ended for good may still be in the store.
+        let newest =
+            newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
+        if let Some((made_in, newest)) = newest {
+            if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
+                // It was sent, and the row that says so was not written.
+                self.stored = Some(newest);
+                self.stored_is_current = true;
+            } else if made_in > self.epoch {
+                self.give_way(newest, now);
+            } else if !self.stored_is_current
+                && self.stored.as_ref().is_none_or(|stored| stored.number < newest.number)
+            {
+                self.stored = Some(newest);
+            }
         }
-        // Also of a version that is not gone on from: its number is taken.
-        self.version_number_last = number_last;
+        self.epoch = epoch;
+    }
+
+    /// Another host has gone on with the service, or this one knows nothing of it: that version is what there is to go
+    /// on from. A process that is still here is ended, and a version that is, is no version any more.
+    fn give_way(&mut self, newest: SnapshotVersion, now: Timestamp) {
+        self.unfenced |= self.in_flight
+            || self.rung >= Rung::Armed
+            || !matches!(self.phase, Phase::Off | Phase::Hibernated | Phase::Failed);
+        // What is under way reports of what is over.
+        self.start += 1;
+        self.in_flight = false;
+        self.publishing = None;
+        self.checkpointing = None;
+        self.overtake_roll_back(&newest);
+        // What was taken of another image is what is here.
+        self.outdated = false;
+        self.sleep_asked = None;
+        self.failure = None;
+        self.running_since = None;
+        self.open_connections = 0;
+        self.phase = Phase::Hibernated;
+        self.phase_since = now;
+        self.obsolete = self.version.take().map(|own| (own.number, own.at)).or(self.obsolete);
+        self.stored = Some(newest);
+        self.stored_is_current = true;
+        self.rung = Rung::Remote;
+    }
+
+    /// What is intact on the disk, unless the object store has what has come of it since.
+    pub(super) fn not_overtaken(&self, version: Option<SnapshotVersion>) -> Option<SnapshotVersion> {
+        version.filter(|own| self.obsolete != Some((own.number, own.at))).filter(|own| {
+            !self.stored_is_current || self.stored.as_ref().is_none_or(|stored| is_same(own, stored))
+        })
     }
 
     pub(super) fn take_published(
@@ -278,15 +361,20 @@ impl Instance {
         }
         self.publishing = None;
         match result {
-            // A roll-back has put it behind meanwhile.
-            Ok(version) if self.is_superseded(&version) => {}
             Ok(version) => {
-                self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
-                self.stored = Some(version);
                 self.publish_retry_at = None;
+                // A roll-back may have put it behind meanwhile.
+                if self.is_newest(&version) {
+                    self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
+                    self.stored = Some(version);
+                }
             }
             Err(_) => self.publish_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
         }
+    }
+
+    fn is_newest(&self, version: &SnapshotVersion) -> bool {
+        is_on("late-checkpoint") || self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
     }
 
     pub(super) fn take_checkpointed(
@@ -301,11 +389,13 @@ impl Instance {
         }
         self.checkpointing = None;
         match result {
-            Ok(version) if self.is_superseded(&version) => {}
             Ok(version) => {
-                self.stored = Some(version);
-                self.stored_is_current = false;
                 self.checkpoint_retry_at = None;
+                // A sleep, or a roll-back, may have been quicker: its version is not to be forgotten for what was before.
+                if self.is_newest(&version) {
+                    self.stored = Some(version);
+                    self.stored_is_current = false;
+                }
             }
             Err(_) => self.checkpoint_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
         }
@@ -367,4 +457,10 @@ impl Instance {
         self.in_flight = false;
         self.sleep_asked = None;
     }
+}
+
+/// Whether both are copies of the same version: a number alone is used by two hosts of which one does not know that it
+/// has lost the service.
+fn is_same(one: &SnapshotVersion, other: &SnapshotVersion) -> bool {
+    (one.number, one.at) == (other.number, other.at)
 }

@@ -7,6 +7,7 @@ use super::fleet::HostLimits;
 use super::instance::{Instance, InstanceId};
 use super::phase::{Phase, Rung};
 use super::service::Resources;
+use crate::mutation::is_on;
 
 /// Memory of a process that waits with a version mapped, in MiB: QEMU's own, as no guest memory was touched.
 pub const ARMED_MIB: u64 = 32;
@@ -48,6 +49,9 @@ impl Held {
         // On its way to another rung it may hold as much as on the highest.
         if instance.in_flight && instance.rung < Rung::Armed {
             return running;
+        }
+        if instance.rung >= Rung::Armed && is_on("waiting-is-free") {
+            return Self::default();
         }
         match instance.rung {
             Rung::Paused | Rung::Active => Self { cpus: 0, ..running },

@@ -55,6 +55,8 @@ impl fmt::Display for Trigger {
 pub enum Stage {
     /// The plan with this wake was applied.
     Decided,
+    /// The version has come from the object store.
+    Fetched,
     /// The monitor's process answers its control socket.
     Spawned,
     /// Device state and memory are in place.
@@ -69,13 +71,21 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 6] =
-        [Self::Decided, Self::Spawned, Self::Restored, Self::Running, Self::Ready, Self::FirstByte];
+    pub const ALL: [Self; 7] = [
+        Self::Decided,
+        Self::Fetched,
+        Self::Spawned,
+        Self::Restored,
+        Self::Running,
+        Self::Ready,
+        Self::FirstByte,
+    ];
 
     /// The word for people and scripts.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Decided => "decided",
+            Self::Fetched => "fetched",
             Self::Spawned => "spawned",
             Self::Restored => "restored",
             Self::Running => "running",

@@ -7,7 +7,6 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::{Order, PutError};
 use crate::depot::{Depot, Stage};
-use crate::failpoint;
 use crate::format::chunk::{CHUNK_PAGES_MAX, decode_head, head_bytes};
 use crate::format::manifest::Manifest;
 use crate::format::map::{ChunkRef, Run};
@@ -15,6 +14,7 @@ use crate::names::VersionId;
 use crate::objects::ObjectError;
 use crate::pages::{ContentSum, PAGE, PAGE_BYTES, PageHash, is_zero, pages_of};
 use crate::source::{NewPart, Span};
+use reveille_failpoint::failpoint;
 
 /// Most pages, of the parent and of the new version each, that are found wherever they lie and not only at the same
 /// place: 4 GiB.

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::depot::{Depot, Watch, salt};
-use crate::failpoint;
 use crate::format::Fault;
 use crate::format::manifest::{Description, Manifest, PARTS_MAX, is_part_name};
 use crate::names::{SERVICES, Shelf, VersionId};
 use crate::objects::{ObjectError, Put};
 use crate::source::NewPart;
+use reveille_failpoint::failpoint;
 
 /// What was put.
 #[derive(Debug, Clone, PartialEq, Eq)]

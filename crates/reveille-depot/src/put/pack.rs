@@ -9,7 +9,6 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use super::compare::{Compared, ComparedPart, Fresh, From, Origin, Parent};
 use super::{Order, PutError};
 use crate::depot::{Depot, Stage, salt};
-use crate::failpoint;
 use crate::format::Fault;
 use crate::format::chunk::{self, CHUNK_BYTES_MAX, CHUNK_PAGES_MAX, Decoded, Encoded};
 use crate::format::manifest::{Manifest, Part};
@@ -19,6 +18,7 @@ use crate::objects::{ObjectError, Put};
 use crate::pages::{PAGE, PAGE_BYTES};
 use crate::seal::KeyId;
 use crate::source::NewPart;
+use reveille_failpoint::failpoint;
 
 /// A chunk that was stored.
 struct Stored {

@@ -245,8 +245,9 @@ fn ordinary_questions_go_the_fast_way() {
     };
     let services = [service("awake.vm.test", Phase::Active), service("asleep.vm.test", Phase::Hibernated)];
     let signed = zone.clone().with_signer(Some(Signer::new(Arc::new(Marks))));
-    let view = View::new(1, Zones::new([Arc::new(zone)]), services.map(Arc::new), []);
-    let signed = view.with_zone(2, Arc::new(signed));
+    let services = services.map(Arc::new);
+    let [view, signed] =
+        [zone, signed].map(|zone| View::new(1, Zones::new([Arc::new(zone)]), services.clone(), []));
     let cases = [
         ("awake.vm.test", rdata::A, Some((Rcode::NoError, false))),
         ("asleep.vm.test", rdata::A, Some((Rcode::NoError, true))),

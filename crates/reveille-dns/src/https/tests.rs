@@ -17,19 +17,8 @@ const GET: &str = "GET /dns-query?dns=AAcAAAABAAAAAAAAAAACAAE HTTP/1.1\r\nhost: 
 /// and what was counted.
 async fn served<F: Future>(capacity: usize, client: impl FnOnce(DuplexStream) -> F) -> (Duration, Counts) {
     let alone = Alone::new(Speech::PlainHttp);
-    let (ours, theirs) = tokio::io::duplex(capacity);
-    let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let begun = Instant::now();
-    let serving = async {
-        converse(ours, peer, false, &alone.shared).await;
-        begun.elapsed()
-    };
-    tokio::pin!(serving);
-    let lasted = tokio::select! {
-        lasted = &mut serving => lasted,
-        _ = client(theirs) => serving.await,
-    };
-    (lasted, alone.counts())
+    let serve = async |ours, peer| converse(ours, peer, false, &alone.shared, Arc::default()).await;
+    alone.served(capacity, serve, client).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +117,7 @@ async fn a_server_that_stops_says_so_to_idle_clients() {
     let (ours, theirs) = tokio::io::duplex(65_536);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
     let shared = Arc::clone(&alone.shared);
-    let serving = tokio::spawn(async move { converse(ours, peer, false, &shared).await });
+    let serving = tokio::spawn(async move { converse(ours, peer, false, &shared, Arc::default()).await });
     let (mut asker, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(theirs)).await.unwrap();
     let running = tokio::spawn(connection);
     let request = Request::get("http://x/dns-query?dns=AAcAAAABAAAAAAAAAAACAAE");
@@ -150,7 +139,7 @@ async fn an_address_that_is_too_long_is_told_so() {
         let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (ours, peer) = listener.accept().await.unwrap();
         let shared = Arc::clone(&alone.shared);
-        let serving = tokio::spawn(async move { converse(ours, peer, false, &shared).await });
+        let serving = tokio::spawn(async move { converse(ours, peer, false, &shared, Arc::default()).await });
         let head = format!("GET /dns-query?dns={} HTTP/1.1\r\nhost: x\r\n\r\n", "A".repeat(more));
         client.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

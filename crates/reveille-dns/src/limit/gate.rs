@@ -67,7 +67,6 @@ pub(super) struct Rules {
     /// Age in milliseconds at which a secret is replaced; none: it comes from a file.
     rotate_ms: Option<u64>,
     pub lists: Lists,
-    pub zones: BTreeMap<NameKey, u16>,
     /// Of which view the rules know the zones' numbers: its [`Zones::numbering`].
     numbering: u64,
     /// The rules before, for views with other numbers that are still answered from. They have none before them.
@@ -116,24 +115,8 @@ impl Gate {
         })
     }
 
-    /// Exchanges the rules, and reads the secret file again. To be called with a changed configuration, and with the
-    /// same one when the set of zones has changed, before the view with the new ones is in place. Buckets keep what
-    /// they hold, unless `rate.table_kib` has changed; those of zones go by number, so a zone whose number has changed
-    /// finds another's, which refill within minutes. Judges that are at work go on with the old rules.
-    ///
-    /// # Errors
-    /// As of [`Gate::new`]; nothing has changed then.
-    pub fn exchange<'z>(
-        &self,
-        config: &GateConfig,
-        zones: impl IntoIterator<Item = &'z DomainName>,
-        now: Timestamp,
-    ) -> Result<(), GateError> {
-        self.take(self.prepare(config, zones, now)?);
-        Ok(())
-    }
-
-    /// What [`Gate::exchange`] would bring, to be taken later.
+    /// Other rules, to be put in force with [`Gate::take`], and the secret file as it is now. To be called with a changed
+    /// configuration, and with the same one when the set of zones has changed.
     ///
     /// # Errors
     /// As of [`Gate::new`].
@@ -155,7 +138,9 @@ impl Gate {
     }
 
     /// Puts what was prepared in force. Views whose zones have other numbers are judged by the rules of now until
-    /// one with the new numbers takes their place ([`Gate::judge_for`]), so it is to be called before that.
+    /// one with the new numbers takes their place ([`Gate::judge_for`]), so it is to be called before that. Buckets keep
+    /// what they hold, unless `rate.table_kib` has changed; those of zones go by number, so a zone whose number has
+    /// changed finds another's, which refill within minutes. Judges that are at work go on with the old rules.
     pub fn take(&self, prepared: PreparedRules) {
         if let Some(secrets) = prepared.secrets {
             self.secrets.store(Arc::new(secrets));
@@ -302,7 +287,6 @@ impl Rules {
                 Some(_) | None => Some(config.cookies.rotate_s.saturating_mul(1_000)),
             },
             lists,
-            zones,
             numbering,
             before: ArcSwapOption::empty(),
         })

@@ -217,11 +217,6 @@ impl Judge<'_> {
         self.secrets.answer(client.cookie, cookie, client.address, self.now)
     }
 
-    /// The number of the zone with that key.
-    pub fn zone_number(&self, apex: &[u8]) -> Option<u16> {
-        self.rules.zones.get(apex).copied()
-    }
-
     #[cold]
     fn ask_for_proof(&self, cookie: CookieStatus) -> Entry {
         // A client that has never heard of cookies could do nothing with BADCOOKIE, and has no OPT for it perhaps.

@@ -17,7 +17,7 @@ mod ring;
 
 use std::net::IpAddr;
 
-use reveille_core::answer::Rcode;
+use reveille_core::answer::{Rcode, rdata};
 use reveille_core::model::Timestamp;
 
 pub use aggregate::{Aggregate, EPOCH_S, Observations, SECONDS_KEPT, SERIES_MAX, SeenName, ServiceQueries};
@@ -28,7 +28,7 @@ pub use observer::Observer;
 pub(crate) use ring::Producer;
 pub use ring::{CELLS_MAX, Consumer, ring};
 
-use crate::respond::Transport;
+use crate::respond::{Origin, Outcome, Transport};
 use crate::wire::Subnet;
 
 /// One query, as the slow loop sees it.
@@ -63,4 +63,27 @@ pub(crate) struct Sighting<'p> {
     pub transport: Transport,
     pub client: IpAddr,
     pub subnet: Option<Subnet>,
+}
+
+impl<'p> Sighting<'p> {
+    /// A packet that was answered the general way; `None` if it was not answered.
+    pub fn of(packet: &'p [u8], from: &Origin, outcome: &Outcome, at: Timestamp) -> Option<Self> {
+        let written = outcome.written.as_ref()?;
+        Some(Self {
+            at,
+            counter: outcome.counter,
+            name: question_name(packet),
+            qtype: outcome.qtype,
+            rcode: written.rcode,
+            transport: from.transport,
+            client: from.peer.ip(),
+            subnet: outcome.subnet,
+        })
+    }
+}
+
+/// The name of the question in a packet that could be read, in wire format.
+fn question_name(packet: &[u8]) -> &[u8] {
+    let question = packet.get(12..).unwrap_or_default();
+    rdata::name_length(question).and_then(|length| question.get(..length)).unwrap_or_default()
 }

@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use reveille_core::answer::{Kinds, Place, Slot, View, rdata};
+use reveille_core::answer::{Kinds, Place, Slot, View};
 
 use crate::fast::{self, Head};
 use crate::hold::{HoldRoom, Waiting};
@@ -268,17 +268,8 @@ impl Worker {
         };
         tally.query(&outcome);
         self.counts.bump(outcome.counter);
-        if let Some(written) = outcome.written {
-            self.ring.push(&Sighting {
-                at: at.setting.now,
-                counter: outcome.counter,
-                name: question_name(packet),
-                qtype: outcome.qtype,
-                rcode: written.rcode,
-                transport: from.transport,
-                client: from.peer.ip(),
-                subnet: outcome.subnet,
-            });
+        if let Some(sighting) = Sighting::of(packet, from, &outcome, at.setting.now) {
+            self.ring.push(&sighting);
         }
         if let Some(wish) = outcome.wake {
             let is_starting = wish.service.phase.is_starting();
@@ -332,10 +323,4 @@ fn may_be_answered(peer: SocketAddr, leave_from: LeaveFrom, bound: SocketAddr) -
         LeaveFrom::Nowhere => return false,
     };
     peer.port() != 0 && !(peer.port() == bound.port() && peer.ip() == own)
-}
-
-/// The name of the question in a packet that could be read, in wire format.
-pub(crate) fn question_name(packet: &[u8]) -> &[u8] {
-    let question = packet.get(12..).unwrap_or_default();
-    rdata::name_length(question).and_then(|length| question.get(..length)).unwrap_or_default()
 }

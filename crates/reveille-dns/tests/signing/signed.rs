@@ -183,7 +183,9 @@ impl SignedWorld {
     pub fn publish_as_it_is(&self, zone: Zone) {
         let old = self.shared.load();
         let generation = old.generation + 1;
-        let next = old.with_zone(generation, Arc::new(zone));
+        // The last one of a name is served.
+        let zones = Zones::new(old.zones().iter().cloned().chain([Arc::new(zone)]));
+        let next = View::new(generation, zones, old.services().cloned(), View::default_monitors());
         self.shared.store(Arc::new(next));
         self.generation.send_replace(generation);
     }

@@ -124,6 +124,7 @@ impl World {
             image: "0123abcd".to_owned(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
+            disk: None,
             resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
             link: Link::Tap(Tap {

@@ -24,9 +24,11 @@ const STAGE_1: &str = include_str!("stage1.sh");
 const TABLES: [(&str, &str); 2] =
     [("fstab", include_str!("fstab")), ("fstab.dev", include_str!("fstab.dev"))];
 /// The programs that it calls.
-const APPLETS: [&str; 6] = ["insmod", "ip", "mkdir", "mount", "mv", "rm"];
+const APPLETS: [&str; 7] = ["insmod", "ip", "mkdir", "mount", "mv", "rm", "switch_root"];
 const OWN_DIRECTORY: &str = ".reveille";
 const OWN_BUSYBOX: &str = ".reveille/busybox";
+/// A script that the root's source wants run in place of an init.
+pub(super) const PROGRAM: &str = "/.reveille/program";
 const ROOT_INIT: &[u8] = b".reveille/root-init";
 /// Directories that the script mounts something on, or writes to.
 const MOUNT_POINTS: [(&str, u32); 6] =
@@ -99,13 +101,18 @@ pub(super) fn add_base(tree: &mut Tree, busybox: &Path) -> Result<(), TreeError>
     Ok(())
 }
 
-/// Adds the script and the drivers.
-pub(super) fn add_stage(tree: &mut Tree, init: &str, modules: &Modules) -> Result<(), TreeError> {
+/// Adds the script and the drivers. With `root`, a disk, the root and its init are there.
+pub(super) fn add_stage(
+    tree: &mut Tree,
+    init: &str,
+    root: Option<&str>,
+    modules: &Modules,
+) -> Result<(), TreeError> {
     if let Some(own_init) = tree.take_out(b"init")? {
         tree.insert(ROOT_INIT, own_init)?;
     }
     tree.add_file("init", 0o755, STAGE_1.as_bytes())?;
-    tree.add_file(".reveille/boot.conf", 0o644, configuration(init, modules).as_bytes())?;
+    tree.add_file(".reveille/boot.conf", 0o644, configuration(init, root, modules).as_bytes())?;
     for (name, table) in TABLES {
         tree.add_file(&format!("{OWN_DIRECTORY}/{name}"), 0o644, table.as_bytes())?;
     }
@@ -121,8 +128,10 @@ pub(super) fn add_stage(tree: &mut Tree, init: &str, modules: &Modules) -> Resul
 }
 
 /// Shell assignments that the script reads.
-fn configuration(init: &str, modules: &Modules) -> String {
+fn configuration(init: &str, root: Option<&str>, modules: &Modules) -> String {
     let mut lines = format!("init='{}'\n", init.replace('\'', r"'\''"));
+    // Letters and digits alone: see `source`.
+    let _ = writeln!(lines, "root='{}'", root.unwrap_or_default());
     for (driver, order) in &modules.orders {
         // Writing to a string cannot fail.
         let _ = writeln!(lines, "modules_{driver}='{}'", order.join(" "));
@@ -164,7 +173,7 @@ mod tests {
     #[test]
     fn a_name_with_quotes_reaches_the_script_unchanged() {
         let name = r#"/srv/it's "$(here)" \ `x`"#;
-        let script = format!("{}printf %s \"$init\"", configuration(name, &Modules::default()));
+        let script = format!("{}printf %s \"$init\"", configuration(name, None, &Modules::default()));
         let output = Command::new("/bin/busybox").args(["sh", "-c", &script]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), name);
     }
@@ -174,7 +183,7 @@ mod tests {
         let mut tree = Tree::default();
         tree.add_file("init", 0o700, b"own").unwrap();
         add_base(&mut tree, Path::new("/bin/busybox")).unwrap();
-        add_stage(&mut tree, "/init", &Modules::default()).unwrap();
+        add_stage(&mut tree, "/init", None, &Modules::default()).unwrap();
         assert!(matches!(tree.get(ROOT_INIT), Some(Entry { permissions: 0o700, .. })));
         assert!(matches!(tree.get(b"init"), Some(Entry { permissions: 0o755, .. })));
         let again = add_base(&mut tree, Path::new("/bin/busybox")).unwrap_err().to_string();

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use reveille_core::model::Timestamp;
 
 use super::boot::{self, BusyboxError};
+use super::disk;
 use super::fault::{NameError, StoreError};
 use super::initramfs;
 use super::kernel::{self, Kernel, KernelError, KernelSource};
@@ -18,12 +19,15 @@ use super::source::{self, RootSource, SourceError};
 use super::space::{self, NoSpace};
 use super::store::{Image, ImageStore, check_name};
 use super::tree::TreeError;
+use crate::qcow2::DiskFault;
 
 /// What an image is to be made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildRequest {
     /// The root file system.
     pub root: RootSource,
+    /// The disk that its instances have: a file in the format qcow2, or the sectors one after another.
+    pub disk: Option<PathBuf>,
     /// The kernel.
     pub kernel: KernelSource,
     /// The root's own init; by default the first of [`program::INIT_PATHS`] that is there.
@@ -41,7 +45,16 @@ pub struct BuildRequest {
 impl BuildRequest {
     /// A request with every default.
     pub fn new(root: RootSource, kernel: KernelSource) -> Self {
-        Self { root, kernel, init: None, busybox: None, memory_mib: None, name: None, package_cache: None }
+        Self {
+            root,
+            kernel,
+            disk: None,
+            init: None,
+            busybox: None,
+            memory_mib: None,
+            name: None,
+            package_cache: None,
+        }
     }
 }
 
@@ -55,6 +68,8 @@ pub enum BuildStep {
     Root,
     /// Finding, fetching or unpacking the kernel.
     Kernel,
+    /// Reading and copying the disk.
+    Disk,
     /// Writing the image.
     Write,
 }
@@ -99,6 +114,17 @@ pub enum BuildError {
     /// Its modules.
     #[error(transparent)]
     Modules(#[from] ModulesError),
+    /// Its disk.
+    #[error("the disk `{}` cannot be used: {fault}", path.display())]
+    Disk {
+        /// What was given.
+        path: PathBuf,
+        /// Why.
+        fault: DiskFault,
+    },
+    /// The root is on a disk that is not there.
+    #[error("the root is on the disk, and no disk was given")]
+    NoDisk,
     /// The guest could not unpack the root.
     #[error(
         "the root is too large for {given_mib} MiB of memory: it is unpacked into memory and needs {needed_mib} MiB; \
@@ -155,18 +181,31 @@ impl ImageStore {
         })?;
         let (mut tree, mut notes) = (loaded.tree, loaded.notes);
         boot::add_base(&mut tree, &busybox)?;
-        let init = program::find_init(&tree, request.init.as_deref())?;
+        let root = match &request.root {
+            RootSource::OnDisk { device } if request.disk.is_some() => Some(device.clone()),
+            RootSource::OnDisk { .. } => return Err(BuildError::NoDisk),
+            RootSource::Directory(_) | RootSource::Tar(_) | RootSource::Oci(_) => None,
+        };
+        let wanted = loaded.program.filter(|_| request.init.is_none());
+        if let Some(script) = &wanted {
+            tree.add_file(boot::PROGRAM.trim_start_matches('/'), 0o755, script.as_bytes())?;
+        }
+        let named = wanted.map(|_| boot::PROGRAM).or(request.init.as_deref());
+        let init = match &root {
+            Some(_) => program::named_init(named)?,
+            None => program::find_init(&tree, named)?,
+        };
 
         on_progress(Progress { step: BuildStep::Kernel, entries: 0, bytes: 0, bytes_total: None });
         let cache = request.package_cache.clone().unwrap_or_else(|| self.cache_directory());
         let kernel = kernel::obtain(&request.kernel, &scratch, &cache)?;
         notes.extend(kernel.notes.iter().cloned());
         let modules = match &kernel.modules {
-            Some(directory) => modules::gather(directory, &kernel.version, &busybox)?,
+            Some(directory) => modules::gather(directory, &kernel.version, &busybox, request.disk.is_some())?,
             None => Modules::default(),
         };
         notes.extend(modules.notes.iter().cloned());
-        boot::add_stage(&mut tree, &init, &modules)?;
+        boot::add_stage(&mut tree, &init, root.as_deref(), &modules)?;
 
         let archived = initramfs::archived_bytes(&tree);
         let memory_mib_min = memory_needed_mib(archived, initramfs::unpacked_bytes(&tree));
@@ -177,6 +216,10 @@ impl ImageStore {
         space::require(work.path(), bytes_total)?;
 
         let finished = subdirectory(work.path(), "image")?;
+        let disk = match &request.disk {
+            Some(disk) => Some(disk::add(self, disk, &finished.join("disk"), on_progress)?),
+            None => None,
+        };
         let mut at =
             Progress { step: BuildStep::Write, entries: 0, bytes: 0, bytes_total: Some(bytes_total) };
         let kernel_mark = copy_kernel(&kernel, &finished.join("kernel"))?;
@@ -193,6 +236,7 @@ impl ImageStore {
             init,
             entries: u64::try_from(tree.len()).unwrap_or(u64::MAX),
             memory_mib_min,
+            disk,
         };
         let manifest = Manifest { version: MANIFEST_VERSION, content, built_at: now(), notes };
         Ok(self.publish(&finished, &manifest, request.name.as_deref())?)

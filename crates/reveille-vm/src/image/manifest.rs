@@ -7,6 +7,8 @@ use std::path::Path;
 use reveille_core::model::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::driver::DiskFormat;
+
 /// Version of the format that is written. A reader refuses others.
 pub(super) const MANIFEST_VERSION: u32 = 1;
 /// Largest manifest that is read.
@@ -34,6 +36,19 @@ pub(super) struct Content {
     pub init: String,
     pub entries: u64,
     pub memory_mib_min: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskMark>,
+}
+
+/// A disk's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskMark {
+    /// The file.
+    pub file: FileMark,
+    pub format: DiskFormat,
+    /// The guest's bytes.
+    pub guest_bytes: u64,
 }
 
 impl Content {
@@ -158,6 +173,7 @@ mod tests {
             init: "/sbin/init".to_owned(),
             entries: 3,
             memory_mib_min: 64,
+            disk: None,
         }
     }
 
@@ -169,6 +185,11 @@ mod tests {
         let mut other = content();
         other.memory_mib_min += 1;
         assert_ne!(other.digest().unwrap(), digest);
+        let mut with_disk = content();
+        let file = FileMark { blake3: "c".repeat(64), bytes: 512 };
+        with_disk.disk = Some(DiskMark { file, format: DiskFormat::Raw, guest_bytes: 512 });
+        let digest = with_disk.digest().unwrap();
+        assert_eq!(digest, "b99e4b02826e5f70a416475b9be504ae771753c6ca6ff07b9a149b718908ae29");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Images: what instances boot. A kernel and an initial RAM file system, made from a root, kept by content address.
 //!
 //! ```text
-//! directory or tar ─ source ─► tree ─ program: is there an init? ─┐
+//! directory, tar, OCI ─ source ─► tree ─ program: is there an init?┐
 //! file, package, apt ─ kernel, package ─► modules ────────────────┤
+//! qcow2 or raw ─ disk ─────────────────────────────────────────────┤
 //! busybox, script ─ boot ─────────────────────────────────────────┴─► initramfs ─► cpio ─► store
 //! ```
 //!
@@ -12,12 +13,14 @@
 mod boot;
 mod build;
 mod cpio;
+mod disk;
 mod elf;
 mod fault;
 mod initramfs;
 mod kernel;
 mod manifest;
 mod modules;
+mod oci;
 mod package;
 mod program;
 mod source;

@@ -22,6 +22,9 @@ pub(super) const DRIVERS: [&str; 7] = [
     "virtio_balloon",
 ];
 
+/// What a guest with a disk needs to read it: a file system, and what that asks the kernel for by another name.
+const DISK_DRIVERS: [&str; 2] = ["crc32c_generic", "ext4"];
+
 /// Without one of these no device can be reached at all.
 const BUSES: [&str; 2] = ["virtio_mmio", "virtio_pci"];
 /// Largest module, unpacked.
@@ -91,8 +94,13 @@ pub(super) struct Modules {
     pub notes: Vec<String>,
 }
 
-/// Gathers the drivers for a kernel from the directory of its modules. `busybox` unpacks xz.
-pub(super) fn gather(given: &Path, version: &str, busybox: &Path) -> Result<Modules, ModulesError> {
+/// Gathers the drivers for a kernel, and for what is on a disk if there is one, from the directory of its modules. `busybox` unpacks xz.
+pub(super) fn gather(
+    given: &Path,
+    version: &str,
+    busybox: &Path,
+    has_disk: bool,
+) -> Result<Modules, ModulesError> {
     let inside = [given.to_owned(), given.join(version), given.join("lib/modules").join(version)];
     let directory = inside
         .into_iter()
@@ -107,7 +115,8 @@ pub(super) fn gather(given: &Path, version: &str, busybox: &Path) -> Result<Modu
         modules: Modules::default(),
     };
     index.scan()?;
-    for driver in DRIVERS {
+    let for_disk = DISK_DRIVERS.into_iter().filter(|_| has_disk);
+    for driver in DRIVERS.into_iter().chain(for_disk) {
         if !index.built_in.contains(driver) && !index.files.contains_key(driver) {
             index.modules.notes.push(format!("kernel {version} has no {driver}"));
             continue;
@@ -281,17 +290,18 @@ mod tests {
     #[test]
     fn a_directory_without_modules_of_the_kernel_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let none = gather(directory.path(), "6.1", Path::new("/bin/busybox")).unwrap_err().to_string();
+        let none = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
         assert!(none.contains("has no modules of kernel 6.1"), "{none}");
         fs::create_dir_all(directory.path().join("6.1/kernel")).unwrap();
-        let no_bus = gather(directory.path(), "6.1", Path::new("/bin/busybox")).unwrap_err().to_string();
+        let no_bus =
+            gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
         assert!(no_bus.contains("every device of a guest needs virtio_mmio or virtio_pci"), "{no_bus}");
         fs::write(directory.path().join("6.1/kernel/virtio_mmio.ko"), "text").unwrap();
-        let text = gather(directory.path(), "6.1", Path::new("/bin/busybox")).unwrap_err().to_string();
+        let text = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap_err().to_string();
         assert!(text.contains("virtio_mmio.ko` is not a kernel module: it is no ELF file"), "{text}");
         fs::write(directory.path().join("6.1/modules.builtin"), "kernel/drivers/virtio/virtio_mmio.ko\n")
             .unwrap();
-        let built_in = gather(directory.path(), "6.1", Path::new("/bin/busybox")).unwrap();
+        let built_in = gather(directory.path(), "6.1", Path::new("/bin/busybox"), false).unwrap();
         assert_eq!(built_in.orders["virtio_mmio"], Vec::<String>::new());
         assert!(built_in.files.is_empty());
     }

@@ -54,9 +54,7 @@ pub enum InitError {
 /// Finds the init and checks that it, and whatever runs it, can be run. Returns its path as it is to be called.
 pub(super) fn find_init(tree: &Tree, named: Option<&str>) -> Result<String, InitError> {
     if let Some(named) = named {
-        if !named.starts_with('/') || named.ends_with('/') || named.chars().any(char::is_control) {
-            return Err(InitError::Path(named.to_owned()));
-        }
+        check_path(named)?;
         check(tree, named.as_bytes(), 0)?;
         return Ok(named.to_owned());
     }
@@ -64,6 +62,21 @@ pub(super) fn find_init(tree: &Tree, named: Option<&str>) -> Result<String, Init
     let found = found.ok_or(InitError::None)?;
     check(tree, found.as_bytes(), 0)?;
     Ok(found.to_owned())
+}
+
+/// The init of a root that cannot be looked into.
+pub(super) fn named_init(named: Option<&str>) -> Result<String, InitError> {
+    let [usual, ..] = INIT_PATHS;
+    let init = named.unwrap_or(usual);
+    check_path(init)?;
+    Ok(init.to_owned())
+}
+
+fn check_path(named: &str) -> Result<(), InitError> {
+    if !named.starts_with('/') || named.ends_with('/') || named.chars().any(char::is_control) {
+        return Err(InitError::Path(named.to_owned()));
+    }
+    Ok(())
 }
 
 fn check(tree: &Tree, named: &[u8], scripts: usize) -> Result<(), InitError> {

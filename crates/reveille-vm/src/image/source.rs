@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::oci;
 use super::space::{self, NoSpace};
 use super::tree::{
     Content, ENTRIES_MAX, Entry, EntryFault, Node, ROOT_BYTES_MAX, Tree, TreeError, clean_path, fault, lossy,
@@ -21,6 +22,13 @@ pub enum RootSource {
     Directory(PathBuf),
     /// A tar archive: plain, or compressed with gzip or zstd.
     Tar(PathBuf),
+    /// A container image: an OCI archive, or what `docker save` writes. What it wants run becomes PID 1.
+    Oci(PathBuf),
+    /// A file system on the image's disk, which the boot stage goes over to.
+    OnDisk {
+        /// How the guest calls it: `/dev/vda`, `/dev/vda1`, …
+        device: String,
+    },
 }
 
 /// Why a root cannot be read.
@@ -45,6 +53,9 @@ pub enum SourceError {
         /// Its compression.
         compression: &'static str,
     },
+    /// Not the name of a disk.
+    #[error("`{0}` is no disk of the guest's; write /dev/vda, or /dev/vda1 for its first partition")]
+    Device(String),
     /// Not an archive, or a damaged one.
     #[error("`{}` is no tar archive, or a damaged one: {source}", path.display())]
     Archive {
@@ -72,6 +83,8 @@ const SPACE_CHECK_BYTES: u64 = 16 << 20;
 pub(super) struct Loaded {
     pub tree: Tree,
     pub notes: Vec<String>,
+    /// A script that the source wants run.
+    pub program: Option<String>,
 }
 
 /// Told entries and bytes so far.
@@ -82,7 +95,18 @@ pub(super) fn load(source: &RootSource, scratch: &Path, on_read: OnRead<'_>) -> 
     match source {
         RootSource::Directory(path) => load_directory(path, on_read),
         RootSource::Tar(path) => load_tar(path, scratch, on_read),
+        RootSource::Oci(path) => oci::load(path, scratch, on_read),
+        RootSource::OnDisk { device } if is_device(device) => {
+            Ok(Loaded { tree: Tree::default(), notes: Vec::new(), program: None })
+        }
+        RootSource::OnDisk { device } => Err(SourceError::Device(device.clone())),
     }
+}
+
+/// Whether it can be the name of a disk, or a partition of one.
+fn is_device(name: &str) -> bool {
+    let plain = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    name.strip_prefix("/dev/").is_some_and(plain)
 }
 
 fn load_directory(given: &Path, on_read: OnRead<'_>) -> Result<Loaded, SourceError> {
@@ -197,7 +221,7 @@ impl Walk {
             note(self.mounts, "mounted file systems were left out; their directories are empty"),
             note(self.attributes, NO_ATTRIBUTES),
         ];
-        Loaded { tree: self.tree, notes: notes.into_iter().flatten().collect() }
+        Loaded { tree: self.tree, notes: notes.into_iter().flatten().collect(), program: None }
     }
 }
 
@@ -212,14 +236,14 @@ fn has_attributes(path: &Path) -> bool {
 }
 
 fn load_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<Loaded, SourceError> {
-    let plain = plain_tar(given, scratch, on_read)?;
+    let plain = plain_tar(given, &scratch.join("root.tar"), on_read)?;
     let damaged = |source| SourceError::Archive { path: given.to_owned(), source };
     let open = || File::open(&plain).map_err(damaged);
     check_headers(open()?).map_err(damaged)?;
 
     let mut archive = tar::Archive::new(open()?);
     let file: Arc<Path> = plain.as_path().into();
-    let mut loaded = Loaded { tree: Tree::default(), notes: Vec::new() };
+    let mut loaded = Loaded { tree: Tree::default(), notes: Vec::new(), program: None };
     let (mut attributes, mut entries, mut bytes) = (0, 0, 0);
     for entry in archive.entries_with_seek().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
@@ -227,14 +251,15 @@ fn load_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<Loaded,
         entries += 1;
         bytes += entry.size();
         on_read(entries, bytes);
-        add_from_tar(&mut loaded.tree, &file, &entry)?;
+        let path = clean_path(&entry.path_bytes()).map_err(|found| fault(&entry.path_bytes(), found))?;
+        add_from_tar(&mut loaded.tree, &file, &entry, path)?;
     }
     loaded.notes.extend(note(attributes, NO_ATTRIBUTES));
     Ok(loaded)
 }
 
-/// The path of the archive without compression: the given one, or one in `scratch`.
-fn plain_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<PathBuf, SourceError> {
+/// The path of the archive without compression: the given one, or `to`, which is written then.
+pub(super) fn plain_tar(given: &Path, to: &Path, on_read: OnRead<'_>) -> Result<PathBuf, SourceError> {
     let unreadable = |source| SourceError::Unreadable { path: given.to_owned(), source };
     let mut file = File::open(given).map_err(unreadable)?;
     let mut magic = Vec::new();
@@ -252,12 +277,12 @@ fn plain_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<PathBu
         [0x04, 0x22, 0x4d, 0x18, ..] => return refused("lz4"),
         _ => return Ok(given.to_owned()),
     };
-    let path = scratch.join("root.tar");
+    let path = to.to_owned();
     let failed = |source| SourceError::Unreadable { path: path.clone(), source };
     let mut out = File::create(&path).map_err(failed)?;
     let mut total = 0;
     loop {
-        space::require(scratch, SPACE_CHECK_BYTES)?;
+        space::require(to.parent().unwrap_or(to), SPACE_CHECK_BYTES)?;
         let mut part = Vec::new();
         let read = Read::by_ref(&mut unpacked).take(SPACE_CHECK_BYTES).read_to_end(&mut part);
         read.map_err(damaged)?;
@@ -275,7 +300,7 @@ fn plain_tar(given: &Path, scratch: &Path, on_read: OnRead<'_>) -> Result<PathBu
 
 /// Refuses headers of absurd length before anything reads them into memory, archives that end too early, and files
 /// that are no archive at all.
-fn check_headers(file: File) -> io::Result<()> {
+pub(super) fn check_headers(file: File) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file);
     for entry in archive.entries_with_seek()?.raw(true) {
@@ -301,10 +326,15 @@ fn carries_attributes(entry: &mut tar::Entry<'_, File>) -> io::Result<bool> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the enum may grow; what is not known is refused")]
-fn add_from_tar(tree: &mut Tree, file: &Arc<Path>, entry: &tar::Entry<'_, File>) -> Result<(), TreeError> {
+/// Adds an entry of a plain archive at `path`, which is clean.
+pub(super) fn add_from_tar(
+    tree: &mut Tree,
+    file: &Arc<Path>,
+    entry: &tar::Entry<'_, File>,
+    path: Vec<u8>,
+) -> Result<(), TreeError> {
     let named = entry.path_bytes();
     let at_fault = |found: EntryFault| fault(&named, found);
-    let path = clean_path(&named).map_err(at_fault)?;
     let header = entry.header();
     let target = || entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
     let device = || -> io::Result<(u32, u32)> {
@@ -321,7 +351,9 @@ fn add_from_tar(tree: &mut Tree, file: &Arc<Path>, entry: &tar::Entry<'_, File>)
         }
         tar::EntryType::Link => {
             let target = target();
-            let earlier = clean_path(&target).ok().and_then(|path| tree.get(&path).cloned());
+            let clean = clean_path(&target).ok();
+            let earlier =
+                clean.and_then(|path| tree.get(&path).or_else(|| tree.get(&tree.follow(&path)?)).cloned());
             match earlier {
                 Some(Entry { node: Node::File(content), .. }) => Node::File(content),
                 Some(_) | None => return Err(at_fault(EntryFault::HardLinkTarget(lossy(&target)))),

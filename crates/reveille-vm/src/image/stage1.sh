@@ -28,7 +28,12 @@ for device in /sys/bus/virtio/devices/*/device; do
     read -r kind <"$device"
     case $kind in
     0x0001) load virtio_net ;;
-    0x0002) load virtio_blk ;;
+    0x0002)
+        load virtio_blk
+        # These only where the image has a disk.
+        load crc32c_generic
+        load ext4
+        ;;
     0x0003) load virtio_console ;;
     0x0004) load virtio_rng ;;
     0x0005) load virtio_balloon ;;
@@ -74,12 +79,23 @@ fi
 [ -z "$nameserver" ] || [ -e /etc/resolv.conf ] || [ -L /etc/resolv.conf ] ||
     echo "nameserver $nameserver" >/etc/resolv.conf
 
+if [ -n "$root" ]; then
+    # The root is on the disk: it takes the place of everything here.
+    mkdir /.reveille/root
+    mount "$root" /.reveille/root
+    for directory in dev proc sys run; do
+        mount -o move "/$directory" "/.reveille/root/$directory"
+    done
+    echo "reveille: starting $init from $root"
+    exec switch_root /.reveille/root "$init"
+fi
+
 # The root may have an /init of its own, whose place this script took.
 rm /init
 if [ -e /.reveille/root-init ] || [ -L /.reveille/root-init ]; then
     mv /.reveille/root-init /init
 fi
 
-unset PATH kind device word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
+unset PATH kind device root directory word words value address gateway address6 gateway6 nameserver hostname module PWD OLDPWD
 echo "reveille: starting $init"
 exec "$init"

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! images/<digest>/{kernel,initrd,image.json}   never changed once there
+//! images/<digest>/disk                         its disk, if it has one; the same file in all images that have the same
 //! images/names/<name>                          the digest that the name stands for
 //! images/cache/                                downloaded packages
 //! images/lock                                  held while something appears or goes
@@ -24,6 +25,7 @@ use tempfile::TempDir;
 
 use super::fault::{NameError, RemoveError, ResolveError, StoreError};
 use super::manifest::{self, ImageFault, Manifest, is_digest, is_hex};
+use crate::driver::Disk;
 
 /// Longest name of an image.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -46,6 +48,8 @@ pub struct Image {
     pub kernel: PathBuf,
     /// Path of the initial RAM file system.
     pub initrd: PathBuf,
+    /// Its disk, which instances write over in layers of their own.
+    pub disk: Option<Disk>,
     /// As `uname -r` shows it.
     pub kernel_version: String,
     /// The program that becomes PID 1 after the boot stage.
@@ -344,17 +348,31 @@ impl ImageStore {
             }
         }
         let content = manifest.content;
+        let disk = content.disk.as_ref().map(|mark| Disk {
+            base: directory.join("disk"),
+            format: mark.format,
+            bytes: mark.guest_bytes,
+            address: mark.file.blake3.clone(),
+        });
+        let disk_bytes = content.disk.as_ref().map_or(0, |mark| mark.file.bytes);
+        if let Some(disk) = &disk {
+            let unreadable = |source| ImageFault::Unreadable { file: "disk", source };
+            if fs::metadata(&disk.base).map_err(unreadable)?.len() != disk_bytes {
+                return Err(ImageFault::Changed { file: "disk" });
+            }
+        }
         Ok(Image {
             digest: digest.to_owned(),
             names: names.iter().filter(|(_, of)| *of == digest).map(|(name, _)| name.clone()).collect(),
             kernel,
             initrd,
+            disk,
             kernel_version: content.kernel_version,
             init: content.init,
             memory_mib_min: content.memory_mib_min,
             entries: content.entries,
             built_at: manifest.built_at,
-            bytes: content.kernel.bytes.saturating_add(content.initrd.bytes),
+            bytes: content.kernel.bytes.saturating_add(content.initrd.bytes).saturating_add(disk_bytes),
             notes: manifest.notes,
         })
     }
@@ -363,7 +381,18 @@ impl ImageStore {
         let directory = self.directory.join(digest);
         let content = manifest::read(&directory, digest)?.content;
         manifest::check_file(&directory.join("kernel"), "kernel", &content.kernel)?;
-        manifest::check_file(&directory.join("initrd"), "initrd", &content.initrd)
+        manifest::check_file(&directory.join("initrd"), "initrd", &content.initrd)?;
+        content.disk.map_or(Ok(()), |disk| manifest::check_file(&directory.join("disk"), "disk", &disk.file))
+    }
+
+    /// The disk with that content address, if an image has it.
+    pub(super) fn disk(&self, address: &str) -> Option<PathBuf> {
+        let digests = self.digests().ok()?;
+        digests.iter().find_map(|digest| {
+            let directory = self.directory.join(digest);
+            let disk = manifest::read(&directory, digest).ok()?.content.disk?;
+            (disk.file.blake3 == address).then(|| directory.join("disk"))
+        })
     }
 
     fn write_name(&self, name: &str, digest: &str) -> Result<(), StoreError> {

@@ -242,6 +242,28 @@ impl Tree {
         }
     }
 
+    /// Removes whatever is at a path, with all that is below.
+    pub(super) fn remove(&mut self, path: &[u8]) {
+        self.entries.remove(path);
+        self.remove_below(path);
+    }
+
+    /// Removes all that is below a path.
+    pub(super) fn remove_below(&mut self, path: &[u8]) {
+        let below: Vec<u8> = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
+        let gone = |entry: &Vec<u8>| entry.starts_with(&below) && entry.as_slice() != path;
+        let paths: Vec<Vec<u8>> = self.entries.range(below.clone()..).map(|(path, _)| path.clone()).collect();
+        for path in paths.into_iter().take_while(|path| path.starts_with(&below)).filter(gone) {
+            self.entries.remove(&path);
+        }
+    }
+
+    /// Whether a path ends, after its symbolic links, at a directory.
+    pub(super) fn is_directory(&self, path: &[u8]) -> bool {
+        let at = self.follow(path).and_then(|path| self.entries.get(&path));
+        at.is_some_and(|entry| matches!(entry.node, Node::Directory))
+    }
+
     /// A file's content.
     pub(super) fn content(&self, index: usize) -> Option<&Content> {
         self.contents.get(index)

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use reveille_core::model::{Egress, Resources};
 
 use super::accel::Accel;
-use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET};
+use super::disk::Chain;
+use super::layout::{MEMORY, NETWORK, SERIAL, SOCKET, STATE};
 use super::tsc;
 use crate::driver::{Launch, Link, Mapping, Tap};
 
@@ -163,8 +164,18 @@ pub enum Start {
     Incoming(Mapping),
 }
 
-/// The command line of an instance; its working directory is to be the instance's.
-pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) -> Argv {
+/// The command line of an instance whose disk, if it has one, has these layers; its working directory is to be the
+/// instance's.
+///
+/// # Errors
+/// The disk cannot be named; one sentence.
+pub fn instance(
+    program: &Program,
+    accel: Accel,
+    launch: &Launch,
+    chain: Option<&Chain>,
+    start: Start,
+) -> Result<Argv, String> {
     let mut argv = program.argv();
     argv.option("-name", format!("guest={}", launch.service));
     let (mapping, waits) = match start {
@@ -173,15 +184,24 @@ pub fn instance(program: &Program, accel: Accel, launch: &Launch, start: Start) 
     };
     guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
+    if let (Some(disk), Some(chain)) = (&launch.disk, chain) {
+        for node in chain.nodes(disk, STATE)? {
+            argv.option("-blockdev", node.to_string());
+        }
+        // A host's disk that is full, or broken, is told to the guest, which knows what it had to keep.
+        let device =
+            format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
+        argv.option("-device", device);
+    }
     argv.option("-qmp", format!("unix:{SOCKET},server=on,wait=off"));
     if waits {
         argv.option("-incoming", "defer").flag("-S");
     }
-    argv
+    Ok(argv)
 }
 
 /// The command line of the same machine booted outside Reveille: without control socket, its network link at
-/// `net.sock` in its working directory, its memory and console in the given files. For comparisons.
+/// `net.sock` in its working directory, its memory and console in the given files, and without a disk. For comparisons.
 pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
     let mut argv = program.argv();
     guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
@@ -263,6 +283,7 @@ mod tests {
             image: "abc".to_owned(),
             kernel: "/k".into(),
             initrd: "/i".into(),
+            disk: None,
             resources: Resources { cpus: 2, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
             link: Link::Stream,
@@ -277,8 +298,9 @@ mod tests {
     #[test]
     fn a_waking_guest_differs_from_a_booting_one_only_in_waiting() {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
-        let boot = instance(&program, Accel::Tcg, &launch(), Start::Boot);
-        let wake = instance(&program, Accel::Tcg, &launch(), Start::Incoming(Mapping::Consume));
+        let boot = instance(&program, Accel::Tcg, &launch(), None, Start::Boot).unwrap();
+        let wake =
+            instance(&program, Accel::Tcg, &launch(), None, Start::Incoming(Mapping::Consume)).unwrap();
         assert_eq!(wake.arguments[..boot.arguments.len()], boot.arguments);
         assert_eq!(wake.arguments[boot.arguments.len()..], ["-incoming", "defer", "-S"]);
     }
@@ -288,7 +310,7 @@ mod tests {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: true };
         let mut launch = launch();
         let translated = |launch: &Launch| {
-            let argv = instance(&program, Accel::Tcg, launch, Start::Boot);
+            let argv = instance(&program, Accel::Tcg, launch, None, Start::Boot).unwrap();
             argv.arguments.iter().any(|argument| argument.to_string_lossy().starts_with("user,"))
         };
         assert!(!translated(&launch));

@@ -16,9 +16,13 @@ use super::process::question;
 use super::qmp::{Qmp, QmpError};
 
 /// Devices that every guest is given.
-const DEVICES: [&str; 3] = ["virtio-net-device", "virtio-rng-device", "virtio-balloon-device"];
+const DEVICES: [&str; 4] =
+    ["virtio-net-device", "virtio-rng-device", "virtio-balloon-device", "virtio-blk-device"];
 /// What is needed to hibernate without writing memory out, and to be told of it.
-const MIGRATION_CAPABILITIES: [&str; 2] = ["x-ignore-shared", "events"];
+const MIGRATION_CAPABILITIES: [&str; 3] = ["x-ignore-shared", "pause-before-switchover", "events"];
+/// Tells a QEMU that knows under TCG which pages a running guest writes to. The older ones forget some: they take the
+/// marks of what was written and do not tell the vCPU to make new ones. Both came with the same release, 9.0.
+const SINCE_TRACKING: &str = "mapped-ram";
 /// How a package with a QEMU that does is called, for people.
 const PACKAGE: &str = "install the package qemu-system-x86 (7.2 or later)";
 
@@ -69,6 +73,8 @@ pub struct Binary {
     pub program: Program,
     /// Its version, for people.
     pub version: String,
+    /// Under TCG, it knows of every page that a guest writes to while its memory is transferred.
+    pub tracks_writes: bool,
 }
 
 /// Looks `binary` up (in `PATH` if it is a bare name) and asks it what it can do.
@@ -105,7 +111,8 @@ pub async fn examine(binary: &Path, data_dir: Option<&Path>) -> Result<Binary, O
     let _ = child.kill().await;
     program.sandbox = answer.sandbox;
     if answer.missing.is_empty() {
-        Ok(Binary { program, version: answer.version })
+        let Answer { version, tracks_writes, .. } = answer;
+        Ok(Binary { program, version, tracks_writes })
     } else {
         Err(OpenError::Lacks { binary: path, version: answer.version, missing: answer.missing })
     }
@@ -114,6 +121,7 @@ pub async fn examine(binary: &Path, data_dir: Option<&Path>) -> Result<Binary, O
 struct Answer {
     version: String,
     sandbox: bool,
+    tracks_writes: bool,
     missing: Vec<String>,
 }
 
@@ -132,6 +140,7 @@ async fn ask(socket: std::os::unix::net::UnixStream) -> Result<Answer, QmpError>
             missing.push(format!("migration capability `{name}`"));
         }
     }
+    let tracks_writes = has(&capabilities, "capability", SINCE_TRACKING);
     for name in DEVICES {
         if refused(qmp.command("device-list-properties", json!({ "typename": name })).await)? {
             missing.push(format!("device `{name}`"));
@@ -148,7 +157,7 @@ async fn ask(socket: std::os::unix::net::UnixStream) -> Result<Answer, QmpError>
     let sandbox = !refused(qmp.command("query-command-line-options", json!({ "option": "sandbox" })).await)?;
     // The connection's end is not waited for: the process is ended either way.
     let _ = qmp.command("quit", json!({})).await;
-    Ok(Answer { version: qmp.version.clone(), sandbox, missing })
+    Ok(Answer { version: qmp.version.clone(), sandbox, tracks_writes, missing })
 }
 
 fn has(list: &Value, key: &str, name: &str) -> bool {

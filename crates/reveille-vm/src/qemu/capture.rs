@@ -5,6 +5,9 @@
 //!      guest runs   │   ◄──── a client comes: take the manifest away, cont ────┤
 //! ```
 //!
+//! The same instant holds for its disk: QEMU drains and flushes it at the stop, lets go of it with the device state, and
+//! the layers' files are flushed before the manifest, which says how long they are.
+//!
 //! A client that comes at any time up to the last moment gets its guest back. So does a failure of any step.
 
 use std::future::Future;
@@ -17,6 +20,9 @@ use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
 
 use tokio::time::timeout;
 
+use reveille_failpoint::failpoint;
+
+use super::fold::{self, FoldError};
 use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
 use super::version::Devices;
@@ -50,6 +56,16 @@ impl From<QmpError> for Halt {
     }
 }
 
+impl From<FoldError> for Halt {
+    fn from(error: FoldError) -> Self {
+        match error {
+            FoldError::Qmp(error) => error.into(),
+            FoldError::Files(error) => error.into(),
+            FoldError::Job(detail) => Self::Failed(detail),
+        }
+    }
+}
+
 impl From<io::Error> for Halt {
     fn from(error: io::Error) -> Self {
         let full = error.kind() == io::ErrorKind::StorageFull;
@@ -75,7 +91,7 @@ pub async fn capture(
     let _busy = vm.busy();
     let mut version =
         SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
-    let halt = match before_stop(&slot, abandon).await {
+    let halt = match before_stop(&slot, &vm, abandon).await {
         Err(Halt::Abandoned) => return Ok(Capture::Abandoned),
         Err(Halt::Failed(detail)) => return Err(DriverError::RunsOn(Cause::CaptureFailed { detail })),
         Err(halt @ Halt::Qmp(_)) => halt,
@@ -83,6 +99,7 @@ pub async fn capture(
             Ok(()) => {
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
+                failpoint!("vm.capture.ended");
                 return Ok(Capture::Published(version));
             }
             Err(halt) => halt,
@@ -98,7 +115,8 @@ pub async fn capture(
     }
 }
 
-/// Takes the manifest away if there is one, and lets the vCPUs run. A guest that runs is left alone.
+/// Takes the manifest away if there is one, and lets the vCPUs run. A guest that runs is left alone. QEMU takes its disk
+/// up again by itself, if it had let go of it.
 pub async fn let_run(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Cause> {
     match run_again(slot, turn, vm).await {
         Ok(()) => Ok(()),
@@ -119,12 +137,14 @@ async fn run_again(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Halt> {
 }
 
 /// Everything that can be done while the guest still runs.
-async fn before_stop(slot: &Slot, abandon: &Abandon) -> Result<(), Halt> {
+async fn before_stop(slot: &Slot, vm: &Vm, abandon: &Abandon) -> Result<(), Halt> {
     if let Some(detail) = no_room(slot.dir.root(), SPARE_BYTES) {
         return Err(Halt::Failed(detail));
     }
     let state = slot.state.clone();
     flush(abandon, blocking(move || state.sync_memory())).await?;
+    // QEMU cannot let go of a disk that it folds.
+    fold::settle(slot, vm).await?;
     Ok(())
 }
 
@@ -144,22 +164,28 @@ async fn publish(
     // Everything that needs no stopped guest first.
     vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
+    // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
     let stopped = Instant::now();
+    // QEMU waits for what the guest has under way to its disk, and flushes.
     vm.stop().await?;
+    failpoint!("vm.capture.stopped");
     // Stands still, but not because of us: a guest that crashed must not become a version.
     let status = vm.status(super::qmp::COMMAND_MS_MAX).await?;
     if status != "paused" {
         return Err(Halt::Failed(format!("the guest is in no state to be kept (QEMU calls it `{status}`)")));
     }
     unless(abandon, vm.save_device()).await??;
+    failpoint!("vm.capture.saved");
 
     let (state, needs, described) = (slot.state.clone(), qemu.needs(launch), version.clone());
     let seal = blocking(move || state.seal(described, needs, stopped));
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
+    failpoint!("vm.capture.sealed");
     let state = slot.state.clone();
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
     turn.blocking(move || state.publish(&manifest)).await?;
+    failpoint!("vm.capture.published");
     if abandon.is_raised() { Err(Halt::Abandoned) } else { Ok(()) }
 }
 

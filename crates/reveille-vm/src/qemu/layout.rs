@@ -11,7 +11,8 @@
 //!   next/                       a state in the making, which takes the place of `state/` as a whole
 //!   fetched/                    a version on its way from the object store
 //!   checkpoint/                 the last checkpoint of the running guest
-//!   aside/1, aside/2, …         states that a cold boot took the place of
+//!   aside/1, aside/2, …         states that a cold boot, or a version from the store, took the place of
+//!   away                        the disk is in the object store alone
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -23,7 +24,11 @@ use std::path::{Path, PathBuf};
 use reveille_core::model::InstanceId;
 use rustix::fs::RenameFlags;
 
-/// States set aside that are kept per instance; older ones are removed.
+use reveille_failpoint::failpoint;
+
+use super::disk::RECORD;
+
+/// Versions set aside that are kept per instance, and as many disks of guests that were lost; older ones are removed.
 const ASIDE_MAX: usize = 2;
 /// A log that is larger is rotated; its newest part is kept as `….1`.
 pub const LOG_BYTES_MAX: u64 = 1 << 20;
@@ -38,6 +43,10 @@ pub const SOCKET: &str = "qmp.sock";
 pub const NETWORK: &str = "net.sock";
 /// The serial log, from QEMU's working directory.
 pub const SERIAL: &str = "serial.log";
+/// Says that the disk is in the object store alone.
+const AWAY: &str = "away";
+/// The directory of the state, from QEMU's working directory.
+pub const STATE: &str = "state";
 /// The guest's memory, from QEMU's working directory.
 pub const MEMORY: &str = "state/memory";
 
@@ -108,6 +117,7 @@ impl InstanceDir {
             Err(rustix::io::Errno::NOENT) => fs::rename(new, &state)?,
             Err(error) => return Err(error.into()),
         }
+        failpoint!("vm.state.exchanged");
         sync_dir(&self.root)?;
         match fs::remove_dir_all(new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -117,9 +127,24 @@ impl InstanceDir {
 
     /// Removes the state: first it is no longer in its place, durably.
     pub fn drop_state(&self) -> io::Result<()> {
-        let empty = self.root.join("empty");
-        create_private_dir(&empty)?;
+        let empty = self.fresh("empty")?;
         self.replace_state(&empty)
+    }
+
+    /// An empty directory in place of [`InstanceDir::next`].
+    pub fn fresh_next(&self) -> io::Result<PathBuf> {
+        self.fresh("next")
+    }
+
+    /// An empty directory of that name, whatever an earlier daemon has left there.
+    fn fresh(&self, name: &str) -> io::Result<PathBuf> {
+        let dir = self.root.join(name);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        create_private_dir(&dir)?;
+        Ok(dir)
     }
 
     /// The last checkpoint of the running guest.
@@ -148,18 +173,68 @@ impl InstanceDir {
     /// Moves the state, whatever is in it, out of the way of a fresh one. Once it returns, also after a power
     /// failure no version is in its place.
     pub fn set_state_aside(&self) -> io::Result<()> {
+        let empty = self.fresh("empty")?;
+        self.put_in_place_of_state(&empty)
+    }
+
+    /// Makes the directory `new` the state, durably and in one step, and keeps what was there aside.
+    pub fn put_in_place_of_state(&self, new: &Path) -> io::Result<()> {
         let aside = self.aside();
         create_private_dir(&aside)?;
-        let mut numbers = numbered(&aside)?;
-        let next = numbers.last().map_or(1, |last| last + 1);
-        fs::rename(self.state(), aside.join(next.to_string()))?;
+        let next = numbered(&aside)?.last().map_or(1, |last| last + 1);
+        let place = aside.join(next.to_string());
+        // What is new is put where the old one is to be, so that no moment is without either.
+        fs::rename(new, &place)?;
+        sync_dir(&aside)?;
+        let cwd = rustix::fs::CWD;
+        rustix::fs::renameat_with(cwd, &place, cwd, self.state(), RenameFlags::EXCHANGE)?;
+        failpoint!("vm.aside.exchanged");
         sync_dir(&aside)?;
         sync_dir(&self.root)?;
-        numbers.push(next);
-        for old in numbers.iter().rev().skip(ASIDE_MAX) {
-            fs::remove_dir_all(aside.join(old.to_string()))?;
+        self.forget_aside()
+    }
+
+    /// The states that were set aside, oldest first.
+    pub fn set_aside(&self) -> io::Result<Vec<PathBuf>> {
+        let aside = self.aside();
+        match numbered(&aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            numbers => Ok(numbers?.into_iter().map(|number| aside.join(number.to_string())).collect()),
         }
-        create_private_dir(&self.state())
+    }
+
+    /// Removes what was set aside too long ago. Disks that a lost guest wrote to are counted apart: they are in no store.
+    fn forget_aside(&self) -> io::Result<()> {
+        let aside = self.aside();
+        let (mut versions, mut lost) = (0, 0);
+        for number in numbered(&aside)?.into_iter().rev() {
+            let dir = aside.join(number.to_string());
+            let is_version = dir.join("manifest.json").exists() || !dir.join(RECORD).exists();
+            let count = if is_version { &mut versions } else { &mut lost };
+            *count += 1;
+            if *count > ASIDE_MAX {
+                fs::remove_dir_all(dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the disk is in the object store alone, durably.
+    pub fn note_away(&self) -> io::Result<()> {
+        replace_durably(&self.root.join(AWAY), b"")
+    }
+
+    /// Whether the disk is in the object store alone.
+    pub fn is_away(&self) -> bool {
+        self.root.join(AWAY).exists()
+    }
+
+    /// The disk is here again.
+    pub fn note_back(&self) -> io::Result<()> {
+        match fs::remove_file(self.root.join(AWAY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => sync_dir(&self.root),
+        }
     }
 
     /// Removes the sockets of a process that is gone.

@@ -3,6 +3,7 @@
 //!
 //! Both are transfers of the whole guest into a socket of ours (see `stream`): pages come while the guest runs, those that
 //! it changes come again, and it stands still only for the rest. Pages that are as they were are not written again.
+//! Where QEMU does not know all that a running guest changes, it stands still for all of it.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,14 +11,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
+use reveille_failpoint::failpoint;
+
 use super::argv::MEMORY_BLOCK;
+use super::blocks::NewLayer;
 use super::capture::{Halt, flush, let_run, unless};
+use super::disk::Chain;
+use super::fold::{self, FoldError};
 use super::layout::{create_private_dir, private};
 use super::start::{SPARE_BYTES, no_room};
 use super::stream::{PAGE_BYTES, Page, Pages, StreamFault, separate};
@@ -42,12 +48,21 @@ pub async fn publish(
     abandon: &Abandon,
 ) -> Result<(), Halt> {
     let next = StateDir::at(slot.dir.next());
-    let stopped = transfer(slot, vm, launch, &next, Some(&slot.state), abandon).await?;
+    let stopped = transfer(qemu, slot, vm, launch, &next, Some(&slot.state), None, abandon).await?;
     let (state, needs, described) = (next.clone(), qemu.needs(launch), version.clone());
+    let before = slot.state.path().to_owned();
     let seal = blocking(move || {
         state.sync_memory()?;
+        Chain::clean(None, state.path())?;
+        let chain = Chain::recorded(&before)?;
+        let disk = chain.as_ref().map(|chain| chain.describe(&before)).transpose()?;
+        if let Some(chain) = chain {
+            // The very files that QEMU has open: should it run on, it writes to those that are then in the state.
+            chain.link(&before, state.path())?;
+            chain.record(state.path())?;
+        }
         let paused_us = || u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-        state.describe(described, needs, Devices::Separated, paused_us)
+        state.describe(described, needs, Devices::Separated, disk, paused_us)
     });
     let manifest = flush(abandon, seal).await?;
     *version = manifest.version.clone();
@@ -55,6 +70,7 @@ pub async fn publish(
     // Not given up half-way: a manifest that appeared after it was looked for would lie.
     let published = turn.blocking(move || {
         next.publish(&manifest)?;
+        failpoint!("vm.capture.beside");
         dir.replace_state(&dir.next())
     });
     published.await?;
@@ -79,10 +95,27 @@ pub async fn checkpoint(
     let version =
         SnapshotVersion { number, at: now, stored_bytes: 0, paused_us: 0, image: launch.image.clone() };
     let target = StateDir::at(slot.dir.checkpoint());
-    let taken = transfer(&slot, &vm, launch, &target, Some(&target.clone()), &Abandon::default()).await;
+    let failed = |detail: String| DriverError::RunsOn(Cause::CaptureFailed { detail });
+    let (below, layer) = match new_layer(&slot, &turn, &vm).await {
+        Ok(Some((below, layer))) => (Some(below), Some(layer)),
+        Ok(None) => (None, None),
+        Err(Halt::Qmp(error)) => return Err(DriverError::Lost(vm.cause_of(error).await)),
+        Err(Halt::Failed(detail)) => return Err(failed(detail)),
+        Err(Halt::Abandoned) => return Err(failed("it was given up".to_owned())),
+    };
+    let base = Some(&target);
+    let never = Abandon::default();
+    let taken = transfer(qemu, &slot, &vm, launch, &target, base, layer.as_ref(), &never).await;
+    failpoint!("vm.checkpoint.stopped");
     // Whatever came of it, the guest is to run again first.
     let_run(&slot, &turn, &vm).await.map_err(DriverError::Lost)?;
-    let failed = |detail: String| DriverError::RunsOn(Cause::CaptureFailed { detail });
+    let unused = layer.filter(|layer| !layer.used.load(Ordering::Acquire));
+    if let (Some(layer), Some(below)) = (unused, &below) {
+        // Best effort: as long as it is empty it hides nothing.
+        if let Err(error) = take_back(&slot, &turn, &vm, layer, below.clone()).await {
+            tracing::warn!(instance = %slot.instance, %error, "an empty layer of its disk stays");
+        }
+    }
     let stopped = match taken {
         Ok(stopped) => stopped,
         Err(Halt::Abandoned) => return Err(failed("it was given up".to_owned())),
@@ -90,24 +123,81 @@ pub async fn checkpoint(
         Err(Halt::Qmp(error)) => return Err(DriverError::Lost(vm.cause_of(error).await)),
     };
     let paused_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (state, needs) = (target.clone(), qemu.needs(launch));
+    let (state, needs, layers) = (target.clone(), qemu.needs(launch), slot.state.path().to_owned());
     let sealed = turn.blocking(move || {
         state.sync_memory()?;
-        let manifest = state.describe(version, needs, Devices::Separated, || paused_us)?;
+        let disk = below.map(|chain| chain.describe(&layers)).transpose()?;
+        let manifest = state.describe(version, needs, Devices::Separated, disk, || paused_us)?;
+        failpoint!("vm.checkpoint.sealed");
         state.publish(&manifest)?;
-        state.open_files()
+        failpoint!("vm.checkpoint.published");
+        state.open_files_with(&layers)
     });
     sealed.await.map_err(|error| failed(error.to_string()))
 }
 
+/// An empty layer for the guest's disk, which QEMU has opened and the record names; and the layers below it. `None` for a
+/// guest without a disk.
+async fn new_layer(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<Option<(Chain, NewLayer)>, Halt> {
+    fold::settle(slot, vm).await?;
+    let dir = slot.state.path().to_owned();
+    let Some(chain) = turn.blocking(move || Chain::recorded(&dir)).await? else { return Ok(None) };
+    let top = vm.top_layer().await?;
+    let unused = chain.lower().filter(|lower| lower.top() == top);
+    let (below, name) = if top == chain.top() {
+        let dir = slot.state.path().to_owned();
+        let (below, made) = (chain.clone(), move || {
+            let grown = chain.grown(&dir)?;
+            // Before QEMU can write to it. As long as it does not, the layer hides nothing of those below.
+            grown.record(&dir)?;
+            Ok(grown.top())
+        });
+        (below, turn.blocking(made).await?)
+    } else if let Some(lower) = unused {
+        // An earlier daemon came to an end between recording it and having it put on top.
+        (lower, chain.top())
+    } else {
+        let detail =
+            format!("QEMU writes to the layer {top} of its disk, the record ends with {}", chain.top());
+        return Err(Halt::Failed(detail));
+    };
+    failpoint!("vm.layer.recorded");
+    if !vm.has_layer(&name).await? {
+        vm.add_layer(&name).await?;
+    }
+    let layer = NewLayer { name, below: below.top(), used: AtomicBool::new(false) };
+    Ok(Some((below, layer)))
+}
+
+/// Takes back a layer that was not put on top.
+async fn take_back(
+    slot: &Slot,
+    turn: &Turn,
+    vm: &Vm,
+    layer: NewLayer,
+    below: Chain,
+) -> Result<(), FoldError> {
+    // Refused if it is on top after all.
+    vm.drop_layer(&layer.name).await?;
+    let dir = slot.state.path().to_owned();
+    let removed = turn.blocking(move || {
+        below.record(&dir)?;
+        fs::remove_file(dir.join(layer.name))
+    });
+    Ok(removed.await?)
+}
+
 /// Transfers the guest into `target`, beginning with the pages that `base` has; gives the instant at which the guest
 /// was stopped. It stands still afterwards, unless this fails early.
+#[expect(clippy::too_many_arguments, reason = "each is another thing")]
 async fn transfer(
+    qemu: &Qemu,
     slot: &Slot,
     vm: &Vm,
     launch: &Launch,
     target: &StateDir,
     base: Option<&StateDir>,
+    layer: Option<&NewLayer>,
     abandon: &Abandon,
 ) -> Result<Instant, Halt> {
     let status = vm.status(super::qmp::COMMAND_MS_MAX).await?;
@@ -122,14 +212,22 @@ async fn transfer(
     let prepare = blocking(move || Memory::prepare(&prepared, base.as_ref(), bytes));
     let mut memory = unless(abandon, prepare).await??;
 
-    vm.leave_memory_out(Devices::Separated).await?;
+    vm.prepare_transfer(Devices::Separated, layer.is_some()).await?;
     vm.transfer_fast(PAUSE_MS).await?;
     let (ours, theirs) = UnixStream::pair()?;
     rustix::net::sockopt::set_socket_recv_buffer_size(&ours, SOCKET_BYTES).map_err(io::Error::from)?;
     vm.pass_device(OwnedFd::from(theirs)).await?;
     let reading = tokio::task::spawn_blocking(move || separate(ours, MEMORY_BLOCK, bytes, &mut memory));
+    // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
+    let before = if qemu.tracks_writes() {
+        None
+    } else {
+        let before = Instant::now();
+        vm.stop().await?;
+        Some(before)
+    };
     // When this is given up the guest runs on, and what is read ends with the transfer.
-    let stopped = unless(abandon, vm.save_whole()).await?;
+    let stopped = unless(abandon, vm.save_whole(layer)).await?.map(|stopped| before.unwrap_or(stopped));
     if stopped.is_err() {
         // Why it ended is told best by who read it, unless that only saw the end.
         vm.settle_migration().await?;

@@ -5,9 +5,11 @@
 //! |---|---|
 //! | `binary`, `accel` | what QEMU and this host can do |
 //! | `layout`, `version` | what lies where, and when it is a version |
+//! | `disk`, `prepare` | the layers of its disk, and what a process finds of them |
 //! | `argv` | the command line |
-//! | `process`, `qmp`, `vm` | one process: started, found, asked, ended |
-//! | `start`, `capture`, `live`, `find` | the driver's verbs |
+//! | `process`, `qmp`, `vm`, `blocks` | one process: started, found, asked, ended |
+//! | `start`, `capture`, `live`, `find`, `stored` | the driver's verbs |
+//! | `fold` | layers that are read by nobody are written into the lowest |
 //! | `stream` | QEMU's migration stream |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
@@ -17,13 +19,18 @@
 mod accel;
 mod argv;
 mod binary;
+mod blocks;
 mod capture;
+mod disk;
 mod find;
+mod fold;
 mod layout;
 mod live;
+mod prepare;
 mod process;
 mod qmp;
 mod start;
+mod stored;
 mod stream;
 mod tsc;
 mod version;
@@ -45,6 +52,7 @@ use tokio::time::timeout;
 pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest};
 pub use self::argv::{Argv, GUEST_MAC};
 pub use self::binary::{OpenError, locate};
+pub(crate) use self::layout::private;
 
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
@@ -213,6 +221,14 @@ impl Qemu {
         Ok((slot, vm))
     }
 
+    /// Whether the memory of a guest that runs can be transferred, and nothing of it is missed.
+    fn tracks_writes(&self) -> bool {
+        match self.accel {
+            Accel::Kvm => true,
+            Accel::Tcg => self.binary.tracks_writes,
+        }
+    }
+
     fn needs(&self, launch: &Launch) -> Needs {
         Needs {
             resources: launch.resources,
@@ -364,49 +380,23 @@ impl Driver for Qemu {
     }
 
     async fn version_files(&self, instance: InstanceId) -> Result<VersionFiles, DriverError> {
-        let state = self.slot(instance).state.clone();
-        blocking(move || state.open_files()).await.map_err(store_fault)
+        stored::version_files(self, instance).await
     }
 
     async fn fetch_dir(&self, instance: InstanceId) -> Result<PathBuf, DriverError> {
-        let slot = self.slot(instance);
-        let _turn = slot.take_turn().await;
-        let dir = slot.dir.clone();
-        let prepared = blocking(move || {
-            dir.create()?;
-            match std::fs::remove_dir_all(dir.fetched()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                Ok(()) | Err(_) => Ok(dir.fetched()),
-            }
-        });
-        prepared.await.map_err(store_fault)
+        stored::fetch_dir(self, instance).await
     }
 
     async fn install(&self, launch: &Launch, number: u64) -> Result<SnapshotVersion, DriverError> {
-        let slot = self.slot(launch.instance);
-        let turn = slot.take_turn().await;
-        slot.fence().await.map_err(DriverError::Lost)?;
-        let (dir, fetched) = (slot.dir.clone(), StateDir::at(slot.dir.fetched()));
-        let installed = turn.blocking(move || {
-            fetched.name_files()?;
-            let mut manifest =
-                fetched.read().map_err(|fault| io::Error::other(format!("it was fetched, and {fault}")))?;
-            if manifest.version.number != number {
-                manifest.version.number = number;
-                fetched.publish(&manifest)?;
-            }
-            dir.replace_state(&dir.fetched())?;
-            Ok(manifest.version)
-        });
-        installed.await.map_err(store_fault)
+        stored::install(self, launch, number).await
     }
 
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError> {
-        let slot = self.slot(instance);
-        let turn = slot.take_turn().await;
-        slot.fence().await.map_err(DriverError::Lost)?;
-        let dir = slot.dir.clone();
-        turn.blocking(move || dir.drop_state()).await.map_err(store_fault)
+        stored::evict(self, instance).await
+    }
+
+    async fn roll_back(&self, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
+        stored::roll_back(self, launch).await
     }
 
     async fn capture(
@@ -483,6 +473,7 @@ impl Driver for Qemu {
         if let Err(error) = blocking(move || dir.limit_logs()).await {
             tracing::warn!(%instance, %error, "its logs cannot be limited");
         }
+        fold::tend(&slot, &vm).await;
         Ok(())
     }
 
@@ -503,10 +494,6 @@ impl Driver for Qemu {
     fn cpu_ms(&self, instance: InstanceId) -> Option<u64> {
         self.live(instance).ok()?.1.process.cpu_ms()
     }
-}
-
-fn store_fault(error: io::Error) -> DriverError {
-    DriverError::RunsOn(Cause::StoreFailed { detail: error.to_string() })
 }
 
 /// Runs what waits for the disk where it holds nobody up.

@@ -9,37 +9,36 @@ use std::sync::atomic::Ordering;
 
 use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 
+use reveille_failpoint::failpoint;
+
 use super::argv::{self, Start};
+use super::disk::{Chain, VersionDisk};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
 use super::version::{Manifest, memory_bytes};
 use super::vm::Vm;
-use super::{NAME, Qemu, Slot, blocking};
+use super::{NAME, Qemu, Slot, blocking, prepare};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
 pub const SPARE_BYTES: u64 = 16 << 20;
 
-/// A cold boot. A version that is there is set aside first, so that none is there when the vCPUs run.
+/// A cold boot, from the instance's disk if it has one. A version that is there is set aside first, so that none is there
+/// when the vCPUs run.
 pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let turn = slot.take_turn().await;
     check_files(launch)?;
     let lock = claim(&slot).await?;
-    let (resources, has_version) = (launch.resources, slot.state.has_manifest());
     // What an earlier guest left is removed, what a version consists of is kept.
-    let freed = if has_version { 0 } else { slot.state.memory_blocks_bytes().unwrap_or(0) };
-    check_room(&slot, resources, freed)?;
-    let (dir, state) = (slot.dir.clone(), slot.state.clone());
-    let prepared = turn.blocking(move || {
-        if has_version {
-            dir.set_state_aside()?;
-        }
-        state.create_memory(resources)
-    });
-    prepared.await.map_err(no_files)?;
-    let vm = spawn(qemu, &slot, lock, launch, Start::Boot, kills).await?;
+    let freed = if slot.state.has_manifest() { 0 } else { slot.state.memory_blocks_bytes().unwrap_or(0) };
+    check_room(&slot, launch.resources, freed)?;
+    let (dir, state, wanted) = (slot.dir.clone(), slot.state.clone(), launch.clone());
+    let prepared = turn.blocking(move || prepare::boot(&dir, &state, &wanted));
+    let chain = prepared.await.map_err(no_files)?;
+    let vm = spawn(qemu, &slot, lock, launch, chain.as_ref(), Start::Boot, kills).await?;
+    failpoint!("vm.boot.spawned");
     on_stage(Stage::Spawned);
     match vm.status(super::qmp::COMMAND_MS_MAX).await {
         Ok(_) => {}
@@ -75,6 +74,7 @@ pub async fn restore(
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
     let _busy = vm.busy();
+    failpoint!("vm.restore.loaded");
 
     // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
     let _committed = slot.commit.lock().await;
@@ -83,9 +83,13 @@ pub async fn restore(
     }
     let state = slot.state.clone();
     turn.blocking(move || state.consume()).await.map_err(no_files)?;
+    failpoint!("vm.restore.consumed");
     vm.set_paused(false);
     match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            failpoint!("vm.restore.running");
+            Ok(())
+        }
         Err(error) => Err(vm.cause_of(error).await),
     }
 }
@@ -191,7 +195,11 @@ async fn armed(
     check_files(launch)?;
     let lock = claim(slot).await?;
     check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
-    let vm = spawn(qemu, slot, lock, launch, Start::Incoming(mapping), kills).await?;
+    let (state, wanted, noted) = (slot.state.clone(), launch.disk.clone(), manifest.disk.clone());
+    let prepared =
+        blocking(move || prepare::version(&state, wanted.as_ref(), noted.map(|noted| noted.chain), mapping));
+    let chain = prepared.await.map_err(no_files)?;
+    let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), Start::Incoming(mapping), kills).await?;
     match vm.leave_memory_out(manifest.devices).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -231,12 +239,14 @@ async fn spawn(
     slot: &Arc<Slot>,
     lock: Lock,
     launch: &Launch,
+    chain: Option<&Chain>,
     start: Start,
     kills: u64,
 ) -> Result<Arc<Vm>, Cause> {
     slot.dir.rotate_logs().map_err(no_files)?;
     slot.dir.remove_sockets().map_err(no_files)?;
-    let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, start);
+    let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, chain, start)
+        .map_err(|detail| Cause::StartFailed { detail })?;
     let tap = match &launch.link {
         Link::Stream => None,
         Link::Tap(tap) => Some(tap.queue.open().map_err(|error| Cause::StartFailed {
@@ -276,8 +286,11 @@ pub async fn check_version(qemu: &Qemu, slot: &Slot, launch: &Launch) -> Result<
 fn misfit(manifest: &Manifest, qemu: &Qemu, launch: &Launch) -> Option<String> {
     let needs = qemu.needs(launch);
     let had = manifest.resources;
+    let base = |disk: &VersionDisk| disk.chain.base.clone();
     if manifest.version.image != launch.image {
         Some("it was taken from another image".to_owned())
+    } else if manifest.disk.as_ref().map(base) != launch.disk.as_ref().map(|disk| disk.address.clone()) {
+        Some("it was taken with another disk than the image has".to_owned())
     } else if had != needs.resources {
         let Resources { cpus, memory_mib, .. } = needs.resources;
         Some(format!(
@@ -316,7 +329,13 @@ fn check_files(launch: &Launch) -> Result<(), Cause> {
             ),
         })?;
     }
-    Ok(())
+    let Some(disk) = &launch.disk else { return Ok(()) };
+    crate::qcow2::check_base(disk).map_err(|fault| Cause::StartFailed {
+        detail: format!(
+            "the disk `{}` of its image cannot be used: {fault}; build the image again",
+            disk.base.display()
+        ),
+    })
 }
 
 /// Whether the disk has room for what the guest's memory may still grow by beyond `there`. A guest that touches

@@ -122,7 +122,7 @@ pub fn separate(
     if version != STREAM_VERSION {
         return Err(reader.unexpected(version.into(), "version 3 of the stream"));
     }
-    let mut ram = Ram { block, block_bytes, pages, section: None, current: Current::None };
+    let mut ram = Ram { block, block_bytes, pages, section: None, current: Current::None, name: Vec::new() };
     loop {
         let [kind] = reader.read()?;
         match kind {
@@ -185,11 +185,12 @@ struct Ram<'a, P> {
     pages: &'a mut P,
     section: Option<u32>,
     current: Current,
+    /// Name of the current block.
+    name: Vec<u8>,
 }
 
 impl<P: Pages> Ram<'_, P> {
     fn records(&mut self, reader: &mut Reader<impl Read>) -> Result<(), StreamFault> {
-        let mut name = Vec::new();
         // What is kept names its block in each section anew.
         let mut named = false;
         for _ in 0..RECORDS_MAX {
@@ -206,9 +207,9 @@ impl<P: Pages> Ram<'_, P> {
                 }
                 kind @ (RAM_ZERO | RAM_PAGE) => {
                     if flags & RAM_CONTINUE == 0 {
-                        name = reader.name()?;
+                        self.name = reader.name()?;
                         named = false;
-                        let guest = name == self.block.as_bytes();
+                        let guest = self.name == self.block.as_bytes();
                         self.current = if guest { Current::Guest } else { Current::Other };
                     }
                     match self.current {
@@ -218,8 +219,8 @@ impl<P: Pages> Ram<'_, P> {
                             let carry = if named { RAM_CONTINUE } else { 0 };
                             reader.keep_all(&(place | kind | carry).to_be_bytes())?;
                             if !named {
-                                reader.keep_all(&[u8::try_from(name.len()).unwrap_or(u8::MAX)])?;
-                                reader.keep_all(&name)?;
+                                reader.keep_all(&[u8::try_from(self.name.len()).unwrap_or(u8::MAX)])?;
+                                reader.keep_all(&self.name)?;
                                 named = true;
                             }
                             if kind == RAM_ZERO {

@@ -3,12 +3,13 @@
 //! ```text
 //! state/memory         guest memory, mapped by QEMU; a running guest writes to it
 //! state/device         registers and devices
-//! state/manifest.json  what the two belong to: written last, taken away first
+//! state/disk-N, disks  layers of its disk, if it has one, and which they are (see `disk`)
+//! state/manifest.json  what these belong to: written last, taken away first
 //! state/consumed.json  the manifest of the version that the guest was last restored from
 //! ```
 //!
-//! **Invariant.** A manifest that is there means that `memory` and `device` are exactly that version and that no
-//! vCPU has run since it was taken. It is published after both are durable, while the guest stands still, and it
+//! **Invariant.** A manifest that is there means that `memory`, `device` and the layers that it names are exactly that
+//! version and that no vCPU has run since it was taken. It is published after both are durable, while the guest stands still, and it
 //! is durably taken away before a vCPU runs. Whoever finds it may end the process; whoever does not must not.
 
 use std::fs::{self, File};
@@ -22,6 +23,7 @@ use reveille_core::model::{Resources, SnapshotVersion};
 use serde::{Deserialize, Serialize};
 
 use super::argv::MACHINE;
+use super::disk::{self, Chain, VersionDisk, layer_name};
 use super::layout::{private, replace_durably, sync_dir};
 use crate::driver::{VersionFiles, VersionNeeds};
 
@@ -53,6 +55,9 @@ pub struct Manifest {
     /// What the guest knows of its network: see [`Needs::network`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub network: String,
+    /// Its disk, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<VersionDisk>,
     device_bytes: u64,
     device_blake3: String,
 }
@@ -98,6 +103,9 @@ pub enum VersionFault {
         /// As published.
         expected: u64,
     },
+    /// A layer of its disk is not what it was.
+    #[error("{0}")]
+    Disk(String),
     /// The device state is not what was written.
     #[error("its device state is damaged: the checksum does not match")]
     Checksum,
@@ -111,6 +119,11 @@ impl StateDir {
     /// At `path`.
     pub fn at(path: PathBuf) -> Self {
         Self(path)
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// The guest's memory.
@@ -138,7 +151,13 @@ impl StateDir {
     /// # Errors
     /// [`VersionFault`]; nothing is changed.
     pub fn read(&self) -> Result<Manifest, VersionFault> {
+        self.read_with(&self.0)
+    }
+
+    /// As [`StateDir::read`], with the disk's layers in another directory.
+    fn read_with(&self, layers: &Path) -> Result<Manifest, VersionFault> {
         let manifest = self.read_manifest()?;
+        check_disk(manifest.disk.as_ref(), layers)?;
         let expected = memory_bytes(manifest.resources);
         let memory =
             self.memory().metadata().map_err(|source| VersionFault::Unreadable { file: "memory", source })?;
@@ -182,7 +201,19 @@ impl StateDir {
         serde_json::from_str(body).map_err(damaged)
     }
 
-    /// Empties the directory of a guest that is gone and creates memory of zeros.
+    /// The layers of the disk that is here; `None` without one. What a guest wrote that nobody has seen is not in it.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn chain(&self) -> io::Result<Option<Chain>> {
+        match self.read_manifest() {
+            Ok(manifest) => Ok(manifest.disk.map(|disk| disk.chain)),
+            // Without a manifest that can be read: what the last process had. It is not less than the version.
+            Err(_) => Chain::recorded(&self.0),
+        }
+    }
+
+    /// Empties the directory of a guest that is gone, but for its disk, and creates memory of zeros.
     pub fn create_memory(&self, resources: Resources) -> io::Result<()> {
         for file in [self.memory(), self.device(), self.0.join("consumed.json")] {
             match fs::remove_file(file) {
@@ -218,17 +249,19 @@ impl StateDir {
     /// Makes memory and device state of a guest that stands still since `stopped` durable and describes them.
     pub fn seal(&self, version: SnapshotVersion, needs: Needs, stopped: Instant) -> io::Result<Manifest> {
         self.sync_memory()?;
-        self.describe(version, needs, Devices::Alone, || {
+        let disk = Chain::recorded(&self.0)?.map(|chain| chain.describe(&self.0)).transpose()?;
+        self.describe(version, needs, Devices::Alone, disk, || {
             u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX)
         })
     }
 
-    /// Makes the device state durable and describes it together with memory that is.
+    /// Makes the device state durable and describes it together with memory and a disk that are.
     pub fn describe(
         &self,
         mut version: SnapshotVersion,
         needs: Needs,
         devices: Devices,
+        disk: Option<VersionDisk>,
         paused_us: impl FnOnce() -> u64,
     ) -> io::Result<Manifest> {
         let mut device = Vec::new();
@@ -236,7 +269,8 @@ impl StateDir {
         file.read_to_end(&mut device)?;
         file.sync_all()?;
         let device_bytes = device.len() as u64;
-        version.stored_bytes = self.memory_blocks_bytes()? + device_bytes;
+        let disk_bytes: u64 = disk.iter().flat_map(|disk| &disk.lengths).sum();
+        version.stored_bytes = self.memory_blocks_bytes()? + device_bytes + disk_bytes;
         version.paused_us = paused_us();
         Ok(Manifest {
             format: FORMAT,
@@ -246,6 +280,7 @@ impl StateDir {
             vmm: needs.vmm,
             devices,
             network: needs.network,
+            disk,
             device_bytes,
             device_blake3: blake3::hash(&device).to_hex().to_string(),
         })
@@ -275,13 +310,23 @@ impl StateDir {
 
     /// Opens what the intact version consists of.
     pub fn open_files(&self) -> io::Result<VersionFiles> {
-        // Whatever takes the directory's place meanwhile: it is this one that is read.
-        let dir = File::open(&self.0)?;
+        self.open_files_with(&self.0)
+    }
+
+    /// As [`StateDir::open_files`], with the disk's layers in another directory.
+    pub fn open_files_with(&self, layers: &Path) -> io::Result<VersionFiles> {
+        // Whatever takes the directories' places meanwhile: it is these that are read.
+        let (dir, layers) = (File::open(&self.0)?, File::open(layers)?);
         let held = Self(format!("/proc/self/fd/{}", dir.as_raw_fd()).into());
-        let manifest = held.read().map_err(|fault| io::Error::other(fault.to_string()))?;
+        let layers = PathBuf::from(format!("/proc/self/fd/{}", layers.as_raw_fd()));
+        let manifest = held.read_with(&layers).map_err(|fault| io::Error::other(fault.to_string()))?;
         let open = |(name, file): (&str, &str)| Ok((name.to_owned(), File::open(held.0.join(file))?));
         let files = [("memory", "memory"), ("device", "device"), ("manifest", "manifest.json")];
-        let files = files.map(open).into_iter().collect::<io::Result<_>>()?;
+        let mut files = files.map(open).into_iter().collect::<io::Result<Vec<_>>>()?;
+        for name in manifest.disk.iter().flat_map(|disk| disk.chain.names()) {
+            let layer = disk::open_shared(&layers.join(&name))?;
+            files.push((name, layer));
+        }
         let needs = VersionNeeds {
             resources: manifest.resources,
             vmm: manifest.vmm,
@@ -309,6 +354,27 @@ pub struct Needs {
     /// The tap device's addresses, which the guest has in its memory; empty for a link to the daemon, where all
     /// guests have the same.
     pub network: String,
+}
+
+/// Whether the layers of a version are in `layers`, as long as they were, and name no other files.
+fn check_disk(disk: Option<&VersionDisk>, layers: &Path) -> Result<(), VersionFault> {
+    let Some(VersionDisk { chain, lengths }) = disk else { return Ok(()) };
+    chain.check().map_err(|why| VersionFault::Damaged(format!("of its disk, {why}")))?;
+    if lengths.len() != chain.layers.len() {
+        return Err(VersionFault::Damaged("its disk has layers without a length".to_owned()));
+    }
+    for (number, expected) in chain.layers.iter().zip(lengths) {
+        let name = layer_name(*number);
+        let found = layers.join(&name).metadata().map(|file| file.len());
+        match found {
+            Ok(found) if found == *expected => {}
+            Ok(found) => {
+                return Err(VersionFault::Disk(format!("{name} has {found} bytes instead of {expected}")));
+            }
+            Err(error) => return Err(VersionFault::Disk(format!("{name} cannot be read: {error}"))),
+        }
+    }
+    chain.check_layers(layers).map_err(VersionFault::Disk)
 }
 
 /// Bytes of guest memory.

@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
 use super::argv::MEMORY_BLOCK;
+use super::blocks::NewLayer;
 use super::layout::{InstanceDir, NETWORK, SOCKET, last_complaint, last_line};
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
@@ -230,10 +231,18 @@ impl Vm {
 
     /// Settles whether QEMU leaves the guest's memory out of what is transferred, for it is in its file already.
     pub async fn leave_memory_out(&self, devices: Devices) -> Result<(), QmpError> {
+        self.prepare_transfer(devices, false).await
+    }
+
+    /// As [`Vm::leave_memory_out`]; with `pauses`, a transfer waits between the guest's stop and what is left to do.
+    pub async fn prepare_transfer(&self, devices: Devices, pauses: bool) -> Result<(), QmpError> {
         let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
-        let alone = devices == Devices::Alone;
-        let capabilities =
-            json!({ "capabilities": [capability("x-ignore-shared", alone), capability("events", true)] });
+        let capabilities = [
+            capability("x-ignore-shared", devices == Devices::Alone),
+            capability("pause-before-switchover", pauses),
+            capability("events", true),
+        ];
+        let capabilities = json!({ "capabilities": capabilities });
         self.qmp()?.command("migrate-set-capabilities", capabilities).await.map(|_| ())
     }
 
@@ -251,17 +260,17 @@ impl Vm {
 
     /// Writes the device state to the file that was passed; returns when it is written.
     pub async fn save_device(&self) -> Result<(), QmpError> {
-        self.transfer("migrate").await
+        self.transfer("migrate", None).await
     }
 
     /// Loads the device state from the file that was passed; returns when it is loaded.
     pub async fn load_device(&self) -> Result<(), QmpError> {
-        self.transfer("migrate-incoming").await
+        self.transfer("migrate-incoming", None).await
     }
 
     /// Writes the whole guest to the socket that was passed, while it runs, and stops it for the rest; gives the instant
-    /// of the stop.
-    pub async fn save_whole(&self) -> Result<Instant, QmpError> {
+    /// of the stop. While it stands still, the layer is put on top of its disk: what lies below is of that instant.
+    pub async fn save_whole(&self, layer: Option<&NewLayer>) -> Result<Instant, QmpError> {
         let mut events = self.qmp()?.events();
         let stopped = async {
             loop {
@@ -273,7 +282,7 @@ impl Vm {
             }
         };
         tokio::pin!(stopped);
-        let transfer = self.transfer("migrate");
+        let transfer = self.transfer("migrate", layer);
         tokio::pin!(transfer);
         let mut since = None;
         loop {
@@ -284,7 +293,7 @@ impl Vm {
         }
     }
 
-    async fn transfer(&self, command: &'static str) -> Result<(), QmpError> {
+    async fn transfer(&self, command: &'static str, layer: Option<&NewLayer>) -> Result<(), QmpError> {
         let qmp = self.qmp()?;
         let mut events = qmp.events();
         qmp.command(command, json!({ "uri": format!("fd:{DEVICE_FD}") })).await?;
@@ -303,6 +312,14 @@ impl Vm {
                 };
                 match status.as_deref() {
                     Some("completed") => return Ok(()),
+                    // Said once; should the event have been missed, the status says it.
+                    Some("pre-switchover") => {
+                        if let Some(layer) = layer.filter(|layer| !layer.used.load(Ordering::Acquire)) {
+                            self.put_on_top(layer).await?;
+                            layer.used.store(true, Ordering::Release);
+                        }
+                        qmp.command("migrate-continue", json!({ "state": "pre-switchover" })).await?;
+                    }
                     Some(end @ ("failed" | "cancelled")) => {
                         return Err(QmpError::Refused { command, desc: self.migration_fault(end).await });
                     }

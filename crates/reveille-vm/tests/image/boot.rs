@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use reveille_core::model::{Egress, InstanceId, Resources};
 use reveille_vm::driver::{Driver, Launch};
-use reveille_vm::image::{BuildRequest, Image, USER_SPACE_REACHED};
+use reveille_vm::image::{BuildRequest, Image, RootSource, USER_SPACE_REACHED};
 use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig};
 
 use crate::support::{Bench, package_cache, with_debian_kernel};
@@ -34,6 +34,7 @@ async fn console_of(bench: &Bench, image: &Image) -> String {
         image: image.digest.clone(),
         kernel: image.kernel.clone(),
         initrd: image.initrd.clone(),
+        disk: image.disk.clone(),
         resources: Resources { cpus: 1, memory_mib: 256, ..Resources::default() },
         egress: Egress::None,
         link: reveille_vm::driver::Link::Stream,
@@ -228,4 +229,50 @@ async fn the_demo_serves_many_at_once_and_survives_its_own_death() {
     let again = said(&console, "again");
     assert_eq!((again[1], again[3]), (first[1], "requests: 1"));
     assert_eq!(said(&console, "zombies"), ["none"]);
+}
+
+/// Adds a file to an archive.
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    tar.append_data(&mut header, path, content).unwrap();
+}
+
+#[tokio::test]
+async fn a_container_image_runs_what_it_was_made_for() {
+    let bench = Bench::new();
+    let mut lower = tar::Builder::new(Vec::new());
+    append(&mut lower, "bin/busybox", 0o755, &fs::read("/bin/busybox").unwrap());
+    append(&mut lower, "srv/where", 0o644, b"lower\n");
+    append(&mut lower, "srv/gone", 0o644, b"");
+    let mut upper = tar::Builder::new(Vec::new());
+    append(&mut upper, "srv/where", 0o644, b"upper\n");
+    append(&mut upper, "srv/.wh.gone", 0o644, b"");
+    let script = "echo check: said $WORD, $1; echo check: where $(/bin/busybox cat where); \
+                  [ -e gone ] || echo check: gone yes; echo check: done; while :; do /bin/busybox sleep 1000; done";
+    let configuration = serde_json::json!({
+        "architecture": "amd64",
+        "config": {
+            "Env": ["WORD=it's said"], "WorkingDir": "/srv", "Entrypoint": ["busybox", "sh", "-c"],
+            "Cmd": [script, "sh", "with an argument"],
+        },
+    });
+    let mut saved = tar::Builder::new(Vec::new());
+    append(&mut saved, "1/layer.tar", 0o644, &lower.into_inner().unwrap());
+    append(&mut saved, "2/layer.tar", 0o644, &upper.into_inner().unwrap());
+    append(&mut saved, "config.json", 0o644, configuration.to_string().as_bytes());
+    let manifest = r#"[{"Config":"config.json","RepoTags":[],"Layers":["1/layer.tar","2/layer.tar"]}]"#;
+    append(&mut saved, "manifest.json", 0o644, manifest.as_bytes());
+    fs::write(bench.path("saved.tar"), saved.into_inner().unwrap()).unwrap();
+
+    let request =
+        BuildRequest { root: RootSource::Oci(bench.path("saved.tar")), ..with_debian_kernel(&bench.root()) };
+    let image = bench.store.build(&request, &mut |_| ()).unwrap();
+    let console = console_of(&bench, &image).await;
+    assert_eq!(said(&console, "said"), ["it's said, with an argument"]);
+    assert_eq!(said(&console, "where"), ["upper"]);
+    assert_eq!(said(&console, "gone"), ["yes"]);
 }

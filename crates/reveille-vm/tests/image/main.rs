@@ -8,6 +8,7 @@
 mod boot;
 mod build;
 mod crash;
+mod disk;
 mod refusal;
 mod store;
 mod support;

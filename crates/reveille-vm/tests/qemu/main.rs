@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what the tests share is test code too")]
 
 mod beside;
+mod disk;
 mod life;
 mod loss;
 mod refusal;
+mod rows;
 mod world;

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Egress, InstanceId, Resources, SnapshotVersion, Stage, Timestamp};
-use reveille_vm::driver::{Abandon, Capture, Driver, Launch, Mapping};
+use reveille_vm::driver::{Abandon, Capture, Disk, Driver, Launch, Mapping};
+use reveille_vm::image::Image;
 use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
 use rustix::process::{Pid, Signal, WaitOptions};
 
@@ -39,6 +40,8 @@ pub struct World {
     pub temp: tempfile::TempDir,
     kernel: PathBuf,
     initrd: PathBuf,
+    disk: Option<Disk>,
+    image: String,
 }
 
 impl World {
@@ -50,7 +53,19 @@ impl World {
         initrd.extend(archive_of("sbin/init", INIT.as_bytes()));
         let path = temp.path().join("initrd");
         fs::write(&path, initrd).unwrap();
-        Self { kernel: from_environment("REVEILLE_TEST_KERNEL"), initrd: path, temp }
+        let (kernel, image) = (from_environment("REVEILLE_TEST_KERNEL"), "0123abcd".to_owned());
+        Self { kernel, initrd: path, disk: None, image, temp }
+    }
+
+    /// With the guest of another image.
+    pub fn of(image: &Image) -> Self {
+        Self {
+            temp: tempfile::tempdir().unwrap(),
+            kernel: image.kernel.clone(),
+            initrd: image.initrd.clone(),
+            disk: image.disk.clone(),
+            image: image.digest.clone(),
+        }
     }
 
     pub fn config(&self) -> QemuConfig {
@@ -76,9 +91,10 @@ impl World {
         Launch {
             instance: InstanceId(17),
             service: "hello.vm.test".parse().unwrap(),
-            image: "0123abcd".to_owned(),
+            image: self.image.clone(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
+            disk: self.disk.clone(),
             resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
             link: reveille_vm::driver::Link::Stream,
@@ -193,7 +209,7 @@ pub fn damage(file: &Path) {
     OpenOptions::new().write(true).truncate(true).open(file).unwrap().write_all(&contents).unwrap();
 }
 
-fn from_environment(variable: &str) -> PathBuf {
+pub fn from_environment(variable: &str) -> PathBuf {
     let path = std::env::var_os(variable).unwrap_or_else(|| {
         panic!("{variable} is not set: run `make test`, which prepares a kernel and an image")
     });

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::probe::get;
-use crate::control::executor::addresses;
+use crate::control::wiring::addresses;
 
 /// Time between two requests to a guest that boots.
 const PROBE_EVERY: Duration = Duration::from_millis(15);

@@ -1,41 +1,41 @@
 //! `reveille bench wake`: the first byte from each rung against a cold boot of the same machine.
 //!
-//! A daemon of its own is started with two services of one image, one that sleeps on the rung Local and one that
-//! sleeps Armed. They are woken in turn by a client's connection, and now and then the same machine is booted
-//! outside Reveille, so that whatever drifts on the host drifts for all.
+//! A daemon of its own is started with a service of one image for each rung, and a second one for the rung Remote, whose
+//! uploads would disturb the others. They are woken in turn by a client's connection, and now and then the same machine
+//! is booted outside Reveille, so that whatever drifts on the host drifts for all.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
-use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
-use reveille_api::types::{StagesMs, Wake as WakeReport};
-use reveille_api::{Client, Connections, Wait};
-use reveille_core::model::{DomainName, InstanceId, Phase, ReadyCheck, Rung};
-use reveille_vm::driver::{Driver, Launch};
+use reveille_api::types::Wake as WakeReport;
+use reveille_api::{Connections, Wait};
+use reveille_core::model::{InstanceId, Resources, Rung, Stage};
+use reveille_vm::driver::{Driver, Launch, Link};
 use reveille_vm::image::{Image, ImageStore};
 use reveille_vm::qemu::Qemu;
 use serde::Serialize;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::cold;
+use super::delay::delayed;
+use super::figures::{Spread, median, percentile, spread};
+use super::host::{self, Asleep, Daemon, WAKE_MAX};
+use super::memory::{proportional_kib, touched_kib};
 use super::probe::get;
+use super::{cold, scratch_with_images};
 use crate::cli::Output;
-use crate::config::{Config, Zone};
+use crate::config::Config;
 use crate::serve::qemu_config;
 
-/// Longest wake before it counts as lost.
-const WAKE_MAX: Duration = Duration::from_secs(30);
-/// Longest start of the daemon, and longest time until a service sleeps again.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
+/// The rungs that are measured, and in which of the two daemons.
+const RUNGS: [(Rung, usize); 4] = [(Rung::Remote, 1), (Rung::Local, 0), (Rung::Armed, 0), (Rung::Paused, 0)];
+/// The file that is the guest's memory.
+const MEMORY_FILE: &str = "memory";
 
 /// Options of `reveille bench wake`.
 #[derive(Debug, Args)]
@@ -58,6 +58,15 @@ pub struct Wake {
     /// Memory of the machine in MiB
     #[arg(long, default_value_t = 128)]
     memory_mib: u32,
+    /// Object store for the rung remote; default: a directory that is removed afterwards
+    #[arg(long, value_name = "URL", requires = "store_endpoint")]
+    store: Option<String>,
+    /// Where that store is, if not in its cloud; credentials come from the environment
+    #[arg(long, value_name = "HOST:PORT", requires = "store")]
+    store_endpoint: Option<String>,
+    /// Time that is added to each request to that store, in ms
+    #[arg(long, default_value_t = 20)]
+    store_delay_ms: u64,
 }
 
 /// The figures. Ratios are of medians, a rung's over the cold boot's.
@@ -65,21 +74,23 @@ pub struct Wake {
 struct Report {
     qemu: String,
     accelerator: String,
+    memory_mib: u32,
+    store: String,
     /// Wakes that were measured, from all rungs.
     wakes: usize,
     /// Wakes that did not end in an answer, or whose guest was not the same.
     lost: usize,
     cold_boots: usize,
     cold_ms_p50: f64,
-    local_ms_p50: f64,
-    armed_ms_p50: f64,
+    remote_ratio_to_cold: f64,
     local_ratio_to_cold: f64,
     armed_ratio_to_cold: f64,
-    /// Not measured before there is a rung Paused.
-    paused_ratio_to_cold: Option<f64>,
+    paused_ratio_to_cold: f64,
     /// From the trigger to running vCPUs on the rung Armed.
     own_share_ms_p50: f64,
     own_share_ms_p99: f64,
+    /// For how long a guest stood still to be put to sleep.
+    guest_paused_ms_p50: f64,
     rungs: Vec<RungReport>,
 }
 
@@ -87,17 +98,12 @@ struct Report {
 struct RungReport {
     rung: Rung,
     first_byte: Spread,
+    /// Memory of the host that the sleeping service held, PSS, median.
+    resting_kib: u64,
+    /// Memory of the guest that was touched when it had answered, median; absent where that cannot be seen.
+    touched_kib: Option<u64>,
     /// Stages as multiples of the cold boot's median, from the trigger.
     stages: Vec<(&'static str, Spread)>,
-}
-
-/// A distribution, in milliseconds and as ratios to the cold boot's median.
-#[derive(Debug, Serialize)]
-struct Spread {
-    ms_p50: f64,
-    ms_p99: f64,
-    ratio_p50: f64,
-    ratio_p99: f64,
 }
 
 impl Wake {
@@ -118,81 +124,117 @@ impl Wake {
     async fn measure(&self, output: Output) -> anyhow::Result<Report> {
         anyhow::ensure!(self.wakes > 0 && self.cold_boots > 0, "--wakes and --cold-boots must be at least 1");
         let config = if self.config.exists() { Config::load(&self.config)? } else { Config::default() };
-        let images = Arc::new(ImageStore::open(config.daemon.state_dir.join("images"))?);
+        let scratch = scratch_with_images(&config, &["here", "stored", "cold"])?;
+        let images = Arc::new(ImageStore::open(scratch.path().join("cold/images"))?);
         let image = images.resolve(&self.image)?;
-        let scratch = tempfile::Builder::new().prefix("reveille-bench").tempdir()?;
-        std::os::unix::fs::symlink(
-            std::path::absolute(config.daemon.state_dir.join("images"))?,
-            scratch.path().join("images"),
-        )?;
-        let bench = Bench::start(self, &config, &image, scratch.path()).await?;
-        let bar =
-            output.draws_progress().then(|| ProgressBar::new((2 * self.wakes + self.cold_boots) as u64));
+        let bench = Bench::start(self, &config, (&image, &images), scratch.path()).await?;
+        let steps = RUNGS.len() * self.wakes + self.cold_boots;
+        let bar = output.draws_progress().then(|| ProgressBar::new(steps as u64));
         let measured = bench.rounds(self, bar.as_ref()).await;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        let (cold, local, armed) = match measured {
-            Ok(measured) => measured,
-            Err(error) => {
-                bench.daemon.stop().await?;
-                return Err(error);
-            }
+        let report = match measured {
+            Ok((cold, measured)) => bench.report(self, &cold, &measured).await,
+            Err(error) => Err(error),
         };
-        let report = bench.report(&cold, local, armed).await;
-        bench.daemon.stop().await?;
+        bench.stop().await?;
         report
+    }
+
+    /// Where versions go that leave the host.
+    async fn store(&self, scratch: &Path) -> anyhow::Result<crate::config::Depot> {
+        let mut depot = crate::config::Depot { host: "bench".to_owned(), ..crate::config::Depot::default() };
+        let (Some(url), Some(endpoint)) = (&self.store, &self.store_endpoint) else {
+            depot.url = format!("file://{}", scratch.join("depot").display());
+            return Ok(depot);
+        };
+        let server: SocketAddr =
+            endpoint.to_socket_addrs()?.next().with_context(|| format!("no address of {endpoint}"))?;
+        let near = delayed(server, Duration::from_millis(self.store_delay_ms)).await?;
+        depot.url.clone_from(url);
+        depot.endpoint = format!("http://{near}");
+        depot.allow_http = true;
+        Ok(depot)
     }
 }
 
-/// First bytes from one rung.
+/// What was seen of one rung.
 #[derive(Debug, Default)]
 struct Measured {
     first_byte_ms: Vec<f64>,
+    resting_kib: Vec<u64>,
+    touched_kib: Vec<u64>,
+    paused_ms: Vec<f64>,
     lost: usize,
 }
 
 struct Bench {
-    daemon: Daemon,
+    daemons: [Daemon; 2],
+    /// In the order of [`RUNGS`].
+    services: Vec<Asleep>,
     qemu: Qemu,
     launch: Launch,
     port: u16,
     scratch: PathBuf,
+    store: String,
 }
 
 impl Bench {
-    async fn start(options: &Wake, config: &Config, image: &Image, scratch: &Path) -> anyhow::Result<Self> {
-        let daemon = Daemon::start(options, config, scratch).await?;
-        let images = Arc::new(ImageStore::open(scratch.join("images"))?);
+    async fn start(
+        options: &Wake,
+        config: &Config,
+        (image, images): (&Image, &Arc<ImageStore>),
+        scratch: &Path,
+    ) -> anyhow::Result<Self> {
+        let store = options.store(scratch).await?;
+        let mut configs = [("here", 1), ("stored", 2)]
+            .map(|(name, number)| host::config(config, &scratch.join(name), number));
+        for (rung, at) in RUNGS {
+            if let Some(Ok(of)) = configs.get_mut(at) {
+                let (image, memory_mib) = (&options.image, options.memory_mib);
+                of.service.push(host::service(rung.word(), image, options.port, memory_mib, rung)?);
+                if rung == Rung::Remote {
+                    of.depot = store.clone();
+                }
+            }
+        }
+        let [here, stored] = configs;
+        let daemons = [Daemon::start(&here?).await?, Daemon::start(&stored?).await?];
+        let mut services = Vec::new();
+        for (rung, at) in RUNGS {
+            if let Some(daemon) = daemons.get(at) {
+                services
+                    .push(daemon.first_sleep(&format!("{}.bench.test", rung.word()), options.port).await?);
+            }
+        }
         let cold_config = Config {
             daemon: crate::config::Daemon { state_dir: scratch.join("cold"), ..config.daemon.clone() },
             ..config.clone()
         };
-        let qemu = Qemu::open(qemu_config(&cold_config, &images)).await?;
+        let qemu = Qemu::open(qemu_config(&cold_config, images)).await?;
         let launch = Launch {
             instance: InstanceId(0),
             service: "cold.bench.test".parse()?,
             image: image.digest.clone(),
             kernel: image.kernel.clone(),
             initrd: image.initrd.clone(),
-            resources: reveille_core::model::Resources {
-                cpus: 1,
-                memory_mib: options.memory_mib,
-                ..reveille_core::model::Resources::default()
-            },
+            disk: image.disk.clone(),
+            resources: Resources { cpus: 1, memory_mib: options.memory_mib, ..Resources::default() },
             egress: reveille_core::model::Egress::None,
-            link: reveille_vm::driver::Link::Stream,
+            link: Link::Stream,
         };
-        Ok(Self { daemon, qemu, launch, port: options.port, scratch: scratch.to_owned() })
+        let scratch = scratch.to_owned();
+        Ok(Self { daemons, services, qemu, launch, port: options.port, scratch, store: store.url })
     }
 
-    /// Wakes from both rungs in turn, with the cold boots spread over the whole run.
+    /// Wakes from all rungs in turn, with the cold boots spread over the whole run.
     async fn rounds(
         &self,
         options: &Wake,
         bar: Option<&ProgressBar>,
-    ) -> anyhow::Result<(Vec<f64>, Measured, Measured)> {
-        let (mut cold, mut local, mut armed) = (Vec::new(), Measured::default(), Measured::default());
+    ) -> anyhow::Result<(Vec<f64>, [Measured; RUNGS.len()])> {
+        let (mut cold, mut measured) = (Vec::new(), RUNGS.map(|_| Measured::default()));
         let tick = || bar.inspect(|bar| bar.inc(1));
         for round in 0..options.wakes.max(options.cold_boots) {
             if round * options.cold_boots / options.wakes.max(1) >= cold.len()
@@ -203,17 +245,27 @@ impl Bench {
                 tick();
             }
             if round < options.wakes {
-                self.wake(&self.daemon.local, Rung::Local, &mut local).await?;
-                tick();
-                self.wake(&self.daemon.armed, Rung::Armed, &mut armed).await?;
-                tick();
+                for (((rung, at), service), measured) in RUNGS.iter().zip(&self.services).zip(&mut measured) {
+                    if let Some(daemon) = self.daemons.get(*at) {
+                        self.wake(daemon, service, *rung, measured).await?;
+                    }
+                    tick();
+                }
             }
         }
-        Ok((cold, local, armed))
+        Ok((cold, measured))
     }
 
-    async fn wake(&self, service: &Asleep, rung: Rung, measured: &mut Measured) -> anyhow::Result<()> {
-        self.daemon.asleep_on(&service.name, rung).await?;
+    async fn wake(
+        &self,
+        daemon: &Daemon,
+        service: &Asleep,
+        rung: Rung,
+        measured: &mut Measured,
+    ) -> anyhow::Result<()> {
+        daemon.asleep_on(&service.name, rung).await?;
+        let resting = daemon.process(&service.name).await?.and_then(proportional_kib);
+        measured.resting_kib.push(resting.unwrap_or(0));
         let begun = Instant::now();
         let answer = match timeout(WAKE_MAX, TcpStream::connect((service.address, self.port))).await {
             Ok(Ok(stream)) => get(stream, "/", WAKE_MAX).await,
@@ -226,225 +278,82 @@ impl Bench {
             }
             Ok(_) | Err(_) => measured.lost += 1,
         }
-        self.daemon.client.hibernate(&service.name, Connections::Cut, Wait::UntilDone).await?;
-        Ok(())
+        let awake = daemon.process(&service.name).await?;
+        measured.touched_kib.extend(awake.and_then(|pid| touched_kib(pid, MEMORY_FILE)));
+        daemon.client.hibernate(&service.name, Connections::Cut, Wait::UntilDone).await?;
+        let version = daemon.client.service(&service.name).await?.version;
+        measured.paused_ms.extend(version.map(|version| version.paused_us as f64 / 1e3));
+        // What it still does beside its sleep must not disturb the next one's wake.
+        daemon.asleep_on(&service.name, rung).await
     }
 
-    async fn report(&self, cold: &[f64], local: Measured, armed: Measured) -> anyhow::Result<Report> {
+    async fn report(
+        &self,
+        options: &Wake,
+        cold: &[f64],
+        measured: &[Measured; RUNGS.len()],
+    ) -> anyhow::Result<Report> {
         let cold_ms = percentile(cold, 50.0)?;
-        let mut rungs = Vec::new();
-        for (rung, service, measured) in
-            [(Rung::Local, &self.daemon.local, &local), (Rung::Armed, &self.daemon.armed, &armed)]
-        {
-            let records = self.daemon.wakes(&service.name, rung).await?;
+        let (mut rungs, mut ratios, mut own_ms) = (Vec::new(), Vec::new(), Vec::new());
+        for (((rung, at), service), measured) in RUNGS.iter().zip(&self.services).zip(measured) {
+            let daemon = self.daemons.get(*at).context("there is no such daemon")?;
+            let records = daemon.wakes(&service.name, *rung).await?;
+            if *rung == Rung::Armed {
+                own_ms.extend(records.iter().filter_map(|wake| wake.stages_ms.running));
+            }
+            let first_byte = spread(&measured.first_byte_ms, cold_ms)?;
+            ratios.push(first_byte.ratio_p50);
             rungs.push(RungReport {
-                rung,
-                first_byte: spread(&measured.first_byte_ms, cold_ms)?,
+                rung: *rung,
+                first_byte,
+                resting_kib: median(&measured.resting_kib).unwrap_or(0),
+                touched_kib: median(&measured.touched_kib),
                 stages: stages(&records, cold_ms)?,
             });
         }
-        let own_share = |percent| {
-            let records = self.daemon.wakes(&self.daemon.armed.name, Rung::Armed);
-            async move {
-                let running: Vec<f64> =
-                    records.await?.iter().filter_map(|wake| wake.stages_ms.running).collect();
-                percentile(&running, percent)
-            }
-        };
-        let (local_ms, armed_ms) =
-            (percentile(&local.first_byte_ms, 50.0)?, percentile(&armed.first_byte_ms, 50.0)?);
+        let [remote, local, armed, paused] =
+            <[f64; RUNGS.len()]>::try_from(ratios).map_err(|_| anyhow::anyhow!("a rung was not measured"))?;
+        let paused_ms: Vec<f64> = measured.iter().flat_map(|measured| measured.paused_ms.clone()).collect();
         let capabilities = self.qemu.capabilities();
+        let lost = measured.iter().map(|measured| measured.lost).sum();
         Ok(Report {
             qemu: capabilities.version.clone(),
             accelerator: capabilities.accelerator.clone(),
-            wakes: local.first_byte_ms.len() + armed.first_byte_ms.len() + local.lost + armed.lost,
-            lost: local.lost + armed.lost,
+            memory_mib: options.memory_mib,
+            store: self.store.split("://").next().unwrap_or_default().to_owned(),
+            wakes: measured.iter().map(|measured| measured.first_byte_ms.len()).sum::<usize>() + lost,
+            lost,
             cold_boots: cold.len(),
             cold_ms_p50: cold_ms,
-            local_ms_p50: local_ms,
-            armed_ms_p50: armed_ms,
-            local_ratio_to_cold: local_ms / cold_ms,
-            armed_ratio_to_cold: armed_ms / cold_ms,
-            paused_ratio_to_cold: None,
-            own_share_ms_p50: own_share(50.0).await?,
-            own_share_ms_p99: own_share(99.0).await?,
+            remote_ratio_to_cold: remote,
+            local_ratio_to_cold: local,
+            armed_ratio_to_cold: armed,
+            paused_ratio_to_cold: paused,
+            own_share_ms_p50: percentile(&own_ms, 50.0)?,
+            own_share_ms_p99: percentile(&own_ms, 99.0)?,
+            guest_paused_ms_p50: percentile(&paused_ms, 50.0)?,
             rungs,
         })
     }
-}
 
-// --- The daemon under measurement --------------------------------------------------------------------------------
-
-struct Asleep {
-    name: DomainName,
-    address: Ipv4Addr,
-    nonce: String,
-}
-
-struct Daemon {
-    child: Child,
-    client: Client,
-    local: Asleep,
-    armed: Asleep,
-}
-
-impl Daemon {
-    async fn start(options: &Wake, config: &Config, scratch: &Path) -> anyhow::Result<Self> {
-        let (dns, api) = (free_port()?, free_port()?);
-        let file = scratch.join("reveille.toml");
-        std::fs::write(&file, toml::to_string(&bench_config(options, config, scratch, dns, api)?)?)?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve".as_ref(), "--config".as_ref(), file.as_os_str()])
-            .env("REVEILLE_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let out = child.stdout.take().context("the daemon has no output")?;
-        let mut lines = BufReader::new(out).lines();
-        let ready = timeout(SETTLE_MAX, async {
-            while let Some(line) = lines.next_line().await? {
-                if line.starts_with("reveille is ready") {
-                    return Ok(());
-                }
-            }
-            bail!("the daemon ended before it was ready")
-        });
-        ready.await.context("the daemon was not ready in time")??;
-        let daemon = crate::cli::Daemon { api: format!("http://{api}"), token_file: None };
-        let client = daemon.client().await?;
-        let local = first_sleep(&client, "local.bench.test", options.port).await?;
-        let armed = first_sleep(&client, "armed.bench.test", options.port).await?;
-        Ok(Self { child, client, local, armed })
-    }
-
-    async fn asleep_on(&self, name: &DomainName, rung: Rung) -> anyhow::Result<()> {
-        let deadline = Instant::now() + SETTLE_MAX;
-        loop {
-            let summary = self.client.service(name).await?.summary;
-            if summary.phase == Phase::Hibernated && summary.rung == rung {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("{name} is {} on the rung {} and not asleep on {rung}", summary.phase, summary.rung);
-            }
-            sleep(Duration::from_millis(5)).await;
+    async fn stop(self) -> anyhow::Result<()> {
+        for daemon in self.daemons {
+            daemon.stop().await?;
         }
-    }
-
-    async fn wakes(&self, name: &DomainName, rung: Rung) -> anyhow::Result<Vec<WakeReport>> {
-        let (mut all, mut cursor) = (Vec::new(), None);
-        loop {
-            let page = self.client.wakes(name, cursor.as_deref(), 200).await?;
-            all.extend(page.items.into_iter().filter(|wake| wake.from == rung));
-            cursor = page.next_cursor;
-            if cursor.is_none() {
-                return Ok(all);
-            }
-        }
-    }
-
-    async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
-        timeout(SETTLE_MAX, self.child.wait()).await.context("the daemon did not stop")??;
         Ok(())
     }
 }
 
-/// Boots a service for the first time, asks for its nonce and puts it to sleep.
-async fn first_sleep(client: &Client, name: &str, port: u16) -> anyhow::Result<Asleep> {
-    let name: DomainName = name.parse()?;
-    let address = client.wake(&name, Wait::UntilDone).await?.address;
-    let answer = get(TcpStream::connect((address, port)).await?, "/", WAKE_MAX).await?;
-    let nonce = answer.line("boot-nonce").unwrap_or_default().to_owned();
-    client.hibernate(&name, Connections::Cut, Wait::UntilDone).await?;
-    Ok(Asleep { name, address, nonce })
-}
-
-fn bench_config(
-    options: &Wake,
-    config: &Config,
-    scratch: &Path,
-    dns: SocketAddr,
-    api: SocketAddr,
-) -> anyhow::Result<Config> {
-    let mut bench = Config { qemu: config.qemu.clone(), ..Config::default() };
-    bench.daemon.state_dir = scratch.to_owned();
-    bench.daemon.on_stop = crate::config::OnStop::Terminate;
-    bench.dns.listen = vec![dns];
-    bench.api.listen = api;
-    // A pool of its own, so that it runs beside another daemon of this host.
-    let third = std::process::id() % 256;
-    bench.relay.pool = format!("127.127.{third}.0/24");
-    bench.zone = vec![Zone {
-        name: "bench.test".parse()?,
-        file: None,
-        ns: None,
-        ns_address: None,
-        transfer: Vec::new(),
-        notify: Vec::new(),
-        update: Vec::new(),
-        dnssec: crate::config::Dnssec::Off,
-    }];
-    for (label, rest) in [("local", Rung::Local), ("armed", Rung::Armed)] {
-        let spec = serde_json::json!({
-            "name": format!("{label}.bench.test"),
-            "image": options.image,
-            "ports": [format!("tcp/{}", options.port)],
-            "resources": { "cpus": 1, "memory_mib": options.memory_mib },
-        });
-        let mut spec: reveille_core::model::ServiceSpec = serde_json::from_value(spec)?;
-        spec.ready = Some(ReadyCheck::Tcp { port: options.port });
-        // Asleep when told to, and only then.
-        spec.policy.idle_ms = 3_600_000;
-        spec.policy.grace_ms = 0;
-        spec.policy.min_on_ms = 0;
-        spec.policy.rest = rest;
-        bench.service.push(spec);
-    }
-    Ok(bench)
-}
-
-fn free_port() -> std::io::Result<SocketAddr> {
-    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
-}
-
-// --- Figures -----------------------------------------------------------------------------------------------------
-
-fn percentile(values_ms: &[f64], percent: f64) -> anyhow::Result<f64> {
-    let mut histogram: Histogram<u64> = Histogram::new(3)?;
-    for ms in values_ms {
-        let us = Duration::try_from_secs_f64(ms / 1e3)?.as_micros();
-        histogram.record(u64::try_from(us)?)?;
-    }
-    anyhow::ensure!(!histogram.is_empty(), "nothing was measured");
-    Ok(histogram.value_at_percentile(percent) as f64 / 1e3)
-}
-
-fn spread(values_ms: &[f64], cold_ms: f64) -> anyhow::Result<Spread> {
-    let (ms_p50, ms_p99) = (percentile(values_ms, 50.0)?, percentile(values_ms, 99.0)?);
-    Ok(Spread { ms_p50, ms_p99, ratio_p50: ms_p50 / cold_ms, ratio_p99: ms_p99 / cold_ms })
-}
-
 fn stages(wakes: &[WakeReport], cold_ms: f64) -> anyhow::Result<Vec<(&'static str, Spread)>> {
-    type Pick = fn(&StagesMs) -> Option<f64>;
-    let stages: [(&str, Pick); 6] = [
-        ("decided", |stages| stages.decided),
-        ("spawned", |stages| stages.spawned),
-        ("restored", |stages| stages.restored),
-        ("running", |stages| stages.running),
-        ("ready", |stages| stages.ready),
-        ("first byte", |stages| stages.first_byte),
-    ];
     let mut spreads = Vec::new();
-    for (name, stage) in stages {
-        let values: Vec<f64> = wakes.iter().filter_map(|wake| stage(&wake.stages_ms)).collect();
+    for stage in Stage::ALL.map(Stage::word) {
+        let of = |wake: &WakeReport| {
+            let reached = wake.stages_ms.reached().find(|(name, _)| *name == stage);
+            reached.map(|(_, ms)| ms)
+        };
+        let values: Vec<f64> = wakes.iter().filter_map(of).collect();
         if !values.is_empty() {
-            spreads.push((name, spread(&values, cold_ms)?));
+            spreads.push((stage, spread(&values, cold_ms)?));
         }
     }
     Ok(spreads)
@@ -452,8 +361,8 @@ fn stages(wakes: &[WakeReport], cold_ms: f64) -> anyhow::Result<Vec<(&'static st
 
 fn text(report: &Report) -> String {
     let mut text = format!(
-        "QEMU {} under {}; {} wakes, {} lost; {} cold boots of the same machine outside Reveille, each = 1\n\n",
-        report.qemu, report.accelerator, report.wakes, report.lost, report.cold_boots
+        "QEMU {} under {}, {} MiB; {} wakes, {} lost; {} cold boots of the same machine outside Reveille, each = 1\n\n",
+        report.qemu, report.accelerator, report.memory_mib, report.wakes, report.lost, report.cold_boots
     );
     text += &format!("{:8} {:12} {:>9} {:>9} {:>11} {:>11}\n", "from", "until", "p50", "p99", "p50", "p99");
     for rung in &report.rungs {
@@ -462,7 +371,7 @@ fn text(report: &Report) -> String {
             text += &format!(
                 "{:8} {:12} {:9.5} {:9.5} {:>8.1} ms {:>8.1} ms\n",
                 rung.rung.word(),
-                stage,
+                stage.replace('_', " "),
                 spread.ratio_p50,
                 spread.ratio_p99,
                 spread.ms_p50,
@@ -470,14 +379,25 @@ fn text(report: &Report) -> String {
             );
         }
     }
+    text += &format!("\n{:8} {:>12} {:>22}\n", "from", "held asleep", "touched until answered");
+    for rung in &report.rungs {
+        let touched =
+            rung.touched_kib.map_or("-".to_owned(), |kib| format!("{:.1} MiB", kib as f64 / 1024.0));
+        let held = format!("{:.1} MiB", rung.resting_kib as f64 / 1024.0);
+        text += &format!("{:8} {held:>12} {touched:>22}\n", rung.rung.word());
+    }
     text += &format!(
-        "\nfirst byte, p50 against a cold boot's: local 1/{:.1}, armed 1/{:.1}\n",
+        "\nfirst byte, p50 against a cold boot's: remote ({}) 1/{:.1}, local 1/{:.1}, armed 1/{:.1}, paused 1/{:.1}\n",
+        report.store,
+        1.0 / report.remote_ratio_to_cold,
         1.0 / report.local_ratio_to_cold,
-        1.0 / report.armed_ratio_to_cold
+        1.0 / report.armed_ratio_to_cold,
+        1.0 / report.paused_ratio_to_cold
     );
     text += &format!(
         "own share (trigger to running vCPUs, armed): p50 {:.2} ms, p99 {:.2} ms\n",
         report.own_share_ms_p50, report.own_share_ms_p99
     );
+    text += &format!("guest paused to be put to sleep: p50 {:.2} ms\n", report.guest_paused_ms_p50);
     text
 }

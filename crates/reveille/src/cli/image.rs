@@ -17,7 +17,7 @@ use crate::config::Config;
 /// Verbs of `reveille image`.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Build an image from a root directory or a tar archive, and a kernel
+    /// Build an image from a root directory, a tar archive, a container image or a disk, and a kernel
     Build(Box<Build>),
     /// List all images
     List(Place),
@@ -52,8 +52,8 @@ pub struct Named {
 /// Options of `reveille image build`.
 #[derive(Debug, Args)]
 #[command(
-    group(ArgGroup::new("from").required(true).args(["root", "tar"])),
-    after_help = "Examples:\n  reveille image build web --root ./rootfs\n  reveille image build web --tar rootfs.tar.zst --kernel ./vmlinuz --modules ./lib/modules/6.1.0\n\nThe root's own init (/sbin/init, /init, /etc/init or /bin/init, or --init) becomes PID 1 after the network\nis up as 10.0.2.15/24. The root is unpacked into the guest's memory."
+    group(ArgGroup::new("from").required(true).args(["root", "tar", "oci", "disk"]).multiple(true)),
+    after_help = "Examples:\n  reveille image build web --root ./rootfs\n  reveille image build web --tar rootfs.tar.zst --kernel ./vmlinuz --modules ./lib/modules/6.1.0\n\nThe root's own init (/sbin/init, /init, /etc/init or /bin/init, or --init) becomes PID 1 after the network\nis up as 10.0.2.15/24. The root is unpacked into the guest's memory.\n\nWith --disk each instance has a disk of its own (/dev/vda) that begins as the given one; what it writes there outlives\nsleep, crashes and cold boots. Without --root and --tar the root is on the disk, too: an ext4 file system, with an init.\n  reveille image build web --oci web.oci.tar        (skopeo copy docker://… oci-archive:web.oci.tar)\n  reveille image build db --tar rootfs.tar --disk empty.ext4\n  reveille image build debian --disk debian.qcow2 --root-device /dev/vda1"
 )]
 pub struct Build {
     /// Name for the image
@@ -62,8 +62,17 @@ pub struct Build {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// A tar archive of it: plain, gzip or zstd
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "root")]
     tar: Option<PathBuf>,
+    /// A container image: an OCI archive, or what `docker save` writes
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "tar"])]
+    oci: Option<PathBuf>,
+    /// The disk that instances begin with: qcow2 or raw
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
+    /// Where on the disk the root is, if neither a directory nor an archive is given
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", conflicts_with_all = ["root", "tar", "oci"])]
+    root_device: String,
     /// `debian` (the newest cloud kernel that apt offers), a Debian kernel package, or a kernel file
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
     kernel: String,
@@ -150,10 +159,14 @@ fn uses(config: &Config) -> Vec<Use> {
 
 impl Build {
     fn run(self, output: Output) -> anyhow::Result<()> {
-        let root = match (self.root, self.tar) {
-            (Some(root), _) => RootSource::Directory(root),
-            (None, Some(tar)) => RootSource::Tar(tar),
-            (None, None) => anyhow::bail!("name a root: --root DIR or --tar FILE"),
+        let root = match (self.root, self.tar, self.oci) {
+            (Some(root), ..) => RootSource::Directory(root),
+            (None, Some(tar), _) => RootSource::Tar(tar),
+            (None, None, Some(image)) => RootSource::Oci(image),
+            (None, None, None) if self.disk.is_some() => RootSource::OnDisk { device: self.root_device },
+            (None, None, None) => {
+                anyhow::bail!("name a root: --root DIR, --tar FILE, --oci FILE or --disk FILE")
+            }
         };
         let is_package = self.kernel.to_ascii_lowercase().ends_with(".deb");
         let kernel = match self.kernel.as_str() {
@@ -162,6 +175,7 @@ impl Build {
             path => KernelSource::File { kernel: path.into(), modules: self.modules },
         };
         let request = BuildRequest {
+            disk: self.disk,
             init: self.init,
             busybox: self.busybox,
             memory_mib: self.memory_mib,
@@ -191,6 +205,7 @@ fn said(progress: Progress) -> String {
     let step = match progress.step {
         BuildStep::Root => "reading the root",
         BuildStep::Kernel => "fetching and unpacking the kernel",
+        BuildStep::Disk => "copying the disk",
         BuildStep::Write => "writing the image",
     };
     let done = match (progress.bytes, progress.bytes_total) {
@@ -228,6 +243,9 @@ fn show(image: &Image) -> String {
         ("needs", format!("{} MiB of memory at least", image.memory_mib_min)),
         ("built", reveille_api::Time(image.built_at).to_string()),
     ];
+    if let Some(disk) = &image.disk {
+        rows.push(("disk", format!("{} ({})", bytes(disk.bytes), disk.format.word())));
+    }
     rows.extend(image.notes.iter().map(|note| ("note", note.clone())));
     rows.iter().map(|(key, value)| format!("{key:9} {value}\n")).collect()
 }

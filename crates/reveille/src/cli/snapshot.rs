@@ -24,7 +24,7 @@ use super::service::wait;
 use super::{CONFIG_DEFAULT, Daemon, Output};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::versions::{SILENT_MS_MAX, service_name};
+use crate::control::versions::service_name;
 
 /// Verbs of `reveille snapshot`.
 #[derive(Debug, Subcommand)]
@@ -430,7 +430,7 @@ impl Import {
                 Some(owner) => {
                     let silent_ms = owner.silent_ms(depot.store_now_ms().await?);
                     anyhow::ensure!(
-                        silent_ms > SILENT_MS_MAX,
+                        silent_ms > config.depot.takeover_s * 1_000,
                         "{service} is served by the host {}{}; stop that daemon and try again in a minute, or import \
                          it as another service with --as",
                         owner.host,

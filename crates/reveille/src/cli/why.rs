@@ -81,15 +81,7 @@ fn wake(wake: &Wake) -> String {
 }
 
 fn stages(stages: &StagesMs) -> String {
-    let named = [
-        ("decided", stages.decided),
-        ("spawned", stages.spawned),
-        ("restored", stages.restored),
-        ("running", stages.running),
-        ("ready", stages.ready),
-        ("first byte", stages.first_byte),
-    ];
-    let reached = named.into_iter().filter_map(|(name, ms)| Some(format!("{name} {}", fine(ms?))));
+    let reached = stages.reached().map(|(stage, ms)| format!("{} {}", stage.replace('_', " "), fine(ms)));
     reached.collect::<Vec<_>>().join(", ")
 }
 

@@ -25,6 +25,8 @@ pub struct Keeping {
     /// Time between two looks at everything.
     pub collect_every: Duration,
 }
+/// What is possible: several words in that time, and no longer than a week.
+const TAKEOVER_S: std::ops::RangeInclusive<u64> = 4..=604_800;
 
 /// `[depot]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ pub struct Depot {
     pub keep_for_s: u64,
     /// Time between two looks at everything in the object store, in seconds.
     pub collect_every_s: u64,
+    /// After so many seconds without a word from its host a service is taken over by one that has it in its config.
+    pub takeover_s: u64,
 }
 
 impl Default for Depot {
@@ -65,6 +69,7 @@ impl Default for Depot {
             keep_last: 5,
             keep_for_s: 7 * 86_400,
             collect_every_s: 6 * 3_600,
+            takeover_s: 60,
         }
     }
 }
@@ -121,6 +126,10 @@ impl Depot {
         faults.extend(
             out.map(|(key, value, least, most)| SpecFault::new(key, value, format!("{least} to {most}"))),
         );
+        if !TAKEOVER_S.contains(&self.takeover_s) {
+            let allowed = format!("{} to {}", TAKEOVER_S.start(), TAKEOVER_S.end());
+            faults.push(SpecFault::new("depot.takeover_s", self.takeover_s, allowed));
+        }
         faults
     }
 }

@@ -16,7 +16,7 @@ use reveille_depot::verify;
 
 use super::commands::{Command, Remote};
 use super::keeping::{self, Relied};
-use super::versions::{Judged, Versions};
+use super::stock::{Judged, Stock};
 use crate::clock::Clock;
 
 impl Remote {
@@ -24,15 +24,15 @@ impl Remote {
     pub(super) async fn list_versions(&self, name: &DomainName) -> Result<VersionList, ControlError> {
         let (service, relied) = self.relied(name).await?;
         let mut versions = Vec::new();
-        if let Some(depot) = &self.versions {
-            let judged = depot.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
+        if let Some(stock) = &self.stock {
+            let judged = stock.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
             versions.extend(judged.iter().map(|one| summary(one, &relied)));
         }
         let is_listed = |own: &SnapshotVersion| versions.iter().any(|version| version.number == own.number);
         if let Some(own) = relied.local.as_ref().filter(|own| !is_listed(own)) {
-            versions.insert(0, local_summary(own, self.versions.is_some()));
+            versions.insert(0, local_summary(own, self.stock.is_some()));
         }
-        Ok(VersionList { service, has_depot: self.versions.is_some(), versions })
+        Ok(VersionList { service, has_depot: self.stock.is_some(), versions })
     }
 
     /// One version in the object store.
@@ -41,9 +41,9 @@ impl Remote {
         name: &DomainName,
         number: u64,
     ) -> Result<VersionDetail, ControlError> {
-        let versions = self.depot()?;
+        let stock = self.depot()?;
         let (service, relied) = self.relied(name).await?;
-        let judged = versions.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
+        let judged = stock.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
         let unknown = || ControlError::UnknownVersion { service: service.clone(), number };
         let one = judged.iter().find(|one| one.entry.id.number == number).ok_or_else(unknown)?;
         match &one.entry.manifest {
@@ -59,14 +59,14 @@ impl Remote {
         number: u64,
         depth: Depth,
     ) -> Result<VerifyReport, ControlError> {
-        let versions = self.depot()?;
+        let stock = self.depot()?;
         let (service, _) = self.relied(name).await?;
-        let id = versions.id(&service, number).map_err(unanswered)?;
+        let id = stock.id(&service, number).map_err(unanswered)?;
         let depth = match depth {
             Depth::Lengths => verify::Depth::Lengths,
             Depth::Pages => verify::Depth::Pages,
         };
-        match versions.depot().verify(&id, depth, &Watch::default()).await {
+        match stock.depot().verify(&id, depth, &Watch::default()).await {
             Ok(verified) => Ok(VerifyReport {
                 service,
                 number,
@@ -90,24 +90,24 @@ impl Remote {
 
     /// Keeps a version whatever its age, or no longer.
     pub(super) async fn pin(&self, name: &DomainName, number: u64, pin: Pin) -> Result<(), ControlError> {
-        let versions = self.depot()?;
+        let stock = self.depot()?;
         let (service, _) = self.relied(name).await?;
         self.manifest(&service, number).await?;
-        let id = versions.id(&service, number).map_err(unanswered)?;
-        let pinned = versions.depot().pin(&id, pin == Pin::Set).await;
+        let id = stock.id(&service, number).map_err(unanswered)?;
+        let pinned = stock.depot().pin(&id, pin == Pin::Set).await;
         pinned.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
 
     /// Deletes a version that the service does not rely on.
     pub(super) async fn delete(&self, name: &DomainName, number: u64) -> Result<(), ControlError> {
-        let versions = self.depot()?;
+        let stock = self.depot()?;
         let shown = self.show(name).await?;
         let (service, relied) = self.relied(&shown.detail.summary.name).await?;
         let refused = |detail: String| Err(ControlError::Refused { detail });
         if let Some(host) = shown.detail.foreign {
             return refused(format!("{service} is served by the host {host}; delete its versions there"));
         }
-        let judged = versions.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
+        let judged = stock.judged(&service, &relied, Clock::wall()).await.map_err(unanswered)?;
         let newest = judged.first().map(|one| one.entry.id.number);
         let Some(one) = judged.iter().find(|one| one.entry.id.number == number) else {
             return Err(ControlError::UnknownVersion { service, number });
@@ -119,26 +119,26 @@ impl Remote {
         }
         // One that cannot be read is of no use to anybody.
         if one.entry.manifest.is_ok()
-            && (newest == Some(number) || relied.needs(number) || versions.is_held(&service, number))
+            && (newest == Some(number) || relied.needs(number) || stock.versions().is_held(&service, number))
         {
             return refused(format!(
                 "version {number} is the one that {service} goes on from, or goes back to; it is deleted with the \
                  service, or when a later one has taken its place"
             ));
         }
-        let deleted = versions.depot().delete(&one.entry.id).await;
+        let deleted = stock.depot().delete(&one.entry.id).await;
         deleted.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
 
     /// Deletes what nothing keeps, or tells what would go.
     pub(super) async fn prune_all(&self, dry_run: bool) -> Result<PruneReport, ControlError> {
-        let versions = self.depot()?;
-        keeping::prune(versions, &self.inbox, Clock::wall(), dry_run).await.map_err(unanswered)
+        let stock = self.depot()?;
+        keeping::prune(stock, &self.inbox, Clock::wall(), dry_run).await.map_err(unanswered)
     }
 
     /// The depot.
-    pub(super) fn depot(&self) -> Result<&Versions, ControlError> {
-        self.versions.as_deref().ok_or(ControlError::NoDepot)
+    pub(super) fn depot(&self) -> Result<&Stock, ControlError> {
+        self.stock.as_deref().ok_or(ControlError::NoDepot)
     }
 
     /// The manifest of a version in the object store.
@@ -149,9 +149,9 @@ impl Remote {
 
     /// The highest number that the object store knows of the service.
     pub(super) async fn highest(&self, service: &DomainName) -> Result<u64, ControlError> {
-        let versions = self.depot()?;
-        let id = versions.id(service, 0).map_err(unanswered)?;
-        let highest = versions.depot().highest(&id.service).await;
+        let stock = self.depot()?;
+        let id = stock.id(service, 0).map_err(unanswered)?;
+        let highest = stock.depot().highest(&id.service).await;
         highest.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
 

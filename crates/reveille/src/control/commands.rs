@@ -1,7 +1,7 @@
 //! The API's side of the control loop: each request is a message, answered by the loop.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
@@ -18,16 +18,17 @@ use reveille_core::model::{
     SleepAsked, SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
 use reveille_store::{Change, Origin, Store, StoredService};
-use reveille_vm::image::ImageStore;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
 use super::exchange::Exchange;
+use super::images::Images;
 use super::keeping::Relied;
 use super::reload::RELOAD_WAIT_MS_MAX;
 use super::run::Control;
-use super::versions::Versions;
+use super::stock::Stock;
 use super::write_back::Doubtful;
+use crate::clock::monotonic;
 use crate::reload::{Prepared, Reloader};
 use crate::room::QueryRoom;
 
@@ -127,7 +128,7 @@ impl Control {
             }
             Command::Wake(name, reply) => {
                 let asked = self.resolve(&name).and_then(|name| {
-                    let applied = self.wake(&name, Trigger::Operator, Instant::now())?;
+                    let applied = self.wake(&name, Trigger::Operator, monotonic())?;
                     self.turn();
                     self.verb_reply(&name, applied, VmState::Active)
                 });
@@ -184,7 +185,7 @@ impl Control {
     }
 
     fn held(&self, name: &DomainName) -> u32 {
-        self.activator.traffic(name).map_or(0, |traffic| traffic.held_clients)
+        self.wiring.traffic(name).map_or(0, |traffic| traffic.held_clients)
     }
 
     pub(super) fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
@@ -262,14 +263,14 @@ impl Control {
         let now = self.clock.now();
         let binding = crate::serve::binding(&spec, address);
         let unavailable = |detail: String| ControlError::Unavailable { detail };
-        self.activator.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
+        self.wiring.bind(binding).await.map_err(|error| unavailable(error.to_string()))?;
         let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
         let row = StoredService { spec: spec.clone(), address, created_at: now, origin: Origin::Api };
         let rows = vec![Change::PutService(Box::new(row)), Change::PutInstance(Box::new(instance.clone()))];
         let doubtful = Doubtful::of(&rows, &[]);
         if let Err(error) = self.store.write(rows).await {
             self.write_back(doubtful);
-            self.activator.unbind(&spec.name).await;
+            self.wiring.unbind(&spec.name).await;
             return Err(unavailable(error.to_string()));
         }
         let name = spec.name.clone();
@@ -278,6 +279,7 @@ impl Control {
             Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
         let detail = ServiceDetail::of(&service, &instance, 0);
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
+        self.executor.ask_whose(&name);
         let _ = self.news.send(News::Added { at: Time(now), service: name });
         Ok(detail)
     }
@@ -305,9 +307,8 @@ impl Control {
     }
 
     async fn unknown_image(&self, spec: &ServiceSpec) -> Option<SpecFault> {
-        let (images, name) = (Arc::clone(&self.executor.tools().images), spec.image.clone());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name).map(drop)).await;
-        resolved.ok()?.err().map(|error| SpecFault::new("image", &spec.image, error.to_string()))
+        let resolved = self.executor.tools().images.resolve(&spec.image).await;
+        resolved.err().map(|error| SpecFault::new("image", &spec.image, error))
     }
 
     fn counts(&self) -> Counts {
@@ -332,9 +333,9 @@ impl Control {
     /// What the turn has removed is unbound and announced.
     pub(super) fn release_gone(&mut self) {
         for service in self.services.release_gone(&self.fleet) {
-            let activator = self.activator.clone();
+            let wiring = Arc::clone(&self.wiring);
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
-            tokio::spawn(async move { activator.unbind(&service).await });
+            tokio::spawn(async move { wiring.unbind(&service).await });
         }
     }
 
@@ -401,9 +402,9 @@ pub struct Remote {
     /// The query room is looked at past the loop.
     pub room: Arc<QueryRoom>,
     /// So is the object store, if there is one.
-    pub versions: Option<Arc<Versions>>,
+    pub stock: Option<Arc<Stock>>,
     /// What services may run.
-    pub images: Arc<ImageStore>,
+    pub images: Arc<dyn Images>,
 }
 
 impl Remote {

@@ -173,7 +173,7 @@ impl Remote {
             return Err(ControlError::Refused { detail });
         };
         let (image, from) = match version {
-            Some(version) if self.versions.is_some() => {
+            Some(version) if self.stock.is_some() => {
                 let manifest = self.manifest(&service, version).await?;
                 let taken_of = manifest.about.image;
                 // Under its name there may be another image by now.
@@ -290,10 +290,7 @@ impl Remote {
     }
 
     async fn digest(&self, image: &str) -> Result<String, ControlError> {
-        let (images, name) = (std::sync::Arc::clone(&self.images), image.to_owned());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-        let failed = |detail: String| ControlError::Failed { detail };
-        let image = resolved.map_err(|error| failed(error.to_string()))?;
-        Ok(image.map_err(|error| failed(error.to_string()))?.digest)
+        let resolved = self.images.resolve(image).await;
+        Ok(resolved.map_err(|detail| ControlError::Failed { detail })?.digest)
     }
 }

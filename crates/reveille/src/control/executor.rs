@@ -5,24 +5,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use reveille_core::model::{Cause, Egress, InstanceId, Phase, Report, ServiceSpec, SnapshotVersion, Stage};
-use reveille_net::Activator;
-use reveille_net::guest::{Link, LinkAddresses};
-use reveille_net::tap::TapAddresses;
+use reveille_core::model::{
+    Cause, DomainName, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion,
+    Stage,
+};
+use reveille_core::mutation::is_on;
+use reveille_failpoint::failpoint;
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Launch, Mapping, VersionFiles};
-use reveille_vm::image::ImageStore;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
 use super::Message;
-use super::cable::{Cable, plug};
+use super::cable::Cable;
+use super::images::Images;
 use super::versions::Versions;
 use super::watch::{From, until_answers, watch};
-use crate::clock::Clock;
+use super::wiring::Wiring;
+use crate::clock::{Clock, monotonic};
 
 /// Pause between two tries to end a process that could not be ended.
 const KILL_PAUSE: Duration = Duration::from_secs(1);
@@ -38,21 +41,29 @@ pub struct Order {
     pub spec: Arc<ServiceSpec>,
 }
 
+/// What a new version in the object store comes after.
+#[derive(Debug, Clone, Copy)]
+pub struct Since {
+    /// The newest one that is there, as far as is known.
+    pub before: Option<u64>,
+    /// The ownership epoch of the service.
+    pub epoch: u64,
+}
+
 /// What tasks work with.
 pub struct Tools {
     /// Runs the instances.
     pub driver: Arc<dyn Driver>,
     /// What they boot.
-    pub images: Arc<ImageStore>,
-    /// Where their clients wait.
-    pub activator: Activator,
+    pub images: Arc<dyn Images>,
+    /// Where their clients wait, and how they are reached.
+    pub wiring: Arc<dyn Wiring>,
     /// Where reports go.
     pub inbox: mpsc::Sender<Message>,
     /// The time.
     pub clock: Clock,
     /// Where versions go, if there is an object store.
     pub versions: Option<Arc<Versions>>,
-    links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
     watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
 
@@ -61,75 +72,32 @@ impl Tools {
     pub async fn report(&self, order: &Order, report: Report) {
         let Order { instance, start, .. } = *order;
         // The receiver is gone only when the daemon ends.
-        let _ = self.inbox.send(Message::Reported { instance, start, report, at: Instant::now() }).await;
+        let _ = self.inbox.send(Message::Reported { instance, start, report, at: monotonic() }).await;
     }
 
     async fn launch(&self, order: &Order) -> Result<Launch, Cause> {
-        let (images, name) = (Arc::clone(&self.images), order.spec.image.clone());
-        let resolved = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-        let image = match resolved {
-            Ok(Ok(image)) => image,
-            Ok(Err(error)) => return Err(Cause::StartFailed { detail: error.to_string() }),
-            Err(error) => return Err(Cause::StartFailed { detail: error.to_string() }),
-        };
+        let resolved = self.images.resolve(&order.spec.image).await;
+        let image = resolved.map_err(|detail| Cause::StartFailed { detail })?;
         Ok(Launch {
             instance: order.instance,
             service: order.spec.name.clone(),
             image: image.digest,
             kernel: image.kernel,
             initrd: image.initrd,
+            disk: image.disk,
             resources: order.spec.resources,
             egress: order.spec.egress,
-            link: self.plug(order)?,
+            link: self.wiring.plug_bound(&order.spec)?,
         })
     }
 
-    /// What its network card is plugged into.
-    fn plug(&self, order: &Order) -> Result<reveille_vm::driver::Link, Cause> {
-        let name = &order.spec.name;
-        let Activator::Tap(taps) = &self.activator else { return Ok(reveille_vm::driver::Link::Stream) };
-        if order.spec.egress != Egress::None {
-            let detail =
-                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
-            return Err(Cause::StartFailed { detail });
-        }
-        let addresses = taps.addresses(name);
-        let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
-            detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
-        })?;
-        Ok(plug(&self.activator, name, v4, v6))
-    }
-
     /// The instance's cable. A link is attached to the relay, and made if there is none.
-    async fn link(&self, order: &Order) -> Result<Cable, DriverError> {
-        if let Activator::Tap(taps) = &self.activator {
-            return Ok(Cable::Tap(taps.clone(), order.spec.name.clone()));
-        }
-        if let Some(link) = self.open_link(order.instance) {
-            return Ok(Cable::Link(link));
-        }
-        let stream = self.driver.network(order.instance).await?;
-        let link = Arc::new(Link::attach(stream, addresses(order.spec.egress)));
-        let link = self.open_link(order.instance).unwrap_or_else(|| {
-            self.links().insert(order.instance, Arc::clone(&link));
-            link
-        });
-        self.activator.set_link(&order.spec.name, Some(Arc::clone(&link)));
-        Ok(Cable::Link(link))
-    }
-
-    /// The link that there is, unless it is one to a process that has ended.
-    fn open_link(&self, instance: InstanceId) -> Option<Arc<Link>> {
-        self.links().get(&instance).filter(|link| !link.is_closed()).map(Arc::clone)
+    async fn link(&self, order: &Order) -> Result<Arc<dyn Cable>, DriverError> {
+        self.wiring.attach(order.instance, &order.spec, &*self.driver).await
     }
 
     fn unlink(&self, order: &Order) {
-        self.links().remove(&order.instance);
-        self.activator.set_link(&order.spec.name, None);
-    }
-
-    fn links(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wiring.detach(order.instance, &order.spec.name);
     }
 }
 
@@ -146,14 +114,14 @@ impl Executor {
     /// An executor without tasks.
     pub fn new(
         driver: Arc<dyn Driver>,
-        images: Arc<ImageStore>,
-        activator: Activator,
+        images: Arc<dyn Images>,
+        wiring: Arc<dyn Wiring>,
         inbox: mpsc::Sender<Message>,
         clock: Clock,
         versions: Option<Arc<Versions>>,
     ) -> Self {
-        let (links, watches) = (Mutex::default(), Mutex::default());
-        let tools = Tools { driver, images, activator, inbox, clock, versions, links, watches };
+        let watches = Mutex::default();
+        let tools = Tools { driver, images, wiring, inbox, clock, versions, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -188,22 +156,31 @@ impl Executor {
     }
 
     /// Has the object store make version `from` the newest one, as `number`, and drops what is here.
-    pub fn roll_back(&mut self, order: Order, from: u64, number: u64, ack: Ack) {
-        self.run(order.instance, roll_back(Arc::clone(&self.tools), order, from, number, ack));
+    pub fn roll_back(&mut self, order: Order, (from, number): (u64, u64), epoch: u64, ack: Ack) {
+        self.run(order.instance, roll_back(Arc::clone(&self.tools), order, (from, number), epoch, ack));
     }
 
-    /// Sends the version to the object store; `before` is the newest one that is there.
-    pub fn publish(&self, order: Order, number: u64, before: Option<u64>) {
+    /// Has the object store asked whose a new service is.
+    pub fn ask_whose(&self, service: &DomainName) {
+        if let Some(versions) = &self.tools.versions {
+            versions.ask(service.clone());
+        }
+    }
+
+    /// Sends the version to the object store.
+    pub fn publish(&self, order: Order, number: u64, since: Since) {
         let tools = Arc::clone(&self.tools);
         tokio::spawn(async move {
             let files = tools.driver.version_files(order.instance).await.map_err(cause_of);
-            let result = tools.send(&order, number, before, files).await;
+            failpoint!("control.publish.begin");
+            let result = tools.send(&order, number, since, files).await;
+            failpoint!("control.publish.told");
             let _ = tools.inbox.send(Message::Published { instance: order.instance, number, result }).await;
         });
     }
 
     /// Takes version `number` of the running guest and sends it to the object store.
-    pub fn checkpoint(&self, order: Order, number: u64, before: Option<u64>) {
+    pub fn checkpoint(&self, order: Order, number: u64, since: Since) {
         let tools = Arc::clone(&self.tools);
         tokio::spawn(async move {
             let files = match tools.launch(&order).await {
@@ -213,7 +190,7 @@ impl Executor {
                 }
                 Err(cause) => Err(cause),
             };
-            let result = tools.send(&order, number, before, files).await;
+            let result = tools.send(&order, number, since, files).await;
             let _ =
                 tools.inbox.send(Message::Checkpointed { instance: order.instance, number, result }).await;
         });
@@ -225,11 +202,21 @@ impl Executor {
         self.run(order.instance, async move {
             tools.unwatch(order.instance);
             tools.unlink(&order);
-            let report = match tools.driver.disarm(order.instance).await {
-                Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
-                Err(error) => Report::Lost { cause: cause_of(error) },
-            };
-            tools.report(&order, report).await;
+            loop {
+                let report = match tools.driver.disarm(order.instance).await {
+                    Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
+                    // There is nothing of its own in it that could be lost, and nothing else can be done with it.
+                    Err(DriverError::Lost(error) | DriverError::RunsOn(error)) => {
+                        tracing::error!(instance = %order.instance, %error, "cannot end the process; trying again");
+                        sleep(KILL_PAUSE).await;
+                        continue;
+                    }
+                    Err(error @ DriverError::Unsupported { .. }) => {
+                        Report::RestFailed { cause: cause_of(error) }
+                    }
+                };
+                return tools.report(&order, report).await;
+            }
         });
     }
 
@@ -252,7 +239,7 @@ impl Executor {
     pub fn kill(&mut self, order: Order, discard: bool, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
-        tools.activator.cut(&order.spec.name);
+        tools.wiring.cut(&order.spec.name);
         let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
             // So that it cannot start a process after the kill.
@@ -273,6 +260,22 @@ impl Executor {
                 }
             }
         });
+    }
+
+    /// Begins what reconciling left to do.
+    pub fn take_up(&mut self, fleet: &Fleet, steps: Vec<(InstanceId, Reconciled)>) {
+        for (id, step) in steps {
+            let Some(instance) = fleet.instance(id) else { continue };
+            let Some(service) = fleet.service(&instance.service) else { continue };
+            let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };
+            match step {
+                Reconciled::Settled if instance.rung == Rung::Armed => self.adopt_armed(order),
+                Reconciled::Settled => {}
+                Reconciled::End => self.disarm(order),
+                Reconciled::Adopt => self.adopt(order, false),
+                Reconciled::Resume => self.adopt(order, true),
+            }
+        }
     }
 
     /// Takes over a process that was found, letting its guest run again if `resume`.
@@ -307,7 +310,9 @@ async fn overtake(task: Option<JoinHandle<()>>) {
 }
 
 async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: Ack) {
-    if let Err(error) = ack.await {
+    if !is_on("start-before-row")
+        && let Err(error) = ack.await
+    {
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
         return tools.report(&order, Report::Lost { cause }).await;
     }
@@ -347,7 +352,7 @@ async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
         let launch = tools.launch(&order).await?;
         tools.driver.warm(&launch, &|_| ()).await.map_err(cause_of)?;
         let cable = tools.link(&order).await.map_err(cause_of)?;
-        until_answers(&order, &cable).await;
+        until_answers(&order, &*cable).await;
         tools.driver.pause(order.instance).await.map_err(cause_of)
     };
     let warmed = timeout(limit, warmed).await.unwrap_or_else(|_| {
@@ -374,10 +379,14 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         let launch = tools.launch(&order).await?;
         let dir = tools.driver.fetch_dir(order.instance).await.map_err(cause_of)?;
         versions.fetch(&order.spec.name, number, &dir).await?;
+        failpoint!("control.fetch.fetched");
         tools.driver.install(&launch, number).await.map_err(cause_of)
     };
     let report = match fetched.await {
-        Ok(version) => Report::Fetched { version },
+        Ok(version) => {
+            failpoint!("control.fetch.installed");
+            Report::Fetched { version }
+        }
         Err(cause) => {
             tracing::warn!(instance = %order.instance, version = number, %cause, "cannot be fetched");
             Report::RestFailed { cause }
@@ -386,9 +395,9 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
     tools.report(&order, report).await;
 }
 
-async fn roll_back(tools: Arc<Tools>, order: Order, from: u64, number: u64, ack: Ack) {
+async fn roll_back(tools: Arc<Tools>, order: Order, (from, number): (u64, u64), epoch: u64, ack: Ack) {
     let rolled_back = match (ack.await, &tools.versions) {
-        (Ok(()), Some(versions)) => versions.roll_back(&order.spec.name, from, number).await,
+        (Ok(()), Some(versions)) => versions.roll_back(&order.spec.name, (from, number), epoch).await,
         (Err(error), _) => Err(Cause::StoreFailed { detail: format!("the state database: {error}") }),
         (Ok(()), None) => Err(Cause::StoreFailed { detail: "no object store is configured".to_owned() }),
     };
@@ -398,9 +407,19 @@ async fn roll_back(tools: Arc<Tools>, order: Order, from: u64, number: u64, ack:
     };
     // From here on what is on this disk is not what the service goes on from.
     tools.unwatch(order.instance);
-    while let Err(error) = tools.driver.evict(order.instance).await {
-        tracing::error!(instance = %order.instance, %error, "cannot drop the version that was put behind; trying again");
-        sleep(KILL_PAUSE).await;
+    loop {
+        match tools.driver.evict(order.instance).await {
+            Ok(()) => break,
+            // A disk that a lost guest wrote to, for one: it is set aside when the version is fetched.
+            Err(DriverError::RunsOn(cause)) => {
+                tracing::warn!(instance = %order.instance, %cause, "what was put behind stays on the disk");
+                break;
+            }
+            Err(error) => {
+                tracing::error!(instance = %order.instance, %error, "cannot drop the version that was put behind; trying again");
+                sleep(KILL_PAUSE).await;
+            }
+        }
     }
     tools.unlink(&order);
     tools.report(&order, Report::RolledBack { version }).await;
@@ -451,6 +470,7 @@ async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Aban
     let report = match captured {
         Ok(Capture::Published(version)) => {
             tools.unlink(&order);
+            failpoint!("control.capture.told");
             return tools.report(&order, Report::Captured { version }).await;
         }
         Ok(Capture::Abandoned) => Report::CaptureAbandoned,
@@ -494,7 +514,7 @@ impl Tools {
         &self,
         order: &Order,
         number: u64,
-        before: Option<u64>,
+        since: Since,
         files: Result<VersionFiles, Cause>,
     ) -> Result<SnapshotVersion, Cause> {
         let Some(versions) = &self.versions else {
@@ -505,12 +525,11 @@ impl Tools {
             let detail = format!("version {} is there, not {number}", files.version.number);
             return Err(Cause::StoreFailed { detail });
         }
-        versions.publish(&order.spec.name, files, before).await
+        versions.publish(&order.spec.name, files, since.before, since.epoch).await
     }
 
     fn stage(self: &Arc<Self>, order: &Order, stage: Stage) {
-        let message =
-            Message::Stage { instance: order.instance, start: order.start, stage, at: Instant::now() };
+        let message = Message::Stage { instance: order.instance, start: order.start, stage, at: monotonic() };
         // A stage that finds the inbox full is missing in the record and nowhere else.
         let _ = self.inbox.try_send(message);
         if stage == Stage::Spawned {
@@ -524,7 +543,7 @@ impl Tools {
         }
     }
 
-    fn watch(self: &Arc<Self>, order: Order, cable: Cable, from: From) {
+    fn watch(self: &Arc<Self>, order: Order, cable: Arc<dyn Cable>, from: From) {
         let instance = order.instance;
         let task = tokio::spawn(watch(Arc::clone(self), order, cable, from));
         if let Some(earlier) = self.watches().insert(instance, task.abort_handle()) {
@@ -561,11 +580,6 @@ impl Tools {
     fn watches(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, AbortHandle>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// With user-mode networking on the same wire the gateway is there already.
-pub fn addresses(egress: Egress) -> LinkAddresses {
-    LinkAddresses { gateway: egress == Egress::None }
 }
 
 fn cause_of(error: DriverError) -> Cause {

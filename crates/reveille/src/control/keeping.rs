@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Message;
 use super::commands::Command;
-use super::versions::{Judged, Versions, failed};
+use super::stock::{Judged, Stock};
+use super::versions::{Versions, failed};
 use crate::clock::Clock;
 
 /// Services whose new version waits to be followed by a look at their older ones. One that finds no room is looked at
@@ -67,37 +68,40 @@ pub async fn relied(inbox: &mpsc::Sender<Message>, service: &DomainName) -> Opti
 }
 
 /// Begins what goes on beside the control loop for as long as the daemon runs: this host's services are kept its own,
-/// and their versions looked after.
+/// and their versions looked after. Gives
+/// how they are sent and fetched.
 pub fn start(
-    versions: Arc<Versions>,
+    stock: Arc<Stock>,
     stored: mpsc::Receiver<DomainName>,
     inbox: &mpsc::Sender<Message>,
     clock: Clock,
-) {
+) -> Arc<Versions> {
+    let versions = Arc::clone(stock.versions());
     tokio::spawn(super::versions::keep(Arc::clone(&versions), inbox.clone()));
-    tokio::spawn(keep(versions, stored, inbox.clone(), clock));
+    tokio::spawn(keep(stock, stored, inbox.clone(), clock));
+    versions
 }
 
 /// Looks after the versions of this host's services for as long as the daemon runs.
 async fn keep(
-    versions: Arc<Versions>,
+    stock: Arc<Stock>,
     mut stored: mpsc::Receiver<DomainName>,
     inbox: mpsc::Sender<Message>,
     clock: Clock,
 ) {
-    let every = versions.keeping().collect_every;
-    let first = Duration::from_millis(versions.offset_ms() % FIRST_LOOK_MS_MAX).min(every);
+    let every = stock.keeping().collect_every;
+    let first = Duration::from_millis(stock.versions().offset_ms() % FIRST_LOOK_MS_MAX).min(every);
     let mut due = Instant::now() + first;
     loop {
         tokio::select! {
             service = stored.recv() => {
                 let Some(service) = service else { return };
                 let mut report = PruneReport::default();
-                prune_service(&versions, &service, &inbox, clock.now(), (&mut report, Measure::No)).await;
+                prune_service(&stock, &service, &inbox, clock.now(), (&mut report, Measure::No)).await;
                 tell(&report);
             }
             () = sleep_until(due) => {
-                match prune(&versions, &inbox, clock.now(), false).await {
+                match prune(&stock, &inbox, clock.now(), false).await {
                     Ok(report) => tell(&report),
                     Err(error) => tracing::warn!(%error, "garbage in the object store was not collected; it is tried again later"),
                 }
@@ -125,16 +129,16 @@ fn tell(report: &PruneReport) {
 /// # Errors
 /// The garbage cannot be told or taken away. What was deleted before stays deleted.
 pub async fn prune(
-    versions: &Versions,
+    stock: &Stock,
     inbox: &mpsc::Sender<Message>,
     now: Timestamp,
     dry_run: bool,
 ) -> Result<PruneReport, Cause> {
     let mut report = PruneReport { dry_run, ..PruneReport::default() };
-    for service in versions.owned() {
-        prune_service(versions, &service, inbox, now, (&mut report, Measure::Yes)).await;
+    for service in stock.versions().owned() {
+        prune_service(stock, &service, inbox, now, (&mut report, Measure::Yes)).await;
     }
-    let garbage = if dry_run { versions.plan_collection().await? } else { versions.collect().await? };
+    let garbage = if dry_run { stock.plan_collection().await? } else { stock.collect().await? };
     (report.garbage, report.garbage_bytes) = garbage;
     Ok(report)
 }
@@ -147,27 +151,27 @@ enum Measure {
 }
 
 async fn prune_service(
-    versions: &Versions,
+    stock: &Stock,
     service: &DomainName,
     inbox: &mpsc::Sender<Message>,
     now: Timestamp,
     (report, measure): (&mut PruneReport, Measure),
 ) {
     let Some(relied) = relied(inbox, service).await else { return };
-    match delete_surplus(versions, service, &relied, now, (report, measure)).await {
+    match delete_surplus(stock, service, &relied, now, (report, measure)).await {
         Ok(()) => {}
         Err(cause) => report.skipped.push(format!("the versions of {service} were not looked at: {cause}")),
     }
 }
 
 async fn delete_surplus(
-    versions: &Versions,
+    stock: &Stock,
     service: &DomainName,
     relied: &Relied,
     now: Timestamp,
     (report, measure): (&mut PruneReport, Measure),
 ) -> Result<(), Cause> {
-    let judged = versions.judged(service, relied, now).await?;
+    let judged = stock.judged(service, relied, now).await?;
     let goes = |one: &&Judged| one.verdict.as_ref().is_ok_and(|verdict| !verdict.stays());
     let surplus: Vec<&Judged> = judged.iter().filter(goes).collect();
     if surplus.is_empty() {
@@ -175,13 +179,13 @@ async fn delete_surplus(
     }
     if measure == Measure::Yes {
         let going: BTreeSet<VersionId> = surplus.iter().map(|one| one.entry.id.clone()).collect();
-        report.freed_bytes += versions.depot().freed_by(&going).await.map_err(failed)?;
+        report.freed_bytes += stock.depot().freed_by(&going).await.map_err(failed)?;
     }
     for one in surplus {
         let number = one.entry.id.number;
         // What has come into use since it was judged is left.
-        if !report.dry_run && !versions.is_held(service, number) {
-            versions.depot().delete(&one.entry.id).await.map_err(failed)?;
+        if !report.dry_run && !stock.versions().is_held(service, number) {
+            stock.depot().delete(&one.entry.id).await.map_err(failed)?;
         }
         report.versions.push(PrunedVersion { service: service.clone(), number, verdict: one.sentence() });
     }

@@ -10,12 +10,14 @@
 //! Everything that changes a service or an instance comes through here, one message after another, so each
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
-mod cable;
+pub mod cable;
 mod catalogue;
 mod commands;
 mod damping;
 mod exchange;
 pub mod executor;
+pub mod images;
+mod inputs;
 pub mod keeping;
 pub mod outbound;
 mod publish;
@@ -23,23 +25,27 @@ pub mod ready;
 mod reload;
 mod run;
 mod serials;
+pub mod shelf;
 pub mod startup;
+pub mod stock;
 mod stop;
 mod traffic;
 mod updates;
 pub mod versions;
 mod wakes;
 mod watch;
+pub mod wiring;
 mod write_back;
 
 use std::time::Instant;
 
-use reveille_core::model::{Cause, DomainName, InstanceId, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage};
 use reveille_store::WriteError;
 
 pub use commands::{Command, Remote};
+pub use inputs::Inputs;
 pub use publish::Publisher;
-pub use run::{Control, Inputs, Parts};
+pub use run::{Control, Parts};
 pub use serials::Serials;
 pub use stop::stop;
 pub use updates::{TakenUp, take_up as take_up_updates};
@@ -101,12 +107,12 @@ pub enum Message {
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
     },
-    /// Another host has taken a service over.
-    TakenOver {
+    /// The object store has said whose a service is.
+    Owned {
         /// The service.
         service: DomainName,
-        /// The host.
-        host: String,
+        /// Whose.
+        ownership: Ownership,
     },
     /// Rows of these instances could not be written.
     Unsaved(Vec<InstanceId>),

@@ -10,11 +10,11 @@ use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
 use reveille_dns::observe::Counters;
 use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
-use reveille_net::Activator;
 use tokio::sync::watch;
 
 use super::at_length;
 use super::serials::{PlannedSerials, Serials};
+use super::wiring::Wiring;
 
 /// Replaced views that are kept until no reader can be in them, so that none of them has to take one apart.
 const RETIRED_VIEWS_MAX: usize = 8;
@@ -30,7 +30,7 @@ type Look = (InstanceId, DomainName, Option<Arc<ServiceView>>);
 pub struct Publisher {
     view: Arc<ArcSwap<View>>,
     generation: watch::Sender<u64>,
-    activator: Activator,
+    wiring: Arc<dyn Wiring>,
     gates: BTreeMap<InstanceId, (DomainName, Gate)>,
     /// When gates that refuse are to be looked at again.
     reopen: BTreeSet<(Timestamp, InstanceId)>,
@@ -98,13 +98,13 @@ impl Publisher {
     pub fn new(
         view: Arc<ArcSwap<View>>,
         generation: watch::Sender<u64>,
-        activator: Activator,
+        wiring: Arc<dyn Wiring>,
         serials: Serials,
     ) -> Self {
         Self {
             view,
             generation,
-            activator,
+            wiring,
             gates: BTreeMap::new(),
             reopen: BTreeSet::new(),
             numbers: Numbers::default(),
@@ -296,7 +296,7 @@ impl Publisher {
     fn set_gate(&mut self, id: InstanceId, service: &DomainName, gate: Gate) {
         let before = self.gates.insert(id, (service.clone(), gate));
         if before.is_none_or(|(_, before)| before != gate) {
-            self.activator.set_gate(service, gate);
+            self.wiring.set_gate(service, gate);
         }
     }
 

@@ -57,7 +57,7 @@ pub enum NotReady {
 ///
 /// # Errors
 /// What was seen instead of an answer.
-pub async fn check(cable: &Cable, check: &ReadyCheck, limit: Duration) -> Result<(), NotReady> {
+pub async fn check(cable: &dyn Cable, check: &ReadyCheck, limit: Duration) -> Result<(), NotReady> {
     let port = match check {
         ReadyCheck::Running => return Ok(()),
         ReadyCheck::Tcp { port } | ReadyCheck::Http { port, .. } => *port,

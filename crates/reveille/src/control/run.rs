@@ -1,6 +1,7 @@
 //! The loop itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,24 +9,27 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Event, Fleet, InstanceId, Phase, Report, RequestError, Rung, ServiceSpec,
-    SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
+    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung,
+    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
-use reveille_dns::update::{UpdateAsk, UpdateDesk};
+use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
-use reveille_net::{Activator, RelayEvent, RelayEvents};
-use reveille_store::{Ack, Change, Store, StoredDecision};
+use reveille_failpoint::failpoint;
+use reveille_net::RelayEvent;
+use reveille_store::{Ack, Change, StateDatabase, StoredDecision};
 use reveille_vm::driver::Mapping;
-use tokio::sync::{broadcast, mpsc};
-use tokio::time::{sleep, sleep_until};
+use tokio::sync::broadcast;
+use tokio::time::sleep;
 
 use super::Message;
 use super::commands::Command;
-use super::executor::{Executor, Order};
+use super::executor::{Executor, Order, Since};
+use super::inputs::{Inputs, Next, Turns};
 use super::publish::Publisher;
 use super::reload::ReloadAsk;
 use super::startup::Services;
 use super::wakes::Wakes;
+use super::wiring::Wiring;
 use crate::clock::Clock;
 use crate::config::OnStop;
 
@@ -36,18 +40,6 @@ const ROUNDS_MAX: usize = 16;
 /// Pause before rows that could not be written are written again.
 pub(super) const REWRITE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the loop's work comes from.
-pub struct Inputs {
-    /// Questions for services that do not run.
-    pub asks: mpsc::Receiver<WakeAsk>,
-    /// Clients at gates that are closed.
-    pub relay: RelayEvents,
-    /// Dynamic updates of static records.
-    pub updates: mpsc::Receiver<UpdateAsk>,
-    /// Reports and commands.
-    pub inbox: mpsc::Receiver<Message>,
-}
-
 /// What the loop works with.
 pub struct Parts {
     /// Every service, reconciled with the host.
@@ -55,9 +47,9 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// Where rows go.
-    pub store: Arc<Store>,
+    pub store: Arc<dyn StateDatabase>,
     /// Where clients wait.
-    pub activator: Activator,
+    pub wiring: Arc<dyn Wiring>,
     /// Who carries actions out.
     pub executor: Executor,
     /// Who makes changes visible.
@@ -78,8 +70,8 @@ pub struct Parts {
 pub struct Control {
     pub(super) fleet: Fleet,
     pub(super) clock: Clock,
-    pub(super) store: Arc<Store>,
-    pub(super) activator: Activator,
+    pub(super) store: Arc<dyn StateDatabase>,
+    pub(super) wiring: Arc<dyn Wiring>,
     pub(super) executor: Executor,
     pub(super) publisher: Publisher,
     pub(super) wakes: Wakes,
@@ -105,7 +97,7 @@ impl Control {
             fleet,
             clock,
             store,
-            activator,
+            wiring,
             executor,
             publisher,
             news,
@@ -118,7 +110,7 @@ impl Control {
             fleet,
             clock,
             store,
-            activator,
+            wiring,
             executor,
             publisher,
             wakes: Wakes::default(),
@@ -137,35 +129,26 @@ impl Control {
 
     /// Runs until the inbox is closed or a stop is complete.
     pub async fn run(mut self, mut inputs: Inputs) {
+        let mut turns = Turns::default();
         self.turn();
         loop {
             self.reload_if_due().await;
             let patience = self.reloading.as_ref().map(|(_, until)| *until);
             let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
             let due = due.into_iter().flatten().min();
-            let timer = async {
-                match due {
-                    Some(due) => sleep_until(self.clock.instant_of(due).into()).await,
-                    None => std::future::pending().await,
+            let due = due.map(|due| self.clock.instant_of(due));
+            match inputs.next(&mut turns, self.updates.is_free(), due).await {
+                Next::Ask(ask) => self.asked_by_query(ask),
+                Next::Relay(event) => self.relayed(event),
+                Next::Update(update) => self.take_updates(*update, &mut inputs.updates),
+                Next::Message(Some(Message::Command(Command::Stop(done)))) => {
+                    self.begin_stop();
+                    self.turn();
+                    return self.finish_stop(inputs, done).await;
                 }
-            };
-            tokio::select! {
-                // These end before the loop does: a stop takes its askers away first.
-                Some(ask) = inputs.asks.recv() => self.asked_by_query(ask),
-                Some(event) = inputs.relay.recv() => self.relayed(event),
-                Some(update) = inputs.updates.recv(), if self.updates.is_free() => {
-                    self.take_updates(update, &mut inputs.updates);
-                }
-                message = inputs.inbox.recv() => match message {
-                    Some(Message::Command(Command::Stop(done))) => {
-                        self.begin_stop();
-                        self.turn();
-                        return self.finish_stop(inputs, done).await;
-                    }
-                    Some(message) => self.take(message).await,
-                    None => return,
-                },
-                () = timer => self.look_at_traffic(),
+                Next::Message(Some(message)) => self.take(message).await,
+                Next::Message(None) => return,
+                Next::Due => self.look_at_traffic(),
             }
             self.turn();
         }
@@ -190,10 +173,12 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
-            Message::TakenOver { service, host } => {
-                tracing::warn!(%service, host, "was taken over by another host; it does not run here any more");
-                self.activator.cut(&service);
-                self.take_event(Event::Owned { service, foreign: Some(host), newest: None });
+            Message::Owned { service, ownership } => {
+                if let Ownership::Foreign(host) = &ownership {
+                    tracing::warn!(%service, host, "is served by another host; it does not run here any more");
+                    self.wiring.cut(&service);
+                }
+                self.take_event(Event::Owned { service, ownership });
             }
             Message::Unsaved(instances) => self.fleet.mark_changed(instances),
             Message::UpdatesWritten(result) => self.updates_written(result),
@@ -301,19 +286,24 @@ impl Control {
         }
         let Some((service, was)) = before else { return };
         match report {
+            Report::Fetched { .. } => {
+                let record = self.wakes.reached(&service, Stage::Fetched, at);
+                self.keep_wakes(record);
+            }
             Report::Running => {
                 let record = self.wakes.reached(&service, Stage::Running, at);
                 self.keep_wakes(record);
             }
             Report::Ready => {
                 self.publisher.open_gate(instance, &service);
+                failpoint!("control.gate.open");
                 let record = self.wakes.ready(&service, at, now);
                 self.announce_ready(&service);
                 self.keep_wakes(record);
             }
             Report::Captured { version } => {
                 // Who came too late to turn it back asks anew.
-                self.activator.cut(&service);
+                self.wiring.cut(&service);
                 let paused_ms = version.paused_us / 1_000;
                 tracing::info!(%service, version = version.number, paused_ms, "asleep");
             }
@@ -328,7 +318,6 @@ impl Control {
             | Report::GateBusy { .. }
             | Report::Armed
             | Report::Paused
-            | Report::Fetched { .. }
             | Report::Evicted
             | Report::RolledBack { .. }
             | Report::RestFailed { .. }
@@ -339,7 +328,7 @@ impl Control {
 
     fn lost(&mut self, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
-        self.activator.cut(service);
+        self.wiring.cut(service);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }
@@ -395,7 +384,12 @@ impl Control {
     /// Begins one decision; false if it is only waiting, or no longer fits.
     fn begin(&mut self, decision: Decision, now: Timestamp) -> bool {
         if matches!(decision.action, Action::Wait { .. }) {
-            if self.waiting.get(&decision.instance) != Some(&decision) {
+            // How many go first changes with each of them: no news.
+            let known = self.waiting.get(&decision.instance).is_some_and(|earlier| {
+                earlier.action == decision.action
+                    && discriminant(&earlier.reason) == discriminant(&decision.reason)
+            });
+            if !known {
                 self.record(&decision, now);
                 self.waiting.insert(decision.instance, decision);
             }
@@ -441,6 +435,7 @@ impl Control {
             }
             Action::Fetch => {
                 if let Some(stored) = self.stored_number(order.instance) {
+                    self.wakes.decided(&decision.service, Rung::Remote);
                     self.executor.fetch(order, stored);
                 }
             }
@@ -449,17 +444,17 @@ impl Control {
                 self.executor.evict(order, ack);
             }
             Action::RollBack { from, number } => {
-                let ack = self.write_now();
-                self.executor.roll_back(order, *from, *number, ack);
+                let (epoch, ack) = (self.since(order.instance).epoch, self.write_now());
+                self.executor.roll_back(order, (*from, *number), epoch, ack);
             }
             Action::Publish { number } => {
-                let before = self.stored_number(order.instance);
-                self.executor.publish(order, *number, before);
+                let since = self.since(order.instance);
+                self.executor.publish(order, *number, since);
             }
             Action::Checkpoint { number } => {
-                let before = self.stored_number(order.instance);
+                let since = self.since(order.instance);
                 drop(self.write_now());
-                self.executor.checkpoint(order, *number, before);
+                self.executor.checkpoint(order, *number, since);
             }
             Action::Disarm => self.executor.disarm(order),
             Action::Drain { idle_ms, force } => self.drain(&order, *idle_ms, *force),
@@ -482,6 +477,11 @@ impl Control {
     /// The number of the newest version in the object store.
     fn stored_number(&self, id: InstanceId) -> Option<u64> {
         self.fleet.instance(id)?.stored.as_ref().map(|version| version.number)
+    }
+
+    fn since(&self, id: InstanceId) -> Since {
+        let epoch = self.fleet.instance(id).map_or(0, |row| row.epoch);
+        Since { before: self.stored_number(id), epoch }
     }
 
     fn order(&self, id: InstanceId) -> Option<Order> {

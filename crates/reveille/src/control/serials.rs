@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel, Ordering::Acqui
 
 use reveille_core::answer::{Zone, Zones, is_newer_serial, serial_after};
 use reveille_core::model::DomainName;
-use reveille_store::{Change, Store, WriteError};
+use reveille_store::{Change, StateDatabase, WriteError};
 
 /// Serials that one write makes usable.
 const STEP: u32 = 1_000;
 
 /// The ceilings of all zones.
 pub struct Serials {
-    store: Arc<Store>,
+    store: Arc<dyn StateDatabase>,
     zones: BTreeMap<DomainName, Arc<Ceiling>>,
     /// Of zones that are not served now.
     left: BTreeMap<DomainName, u32>,
@@ -53,7 +53,7 @@ impl Serials {
     /// # Errors
     /// If they could not be made durable.
     pub async fn begin(
-        store: Arc<Store>,
+        store: Arc<impl StateDatabase + 'static>,
         last: &BTreeMap<DomainName, u32>,
         zones: Vec<Zone>,
     ) -> Result<(Self, Vec<Zone>), WriteError> {
@@ -177,6 +177,7 @@ fn first_serial(of_file: u32, ceiling: Option<u32>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use reveille_store::Store;
     use std::net::IpAddr;
 
     use reveille_core::answer::ZoneDefaults;

@@ -6,18 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use reveille_core::model::{
     DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Service, ServiceSpec, Timestamp,
     reconcile,
 };
-use reveille_net::Activator;
-use reveille_store::{Change, Loaded, Origin, Store, StoredService};
+use reveille_store::{Change, Loaded, Origin, StateDatabase, StoredService};
 use reveille_vm::driver::{Driver, Launch, Link};
-use reveille_vm::image::ImageStore;
 
-use super::cable::plug;
+use super::images::Images;
+use super::wiring::Wiring;
 use crate::config::Network;
 
 /// Which services there are beside their rows: addresses given out, and who declared what.
@@ -129,7 +127,7 @@ pub struct Rows {
 pub async fn merge(
     declared: &[ServiceSpec],
     loaded: Loaded,
-    store: &Store,
+    store: &dyn StateDatabase,
     pool: Network,
     now: Timestamp,
 ) -> Result<Rows, StartupError> {
@@ -194,9 +192,9 @@ pub async fn find(
     entries: Vec<(Service, Instance)>,
     dropped: &[InstanceId],
     limits: HostLimits,
-    driver: &Arc<dyn Driver>,
-    images: &Arc<ImageStore>,
-    activator: &Activator,
+    driver: &dyn Driver,
+    images: &dyn Images,
+    wiring: &dyn Wiring,
     now: Timestamp,
 ) -> Found {
     let known: BTreeSet<InstanceId> = entries.iter().map(|(_, row)| row.id).collect();
@@ -208,7 +206,7 @@ pub async fn find(
     }
     let (mut fleet, mut steps) = (Fleet::new(limits), Vec::new());
     for (service, row) in entries {
-        let link = plug(activator, &service.spec.name, service.address, service.spec.address6);
+        let link = wiring.plug(&service.spec.name, service.address, service.spec.address6);
         let launch = launch_to_find(&service.spec, row.id, images, link).await;
         let found = driver.find(&launch).await;
         tracing::debug!(service = %service.spec.name, was = %row.phase, ?found, "found");
@@ -224,21 +222,15 @@ pub async fn find(
 }
 
 /// As much of a launch as finding needs: an image that is gone does not hide a process that runs.
-async fn launch_to_find(
-    spec: &ServiceSpec,
-    instance: InstanceId,
-    images: &Arc<ImageStore>,
-    link: Link,
-) -> Launch {
-    let (images, name) = (Arc::clone(images), spec.image.clone());
-    let image = tokio::task::spawn_blocking(move || images.resolve(&name)).await;
-    let image = image.ok().and_then(Result::ok);
+async fn launch_to_find(spec: &ServiceSpec, instance: InstanceId, images: &dyn Images, link: Link) -> Launch {
+    let image = images.resolve(&spec.image).await.ok();
     Launch {
         instance,
         service: spec.name.clone(),
         image: image.as_ref().map_or_else(String::new, |image| image.digest.clone()),
         kernel: image.as_ref().map(|image| image.kernel.clone()).unwrap_or_default(),
-        initrd: image.map(|image| image.initrd).unwrap_or_default(),
+        initrd: image.as_ref().map(|image| image.initrd.clone()).unwrap_or_default(),
+        disk: image.and_then(|image| image.disk),
         resources: spec.resources,
         egress: spec.egress,
         link,
@@ -247,6 +239,8 @@ async fn launch_to_find(
 
 #[cfg(test)]
 mod tests {
+    use reveille_store::Store;
+
     use super::*;
 
     fn spec(name: &str, address: Option<&str>) -> ServiceSpec {

@@ -5,7 +5,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Message;
-use super::run::{Control, Inputs};
+use super::inputs::Inputs;
+use super::run::Control;
 use crate::config::OnStop;
 
 impl Control {

@@ -1,13 +1,12 @@
 //! What clients do with awake services: what the relay and the query room have counted, taken in before anything is
 //! decided from it.
 
-use std::time::Instant;
-
 use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, Timestamp};
 
 use super::executor::Order;
 use super::run::Control;
+use crate::clock::monotonic;
 
 impl Control {
     /// A time to look has come: asks the relay what it has counted before anything is decided from it.
@@ -48,7 +47,7 @@ impl Control {
     }
 
     pub(super) fn note_traffic(&mut self, instance: InstanceId, service: &DomainName) {
-        let Some(traffic) = self.activator.traffic(service) else { return };
+        let Some(traffic) = self.wiring.traffic(service) else { return };
         let event = Event::Traffic {
             instance,
             open_connections: traffic.open_connections,
@@ -61,7 +60,7 @@ impl Control {
 
     /// The last look before sleep: the relay closes the gate in the same instant in which it finds no traffic.
     pub(super) fn drain(&mut self, order: &Order, idle_ms: u64, force: bool) {
-        let report = match self.activator.close_if_idle(&order.spec.name, idle_ms, force) {
+        let report = match self.wiring.close_if_idle(&order.spec.name, idle_ms, force) {
             Ok(()) => {
                 self.publisher.gate_closed(order.instance);
                 Report::GateClosed
@@ -70,7 +69,7 @@ impl Control {
                 Report::GateBusy { open_connections: busy.open_connections, last_packet: busy.last_packet }
             }
         };
-        self.reported(order.instance, order.start, report, Instant::now());
+        self.reported(order.instance, order.start, report, monotonic());
     }
 }
 

@@ -7,6 +7,8 @@ use reveille_core::model::{
     Cause, DomainName, InstanceId, Rung, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
 };
 
+use crate::clock::monotonic;
+
 /// A finished wake waits this long for its first byte before it is stored without one.
 const FIRST_BYTE_WAIT_MS: u64 = 10_000;
 
@@ -54,11 +56,13 @@ impl Wakes {
         finished
     }
 
-    /// The plan with the wake was applied.
+    /// The plan with the wake was applied. What is fetched first, and then restored, was woken from where it was fetched.
     pub fn decided(&mut self, service: &DomainName, from: Rung) {
         if let Some(open) = self.open.get_mut(service) {
-            open.record.from = from;
-            open.reached(Stage::Decided, Instant::now());
+            if open.record.stage_us(Stage::Fetched).is_none() {
+                open.record.from = from;
+            }
+            open.reached(Stage::Decided, monotonic());
         }
     }
 

@@ -29,28 +29,30 @@ pub enum From {
 }
 
 /// Watches until the instance is lost, which is reported. Ended from outside when it is captured or killed.
-pub async fn watch(tools: Arc<Tools>, order: Order, cable: Cable, from: From) {
+pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from: From) {
     let died = tools.driver.died(order.instance);
     let looking = async {
         if from == From::Running {
-            until_ready(&tools, &order, &cable).await;
+            until_ready(&tools, &order, &*cable).await;
         }
-        heartbeats(&tools, &order, &cable).await
+        heartbeats(&tools, &order, &*cable).await
     };
     let cause = tokio::select! {
+        // A process that has ended says more than a port that is silent.
+        biased;
         detail = died => Cause::VmmDied { detail },
         cause = looking => cause,
     };
     tools.report(&order, Report::Lost { cause }).await;
 }
 
-async fn until_ready(tools: &Tools, order: &Order, cable: &Cable) {
+async fn until_ready(tools: &Tools, order: &Order, cable: &dyn Cable) {
     until_answers(order, cable).await;
     tools.report(order, Report::Ready).await;
 }
 
 /// Waits until the readiness check of the service passes.
-pub async fn until_answers(order: &Order, cable: &Cable) {
+pub async fn until_answers(order: &Order, cable: &dyn Cable) {
     let check = order.spec.ready_check();
     let mut limit = FIRST_CHECK;
     // Without end here: how long a start may take is decided by the control loop, which ends this task.
@@ -64,7 +66,7 @@ pub async fn until_answers(order: &Order, cable: &Cable) {
     }
 }
 
-async fn heartbeats(tools: &Tools, order: &Order, cable: &Cable) -> Cause {
+async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
     let heartbeat = Duration::from_millis(order.spec.policy.heartbeat_ms);
     let mut damping = Damping::default();
     let mut next = Instant::now() + heartbeat;
@@ -88,7 +90,7 @@ async fn heartbeats(tools: &Tools, order: &Order, cable: &Cable) -> Cause {
 }
 
 /// One look: the monitor's control socket, then the service's port.
-async fn look(tools: &Tools, order: &Order, cable: &Cable, limit: Duration) -> (Sign, Cause) {
+async fn look(tools: &Tools, order: &Order, cable: &dyn Cable, limit: Duration) -> (Sign, Cause) {
     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     let cpu_before = tools.driver.cpu_ms(order.instance);
     let progress = || match (cpu_before, tools.driver.cpu_ms(order.instance)) {

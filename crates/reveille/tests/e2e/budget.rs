@@ -47,7 +47,7 @@ fn all_at_once(world: &World, services: usize) -> usize {
         over.store(true, Relaxed);
         watcher.join().unwrap();
         for (page, number) in pages.into_iter().zip(1..) {
-            assert_eq!(page.unwrap().service, name(number));
+            assert_eq!(page.unwrap().service, format!("s{number}"));
         }
     });
     most.into_inner()

@@ -4,17 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::chance::{Chance, count};
 use crate::small::say;
-use crate::world::{HELLO, World};
+use crate::world::{HELLO, READY, World};
 
-/// A second service, which sleeps armed.
-const READY: &str = r#"
-[[service]]
-name = "ready.vm.test"
-image = "demo"
-ports = ["tcp/8080"]
-ready = { check = "http", port = 8080, path = "/" }
-policy = { rest = "armed" }
-"#;
 const SERVICES: [&str; 2] = ["hello.vm.test", "ready.vm.test"];
 /// Within these times, in turn, of what begins a scene the daemon is killed: all of the scene, and its beginning,
 /// in which a capture and a restore are.

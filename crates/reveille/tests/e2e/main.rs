@@ -7,6 +7,8 @@
 mod addresses;
 mod chance;
 mod place;
+#[path = "../../../reveille-depot/tests/common/servers.rs"]
+mod servers;
 mod small;
 mod wire;
 mod world;
@@ -19,8 +21,10 @@ mod cycles;
 mod disk;
 mod loss;
 mod refusals;
+mod rows;
 mod services;
 mod snapshots;
+mod steps;
 mod stop;
 mod stored;
 mod wake;

@@ -19,7 +19,11 @@ ports = ["tcp/8080"]
 "#;
 
 fn world_with(depot: &Path, host: &str) -> World {
-    World::new().set("depot", "url", format!("\"file://{}\"", depot.display())).set(
+    with_depot(World::new(), depot, host)
+}
+
+fn with_depot(world: World, depot: &Path, host: &str) -> World {
+    world.set("depot", "url", format!("\"file://{}\"", depot.display())).set(
         "depot",
         "host",
         format!("\"{host}\""),
@@ -132,12 +136,14 @@ fn killed_while_it_goes_back_it_has_gone_back_or_not_and_says_which() {
 #[test]
 fn who_takes_a_service_over_goes_on_from_what_it_was_rolled_back_to() {
     let depot = tempfile::tempdir().unwrap();
-    let mut first = world_with(depot.path(), "first").service(HELLO).start();
+    let with_store =
+        |world, host| with_depot(world, depot.path(), host).set("depot", "takeover_s", 4).service(HELLO);
+    let mut first = with_store(World::new(), "first").start();
     let pages = days(&first, 2);
     said(&first, &["snapshot", "restore", "hello", "1"]);
     first.kill9();
-    crate::stored::silence(depot.path());
-    let second = world_with(depot.path(), "second").service(HELLO).start();
+    let second = with_store(World::beside(), "second").start();
+    second.until_shown("hello.vm.test", "the second host to have it", |shown| shown["foreign"].is_null());
     let page = second.page();
     assert_eq!((&page.nonce, page.requests), (&pages[0].nonce, 2));
     // The first one has its old version on its disk still, and does not go by it.

@@ -1,63 +1,116 @@
 //! Versions in an object store: they outlive the host, and leave its disk.
 
-use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
-use crate::small::{say, until};
-use crate::world::{HELLO, World};
+use crate::servers::{self, Remote};
+use crate::small::say;
+use crate::world::{HELLO, READY, World};
+
+/// A host that has not been heard of for so many seconds loses its services.
+const TAKEOVER_S: u64 = 4;
 
 /// A world whose versions go to a directory that others share.
 fn world_with(depot: &Path, host: &str) -> World {
-    World::new()
+    with_depot(World::new(), depot, host)
+}
+
+fn with_depot(world: World, depot: &Path, host: &str) -> World {
+    world
         .set("depot", "url", format!("\"file://{}\"", depot.display()))
         .set("depot", "host", format!("\"{host}\""))
         .service(HELLO)
 }
 
-fn until_stored(world: &World, number: u64) {
-    world.until_shown("hello.vm.test", "its version to be in the object store", |shown| {
+fn until_stored(world: &World, name: &str, number: u64) {
+    world.until_shown(name, "its version to be in the object store", |shown| {
         shown["stored"]["number"] == number && shown["stored_is_current"] == true
     });
 }
 
-/// Makes the owner of every service look as if it had not been heard of for two minutes.
-pub fn silence(depot: &Path) {
-    let owner = until("the owner's object", || {
-        Some(depot.join("services/hello.vm.test/owner")).filter(|at| at.exists())
-    });
-    let then = SystemTime::now() - Duration::from_secs(120);
-    File::options().write(true).open(owner).unwrap().set_modified(then).unwrap();
+/// The same in an object store over the network.
+fn world_over(world: World, remote: &Remote, host: &str) -> World {
+    let world = world
+        .set("depot", "url", format!("\"{}\"", remote.url))
+        .set("depot", "endpoint", format!("\"{}\"", remote.endpoint))
+        .set("depot", "allow_http", true)
+        .set("depot", "credentials_file", format!("{:?}", remote.credentials_file))
+        .set("depot", "host", format!("\"{host}\""))
+        .service(HELLO)
+        .service(READY);
+    match remote.region {
+        Some(region) => world.set("depot", "region", format!("\"{region}\"")),
+        None => world,
+    }
 }
 
 #[test]
-fn another_host_wakes_what_the_first_one_put_to_sleep_and_the_first_does_not_run_it_again() {
+fn a_host_that_burned_down_is_followed_by_an_empty_one_and_does_not_run_again_what_it_lost() {
     let depot = tempfile::tempdir().unwrap();
-    let mut first = world_with(depot.path(), "first").start();
-    let page = first.page();
-    first.put_to_sleep("hello");
-    until_stored(&first, 1);
+    burned_down(|world, host| with_depot(world, depot.path(), host).service(READY));
+}
+
+#[test]
+fn the_same_in_s3() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(server) = servers::s3(temp.path()) else { return };
+    burned_down(|world, host| world_over(world, &server, host));
+}
+
+#[test]
+fn the_same_in_azure() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(server) = servers::azure(temp.path()) else { return };
+    burned_down(|world, host| world_over(world, &server, host));
+}
+
+/// Two services on two hosts that share an object store.
+fn burned_down(with_store: impl Fn(World, &str) -> World) {
+    let names = ["hello.vm.test", "ready.vm.test"];
+    let world = |world, host| with_store(world, host).set("depot", "takeover_s", TAKEOVER_S);
+    let mut first = world(World::new(), "first").start();
+    let nonces = [1, 2].map(|number| first.page_at(number).nonce);
+    for name in names {
+        first.put_to_sleep(name);
+    }
+    for name in names {
+        until_stored(&first, name, 1);
+    }
+    // While the first one is there, the second one only waits.
+    let mut second = world(World::beside(), "second").start();
+    for name in names {
+        assert_eq!(second.show(name)["foreign"], "first");
+    }
+    let answer = second.dig(&[names[0]]);
+    assert!(answer.contains("SERVFAIL") && answer.contains("another host"), "{answer}");
     first.kill9();
-    silence(depot.path());
+    for (name, (number, nonce)) in names.into_iter().zip((1..).zip(&nonces)) {
+        second.until_shown(name, "the second host to have it", |shown| shown["foreign"].is_null());
+        assert_eq!(&second.page_at(number).nonce, nonce, "the very guest, on another host");
+    }
+    let counted = [1, 2].map(|number| second.page_at(number).requests);
 
-    let second = world_with(depot.path(), "second").start();
-    let shown = second.show("hello.vm.test");
-    assert_eq!((&shown["phase"], &shown["rung"]), (&"hibernated".into(), &"remote".into()), "{shown}");
-    assert_eq!(second.page().nonce, page.nonce, "the very guest, on another host");
-
-    // Its version is intact on its own disk, and it knows better.
+    // Its versions are intact on its own disk, and it knows better.
     first.restart();
-    let shown = first.show("hello.vm.test");
-    assert_eq!(shown["foreign"], "second", "{shown}");
-    let refusal = first.refused(&["wake", "hello"]);
-    assert!(refusal.contains("is served by the host second"), "{refusal}");
-    let answer = first.dig(&["hello.vm.test"]);
-    assert!(answer.contains("SERVFAIL"), "{answer}");
-    assert!(first.vms().is_empty());
+    for name in names {
+        assert_eq!(first.show(name)["foreign"], "second");
+        let refusal = first.refused(&["wake", name]);
+        assert!(refusal.contains("is served by the host second"), "{refusal}");
+        assert!(first.dig(&[name]).contains("SERVFAIL"));
+    }
+    first.until_vms(0);
 
-    // The second sleeps into the same history.
-    second.put_to_sleep("hello");
-    until_stored(&second, 2);
+    // It sleeps into the same history; and when the second host falls silent, the first goes on from there.
+    for name in names {
+        second.put_to_sleep(name);
+        until_stored(&second, name, 2);
+    }
+    second.kill9();
+    for (name, (number, (nonce, counted))) in names.into_iter().zip((1..).zip(nonces.iter().zip(counted))) {
+        first.until_shown(name, "the first host to have it back", |shown| shown["foreign"].is_null());
+        let page = first.page_at(number);
+        assert_eq!(&page.nonce, nonce);
+        assert!(page.requests > counted, "what the other host did is in it: {page:?}, {counted} before");
+    }
 }
 
 #[test]
@@ -74,7 +127,7 @@ fn a_service_that_rests_remote_leaves_the_disk_and_wakes_as_it_was() {
         assert_eq!(world.page().nonce, page.nonce);
     }
     let wakes = world.until_wakes("hello", 3);
-    assert_eq!(wakes.iter().filter(|wake| wake["from"] == "local").count(), 2, "{wakes:?}");
+    assert_eq!(wakes.iter().filter(|wake| wake["from"] == "remote").count(), 2, "{wakes:?}");
     for wake in wakes {
         say(&format!("from {}: {}", wake["from"], wake["stages_ms"]));
     }

@@ -33,6 +33,16 @@ ports = ["tcp/8080", "tcp/7007", "udp/7007"]
 ready = { check = "http", port = 8080, path = "/" }
 "#;
 
+/// A second service, which sleeps armed.
+pub const READY: &str = r#"
+[[service]]
+name = "ready.vm.test"
+image = "demo"
+ports = ["tcp/8080"]
+ready = { check = "http", port = 8080, path = "/" }
+policy = { rest = "armed" }
+"#;
+
 // --- The world -----------------------------------------------------------------------------------------------------
 
 /// A daemon's surroundings, and the daemon while it runs.
@@ -43,7 +53,9 @@ pub struct World {
     settings: BTreeMap<&'static str, BTreeMap<&'static str, String>>,
     services: Vec<String>,
     began: Instant,
-    _place: Place,
+    /// At which step the next daemon ends itself.
+    failpoints: String,
+    _place: Option<Place>,
 }
 
 struct Running {
@@ -77,7 +89,16 @@ pub struct Page {
 impl World {
     /// A world in which services sleep only when they are told to.
     pub fn new() -> Self {
-        let place = Place::take();
+        Self::at(Some(Place::take()))
+    }
+
+    /// Another one for a test that has one already: it does not wait for a place, so that two such tests cannot wait for
+    /// each other.
+    pub fn beside() -> Self {
+        Self::at(None)
+    }
+
+    fn at(place: Option<Place>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         fs::DirBuilder::new().mode(0o700).create(temp.path().join("run")).unwrap();
         fs::create_dir(temp.path().join("state")).unwrap();
@@ -86,8 +107,16 @@ impl World {
         let addresses = Addresses::take();
         let settings = BTreeMap::new();
         let services = Vec::new();
-        let world =
-            Self { temp, addresses, daemon: None, settings, services, began: Instant::now(), _place: place };
+        let world = Self {
+            temp,
+            addresses,
+            daemon: None,
+            settings,
+            services,
+            began: Instant::now(),
+            failpoints: String::new(),
+            _place: place,
+        };
         let (dns, api) = (world.dns(), world.api());
         let pool = format!("\"{}/24\"", world.addresses.at(0));
         let qemu = std::env::var("REVEILLE_TEST_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
@@ -123,6 +152,11 @@ impl World {
     /// Changes a key for the next start.
     pub fn change(&mut self, table: &'static str, key: &'static str, value: impl ToString) {
         self.settings.entry(table).or_default().insert(key, value.to_string());
+    }
+
+    /// The next daemon ends as by `kill -9` when it comes to that step; empty: nowhere.
+    pub fn end_at(&mut self, failpoint: &str) {
+        self.failpoints = if failpoint.is_empty() { String::new() } else { format!("{failpoint}=kill") };
     }
 
     /// Gives the daemon an image store of its own instead of the one that all tests share.
@@ -191,6 +225,7 @@ impl World {
         let levels = std::env::var("REVEILLE_LOG").unwrap_or_else(|_| LOG_LEVELS.to_owned());
         let mut command = self.command(&["serve", "--config"]);
         command.arg(self.path("reveille.toml")).env("REVEILLE_LOG", levels).env("NO_COLOR", "1");
+        command.env("REVEILLE_FAILPOINTS", &self.failpoints);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         self.daemon = Some(Running { child, log_from });
@@ -216,6 +251,14 @@ impl World {
         let status = until("the end of the daemon", || running.child.try_wait().unwrap());
         let log = self.log()[running.log_from..].to_owned();
         Exit { code: status.code(), log }
+    }
+
+    /// Whether its process is there; to be asked with a daemon that was started.
+    pub fn is_running(&self) -> bool {
+        let id = self.daemon.as_ref().expect("no daemon was started").child.id();
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // One that has ended is there until it is waited for.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
     }
 
     /// Ends the daemon as a crash does.

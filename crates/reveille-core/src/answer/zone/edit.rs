@@ -189,7 +189,7 @@ impl Zone {
     }
 
     /// The names that only this zone has, and those that only the other has.
-    pub(in crate::answer) fn names_apart<'z>(&'z self, other: &'z Self) -> [Vec<&'z DomainName>; 2] {
+    fn names_apart<'z>(&'z self, other: &'z Self) -> [Vec<&'z DomainName>; 2] {
         let mut apart = [Vec::new(), Vec::new()];
         let (mut mine, mut theirs) = (self.nodes.iter().peekable(), other.nodes.iter().peekable());
         loop {

@@ -112,12 +112,12 @@ impl Control {
                     continue;
                 }
             };
-            if let Err(error) = self.activator.bind(crate::serve::binding(&spec, address)).await {
+            if let Err(error) = self.wiring.bind(crate::serve::binding(&spec, address)).await {
                 self.services.take_back(address);
                 faults.push(format!("{place}: {error}"));
                 continue;
             }
-            if let Err(error) = self.executor.tools().images.resolve(&spec.image) {
+            if let Err(error) = self.executor.tools().images.resolve(&spec.image).await {
                 plan.warnings.push(format!("{place} cannot be woken: {error}"));
             }
             let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
@@ -136,7 +136,7 @@ impl Control {
     /// Nothing of it becomes true.
     pub(super) async fn undo(&mut self, plan: ServicePlan) {
         for (service, _) in plan.added {
-            self.activator.unbind(&service.spec.name).await;
+            self.wiring.unbind(&service.spec.name).await;
             self.services.take_back(service.address);
         }
     }
@@ -149,6 +149,7 @@ impl Control {
             self.services.own(instance.id, name.clone(), service.address);
             let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
             self.applied(&name, event);
+            self.executor.ask_whose(&name);
             let _ = self.news.send(News::Added { at: Time(now), service: name });
         }
         for (spec, _) in plan.changed {

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! `kill` ends the process at once by SIGKILL, `panic` unwinds, `wait:MS` blocks the thread; `3*` means the third time
-//! only. Another crate uses the same macro: it names `reveille_depot::failpoint!`, and whoever builds it with
-//! `reveille-depot/failpoints` has its places too.
+//! only. Builds for users are without the feature: it is a development dependency of the crates that have places, so that
+//! it is on in whatever is built together with their tests.
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Outcome {
 #[macro_export]
 macro_rules! failpoint {
     ($name:literal) => {
-        $crate::failpoint::reached($name)
+        $crate::reached($name)
     };
 }
 

@@ -1,0 +1,188 @@
+//! The network side of the host, as the control loop sees it: where clients wait, and how guests are reached.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use reveille_core::model::{Cause, DomainName, Egress, Gate, InstanceId, ServiceSpec};
+use reveille_net::guest::{Link, LinkAddresses};
+use reveille_net::tap::{GATEWAY, GATEWAY6, TapAddresses, Taps};
+use reveille_net::{Activator, ActivatorError, Binding, Busy, Traffic};
+use reveille_vm::driver::{self, Driver, DriverError, Tap, TapQueue};
+
+use super::cable::{Cable, LinkCable, TapCable};
+
+/// The network side of a host. The verbs of the activator are those of [`Activator`].
+#[async_trait]
+pub trait Wiring: Send + Sync {
+    /// Takes a service's addresses, with the gate on hold.
+    ///
+    /// # Errors
+    /// What is missing and what to do. Nothing is bound then.
+    async fn bind(&self, binding: Binding) -> Result<(), ActivatorError>;
+
+    /// Gives a service's addresses back.
+    async fn unbind(&self, service: &DomainName);
+
+    /// Sets what is done with a service's clients.
+    fn set_gate(&self, service: &DomainName, gate: Gate);
+
+    /// Closes the gate if the service is not used, in one step with looking.
+    ///
+    /// # Errors
+    /// [`Busy`] if it is used; then the gate is as it was.
+    fn close_if_idle(&self, service: &DomainName, idle_ms: u64, force: bool) -> Result<(), Busy>;
+
+    /// The instance is lost: its connections end.
+    fn cut(&self, service: &DomainName);
+
+    /// What passes and has passed; `None` if the service is not bound.
+    fn traffic(&self, service: &DomainName) -> Option<Traffic>;
+
+    /// What the network card of a guest of that service is plugged into.
+    fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link;
+
+    /// The same for a service that is bound.
+    ///
+    /// # Errors
+    /// Why its guest cannot have a network.
+    fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause>;
+
+    /// The cable of an instance. If there is none yet it is made, and clients are led over it.
+    ///
+    /// # Errors
+    /// There is no process, or it has no network.
+    async fn attach(
+        &self,
+        instance: InstanceId,
+        spec: &ServiceSpec,
+        driver: &dyn Driver,
+    ) -> Result<Arc<dyn Cable>, DriverError>;
+
+    /// The process behind the cable is gone.
+    fn detach(&self, instance: InstanceId, service: &DomainName);
+}
+
+/// Relay or taps, with the links of guests.
+pub struct HostWiring {
+    activator: Activator,
+    links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
+}
+
+impl HostWiring {
+    /// Over an activator, without links.
+    pub fn new(activator: Activator) -> Self {
+        Self { activator, links: Mutex::default() }
+    }
+
+    /// The link that there is, unless it is one to a process that has ended.
+    fn open_link(&self, instance: InstanceId) -> Option<Arc<Link>> {
+        self.links().get(&instance).filter(|link| !link.is_closed()).map(Arc::clone)
+    }
+
+    fn links(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Wiring for HostWiring {
+    async fn bind(&self, binding: Binding) -> Result<(), ActivatorError> {
+        self.activator.bind(binding).await
+    }
+
+    async fn unbind(&self, service: &DomainName) {
+        self.activator.unbind(service).await;
+    }
+
+    fn set_gate(&self, service: &DomainName, gate: Gate) {
+        self.activator.set_gate(service, gate);
+    }
+
+    fn close_if_idle(&self, service: &DomainName, idle_ms: u64, force: bool) -> Result<(), Busy> {
+        self.activator.close_if_idle(service, idle_ms, force)
+    }
+
+    fn cut(&self, service: &DomainName) {
+        self.activator.cut(service);
+    }
+
+    fn traffic(&self, service: &DomainName) -> Option<Traffic> {
+        self.activator.traffic(service)
+    }
+
+    fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link {
+        match &self.activator {
+            Activator::Relay(_) => driver::Link::Stream,
+            Activator::Tap(taps) => driver::Link::Tap(Tap {
+                mac: TapAddresses { v4, v6 }.mac(),
+                address: v4,
+                gateway: GATEWAY,
+                v6: v6.map(|address| (address, GATEWAY6)),
+                queue: Arc::new(Queue { taps: taps.clone(), service: service.clone() }),
+            }),
+        }
+    }
+
+    fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause> {
+        let name = &spec.name;
+        let Activator::Tap(taps) = &self.activator else { return Ok(driver::Link::Stream) };
+        if spec.egress != Egress::None {
+            let detail =
+                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
+            return Err(Cause::StartFailed { detail });
+        }
+        let addresses = taps.addresses(name);
+        let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
+            detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
+        })?;
+        Ok(self.plug(name, v4, v6))
+    }
+
+    async fn attach(
+        &self,
+        instance: InstanceId,
+        spec: &ServiceSpec,
+        driver: &dyn Driver,
+    ) -> Result<Arc<dyn Cable>, DriverError> {
+        if let Activator::Tap(taps) = &self.activator {
+            return Ok(Arc::new(TapCable(taps.clone(), spec.name.clone())));
+        }
+        if let Some(link) = self.open_link(instance) {
+            return Ok(Arc::new(LinkCable(link)));
+        }
+        let stream = driver.network(instance).await?;
+        let link = Arc::new(Link::attach(stream, addresses(spec.egress)));
+        let link = self.open_link(instance).unwrap_or_else(|| {
+            self.links().insert(instance, Arc::clone(&link));
+            link
+        });
+        self.activator.set_link(&spec.name, Some(Arc::clone(&link)));
+        Ok(Arc::new(LinkCable(link)))
+    }
+
+    fn detach(&self, instance: InstanceId, service: &DomainName) {
+        self.links().remove(&instance);
+        self.activator.set_link(service, None);
+    }
+}
+
+/// With user-mode networking on the same wire the gateway is there already.
+pub fn addresses(egress: Egress) -> LinkAddresses {
+    LinkAddresses { gateway: egress == Egress::None }
+}
+
+/// A service's tap device, opened when a process is to have it.
+struct Queue {
+    taps: Taps,
+    service: DomainName,
+}
+
+impl TapQueue for Queue {
+    fn open(&self) -> io::Result<OwnedFd> {
+        self.taps.queue(&self.service)
+    }
+}

@@ -1,0 +1,19 @@
+//! `reveille`: an authoritative DNS server that owns a fleet of virtual machines.
+//!
+//! The program is [`cli::run`]. It is a library for one other user: `reveille-sim`, which runs the [`control`] loop and
+//! its executor over a simulated world.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+mod encrypted;
+mod keys;
+mod reload;
+mod room;
+mod serve;
+mod stopping;
+mod zones;
