@@ -1,7 +1,8 @@
 #!/bin/sh
 # The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, a
 # flood of 2,000,000, the fuzz targets, and the corpora of packets in REVEILLE_DNS_CORPUS if that names a directory. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
-# kills of the daemon, cold boots in a row, kills of guests that write to their disks. Prints their figures.
+# kills of the daemon, cold boots in a row, kills of guests that write to their disks. Of the control loop: 20,000 seeds
+# of the simulation. Prints their figures.
 #
 #   scripts/soak.sh [CYCLES [KILLS [BOOTS [FUZZ_SECONDS]]]]       default: 200 60 100 900
 set -eu
@@ -11,6 +12,10 @@ scripts/setup.sh test
 # shellcheck source=scripts/fixture.sh
 . scripts/fixture.sh
 export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_TEST_BOOTS="${3:-100}" REVEILLE_TEST_STORM=40
+
+# The control loop over a simulated world.
+cargo build --release --locked --quiet --package reveille-sim
+target/release/reveille-sim run --seeds "0..${REVEILLE_SOAK_SEEDS:-20000}" --threads "$(nproc)"
 
 for seed in 1 2 3; do
     REVEILLE_TEST_QUESTIONS=20000 REVEILLE_TEST_SEED=$seed \

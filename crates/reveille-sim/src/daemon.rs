@@ -22,6 +22,7 @@ use reveille_net::{Binding, relay_events};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::Image;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 
 use crate::database::Rows;
@@ -124,13 +125,9 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     let (store, loaded) = Rows::open(&life).await;
     let driver: Arc<dyn Driver> = Arc::new(Vmm::new(life.clone()));
     let pool = Network::parse_v4(POOL)?;
-    let rows = match startup::merge(&specs, loaded, &*store, pool, clock.now()).await {
-        Ok(rows) => rows,
-        Err(_) => {
-            // As a service manager does, it is started again.
-            life.now(|inside, host| inside.kill_daemon(host, "as it cannot save its state")).await;
-            return None;
-        }
+    let Ok(rows) = startup::merge(&specs, loaded, &*store, pool, clock.now()).await else {
+        give_up(&life).await;
+        return None;
     };
     let named: Vec<_> =
         rows.entries.iter().map(|(service, _)| (service.spec.clone(), service.address)).collect();
@@ -148,7 +145,7 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
             wiring.bind(Binding::new(spec.name.clone(), vec![(*address).into()], spec.ports.clone())).await;
     }
     let Ok((serials, _)) = Serials::begin(Arc::clone(&store), &BTreeMap::new(), Vec::new()).await else {
-        life.now(|inside, host| inside.kill_daemon(host, "as it cannot save its state")).await;
+        give_up(&life).await;
         return None;
     };
     let view = View::seeded(1, 0, Zones::default(), [], Acl::new([]));
@@ -180,17 +177,24 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
         on_stop: (OnStop::Hibernate, Duration::from_secs(30)),
     });
     let inputs = Inputs { asks: asks_end, relay, updates, inbox: inbox_end };
-    let control = tokio::spawn(control.run(inputs));
-    let killed = life.world.lock().hosts.get(host).map(|host| Arc::clone(&host.killed))?;
-    let watched = life.clone();
+    end_with_life(&life, tokio::spawn(control.run(inputs)));
+    life.at_once(|_, _| Daemon { asks, inbox })
+}
+
+/// Ends the control loop when its daemon is killed.
+fn end_with_life(life: &Life, control: JoinHandle<()>) {
+    let killed = life.world.lock().hosts.get(life.host).map(|host| Arc::clone(&host.killed));
+    let Some(killed) = killed else { return };
+    let life = life.clone();
     tokio::spawn(async move {
-        loop {
-            if watched.at_once(|_, _| ()).is_none() {
-                control.abort();
-                return;
-            }
+        while life.at_once(|_, _| ()).is_some() {
             killed.notified().await;
         }
+        control.abort();
     });
-    life.at_once(|_, _| Daemon { asks, inbox })
+}
+
+/// A daemon that cannot save its state at its start ends; the service manager starts it again.
+async fn give_up(life: &Life) {
+    life.now(|inside, host| inside.kill_daemon(host, "as it cannot save its state")).await;
 }

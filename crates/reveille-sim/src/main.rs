@@ -1,4 +1,5 @@
-//! `reveille-sim run --seeds A..B [--mutation NAME]`: runs seeds until one fails, and tells its story.
+//! `reveille-sim run --seeds A..B [--mutation NAME] [--threads N] [--all]`: runs seeds until one fails, and tells its
+//! story; with `--all` it goes on and names all that fail.
 
 #![forbid(unsafe_code)]
 
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 
 use reveille_sim::story;
 
-const USAGE: &str = "reveille-sim run --seeds A..B [--mutation NAME]";
+const USAGE: &str = "reveille-sim run --seeds A..B [--mutation NAME] [--threads N] [--all]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -33,26 +34,23 @@ fn main() -> ExitCode {
         },
     };
     let go_on = args.iter().any(|arg| arg == "--all");
+    let threads = value("--threads").and_then(|threads| threads.parse().ok()).unwrap_or(1);
     let begun = std::time::Instant::now();
-    let (mut count, mut failed) = (0_u32, 0_u32);
-    for seed in seeds {
-        count += 1;
-        let Some(violation) = story::run(seed, mutation, false).violation else { continue };
-        failed += 1;
-        if go_on {
-            println!("seed {seed}: {}", violation.lines().next().unwrap_or_default());
-            continue;
-        }
-        let again = story::run(seed, mutation, true);
+    let failures = story::failures(seeds.clone(), mutation, threads, go_on);
+    for (seed, violation) in &failures {
+        println!("seed {seed}: {}", violation.lines().next().unwrap_or_default());
+    }
+    println!("{} seeds in {} ms, {} failed", seeds.count(), begun.elapsed().as_millis(), failures.len());
+    let Some((seed, violation)) = failures.first_key_value() else { return ExitCode::SUCCESS };
+    if !go_on {
+        let again = story::run(*seed, mutation, true);
         for line in &again.trace {
             println!("{line}");
         }
         println!("seed {seed}: {violation}");
-        if again.violation.as_ref() != Some(&violation) {
+        if again.violation.as_ref() != Some(violation) {
             println!("when it was run again: {:?}", again.violation);
         }
-        return ExitCode::FAILURE;
     }
-    println!("{count} seeds in {} ms, {failed} failed", begun.elapsed().as_millis());
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ExitCode::FAILURE
 }

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use reveille::control::{Command, Message};
 use reveille_core::model::{
@@ -82,6 +85,38 @@ pub fn run(seed: u64, mutation: Option<&'static str>, traced: bool) -> Outcome {
         let trace = inside.trace.take().unwrap_or_default();
         Outcome { violation: inside.violation.take(), trace }
     })
+}
+
+/// The seeds that fail, with what was violated: the lowest one, or all.
+pub fn failures(
+    seeds: Range<u64>,
+    mutation: Option<&'static str>,
+    threads: usize,
+    all: bool,
+) -> BTreeMap<u64, String> {
+    let (next, lowest) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
+    let failures = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || (!all && lowest.load(Ordering::Relaxed) < seed) {
+                        return;
+                    }
+                    if let Some(violation) = run(seed, mutation, false).violation {
+                        lowest.fetch_min(seed, Ordering::Relaxed);
+                        failures.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, violation);
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !all {
+        failures.retain(|seed, _| *seed == lowest.load(Ordering::Relaxed));
+    }
+    failures
 }
 
 async fn violated(world: &World) {

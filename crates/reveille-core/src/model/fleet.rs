@@ -838,6 +838,8 @@ impl Fleet {
                 | Action::Evict
                 | Action::RollBack { .. }
                 | Action::Disarm => {
+                    // What an earlier change of rung still reports is not taken for the end of this one.
+                    instance.start += 1;
                     instance.in_flight = true;
                 }
                 Action::Publish { number } => instance.publishing = Some(*number),

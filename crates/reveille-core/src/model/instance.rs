@@ -238,7 +238,7 @@ pub struct Instance {
     /// Measured wakes by cold boot, trigger to ready.
     pub boots: RecentDurations,
 
-    /// Counts the starts, so that a report of an earlier one is told from a report of this one.
+    /// Counts starts and changes of rung, so that a report of an earlier one is told from a report of this one.
     pub start: u64,
     /// When the start under way, or the last one, began.
     pub start_since: Timestamp,

@@ -14,14 +14,14 @@
 use std::fs;
 use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use reveille_failpoint::failpoint;
 
-use super::disk::{Chain, is_free, layer_name};
+use super::disk::{Chain, LAYERS_MAX, is_free, layer_name};
 use super::layout::sync_dir;
 use super::qmp::QmpError;
 use super::vm::Vm;
@@ -29,6 +29,12 @@ use super::{Slot, blocking};
 
 /// Layers at rest: the lowest, and the one that the guest writes to.
 const LAYERS_AT_REST: usize = 2;
+/// With more layers than this, another one waits until they are folded.
+const LAYERS_MANY: usize = LAYERS_MAX / 3;
+/// Longest time that a heartbeat waits for what is folded.
+const TEND_MS_MAX: u64 = 100;
+/// Longest time that a checkpoint waits for it.
+const CATCH_UP_MS_MAX: u64 = 2_000;
 /// Beginning of the names of jobs that fold.
 const JOB: &str = "fold-";
 /// Longest wait for a job to end that was called off.
@@ -69,14 +75,46 @@ pub async fn tend(slot: &Slot, vm: &Vm) {
 }
 
 async fn tended(slot: &Slot, vm: &Vm) -> Result<(), FoldError> {
+    advance(slot, vm, TEND_MS_MAX).await
+}
+
+/// Folds before another layer is put on top, when nobody reads the ones from before: so the layers do not become more than
+/// can be folded, however often that is. What takes too long is given up, unless there are many already.
+///
+/// # Errors
+/// QEMU is gone; everything else is logged, for the layers can stay.
+pub async fn catch_up(slot: &Slot, vm: &Vm) -> Result<(), FoldError> {
     let Some(chain) = recorded(slot).await? else { return Ok(()) };
-    if chain.layers.len() <= LAYERS_AT_REST || slot.state.has_manifest() {
-        return Ok(());
+    let limit_ms = if chain.layers.len() > LAYERS_MANY { CANCEL_MS_MAX } else { CATCH_UP_MS_MAX };
+    match advance(slot, vm, limit_ms).await {
+        Err(FoldError::Qmp(error)) if !matches!(error, QmpError::Refused { .. }) => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(instance = %slot.instance, %error, "the layers of its disk cannot be folded");
+        }
+        Ok(()) => {}
     }
-    match job(vm).await? {
-        Some(job) if job.concluded => finish(slot, vm, chain, job).await,
-        Some(_) => Ok(()),
-        None => begin(slot, vm, &chain).await,
+    settle(slot, vm).await
+}
+
+/// Folds for as long as there is something to fold, and no longer than that.
+async fn advance(slot: &Slot, vm: &Vm, limit_ms: u64) -> Result<(), FoldError> {
+    let since = Instant::now();
+    let limit = Duration::from_millis(limit_ms);
+    loop {
+        let Some(chain) = recorded(slot).await? else { return Ok(()) };
+        if chain.layers.len() <= LAYERS_AT_REST || slot.state.has_manifest() {
+            return Ok(());
+        }
+        match job(vm).await? {
+            Some(job) if job.concluded => finish(slot, vm, chain, job).await?,
+            _ if since.elapsed() >= limit => return Ok(()),
+            Some(_) => sleep(LOOK).await,
+            None => {
+                if !begin(slot, vm, &chain).await? {
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
@@ -119,17 +157,17 @@ async fn recorded(slot: &Slot) -> io::Result<Option<Chain>> {
     blocking(move || Chain::recorded(&dir)).await
 }
 
-/// Begins to write the second layer into the lowest, if nobody reads either's file.
-async fn begin(slot: &Slot, vm: &Vm, chain: &Chain) -> Result<(), FoldError> {
-    let [lowest, layer, ..] = chain.layers[..] else { return Ok(()) };
+/// Begins to write the second layer into the lowest, if nobody reads that.
+async fn begin(slot: &Slot, vm: &Vm, chain: &Chain) -> Result<bool, FoldError> {
+    let [lowest, layer, ..] = chain.layers[..] else { return Ok(false) };
     let (lowest, name) = (layer_name(lowest), layer_name(layer));
     // A layer that was recorded and is not used yet is not one to count on.
     if vm.top_layer().await? != chain.top() {
-        return Ok(());
+        return Ok(false);
     }
     let path = slot.state.path().join(&lowest);
     if !blocking(move || is_free(&path)).await? {
-        return Ok(());
+        return Ok(false);
     }
     let job = json!({
         "job-id": format!("{JOB}{layer}"), "device": chain.top(), "top-node": name, "base-node": lowest,
@@ -138,7 +176,7 @@ async fn begin(slot: &Slot, vm: &Vm, chain: &Chain) -> Result<(), FoldError> {
     });
     vm.qmp()?.command("block-commit", job).await?;
     failpoint!("vm.fold.begun");
-    Ok(())
+    Ok(true)
 }
 
 /// The job has ended: if well, its layer is no longer needed.

@@ -139,7 +139,7 @@ pub async fn checkpoint(
 /// An empty layer for the guest's disk, which QEMU has opened and the record names; and the layers below it. `None` for a
 /// guest without a disk.
 async fn new_layer(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<Option<(Chain, NewLayer)>, Halt> {
-    fold::settle(slot, vm).await?;
+    fold::catch_up(slot, vm).await?;
     let dir = slot.state.path().to_owned();
     let Some(chain) = turn.blocking(move || Chain::recorded(&dir)).await? else { return Ok(None) };
     let top = vm.top_layer().await?;

@@ -113,6 +113,7 @@ async fn a_row_that_was_acknowledged_is_never_lost() {
             assert!(there >= row, "{what}: row {row} was durable, {there} is the last");
         }
         row = world.tick_after(row + chance.below(16)).await.0;
+        println!("{what}: {row} rows");
     }
 }
 

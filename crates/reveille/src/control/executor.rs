@@ -202,21 +202,11 @@ impl Executor {
         self.run(order.instance, async move {
             tools.unwatch(order.instance);
             tools.unlink(&order);
-            loop {
-                let report = match tools.driver.disarm(order.instance).await {
-                    Ok(()) | Err(DriverError::NoProcess(_)) => Report::Disarmed,
-                    // There is nothing of its own in it that could be lost, and nothing else can be done with it.
-                    Err(DriverError::Lost(error) | DriverError::RunsOn(error)) => {
-                        tracing::error!(instance = %order.instance, %error, "cannot end the process; trying again");
-                        sleep(KILL_PAUSE).await;
-                        continue;
-                    }
-                    Err(error @ DriverError::Unsupported { .. }) => {
-                        Report::RestFailed { cause: cause_of(error) }
-                    }
-                };
-                return tools.report(&order, report).await;
-            }
+            let report = match tools.end_untouched(order.instance).await {
+                Ok(()) => Report::Disarmed,
+                Err(cause) => Report::RestFailed { cause },
+            };
+            tools.report(&order, report).await;
         });
     }
 
@@ -295,9 +285,8 @@ impl Executor {
     }
 
     /// Watches an armed process that was found.
-    pub fn adopt_armed(&mut self, order: Order) {
-        let tools = Arc::clone(&self.tools);
-        self.run(order.instance, async move { tools.watch_armed(order).await });
+    pub fn adopt_armed(&self, order: Order) {
+        self.tools.watch_armed(order, None);
     }
 }
 
@@ -361,8 +350,7 @@ async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
     });
     match warmed {
         Ok(()) => {
-            tools.report(&order, Report::Paused).await;
-            tools.watch_armed(order).await;
+            tools.watch_armed(order, Some(Report::Paused));
         }
         Err(cause) => {
             tracing::warn!(instance = %order.instance, %cause, "cannot be paused");
@@ -448,8 +436,7 @@ async fn arm(tools: Arc<Tools>, order: Order, mapping: Mapping, ack: Ack) {
     };
     match armed {
         Ok(()) => {
-            tools.report(&order, Report::Armed).await;
-            tools.watch_armed(order).await;
+            tools.watch_armed(order, Some(Report::Armed));
         }
         Err(cause) => {
             tracing::warn!(instance = %order.instance, %cause, "cannot be armed");
@@ -504,10 +491,25 @@ impl Tools {
     /// What is left of the try to keep an instance warm is ended, so that its version can be restored as always.
     async fn give_up_rest(&self, order: Order, cause: Cause) {
         self.unlink(&order);
-        if let Err(error) = self.driver.disarm(order.instance).await {
-            tracing::debug!(instance = %order.instance, %error, "nothing to disarm");
+        // What it holds of the host is counted until then.
+        if let Err(error) = self.end_untouched(order.instance).await {
+            tracing::warn!(instance = %order.instance, %error, "its process is left");
         }
         self.report(&order, Report::RestFailed { cause }).await;
+    }
+
+    /// Ends a process that has nothing of its own which could be lost, again and again until it is gone.
+    async fn end_untouched(&self, instance: InstanceId) -> Result<(), Cause> {
+        loop {
+            match self.driver.disarm(instance).await {
+                Ok(()) | Err(DriverError::NoProcess(_)) => return Ok(()),
+                Err(DriverError::Lost(error) | DriverError::RunsOn(error)) => {
+                    tracing::error!(%instance, %error, "cannot end the process; trying again");
+                    sleep(KILL_PAUSE).await;
+                }
+                Err(error @ DriverError::Unsupported { .. }) => return Err(cause_of(error)),
+            }
+        }
     }
 
     async fn send(
@@ -551,13 +553,17 @@ impl Tools {
         }
     }
 
-    /// An armed process that dies costs its rung and nothing else.
-    async fn watch_armed(self: &Arc<Self>, order: Order) {
-        if let Err(error) = self.link(&order).await {
-            tracing::debug!(instance = %order.instance, %error, "no link to the armed process");
-        }
+    /// Reports what was reached, and watches. An armed process that dies costs its rung and nothing else.
+    fn watch_armed(self: &Arc<Self>, order: Order, reached: Option<Report>) {
         let (tools, instance) = (Arc::clone(self), order.instance);
+        // Whoever goes by the report finds the watch, and can end it: it must not outlive this process.
         let task = tokio::spawn(async move {
+            if let Err(error) = tools.link(&order).await {
+                tracing::debug!(%instance, %error, "no link to the armed process");
+            }
+            if let Some(reached) = reached {
+                tools.report(&order, reached).await;
+            }
             let detail = tools.driver.died(instance).await;
             tracing::warn!(%instance, detail, "the armed process ended");
             tools.unlink(&order);
