@@ -24,9 +24,9 @@ const SECRET_BYTES: usize = 32;
 pub enum Scope {
     /// Look.
     Read,
-    /// Wake, hibernate, terminate.
+    /// Wake, hibernate, terminate, check versions.
     Operate,
-    /// Add and remove.
+    /// Add and remove, and exchange what services run.
     Admin,
 }
 

@@ -1,5 +1,7 @@
 //! The other end of the wire, for the command line: typed calls, errors as sentences.
 
+mod versions;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -10,8 +10,9 @@ use tokio::sync::broadcast;
 use crate::events::Event;
 use crate::time::Time;
 use crate::types::{
-    DnsReport, HostSummary, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
-    ZoneKeys, ZoneSummary,
+    DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDetail,
+    ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport, ZoneKeys,
+    ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -56,6 +57,35 @@ pub struct CloneRequest {
     /// Whether a guest without an agent is cloned too, though nobody can tell it that it is another.
     #[serde(default)]
     pub allow_identical: bool,
+}
+
+/// How thoroughly a version is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Depth {
+    /// Its manifest, and whether everything is there with its length.
+    Lengths,
+    /// Every page.
+    #[default]
+    Pages,
+}
+
+/// Whether a version is kept whatever its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pin {
+    /// It is.
+    Set,
+    /// It is not, or not any more.
+    Cleared,
+}
+
+/// What becomes of a last version that the object store does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unstored {
+    /// It is kept: what would lose it is refused, or waits until it is stored.
+    #[default]
+    Keep,
+    /// It may be lost.
+    Discard,
 }
 
 /// The daemon, as the API sees it.
@@ -143,6 +173,57 @@ pub trait Control: Send + Sync + 'static {
     /// Begins a rollover of the zone's key, or goes on with it. What is answered is durable.
     async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ControlError>;
 
+    /// The versions of the service, newest first; without an object store the local one alone.
+    async fn versions(&self, name: &DomainName) -> Result<VersionList, ControlError>;
+
+    /// One version in the object store.
+    async fn version(&self, name: &DomainName, number: u64) -> Result<VersionDetail, ControlError>;
+
+    /// Checks a version where it lies.
+    async fn verify_version(
+        &self,
+        name: &DomainName,
+        number: u64,
+        depth: Depth,
+    ) -> Result<VerifyReport, ControlError>;
+
+    /// Makes an older version the one that the next wake starts from, under a new number. Only for a service that
+    /// sleeps, is off or has failed.
+    async fn restore_version(
+        &self,
+        name: &DomainName,
+        number: u64,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<RestoreReply, ControlError>;
+
+    /// Keeps a version whatever its age, or no longer.
+    async fn pin_version(&self, name: &DomainName, number: u64, pin: Pin) -> Result<(), ControlError>;
+
+    /// Deletes a version; not the one that the service relies on.
+    async fn delete_version(&self, name: &DomainName, number: u64) -> Result<(), ControlError>;
+
+    /// Deletes the versions of this host's services that nothing keeps, and what nobody needs any more.
+    async fn prune(&self, dry_run: bool) -> Result<PruneReport, ControlError>;
+
+    /// Gives a sleeping service another image or other resources: the next wake is a cold boot, and what was taken of
+    /// it before stays in the object store.
+    async fn redeploy(
+        &self,
+        name: &DomainName,
+        wanted: Redeploy,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<DeployReply, ControlError>;
+
+    /// Gives a sleeping service the image, the resources and the version of before its last redeploy.
+    async fn rollback(
+        &self,
+        name: &DomainName,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<DeployReply, ControlError>;
+
     /// The policy of services that do not say otherwise.
     fn default_policy(&self) -> Policy {
         Policy::default()
@@ -173,6 +254,22 @@ pub enum ControlError {
         /// What was asked for.
         name: DomainName,
     },
+    /// No such version. 404.
+    #[error(
+        "{service} has no version {number} in the object store; `reveille snapshot list {service}` shows what there is"
+    )]
+    UnknownVersion {
+        /// The service.
+        service: DomainName,
+        /// What was asked for.
+        number: u64,
+    },
+    /// It takes an object store, and none is configured. 409.
+    #[error(
+        "no object store is configured; set `url` in the section [depot] of the config file, such as \
+         \"file:///var/lib/reveille-depot\", and start the daemon again"
+    )]
+    NoDepot,
     /// The first label of several services. 409.
     #[error("{label} is the first label of several services; write the full name of one")]
     AmbiguousName {
@@ -244,11 +341,14 @@ impl From<RequestError> for ControlError {
         match error {
             RequestError::UnknownService(name) => Self::UnknownService { name },
             RequestError::Exists(_) => Self::Exists { detail },
-            RequestError::Busy { .. } => Self::Busy { detail },
+            // What it waits for comes by itself.
+            RequestError::Busy { .. } | RequestError::Unstored { .. } => Self::Busy { detail },
             RequestError::GaveUp { wait_ms, .. } => Self::GaveUp { detail, retry_ms: wait_ms },
             RequestError::UnknownInstance(_)
             | RequestError::Retiring(_)
             | RequestError::Foreign { .. }
+            | RequestError::Awake { .. }
+            | RequestError::RollingBack { .. }
             | RequestError::Refused(_) => Self::Refused { detail },
         }
     }

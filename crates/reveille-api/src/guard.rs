@@ -145,8 +145,12 @@ fn check_token(access: &Access, request: &Request) -> Result<(), Problem> {
 
 /// What a route needs. A route that is not listed needs the most.
 fn needed_scope(method: &Method, path: &str) -> Scope {
-    let verbs =
-        ["/v1/services/{name}/wake", "/v1/services/{name}/hibernate", "/v1/services/{name}/terminate"];
+    let verbs = [
+        "/v1/services/{name}/wake",
+        "/v1/services/{name}/hibernate",
+        "/v1/services/{name}/terminate",
+        "/v1/services/{name}/versions/{number}/verify",
+    ];
     if matches!(*method, Method::GET | Method::HEAD) {
         Scope::Read
     } else if *method == Method::POST && verbs.contains(&path) {

@@ -26,7 +26,9 @@ pub mod types;
 
 pub use access::{Access, Anonymous, Scope, Token, TokenGrant, TokenHash};
 pub use client::{Client, ClientError};
-pub use control::{CloneRequest, Connections, Control, ControlError, RolloverStep, Wait};
+pub use control::{
+    CloneRequest, Connections, Control, ControlError, Depth, Pin, RolloverStep, Unstored, Wait,
+};
 pub use events::Event;
 pub use problem::Problem;
 pub use server::{BindError, bind, serve};

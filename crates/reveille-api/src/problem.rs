@@ -113,6 +113,10 @@ impl From<ControlError> for Problem {
             ControlError::UnknownZone { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-zone", "Unknown zone", detail)
             }
+            ControlError::UnknownVersion { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-version", "Unknown version", detail)
+            }
+            ControlError::NoDepot => Self::new(conflict, "no-depot", "No object store", detail),
             ControlError::AmbiguousName { candidates, .. } => {
                 let candidates = candidates.into();
                 Self { candidates, ..Self::new(conflict, "ambiguous-name", "Ambiguous name", detail) }

@@ -1,6 +1,7 @@
 //! The paths under `/v1`, and the health checks and metrics beside them.
 
 mod room;
+mod versions;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -74,6 +75,15 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/wake", post(wake))
         .route("/v1/services/{name}/hibernate", post(hibernate))
         .route("/v1/services/{name}/terminate", post(terminate))
+        // Stores may be far away.
+        .route("/v1/services/{name}/versions", get(versions::list))
+        .route("/v1/services/{name}/versions/{number}", get(versions::show).delete(versions::delete))
+        .route("/v1/services/{name}/versions/{number}/verify", post(versions::verify))
+        .route("/v1/services/{name}/versions/{number}/restore", post(versions::restore))
+        .route("/v1/services/{name}/versions/{number}/pin", post(versions::pin).delete(versions::unpin))
+        .route("/v1/services/{name}/redeploy", post(versions::redeploy))
+        .route("/v1/services/{name}/rollback", post(versions::rollback))
+        .route("/v1/depot/prune", post(versions::prune))
         // Many and large zone files take their time.
         .route("/v1/reload", post(reload))
         .route_layer(from_fn(|request, next| limit_time(WAIT_MS_MAX, request, next)));

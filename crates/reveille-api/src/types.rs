@@ -12,9 +12,14 @@ use serde::{Deserialize, Serialize};
 use crate::time::Time;
 
 mod dns;
+mod versions;
 mod zones;
 
 pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use versions::{
+    DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
+    VersionList, VersionPart, VersionPlace, VersionSummary,
+};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.
@@ -122,6 +127,9 @@ pub struct ServiceDetail {
     /// one the guest cannot veto its sleep, its file systems are not frozen, and it cannot be cloned.
     #[serde(default)]
     pub agent: Option<String>,
+    /// The older version that it is being rolled back to.
+    #[serde(default)]
+    pub rolling_back: Option<u64>,
     /// The host that has taken the service over; it does not run here.
     #[serde(default)]
     pub foreign: Option<String>,
@@ -184,6 +192,7 @@ impl ServiceDetail {
             stored_is_current: instance.stored_is_current,
             wake_at: instance.wake_at.map(Time),
             agent: None,
+            rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
             wake_ms_p95: instance.restores.percentile_ms(95),
@@ -435,6 +444,9 @@ fn words(action: &Action) -> String {
         Action::Pause => "pause: restore, warm up and stop the guest".to_owned(),
         Action::Fetch => "fetch the version from the object store".to_owned(),
         Action::Evict => "remove the version from this host; the object store has it".to_owned(),
+        Action::RollBack { from, number } => {
+            format!("have the object store make version {from} the newest one, as version {number}")
+        }
         Action::Publish { number } => format!("send version {number} to the object store"),
         Action::Checkpoint { number } => format!("take version {number} of the running guest"),
         Action::Disarm => "disarm: end the armed or paused monitor".to_owned(),

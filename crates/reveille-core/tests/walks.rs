@@ -35,6 +35,7 @@ enum Work {
     Pause,
     Fetch,
     Evict,
+    RollBack { number: u64 },
     Disarm,
     Capture,
     Kill { discard: bool },
@@ -52,6 +53,8 @@ enum Happening {
     Traffic(bool),
     /// What is on its way to the object store has come, or has not.
     Uploaded(bool),
+    /// An operator wants version 1 back, and whether what only this host has may be lost.
+    RollBack(bool),
 }
 
 fn happenings() -> impl Strategy<Value = Vec<Happening>> {
@@ -66,6 +69,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         1 => Just(Happening::Dies),
         2 => any::<bool>().prop_map(Happening::Traffic),
         4 => prop::bool::weighted(0.7).prop_map(Happening::Uploaded),
+        1 => any::<bool>().prop_map(Happening::RollBack),
     ];
     prop::collection::vec(one, 1..200)
 }
@@ -172,6 +176,13 @@ impl Host {
             }
             Happening::Dies => self.dies(),
             Happening::Uploaded(well) => self.uploaded(well),
+            Happening::RollBack(discard) => {
+                let (service, has_depot) = (self.name.clone(), self.fleet.limits.has_depot);
+                if has_depot && self.stored.is_some() {
+                    let asked = Event::RollBackAsked { service, from: 1, highest: 0, discard };
+                    let _ = self.fleet.apply(asked, self.now);
+                }
+            }
             Happening::Traffic(busy) => {
                 self.busy_gate = busy;
                 let open_connections = u32::from(busy);
@@ -194,7 +205,8 @@ impl Host {
 
     fn uploaded(&mut self, well: bool) {
         let Some((number, is_checkpoint)) = self.uploads.pop_front() else { return };
-        let result = if well {
+        // Numbers in the store only go up.
+        let result = if well && self.stored.is_none_or(|stored| stored < number) {
             self.stored = Some(number);
             self.ran_since = is_checkpoint || self.version != Some(number);
             Ok(self.numbered(number))
@@ -242,6 +254,13 @@ impl Host {
                 self.version = None;
                 Report::Evicted
             }
+            Work::RollBack { number } if well => {
+                assert!(self.stored.is_none_or(|stored| stored <= number), "put behind a later one");
+                (self.stored, self.version, self.vmm) = (Some(number), None, Vmm::None);
+                self.ran_since = false;
+                Report::RolledBack { version: self.numbered(number) }
+            }
+            Work::RollBack { .. } => Report::RollBackFailed { cause },
             Work::Arm | Work::Pause | Work::Fetch | Work::Evict => Report::RestFailed { cause },
             Work::Disarm => {
                 self.vmm = Vmm::None;
@@ -326,6 +345,7 @@ impl Host {
                 self.begin(start, Work::Fetch);
             }
             Action::Evict => self.begin(start, Work::Evict),
+            Action::RollBack { number, .. } => self.begin(start, Work::RollBack { number }),
             Action::Publish { number } => {
                 assert_eq!(self.version, Some(number));
                 self.uploads.push_back((number, false));

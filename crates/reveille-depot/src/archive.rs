@@ -145,10 +145,11 @@ impl Depot {
             if watch.cancel.is_cancelled() {
                 return Err(ArchiveError::Cancelled(id.clone()));
             }
-            tar = self
-                .work("an archive", move || append(&mut tar, &name, &bytes).map(|()| tar))
-                .await?
-                .map_err(at(partial))?;
+            // Not as a piece of work that waits for its turn: those of the chunks that are read ahead wait before it,
+            // and nobody goes on with them meanwhile.
+            let appended =
+                tokio::task::spawn_blocking(move || append(&mut tar, &name, &bytes).map(|()| tar)).await;
+            tar = appended.map_err(io::Error::other).flatten().map_err(at(partial))?;
             done += u64::from(pages) * PAGE;
             watch.tell(Stage::Fetch, done, total);
         }
@@ -233,6 +234,25 @@ impl Depot {
         }
         Ok(self.publish(&order, manifest).await?)
     }
+}
+
+/// Which version the file holds.
+///
+/// # Errors
+/// [`ArchiveError`] if it cannot be read or is no archive of a version.
+pub fn version_of(path: &Path) -> Result<VersionId, ArchiveError> {
+    let wrong = |why: String| ArchiveError::Entry { path: path.to_owned(), entry: 0, why };
+    let mut archive = tar::Archive::new(File::open(path).map_err(at(path))?);
+    let first = archive.entries().map_err(at(path))?.next();
+    let first = first.ok_or_else(|| wrong("the archive is empty".to_owned()))?;
+    let first = first.map_err(|error| wrong(error.to_string()))?;
+    let name = String::from_utf8_lossy(&first.path_bytes()).into_owned();
+    if name != "version" {
+        return Err(wrong(format!("it is `{name}`, expected is `version`")));
+    }
+    let mut text = Vec::new();
+    first.take(VERSION_BYTES_MAX).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
 }
 
 fn finish<W: Write>(tar: tar::Builder<BufWriter<W>>, partial: &Path, to: &Path) -> Result<(), ArchiveError> {

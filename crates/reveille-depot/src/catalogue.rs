@@ -64,6 +64,17 @@ impl Depot {
         Ok(entries.into_iter().filter(|entry| !gone(entry)).collect())
     }
 
+    /// The highest number that a version of the service has, or a deleted one had within the grace; 0 without any.
+    ///
+    /// # Errors
+    /// If the store cannot be asked.
+    pub async fn highest(&self, service: &ServiceName) -> Result<u64, ObjectError> {
+        let listed = self.objects.list(&format!("{SERVICES}/{service}")).await?;
+        let known = listed.iter().filter_map(|object| Shelf::of_path(&object.path));
+        let versions = known.filter(|(shelf, _)| *shelf != Shelf::Pinned);
+        Ok(versions.map(|(_, id)| id.number).max().unwrap_or(0))
+    }
+
     /// The manifest of a version.
     ///
     /// # Errors

@@ -15,7 +15,7 @@
 //! ago, for the manifest would be seen otherwise: so they have published, and then the chunk is named, or never will.
 //! From T on nobody can begin to rely on it. So it makes no difference how late it is deleted, or how often.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -105,8 +105,8 @@ impl Depot {
         failpoint!("depot.collect.planned");
         // Chunks first: while a deleted manifest is there, it is known whose they were.
         for objects in [&plan.chunks, &plan.others] {
-            stream::iter(objects)
-                .map(|object| async move {
+            stream::iter(objects.clone())
+                .map(|object: Listed| async move {
                     if watch.cancel.is_cancelled() {
                         return Err(CollectError::Cancelled);
                     }
@@ -145,6 +145,28 @@ impl Depot {
         holdings.objects = self.objects.list(CHUNKS).await?;
         holdings.objects.extend(self.objects.list(CLOCK).await?);
         Ok(plan(&holdings, grace_ms))
+    }
+
+    /// Bytes of chunks that nobody would need any more if these versions were deleted; a grace later they go.
+    ///
+    /// # Errors
+    /// [`CollectError`].
+    pub async fn freed_by(&self, going: &BTreeSet<VersionId>) -> Result<u64, CollectError> {
+        let listed = self.objects.list(SERVICES).await?;
+        let goes = |object: &Listed| {
+            Shelf::of_path(&object.path)
+                .is_some_and(|(shelf, id)| shelf == Shelf::Versions && going.contains(&id))
+        };
+        let staying: Vec<Listed> = listed.iter().filter(|object| !goes(object)).cloned().collect();
+        let needed = self.needed_by(&staying, Shelf::Versions, 0).await?;
+        let ids = going.iter().map(|id| (Shelf::Versions, id.clone())).collect();
+        let manifests = self.manifests(ids).await?;
+        let chunks = manifests.iter().flat_map(|(_, manifest)| &manifest.chunks);
+        let freed: BTreeMap<ChunkName, u32> = chunks
+            .filter(|chunk| !needed.contains(&chunk.name))
+            .map(|chunk| (chunk.name, chunk.stored_bytes))
+            .collect();
+        Ok(freed.values().map(|bytes| u64::from(*bytes)).sum())
     }
 
     async fn needed_by(

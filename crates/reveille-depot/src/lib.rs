@@ -16,6 +16,7 @@ pub mod objects;
 pub mod owner;
 pub mod pages;
 pub mod put;
+pub mod republish;
 pub mod retention;
 pub mod seal;
 pub mod source;

@@ -5,7 +5,7 @@ use std::ops::Range;
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 /// The same, where files are measured.
-pub(crate) const PAGE: u64 = PAGE_BYTES as u64;
+pub const PAGE: u64 = PAGE_BYTES as u64;
 const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// BLAKE3 of a page's content, 128 bits of it: what tells whether two pages are equal.

@@ -70,11 +70,21 @@ impl std::fmt::Display for Verdict {
             Self::Pinned => f.write_str("kept: pinned"),
             Self::Held => f.write_str("kept: in use"),
             Self::AmongLast { place } => write!(f, "kept: number {place} of the last"),
-            Self::Young { age_ms } => write!(f, "kept: {} s old", age_ms / 1_000),
+            Self::Young { age_ms } => write!(f, "kept: {} old", age(*age_ms)),
             Self::Surplus { place, age_ms } => {
-                write!(f, "to go: number {place} from the last and {} s old", age_ms / 1_000)
+                write!(f, "to go: number {place} of the last, {} old", age(*age_ms))
             }
         }
+    }
+}
+
+/// An age as people say it.
+fn age(ms: u64) -> String {
+    match ms / 1_000 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
     }
 }
 

@@ -346,6 +346,31 @@ impl Shelf for Store {
             .await;
         Ok(manifest_of(&version))
     }
+
+    async fn show(&self, id: &VersionId) -> Result<Manifest, ObjectError> {
+        let version = self.read(&id.service, |_, kept| kept.versions.get(&id.number).cloned()).await?;
+        version.as_ref().map(manifest_of).ok_or_else(|| ObjectError::Missing { path: id.to_string() })
+    }
+
+    async fn republish(
+        &self,
+        from: &VersionId,
+        number: u64,
+        epoch: u64,
+        watch: &Watch,
+    ) -> Result<PutSummary, PutError> {
+        let id = VersionId { service: from.service.clone(), number };
+        let about = self.show(from).await?.about;
+        let about = Description { id, epoch, parent: Some(from.number), ..about };
+        self.put_version(&about, Vec::new(), Some(from), watch).await
+    }
+
+    async fn take_back(&self, id: &VersionId) -> Result<(), ObjectError> {
+        let take_back = |inside: &mut Inside, _| {
+            inside.store.get_mut(&domain(&id.service)).and_then(|kept| kept.versions.remove(&id.number))
+        };
+        self.write(&id.service, take_back).await.map(drop)
+    }
 }
 
 impl Inside {

@@ -300,7 +300,7 @@ impl Driver for Vmm {
         Ok(PathBuf::from(format!("/{}/fetched", instance.0)))
     }
 
-    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError> {
+    async fn install(&self, launch: &Launch, _: u64) -> Result<SnapshotVersion, DriverError> {
         let instance = launch.instance;
         let _turn = self.turn(instance).await;
         self.risk("installing", 0, 5).await?;

@@ -386,8 +386,9 @@ pub trait Driver: Send + Sync {
     /// Where a version is to be fetched to: a directory that is not there.
     async fn fetch_dir(&self, instance: InstanceId) -> Result<PathBuf, DriverError>;
 
-    /// Makes the version that was fetched the instance's.
-    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError>;
+    /// Makes the version that was fetched the instance's, as version `number`: in the object store a version may have
+    /// got another number than it was taken under.
+    async fn install(&self, launch: &Launch, number: u64) -> Result<SnapshotVersion, DriverError>;
 
     /// Removes the version of an instance without a process; the object store has it.
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError>;

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use reveille_api::ControlError;
 use reveille_api::types::{HostSummary, ReloadReport};
-use reveille_core::model::Policy;
+use reveille_core::model::{DomainName, Policy};
 use reveille_dns::limit::Gate;
 use reveille_dns::sign::Signing;
 use reveille_dns::tsig::Keyring;
@@ -113,6 +113,13 @@ impl Reloader {
     pub fn new(path: &Path, running: Config, inbox: mpsc::Sender<Message>, live: Live) -> Self {
         let (path, running, live) = (path.to_owned(), Mutex::new(running), Arc::new(live));
         Self(Arc::new(Inner { path, running, inbox, live }))
+    }
+
+    /// Whether the service is declared in the config in force, and where that is.
+    pub async fn declares(&self, service: &DomainName) -> Option<PathBuf> {
+        let running = self.0.running.lock().await;
+        let declared = running.service.iter().any(|spec| spec.name == *service);
+        declared.then(|| self.0.path.clone())
     }
 
     /// What the API tells of the config in force.

@@ -31,11 +31,11 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
 use crate::control::executor::Executor;
-use crate::control::versions;
 use crate::control::wiring::{HostWiring, Wiring};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
+use crate::control::{keeping, versions};
 use crate::encrypted;
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
@@ -203,7 +203,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator));
     let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &*wiring, clock).await?;
-    let depot = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
+    let taken_up = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
     bind_services(config, &*wiring, &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
@@ -234,6 +234,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
+    let images = Arc::new(images);
     let remote = Remote {
         inbox: inbox.clone(),
         store: Arc::clone(&store),
@@ -241,10 +242,11 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         news: news.clone(),
         reloader: reloader.clone(),
         room: Arc::new(room),
+        stock: taken_up.as_ref().map(|(stock, _)| Arc::clone(stock)),
+        images: Arc::clone(&images) as _,
     };
-    let _ = depot.as_ref().map(|depot| tokio::spawn(versions::keep(Arc::clone(depot), inbox.clone())));
-    let mut executor =
-        Executor::new(driver, Arc::new(images), Arc::clone(&wiring), inbox.clone(), clock, depot);
+    let versions = taken_up.map(|(stock, stored)| keeping::start(stock, stored, &inbox, clock));
+    let mut executor = Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,

@@ -16,16 +16,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    Counts, DecisionReport, DnsReport, HostSummary, ObservedReport, ReloadReport, SecondaryReport,
-    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    Counts, DecisionReport, DeployReply, DnsReport, HostSummary, ObservedReport, PruneReport, Redeploy,
+    ReloadReport, RestoreReply, SecondaryReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply,
+    VerifyReport, VersionDetail, VersionList, VersionPlace, VersionSummary, Wake, WhyReport, ZoneKeys,
+    ZoneSummary,
 };
 use reveille_api::{
-    Access, Anonymous, Connections, Control, ControlError, RolloverStep, Scope, Time, Token, TokenGrant, Wait,
+    Access, Anonymous, Connections, Control, ControlError, Depth, Pin, RolloverStep, Scope, Time, Token,
+    TokenGrant, Unstored, Wait,
 };
 use reveille_core::decide::{Action, Decision, Reason};
 use reveille_core::model::{
-    Cause, DomainName, Failure, Instance, InstanceId, Phase, Rung, Service, ServiceSpec, SnapshotVersion,
-    SpecFault, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
+    Cause, DomainName, Failure, Instance, InstanceId, Phase, RequestError, Rung, Service, ServiceSpec,
+    SnapshotVersion, SpecFault, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -51,6 +54,8 @@ pub struct Memory {
     pub events: broadcast::Sender<Event>,
     pub ready: Mutex<Result<(), String>>,
     pub reload: Mutex<Result<ReloadReport, ControlError>>,
+    pub pinned: Mutex<Vec<u64>>,
+    pub has_depot: Mutex<bool>,
 }
 
 impl Memory {
@@ -60,6 +65,8 @@ impl Memory {
             events: broadcast::channel(4).0,
             ready: Mutex::new(Ok(())),
             reload: Mutex::new(Ok(ReloadReport::default())),
+            pinned: Mutex::default(),
+            has_depot: Mutex::new(true),
         };
         for text in names {
             memory.insert(spec(text));
@@ -168,6 +175,26 @@ pub fn wake_record(service: &DomainName) -> WakeRecord {
         at: Timestamp::from_ms(1_795_310_225_123),
         stages_us: vec![(Stage::Decided, 250), (Stage::Ready, 133_400)],
         outcome: Some(WakeOutcome::Ready),
+    }
+}
+
+fn version_summary(version: &SnapshotVersion) -> VersionSummary {
+    VersionSummary {
+        number: version.number,
+        place: VersionPlace::Both,
+        is_next: true,
+        taken_at: Some(Time(version.at)),
+        published_at: Some(Time(version.at)),
+        parent: version.number.checked_sub(1),
+        restored_from: None,
+        image: Some(version.image.clone()),
+        cpus: Some(1),
+        memory_mib: Some(128),
+        own_bytes: version.stored_bytes,
+        shared_bytes: 0,
+        pinned: false,
+        goes: false,
+        verdict: "kept: the newest".to_owned(),
     }
 }
 
@@ -373,6 +400,120 @@ impl Control for Memory {
             RolloverStep::DsSeen => "seen",
         };
         Ok(ZoneKeys { next_step: next_step.to_owned(), ..keys })
+    }
+
+    async fn versions(&self, asked: &DomainName) -> Result<VersionList, ControlError> {
+        self.with(asked, |_, instance| {
+            let mut versions: Vec<VersionSummary> =
+                instance.version.as_ref().map(version_summary).into_iter().collect();
+            versions.extend([2, 1].map(|number| VersionSummary {
+                number,
+                place: VersionPlace::Store,
+                is_next: false,
+                ..version_summary(&SnapshotVersion { number, ..instance.version.clone().unwrap() })
+            }));
+            Ok(VersionList { service: instance.service.clone(), has_depot: true, versions })
+        })
+    }
+
+    async fn version(&self, asked: &DomainName, number: u64) -> Result<VersionDetail, ControlError> {
+        let VersionList { service, versions, .. } = self.versions(asked).await?;
+        let summary = versions.into_iter().find(|version| version.number == number);
+        let unknown = || ControlError::UnknownVersion { service: service.clone(), number };
+        Ok(VersionDetail {
+            summary: summary.ok_or_else(unknown)?,
+            service,
+            epoch: 1,
+            paused_us: 2_500,
+            needs: BTreeMap::from([("machine".to_owned(), "microvm".to_owned())]),
+            parts: Vec::new(),
+            chunks: 12,
+            sealed: false,
+        })
+    }
+
+    async fn verify_version(
+        &self,
+        asked: &DomainName,
+        number: u64,
+        depth: Depth,
+    ) -> Result<VerifyReport, ControlError> {
+        let service = self.version(asked, number).await?.service;
+        let chunks = if depth == Depth::Pages { 12 } else { 0 };
+        Ok(VerifyReport { service, number, intact: true, chunks, faults: Vec::new(), faults_total: 0 })
+    }
+
+    async fn restore_version(
+        &self,
+        asked: &DomainName,
+        from: u64,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<RestoreReply, ControlError> {
+        let service = self.version(asked, from).await?.service;
+        let phase = self.with(asked, |_, instance| Ok(instance.phase))?;
+        if phase == Phase::Active {
+            return Err(RequestError::Awake { service, phase }.into());
+        }
+        if unstored == Unstored::Keep && from == 2 {
+            return Err(RequestError::Unstored { service, number: 3 }.into());
+        }
+        Ok(RestoreReply { service, from, number: 4, phase, done: wait == Wait::UntilDone })
+    }
+
+    async fn pin_version(&self, asked: &DomainName, number: u64, pin: Pin) -> Result<(), ControlError> {
+        self.version(asked, number).await?;
+        let mut pinned = self.pinned.lock().unwrap();
+        match pin {
+            Pin::Set => pinned.push(number),
+            Pin::Cleared => pinned.retain(|own| *own != number),
+        }
+        Ok(())
+    }
+
+    async fn delete_version(&self, asked: &DomainName, number: u64) -> Result<(), ControlError> {
+        match self.version(asked, number).await?.summary.is_next {
+            true => Err(ControlError::Refused { detail: format!("the next wake starts from {number}") }),
+            false => Ok(()),
+        }
+    }
+
+    async fn prune(&self, dry_run: bool) -> Result<PruneReport, ControlError> {
+        match *self.has_depot.lock().unwrap() {
+            true => Ok(PruneReport { dry_run, freed_bytes: 4_096, ..PruneReport::default() }),
+            false => Err(ControlError::NoDepot),
+        }
+    }
+
+    async fn redeploy(
+        &self,
+        asked: &DomainName,
+        wanted: Redeploy,
+        _unstored: Unstored,
+        _wait: Wait,
+    ) -> Result<DeployReply, ControlError> {
+        self.with(asked, |service, instance| {
+            let resources = service.spec.resources;
+            Ok(DeployReply {
+                service: instance.service.clone(),
+                image: wanted.image.clone().unwrap_or_else(|| service.spec.image.clone()),
+                cpus: wanted.cpus.unwrap_or(resources.cpus),
+                memory_mib: wanted.memory_mib.unwrap_or(resources.memory_mib),
+                changed: wanted != Redeploy::default(),
+                restored: None,
+            })
+        })
+    }
+
+    async fn rollback(
+        &self,
+        asked: &DomainName,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<DeployReply, ControlError> {
+        let reply = self.redeploy(asked, Redeploy::default(), unstored, wait).await?;
+        let restored = self.restore_version(asked, 1, unstored, wait).await?;
+        Ok(DeployReply { restored: Some(restored), changed: true, ..reply })
     }
 
     fn readiness(&self) -> Result<(), String> {

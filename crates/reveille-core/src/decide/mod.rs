@@ -9,7 +9,8 @@ mod room;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Rung, Service, SleepAsked, Timestamp,
+    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, RollBack, Rung, Service, SleepAsked,
+    Timestamp,
 };
 
 use crate::mutation::is_on;
@@ -46,6 +47,13 @@ pub enum Action {
     Fetch,
     /// Remove the version from the local disk; the object store has it.
     Evict,
+    /// Have the object store make an older version the newest one, and drop what this host has.
+    RollBack {
+        /// The older version.
+        from: u64,
+        /// Its new number.
+        number: u64,
+    },
     /// Send the version to the object store. The instance may wake meanwhile.
     Publish {
         /// Its number.
@@ -221,8 +229,13 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
             Choice::Nothing
         };
     }
-    if (instance.retiring || instance.sleep_asked == Some(SleepAsked::Terminate)) && !busy {
-        let reason = if instance.retiring { Reason::Removed } else { Reason::Terminated };
+    let terminated = instance.sleep_asked == Some(SleepAsked::Terminate);
+    if (instance.retiring || terminated || instance.outdated) && !busy {
+        let reason = match (instance.retiring, terminated) {
+            (true, _) => Reason::Removed,
+            (false, true) => Reason::Terminated,
+            (false, false) => Reason::OtherSpec,
+        };
         return Choice::Do(Action::Kill { discard: true }, reason);
     }
     match instance.phase {
@@ -243,9 +256,21 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.unfenced => {
             Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
         }
+        Phase::Off | Phase::Hibernated | Phase::Failed if instance.rolling_back.is_some() => {
+            roll_back(fleet, instance)
+        }
         Phase::Off | Phase::Hibernated => choose_asleep(fleet, instance, service, now),
         Phase::Failed => choose_retry(instance, service, now),
     }
+}
+
+fn roll_back(fleet: &Fleet, instance: &Instance) -> Choice {
+    let Some(RollBack { from, number }) = instance.rolling_back else { return Choice::Nothing };
+    if fleet.is_unasked(&instance.service) {
+        // Another host may have gone on with it.
+        return Choice::Do(Action::Wait { until: None }, Reason::OwnerUnknown);
+    }
+    Choice::Do(Action::RollBack { from, number }, Reason::RollBackAsked { from })
 }
 
 /// A start under way: nothing, unless it takes too long.
@@ -403,3 +428,5 @@ fn fetch(instance: &Instance, reason: Reason, now: Timestamp) -> Choice {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_versions;

@@ -81,7 +81,7 @@ pub enum Reason {
         /// The host.
         host: String,
     },
-    /// This host never had it, and the object store has not said yet who has.
+    /// The object store has not said yet whether another host has it.
     OwnerUnknown,
     /// The object store does not have its version yet.
     NotStored,
@@ -121,6 +121,13 @@ pub enum Reason {
     Terminated,
     /// An operator removed the service.
     Removed,
+    /// What it has was taken of another image or with other resources than the service has now.
+    OtherSpec,
+    /// An operator wants an older version back.
+    RollBackAsked {
+        /// That version.
+        from: u64,
+    },
     /// The start took too long.
     TooSlow {
         /// The policy's limit.
@@ -172,7 +179,7 @@ impl fmt::Display for Reason {
             ),
             Self::Foreign { host } => write!(f, "the host {host} has taken the service over"),
             Self::OwnerUnknown => {
-                f.write_str("this host never had it, and the object store has not said yet who has")
+                f.write_str("the object store has not said yet whether another host has it")
             }
             Self::NotStored => f.write_str("the object store does not have its version yet"),
             Self::CacheFull { cached_bytes, limit_bytes } => write!(
@@ -196,6 +203,10 @@ impl fmt::Display for Reason {
             Self::SleepAsked => f.write_str("an operator asked for it"),
             Self::Terminated => f.write_str("an operator ended it"),
             Self::Removed => f.write_str("the service was removed"),
+            Self::OtherSpec => {
+                f.write_str("the service has another image or other resources than its version here")
+            }
+            Self::RollBackAsked { from } => write!(f, "an operator wants version {from} back"),
             Self::TooSlow { limit_ms } => write!(f, "it was not ready after {} s", seconds(*limit_ms)),
             Self::RestRung { rest } => write!(f, "its policy is to sleep on the rung {rest}"),
             Self::Leftover => f.write_str("a process of the failed start may be left"),

@@ -10,7 +10,7 @@ use crate::model::{
 
 const T0: u64 = 1_000_000;
 
-fn at(ms: u64) -> Timestamp {
+pub(super) fn at(ms: u64) -> Timestamp {
     Timestamp::from_ms(T0 + ms)
 }
 
@@ -18,7 +18,7 @@ fn query() -> Trigger {
     Trigger::Query { client: IpAddr::V4(Ipv4Addr::LOCALHOST), qtype: 1, subnet: None }
 }
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy {
         idle_ms: 10_000,
         min_on_ms: 2_000,
@@ -33,8 +33,8 @@ fn policy() -> Policy {
 }
 
 /// A host with services, and a clock that only the test moves.
-struct World {
-    fleet: Fleet,
+pub(super) struct World {
+    pub(super) fleet: Fleet,
 }
 
 impl World {
@@ -42,7 +42,7 @@ impl World {
         Self { fleet: Fleet::new(HostLimits { starts_max, ..HostLimits::default() }) }
     }
 
-    fn add(&mut self, id: u64, label: &str, priority: u8, policy: Policy) -> DomainName {
+    pub(super) fn add(&mut self, id: u64, label: &str, priority: u8, policy: Policy) -> DomainName {
         let name: DomainName = format!("{label}.vm.test").parse().unwrap();
         let spec = ServiceSpec {
             name: name.clone(),
@@ -75,17 +75,17 @@ impl World {
         name
     }
 
-    fn wake(&mut self, name: &DomainName, ms: u64) -> Result<Applied, RequestError> {
+    pub(super) fn wake(&mut self, name: &DomainName, ms: u64) -> Result<Applied, RequestError> {
         self.fleet.apply(Event::WakeAsked { service: name.clone(), trigger: query() }, at(ms))
     }
 
-    fn report(&mut self, id: u64, report: Report, ms: u64) {
+    pub(super) fn report(&mut self, id: u64, report: Report, ms: u64) {
         let start = self.fleet.instance(InstanceId(id)).unwrap().start;
         self.fleet.apply(Event::Reported { instance: InstanceId(id), start, report }, at(ms)).unwrap();
     }
 
     /// Decides and begins everything; the plan as lines of text, the next look last.
-    fn plan(&mut self, ms: u64) -> Vec<String> {
+    pub(super) fn plan(&mut self, ms: u64) -> Vec<String> {
         let plan = decide(&self.fleet, at(ms));
         let mut lines = Vec::new();
         for decision in &plan.decisions {
@@ -98,6 +98,7 @@ impl World {
                 Action::Pause => "pause".to_owned(),
                 Action::Fetch => "fetch".to_owned(),
                 Action::Evict => "evict".to_owned(),
+                Action::RollBack { from, number } => format!("roll back to {from} as {number}"),
                 Action::Publish { number } => format!("publish {number}"),
                 Action::Checkpoint { number } => format!("checkpoint {number}"),
                 Action::Disarm => "disarm".to_owned(),
@@ -118,13 +119,13 @@ impl World {
         lines
     }
 
-    fn phase(&self, id: u64) -> (Phase, Rung) {
+    pub(super) fn phase(&self, id: u64) -> (Phase, Rung) {
         let instance = self.fleet.instance(InstanceId(id)).unwrap();
         (instance.phase, instance.rung)
     }
 
     /// Brings a fresh instance to sleep with version 1, at 20 s.
-    fn asleep(&mut self, id: u64, name: &DomainName) {
+    pub(super) fn asleep(&mut self, id: u64, name: &DomainName) {
         self.wake(name, 0).unwrap();
         self.plan(0);
         self.report(id, Report::Running, 100);
@@ -136,11 +137,11 @@ impl World {
     }
 }
 
-fn version(number: u64) -> SnapshotVersion {
+pub(super) fn version(number: u64) -> SnapshotVersion {
     SnapshotVersion { number, at: at(13_000), stored_bytes: 1 << 20, paused_us: 1, image: "demo".into() }
 }
 
-const NOTHING: [&str; 0] = [];
+pub(super) const NOTHING: [&str; 0] = [];
 
 #[test]
 fn a_query_boots_what_has_never_run_and_many_queries_make_one_wake() {
@@ -707,12 +708,18 @@ fn what_can_never_fit_waits_alone() {
 
 // --- Versions in the object store --------------------------------------------------------------------------------
 
-fn with_depot() -> World {
+pub(super) fn with_depot() -> World {
     World { fleet: Fleet::new(HostLimits { has_depot: true, ..HostLimits::default() }) }
 }
 
 impl World {
-    fn published(&mut self, id: u64, number: u64, result: Result<SnapshotVersion, Cause>, ms: u64) {
+    pub(super) fn published(
+        &mut self,
+        id: u64,
+        number: u64,
+        result: Result<SnapshotVersion, Cause>,
+        ms: u64,
+    ) {
         self.fleet.apply(Event::Published { instance: InstanceId(id), number, result }, at(ms)).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::instance::{Cause, Instance, InstanceId, SleepAsked, SnapshotVersion};
+use super::instance::{Cause, Instance, InstanceId, RollBack, SleepAsked, SnapshotVersion};
 use super::name::DomainName;
 use super::phase::{Move, Phase, Refusal, Rung};
 use super::room::{Held, Ledger};
@@ -172,6 +172,17 @@ pub enum Event {
         /// Whose.
         ownership: Ownership,
     },
+    /// An operator wants the next wake to start from an older version.
+    RollBackAsked {
+        /// The service.
+        service: DomainName,
+        /// That version.
+        from: u64,
+        /// The highest number that the object store knows of the service.
+        highest: u64,
+        /// Whether a version that only this host has may be lost.
+        discard: bool,
+    },
     /// Sending a version to the object store has ended. It does not belong to a start: the instance may have woken
     /// meanwhile.
     Published {
@@ -241,6 +252,16 @@ pub enum Report {
     },
     /// The version is no longer on the local disk.
     Evicted,
+    /// The object store has the older version under its new number, and this host has no other one.
+    RolledBack {
+        /// The version.
+        version: SnapshotVersion,
+    },
+    /// The roll-back did not come about; all is as it was.
+    RollBackFailed {
+        /// Why.
+        cause: Cause,
+    },
     /// The change of rung did not come about; the version is as it was.
     RestFailed {
         /// Why.
@@ -308,6 +329,32 @@ pub enum RequestError {
         service: DomainName,
         /// The host.
         host: String,
+    },
+    /// It runs, or is about to.
+    #[error("{service} is {phase}; put it to sleep first: `reveille hibernate {service}`")]
+    Awake {
+        /// The service.
+        service: DomainName,
+        /// What it does.
+        phase: Phase,
+    },
+    /// Its last version would be lost.
+    #[error(
+        "version {number} of {service} is not in the object store yet and would be lost; try again in a moment, or discard it"
+    )]
+    Unstored {
+        /// The service.
+        service: DomainName,
+        /// The version.
+        number: u64,
+    },
+    /// Another roll-back is under way.
+    #[error("{service} is being rolled back to version {from} already")]
+    RollingBack {
+        /// The service.
+        service: DomainName,
+        /// To which version.
+        from: u64,
     },
     /// The service is being removed.
     #[error("{0} is being removed")]
@@ -503,6 +550,9 @@ impl Fleet {
                 self.settle(id);
                 Ok(Applied::Changed)
             }
+            Event::RollBackAsked { service, from, highest, discard } => {
+                self.roll_back_asked(&service, from, highest, discard)
+            }
             Event::Published { instance, number, result } => self.change(instance, |instance, service| {
                 instance.take_published(service, number, result, now);
                 Ok(())
@@ -560,8 +610,11 @@ impl Fleet {
         if service.spec == spec {
             return Ok(Applied::Unchanged);
         }
-        service.spec = spec;
         let id = service.primary;
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.note_other_spec(&service.spec, &spec);
+        }
+        service.spec = spec;
         // Whether it is at rest may depend on its policy.
         self.settle(id);
         Ok(Applied::Changed)
@@ -646,10 +699,60 @@ impl Fleet {
             );
             if how == SleepAsked::Terminate {
                 service.demand = None;
+                instance.rolling_back = None;
             } else if asleep {
                 return Ok(());
             }
             instance.sleep_asked = Some(how);
+            Ok(())
+        })
+    }
+
+    /// Whether what the service runs can be exchanged now: it sleeps, and its last version is kept, unless that may be
+    /// lost.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_exchange(&self, name: &DomainName, discard: bool) -> Result<(), RequestError> {
+        let service = self.known(name)?;
+        let id = service.primary;
+        let instance = self.instances.get(&id).ok_or(RequestError::UnknownInstance(id))?;
+        let service_name = || name.clone();
+        if instance.retiring {
+            return Err(RequestError::Retiring(service_name()));
+        }
+        if let Some(host) = service.foreign.clone() {
+            return Err(RequestError::Foreign { service: service_name(), host });
+        }
+        if let Some(RollBack { from, .. }) = instance.rolling_back {
+            return Err(RequestError::RollingBack { service: service_name(), from });
+        }
+        if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
+            return Err(RequestError::Awake { service: service_name(), phase: instance.phase });
+        }
+        match &instance.version {
+            Some(version) if self.limits.has_depot && !instance.has_stored_version() && !discard => {
+                Err(RequestError::Unstored { service: service_name(), number: version.number })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn roll_back_asked(
+        &mut self,
+        name: &DomainName,
+        from: u64,
+        highest: u64,
+        discard: bool,
+    ) -> Result<Applied, RequestError> {
+        let id = self.known(name)?.primary;
+        let under_way = self.instances.get(&id).and_then(|instance| instance.rolling_back);
+        if under_way.is_some_and(|roll_back| roll_back.from == from) {
+            return Ok(Applied::Unchanged);
+        }
+        self.may_exchange(name, discard)?;
+        self.change(id, |instance, _| {
+            instance.begin_roll_back(from, highest);
             Ok(())
         })
     }
@@ -720,6 +823,8 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
     let to_do = service.demand.is_some()
         || (limits.has_depot && instance.wants_publishing())
         || instance.retiring
+        || instance.outdated
+        || instance.rolling_back.is_some()
         || instance.unfenced
         || instance.in_flight
         || instance.sleep_asked.is_some()
@@ -764,7 +869,12 @@ impl Fleet {
                     // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
                     instance.stored_is_current = false;
                 }
-                Action::Arm { .. } | Action::Pause | Action::Fetch | Action::Evict | Action::Disarm => {
+                Action::Arm { .. }
+                | Action::Pause
+                | Action::Fetch
+                | Action::Evict
+                | Action::RollBack { .. }
+                | Action::Disarm => {
                     // What an earlier change of rung still reports is not taken for the end of this one.
                     instance.start += 1;
                     instance.in_flight = true;
@@ -795,16 +905,7 @@ impl Fleet {
                 Action::Kill { discard } => {
                     if *discard {
                         instance.step(Move::Stop, now)?;
-                        instance.failure = None;
-                        instance.version = None;
-                        instance.stored = None;
-                        instance.stored_is_current = false;
-                        instance.discarded = instance.version_number_last;
-                        // What is on its way to the store comes too late.
-                        instance.publishing = None;
-                        instance.checkpointing = None;
-                        instance.unfenced = true;
-                        instance.sleep_asked = None;
+                        instance.discard();
                     } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
                         instance.step(Move::Stop, now)?;
                         instance.unfenced = true;

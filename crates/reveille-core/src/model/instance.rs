@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::name::DomainName;
 use super::phase::{Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
+use super::service::Resources;
 use super::time::Timestamp;
 
 /// Identity of an instance, never used twice on a host; shown as `i17`.
@@ -32,6 +33,26 @@ pub struct SnapshotVersion {
     pub paused_us: u64,
     /// Content address of the image that it came from.
     pub image: String,
+}
+
+/// A roll-back: an older version becomes the one that the next wake starts from, under a new number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollBack {
+    /// The older version.
+    pub from: u64,
+    /// The number that its content gets, above all others.
+    pub number: u64,
+}
+
+/// What an instance ran before its service was given another image or other resources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    /// The image, as the spec had it.
+    pub image: String,
+    /// What it was given.
+    pub resources: Resources,
+    /// Its last version, if the object store has it.
+    pub version: Option<u64>,
 }
 
 /// Why an instance was lost or did not start.
@@ -197,6 +218,20 @@ pub struct Instance {
     /// Before this time no checkpoint is tried (the last one failed).
     #[serde(default)]
     pub checkpoint_retry_at: Option<Timestamp>,
+    /// The roll-back that was begun. It is durable before the object store is asked, so that it is brought to its end
+    /// whatever happens meanwhile.
+    #[serde(default)]
+    pub rolling_back: Option<RollBack>,
+    /// Why the last roll-back did not come about. Not stored: whoever asked for it is told.
+    #[serde(skip)]
+    pub roll_back_failure: Option<Cause>,
+    /// What it ran before its spec changed, so that it can be gone back to.
+    #[serde(default)]
+    pub former: Option<Former>,
+    /// What it has here was taken of another image or with other resources: it is dropped before the next start. What
+    /// the object store has of it stays there.
+    #[serde(default)]
+    pub outdated: bool,
     /// When it last hibernated.
     pub hibernated_at: Option<Timestamp>,
     /// When it is to be woken though nobody asks for it.
@@ -280,6 +315,10 @@ impl Instance {
             unusable_fetches: 0,
             publish_retry_at: None,
             checkpoint_retry_at: None,
+            rolling_back: None,
+            roll_back_failure: None,
+            former: None,
+            outdated: false,
             hibernated_at: None,
             failure: None,
             sleep_retry: None,

@@ -12,7 +12,9 @@ mod time;
 mod wake;
 
 pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Ownership, Report, RequestError, Service};
-pub use instance::{Cause, Failure, Instance, InstanceId, RecentDurations, SleepAsked, SnapshotVersion};
+pub use instance::{
+    Cause, Failure, Former, Instance, InstanceId, RecentDurations, RollBack, SleepAsked, SnapshotVersion,
+};
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};

@@ -93,6 +93,7 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.rung = Rung::Active;
             row.version = None;
             row.stored_is_current = false;
+            row.rolling_back = None;
             row.unfenced = false;
             row.running_since = Some(row.running_since.unwrap_or(now).min(now));
             row.last_activity = now;

@@ -1,9 +1,9 @@
 //! What reports, and the beginning of a start, do to an instance's row.
 
 use super::fleet::{Report, RequestError, Service};
-use super::instance::{Cause, Failure, Instance, SnapshotVersion};
+use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
-use super::service::AfterCrash;
+use super::service::{AfterCrash, ServiceSpec};
 use super::time::Timestamp;
 use crate::mutation::is_on;
 
@@ -68,17 +68,13 @@ impl Instance {
             }
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
-            Report::Fetched { version } => {
-                self.in_flight = false;
-                self.rung = Rung::Local;
-                self.version = Some(version);
-                self.rest_retry_at = None;
-                self.unusable_fetches = 0;
-            }
+            Report::Fetched { version } => self.take_fetched(version),
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
+            Report::RolledBack { version } => self.take_rolled_back(version, now),
+            Report::RollBackFailed { cause } => self.end_roll_back(Some(cause)),
             Report::RestFailed { cause } => {
                 if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
                     self.take_unusable_fetch();
@@ -139,6 +135,14 @@ impl Instance {
         Ok(())
     }
 
+    fn take_fetched(&mut self, version: SnapshotVersion) {
+        self.in_flight = false;
+        self.rung = Rung::Local;
+        self.version = Some(version);
+        self.rest_retry_at = None;
+        self.unusable_fetches = 0;
+    }
+
     /// What the object store has is damaged, or not there. Reading it can have been at fault, so it is tried once more;
     /// who waits for it does not wait for ever.
     fn take_unusable_fetch(&mut self) {
@@ -161,6 +165,88 @@ impl Instance {
         self.version = self.not_overtaken(version);
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
+    }
+
+    /// Nothing of what was before counts any more.
+    pub(super) fn discard(&mut self) {
+        self.failure = None;
+        self.version = None;
+        self.stored = None;
+        self.stored_is_current = false;
+        // But what it is being rolled back to does.
+        let last = self.version_number_last;
+        self.discarded = self.rolling_back.map_or(last, |roll_back| roll_back.number.saturating_sub(1));
+        // What is on its way to the store comes too late.
+        self.publishing = None;
+        self.checkpointing = None;
+        self.outdated = false;
+        self.unfenced = true;
+        self.sleep_asked = None;
+    }
+
+    pub(super) fn begin_roll_back(&mut self, from: u64, highest: u64) {
+        self.version_number_last = self.version_number_last.max(highest) + 1;
+        self.rolling_back = Some(RollBack { from, number: self.version_number_last });
+        self.roll_back_failure = None;
+    }
+
+    fn end_roll_back(&mut self, failure: Option<Cause>) {
+        self.in_flight = false;
+        self.rolling_back = None;
+        self.roll_back_failure = failure;
+    }
+
+    /// The object store has something newer of another host, which is not to be put behind; or the roll-back itself, of
+    /// which this host has not heard.
+    fn overtake_roll_back(&mut self, newest: &SnapshotVersion) {
+        if let Some(RollBack { number, .. }) = self.rolling_back.take()
+            && number != newest.number
+        {
+            let detail = "another host has gone on with the service meanwhile".to_owned();
+            self.roll_back_failure = Some(Cause::StoreFailed { detail });
+        }
+    }
+
+    fn take_rolled_back(&mut self, version: SnapshotVersion, now: Timestamp) {
+        self.end_roll_back(None);
+        if self.phase != Phase::Hibernated {
+            self.phase = Phase::Hibernated;
+            self.phase_since = now;
+        }
+        self.rung = Rung::Remote;
+        self.version_number_last = self.version_number_last.max(version.number);
+        self.version = None;
+        self.stored = Some(version);
+        self.stored_is_current = true;
+        self.publish_retry_at = None;
+        self.rest_retry_at = None;
+        self.failure = None;
+    }
+
+    /// The same after a start of the daemon with another config file: what only this host has is left on its disk, where
+    /// it is found not to fit.
+    pub fn note_other_spec_at_start(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+        self.note_other_spec(was, is);
+        self.outdated &= self.version.is_none() || self.has_stored_version();
+    }
+
+    /// The service is about to run something else: what there was is noted, and what was taken of it is not restored.
+    pub(super) fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+        if (&was.image, was.resources) == (&is.image, is.resources) {
+            return;
+        }
+        let stored = self.stored.as_ref().map(|version| version.number);
+        let version = stored.filter(|_| self.stored_is_current || self.has_stored_version());
+        self.former = Some(Former { image: was.image.clone(), resources: was.resources, version });
+        self.outdated = match self.phase {
+            Phase::Off | Phase::Hibernated | Phase::Failed => self.version.is_some() || self.stored.is_some(),
+            Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Active
+            | Phase::Draining
+            | Phase::Hibernating => false,
+        };
     }
 
     /// Whether the version on the local disk, of which nothing has run, is the one that the object store has.
@@ -191,6 +277,8 @@ impl Instance {
         let number = |version: &SnapshotVersion| version.number;
         self.phase == Phase::Hibernated
             && self.publishing.is_none()
+            && self.rolling_back.is_none()
+            && !self.outdated
             && self
                 .version
                 .as_ref()
@@ -200,7 +288,7 @@ impl Instance {
 
     /// The service is this host's, in that epoch. What the store has of it may be newer than what is here: what was lost
     /// with a row, or what another host has made of it meanwhile.
-    pub(super) fn note_owned(
+    pub(crate) fn note_owned(
         &mut self,
         epoch: u64,
         newest: Option<(u64, SnapshotVersion)>,
@@ -239,6 +327,9 @@ impl Instance {
         self.in_flight = false;
         self.publishing = None;
         self.checkpointing = None;
+        self.overtake_roll_back(&newest);
+        // What was taken of another image is what is here.
+        self.outdated = false;
         self.sleep_asked = None;
         self.failure = None;
         self.running_since = None;
@@ -272,6 +363,7 @@ impl Instance {
         match result {
             Ok(version) => {
                 self.publish_retry_at = None;
+                // A roll-back may have put it behind meanwhile.
                 if self.is_newest(&version) {
                     self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
                     self.stored = Some(version);
@@ -299,7 +391,7 @@ impl Instance {
         match result {
             Ok(version) => {
                 self.checkpoint_retry_at = None;
-                // A sleep may have been quicker: what it captured is not to be forgotten for what was before.
+                // A sleep, or a roll-back, may have been quicker: its version is not to be forgotten for what was before.
                 if self.is_newest(&version) {
                     self.stored = Some(version);
                     self.stored_is_current = false;

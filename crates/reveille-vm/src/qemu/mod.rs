@@ -396,8 +396,8 @@ impl Driver for Qemu {
         stored::fetch_dir(self, instance).await
     }
 
-    async fn install(&self, launch: &Launch) -> Result<SnapshotVersion, DriverError> {
-        stored::install(self, launch).await
+    async fn install(&self, launch: &Launch, number: u64) -> Result<SnapshotVersion, DriverError> {
+        stored::install(self, launch, number).await
     }
 
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError> {

@@ -30,8 +30,8 @@ pub async fn fetch_dir(qemu: &Qemu, instance: InstanceId) -> Result<PathBuf, Dri
     prepared.await.map_err(store_fault)
 }
 
-/// Makes the version that was fetched the instance's.
-pub async fn install(qemu: &Qemu, launch: &Launch) -> Result<SnapshotVersion, DriverError> {
+/// Makes the version that was fetched the instance's, as version `number`.
+pub async fn install(qemu: &Qemu, launch: &Launch, number: u64) -> Result<SnapshotVersion, DriverError> {
     let slot = qemu.slot(launch.instance);
     let turn = slot.take_turn().await;
     slot.fence().await.map_err(DriverError::Lost)?;
@@ -39,8 +39,12 @@ pub async fn install(qemu: &Qemu, launch: &Launch) -> Result<SnapshotVersion, Dr
     let fetched = StateDir::at(dir.fetched());
     let installed = turn.blocking(move || {
         fetched.name_files()?;
-        let manifest =
+        let mut manifest =
             fetched.read().map_err(|fault| io::Error::other(format!("it was fetched, and {fault}")))?;
+        if manifest.version.number != number {
+            manifest.version.number = number;
+            fetched.publish(&manifest)?;
+        }
         prepare::install(&dir, &state, &manifest)?;
         Ok(manifest.version)
     });

@@ -234,11 +234,11 @@ async fn a_checkpoint_has_the_disk_of_its_instant() {
         folded(&world, &qemu).await;
     }
     // The host is lost with all but what was kept; and what is kept comes back as it was at that instant.
-    for (dir, taken) in kept {
+    for (number, (dir, taken)) in (1..).zip(kept) {
         qemu.kill(launch.instance, true).await.unwrap();
         let to = qemu.fetch_dir(launch.instance).await.unwrap();
         fs::rename(dir, to).unwrap();
-        qemu.install(&launch).await.unwrap();
+        qemu.install(&launch, number).await.unwrap();
         restore(&world, &qemu).await;
         let row = first_row(&world).await;
         assert_eq!(world.tick().unwrap().1, nonce);
@@ -290,7 +290,9 @@ async fn going_back_to_a_version_keeps_the_disk_of_the_guest_that_was_lost() {
     qemu.kill(launch.instance, false).await.unwrap();
 
     fetch(&qemu, &launch, checkpoint.files).await;
-    let version = qemu.install(&launch).await.unwrap();
+    // In the store it has got another number since.
+    let version = qemu.install(&launch, 3).await.unwrap();
+    assert_eq!(version.number, 3);
     assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
     for layer in left {
         assert!(world.dir().join(format!("aside/1/disk-{layer}")).exists());
@@ -328,14 +330,14 @@ async fn a_disk_that_is_in_the_store_alone_is_not_begun_anew() {
     let mut bytes = fs::read(&layer).unwrap();
     bytes[79] |= 4;
     fs::write(&layer, bytes).unwrap();
-    let refused = qemu.install(&launch).await.unwrap_err().to_string();
+    let refused = qemu.install(&launch, 1).await.unwrap_err().to_string();
     assert!(
         refused.contains("the layer disk-0 of its disk cannot be used: its data lies in another file"),
         "{refused}"
     );
 
     fetch(&qemu, &launch, files).await;
-    qemu.install(&launch).await.unwrap();
+    qemu.install(&launch, 1).await.unwrap();
     restore(&world, &qemu).await;
     world.tick_after(row).await;
     acknowledged(&world);

@@ -8,6 +8,7 @@ mod output;
 mod reload;
 mod remote;
 mod service;
+mod snapshot;
 mod why;
 mod zone;
 
@@ -59,6 +60,9 @@ enum Verb {
     /// Images: what virtual machines boot
     #[command(subcommand)]
     Image(image::Verb),
+    /// Versions of services in the object store: list, check, go back to, keep, carry elsewhere
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
     /// Zones, and the keys that sign them
     #[command(subcommand)]
     Zone(zone::Verb),
@@ -115,6 +119,7 @@ pub fn run() -> ExitCode {
         Verb::Doctor(doctor) => doctor.run(output),
         Verb::Service(verb) => verb.run(output),
         Verb::Image(verb) => verb.run(output),
+        Verb::Snapshot(verb) => verb.run(output),
         Verb::Zone(verb) => verb.run(output),
         Verb::Dns(dns) => dns.run(output),
         Verb::Wake(wake) => wake.run(output),

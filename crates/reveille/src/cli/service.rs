@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use reveille_api::types::{ServiceDetail, ServiceSummary, VerbReply};
-use reveille_api::{CloneRequest, Connections, Time, TimeError, Wait};
+use reveille_api::types::{DeployReply, ServiceDetail, ServiceSummary, VerbReply};
+use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec};
 
 use super::output::{bytes, duration, table};
@@ -24,8 +24,51 @@ pub enum Verb {
     Show(One),
     /// Make a sleeping service's last state the first one of a new service
     Clone(CloneArgs),
+    /// Give a sleeping service another image or other resources; the next wake is a cold boot
+    Redeploy(Redeploy),
+    /// Give a sleeping service the image, the resources and the version of before its last redeploy
+    Rollback(Rollback),
     /// End a service's virtual machine and forget the service
     Remove(One),
+}
+
+/// Options of `reveille service redeploy`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  reveille service redeploy web --image web-2 --hibernate\n\n\
+    What was taken of the service before stays in the object store; `reveille service rollback web` goes back to it.")]
+pub struct Redeploy {
+    #[command(flatten)]
+    one: One,
+    /// Image, by name or content address; `reveille image list` shows them
+    #[arg(long, required_unless_present_any = ["cpus", "memory_mib"])]
+    image: Option<String>,
+    /// Virtual CPUs
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory in MiB
+    #[arg(long)]
+    memory_mib: Option<u32>,
+    /// Put it to sleep first
+    #[arg(long)]
+    hibernate: bool,
+    /// Go on even if the last version is on this host alone, and is lost by that
+    #[arg(long)]
+    discard: bool,
+}
+
+/// Options of `reveille service rollback`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  reveille service rollback web --hibernate\n\n\
+    Typed again, it goes forward to what was rolled back.")]
+pub struct Rollback {
+    #[command(flatten)]
+    one: One,
+    /// Put it to sleep first
+    #[arg(long)]
+    hibernate: bool,
+    /// Go on even if the last version is on this host alone, and is lost by that
+    #[arg(long)]
+    discard: bool,
 }
 
 /// One service.
@@ -136,6 +179,8 @@ impl Verb {
                     format!("{} has the address {}", detail.summary.name, detail.summary.address)
                 })
             }
+            Self::Redeploy(redeploy) => redeploy.run(output),
+            Self::Rollback(rollback) => rollback.run(output),
             Self::Remove(one) => {
                 runtime()?.block_on(async {
                     anyhow::Ok(one.daemon.client().await?.remove_service(&one.service).await?)
@@ -257,6 +302,9 @@ fn show(detail: &ServiceDetail) -> String {
             Some(known) => known.to_owned(),
         },
     ));
+    if let Some(from) = detail.rolling_back {
+        rows.push(("rolling back", format!("to version {from}; it wakes when that is done")));
+    }
     if let Some(queries) = &detail.queries {
         let parts: Vec<String> =
             queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
@@ -306,7 +354,56 @@ pub struct Terminate {
     no_wait: bool,
 }
 
-const fn wait(no_wait: bool) -> Wait {
+impl One {
+    /// A client; the service is put to sleep first if `hibernate` says so.
+    async fn asleep(&self, hibernate: bool) -> anyhow::Result<Client> {
+        let client = self.daemon.client().await?;
+        if hibernate {
+            client.hibernate(&self.service, Connections::Keep, Wait::UntilDone).await?;
+        }
+        Ok(client)
+    }
+}
+
+const fn unstored(discard: bool) -> Unstored {
+    if discard { Unstored::Discard } else { Unstored::Keep }
+}
+
+impl Redeploy {
+    fn run(self, output: Output) -> anyhow::Result<()> {
+        let Self { one, image, cpus, memory_mib, hibernate, discard } = self;
+        let wanted = reveille_api::types::Redeploy { image, cpus, memory_mib };
+        let reply = runtime()?.block_on(async {
+            let client = one.asleep(hibernate).await?;
+            anyhow::Ok(client.redeploy(&one.service, &wanted, unstored(discard), Wait::UntilDone).await?)
+        })?;
+        output.print(&reply, deployed)
+    }
+}
+
+impl Rollback {
+    fn run(self, output: Output) -> anyhow::Result<()> {
+        let Self { one, hibernate, discard } = self;
+        let reply = runtime()?.block_on(async {
+            let client = one.asleep(hibernate).await?;
+            anyhow::Ok(client.rollback(&one.service, unstored(discard), Wait::UntilDone).await?)
+        })?;
+        output.print(&reply, deployed)
+    }
+}
+
+fn deployed(reply: &DeployReply) -> String {
+    let DeployReply { service, image, cpus, memory_mib, changed, restored } = reply;
+    let runs = format!("{service} runs {image} with {cpus} CPU and {memory_mib} MiB");
+    match (changed, restored) {
+        (false, _) => format!("{runs} already"),
+        (true, None) => format!("{runs} from its next wake on, which is a cold boot"),
+        (true, Some(reply)) => format!("{runs}; {}", super::snapshot::restored(reply)),
+    }
+}
+
+/// Whether a verb is waited for.
+pub const fn wait(no_wait: bool) -> Wait {
     if no_wait { Wait::UntilAccepted } else { Wait::UntilDone }
 }
 

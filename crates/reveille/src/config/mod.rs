@@ -21,7 +21,7 @@ use reveille_dns::named_file::{self, FileError};
 use reveille_dns::sign::KeyPolicy;
 use serde::{Deserialize, Serialize};
 
-pub use depot::Depot;
+pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use net::{Net, NetMode};

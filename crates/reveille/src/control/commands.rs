@@ -5,30 +5,37 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DnsReport, HostSummary, ReloadReport, ServiceCounts, ServiceDetail, ServiceSummary,
-    VerbReply, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    DecisionReport, DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
+    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake,
+    WhyReport, ZoneKeys, ZoneSummary,
 };
-use reveille_api::{CloneRequest, Connections, ControlError, Event as News, RolloverStep, Time, Wait};
+use reveille_api::{
+    CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
+};
 use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
-    Applied, DomainName, Event, Instance, InstanceId, Phase, Policy, Service, ServiceSpec, SleepAsked,
-    SpecFault, Timestamp, Trigger, VmState, WakeRecord,
+    Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Policy, Service, ServiceSpec,
+    SleepAsked, SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
 use reveille_store::{Change, Origin, Store, StoredService};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
+use super::exchange::Exchange;
+use super::images::Images;
+use super::keeping::Relied;
 use super::reload::RELOAD_WAIT_MS_MAX;
 use super::run::Control;
+use super::stock::Stock;
 use super::write_back::Doubtful;
 use crate::clock::monotonic;
 use crate::reload::{Prepared, Reloader};
 use crate::room::QueryRoom;
 
 /// Longest time that a request with `wait` is kept open.
-const WAIT_MAX: Duration = Duration::from_secs(300);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(300);
 
-type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+pub(super) type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
 /// What the API asks of the loop.
 #[derive(Debug)]
@@ -49,6 +56,13 @@ pub enum Command {
     Wake(DomainName, Reply<VerbReply>),
     /// Puts one to sleep, or ends it.
     Sleep(DomainName, SleepAsked, Reply<VerbReply>),
+    /// What a service goes by.
+    Relied(DomainName, Reply<(DomainName, Relied)>),
+    /// Has the next wake start from an older version, above the highest number of the object store; whether what only
+    /// this host has may be lost.
+    RollBack(DomainName, (u64, u64), Unstored, Reply<RestoreReply>),
+    /// Gives a service something else to run.
+    Exchange(Box<Exchange>, Reply<DeployReply>),
     /// Counts.
     Host(oneshot::Sender<Counts>),
     /// Takes a config over that was read again.
@@ -60,7 +74,7 @@ pub enum Command {
 /// What the loop knows of one service.
 #[derive(Debug)]
 pub struct Shown {
-    detail: ServiceDetail,
+    pub(super) detail: ServiceDetail,
     /// Its wake under way.
     wake: Option<WakeRecord>,
     /// Something is being done with its process, or a process may be left that is to be ended.
@@ -69,6 +83,10 @@ pub struct Shown {
     sleep_asked: bool,
     /// Why it could not sleep when it last should, until it is tried again.
     sleep_failure: Option<String>,
+    /// Why the last one did not come about.
+    pub(super) roll_back_failure: Option<String>,
+    /// What it ran before.
+    pub(super) former: Option<Former>,
 }
 
 /// What the loop knows of the host.
@@ -87,15 +105,7 @@ impl Control {
     pub(super) async fn command(&mut self, command: Command) {
         match command {
             Command::List(after, limit, reply) => {
-                let services = self
-                    .fleet
-                    .services()
-                    .filter(|service| after.as_ref().is_none_or(|after| service.spec.name > *after));
-                let rows = services.filter_map(|service| {
-                    let instance = self.fleet.instance(service.primary)?;
-                    Some(ServiceSummary::of(service, instance, self.held(&service.spec.name)))
-                });
-                let _ = reply.send(Ok(rows.take(limit).collect()));
+                let _ = reply.send(Ok(self.list(after.as_ref(), limit)));
             }
             Command::Show(name, reply) => {
                 let _ = reply.send(self.shown(&name));
@@ -137,6 +147,18 @@ impl Control {
                 });
                 let _ = reply.send(asked);
             }
+            Command::Relied(name, reply) => {
+                let found = self.find(&name);
+                let _ = reply.send(found.map(|(service, row)| (service.spec.name.clone(), Relied::of(row))));
+            }
+            Command::RollBack(name, from, unstored, reply) => {
+                let asked = self.roll_back(&name, from, unstored);
+                let _ = reply.send(asked);
+            }
+            Command::Exchange(exchange, reply) => {
+                let exchanged = self.exchange(*exchange).await;
+                let _ = reply.send(exchanged);
+            }
             Command::Host(reply) => {
                 let _ = reply.send(self.counts());
             }
@@ -149,9 +171,20 @@ impl Control {
         }
     }
 
+    fn list(&self, after: Option<&DomainName>, limit: usize) -> Vec<ServiceSummary> {
+        let services = self.fleet.services();
+        let services = services.filter(|service| after.is_none_or(|after| service.spec.name > *after));
+        let rows = services.filter_map(|service| {
+            let instance = self.fleet.instance(service.primary)?;
+            Some(ServiceSummary::of(service, instance, self.held(&service.spec.name)))
+        });
+        rows.take(limit).collect()
+    }
+
     fn shown(&self, name: &DomainName) -> Result<Shown, ControlError> {
         let now = self.clock.now();
-        self.find(name).map(|(service, instance)| Shown {
+        let (service, instance) = self.find(name)?;
+        Ok(Shown {
             detail: ServiceDetail {
                 agent: self.executor.tools().agents.told(instance.id),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
@@ -163,6 +196,8 @@ impl Control {
                 Some((retry_at, cause)) if *retry_at > now => Some(cause.to_string()),
                 Some(_) | None => None,
             },
+            roll_back_failure: instance.roll_back_failure.as_ref().map(ToString::to_string),
+            former: instance.former.clone(),
         })
     }
 
@@ -177,7 +212,7 @@ impl Control {
         self.wiring.traffic(name).map_or(0, |traffic| traffic.held_clients)
     }
 
-    fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
+    pub(super) fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
         if self.fleet.service(name).is_some() {
             return Ok(name.clone());
         }
@@ -285,10 +320,20 @@ impl Control {
         let clashes = clashes(&self.publisher.zones(), [&spec.name]);
         let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
         faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
-        if let Err(error) = self.executor.tools().images.resolve(&spec.image).await {
-            faults.push(SpecFault::new("image", &spec.image, error));
-        }
+        faults.extend(self.unknown_image(spec).await);
         faults
+    }
+
+    /// Faults of a spec whose name and place are not new.
+    pub(super) async fn image_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
+        let mut faults = spec.faults();
+        faults.extend(self.unknown_image(spec).await);
+        faults
+    }
+
+    async fn unknown_image(&self, spec: &ServiceSpec) -> Option<SpecFault> {
+        let resolved = self.executor.tools().images.resolve(&spec.image).await;
+        resolved.err().map(|error| SpecFault::new("image", &spec.image, error))
     }
 
     fn counts(&self) -> Counts {
@@ -385,17 +430,24 @@ pub struct Remote {
     pub reloader: Reloader,
     /// The query room is looked at past the loop.
     pub room: Arc<QueryRoom>,
+    /// So is the object store, if there is one.
+    pub stock: Option<Arc<Stock>>,
+    /// What services may run.
+    pub images: Arc<dyn Images>,
 }
 
 impl Remote {
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ControlError> {
+    pub(super) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, ControlError> {
         let gone = || ControlError::Unavailable { detail: "the daemon is stopping".to_owned() };
         let (reply, answer) = oneshot::channel();
         self.inbox.send(Message::Command(command(reply))).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
 
-    async fn show(&self, name: &DomainName) -> Result<Shown, ControlError> {
+    pub(super) async fn show(&self, name: &DomainName) -> Result<Shown, ControlError> {
         self.ask(|reply| Command::Show(name.clone(), reply)).await?
     }
 
@@ -589,6 +641,64 @@ impl reveille_api::Control for Remote {
     async fn rollover(&self, zone: &DomainName, step: RolloverStep) -> Result<ZoneKeys, ControlError> {
         let zone = zone.clone();
         self.in_room(move |room| room.rollover(&zone, step)).await?
+    }
+
+    async fn versions(&self, name: &DomainName) -> Result<VersionList, ControlError> {
+        self.list_versions(name).await
+    }
+
+    async fn version(&self, name: &DomainName, number: u64) -> Result<VersionDetail, ControlError> {
+        self.show_version(name, number).await
+    }
+
+    async fn verify_version(
+        &self,
+        name: &DomainName,
+        number: u64,
+        depth: Depth,
+    ) -> Result<VerifyReport, ControlError> {
+        self.verify(name, number, depth).await
+    }
+
+    async fn restore_version(
+        &self,
+        name: &DomainName,
+        number: u64,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<RestoreReply, ControlError> {
+        self.restore(name, number, unstored, wait).await
+    }
+
+    async fn pin_version(&self, name: &DomainName, number: u64, pin: Pin) -> Result<(), ControlError> {
+        self.pin(name, number, pin).await
+    }
+
+    async fn delete_version(&self, name: &DomainName, number: u64) -> Result<(), ControlError> {
+        self.delete(name, number).await
+    }
+
+    async fn prune(&self, dry_run: bool) -> Result<PruneReport, ControlError> {
+        self.prune_all(dry_run).await
+    }
+
+    async fn redeploy(
+        &self,
+        name: &DomainName,
+        wanted: Redeploy,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<DeployReply, ControlError> {
+        self.deploy(name, wanted, unstored, wait).await
+    }
+
+    async fn rollback(
+        &self,
+        name: &DomainName,
+        unstored: Unstored,
+        wait: Wait,
+    ) -> Result<DeployReply, ControlError> {
+        self.undeploy(name, unstored, wait).await
     }
 
     fn default_policy(&self) -> Policy {

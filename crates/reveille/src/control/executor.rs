@@ -158,6 +158,11 @@ impl Executor {
         self.run(order.instance, evict(Arc::clone(&self.tools), order, ack));
     }
 
+    /// Has the object store make version `from` the newest one, as `number`, and drops what is here.
+    pub fn roll_back(&mut self, order: Order, (from, number): (u64, u64), epoch: u64, ack: Ack) {
+        self.run(order.instance, roll_back(Arc::clone(&self.tools), order, (from, number), epoch, ack));
+    }
+
     /// Has the object store asked whose a new service is.
     pub fn ask_whose(&self, service: &DomainName) {
         if let Some(versions) = &self.tools.versions {
@@ -370,7 +375,7 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         let dir = tools.driver.fetch_dir(order.instance).await.map_err(cause_of)?;
         versions.fetch(&order.spec.name, number, &dir).await?;
         failpoint!("control.fetch.fetched");
-        tools.driver.install(&launch).await.map_err(cause_of)
+        tools.driver.install(&launch, number).await.map_err(cause_of)
     };
     let report = match fetched.await {
         Ok(version) => {
@@ -383,6 +388,36 @@ async fn fetch(tools: Arc<Tools>, order: Order, number: u64) {
         }
     };
     tools.report(&order, report).await;
+}
+
+async fn roll_back(tools: Arc<Tools>, order: Order, (from, number): (u64, u64), epoch: u64, ack: Ack) {
+    let rolled_back = match (ack.await, &tools.versions) {
+        (Ok(()), Some(versions)) => versions.roll_back(&order.spec.name, (from, number), epoch).await,
+        (Err(error), _) => Err(Cause::StoreFailed { detail: format!("the state database: {error}") }),
+        (Ok(()), None) => Err(Cause::StoreFailed { detail: "no object store is configured".to_owned() }),
+    };
+    let version = match rolled_back {
+        Ok(version) => version,
+        Err(cause) => return tools.report(&order, Report::RollBackFailed { cause }).await,
+    };
+    // From here on what is on this disk is not what the service goes on from.
+    tools.unwatch(order.instance);
+    loop {
+        match tools.driver.evict(order.instance).await {
+            Ok(()) => break,
+            // A disk that a lost guest wrote to, for one: it is set aside when the version is fetched.
+            Err(DriverError::RunsOn(cause)) => {
+                tracing::warn!(instance = %order.instance, %cause, "what was put behind stays on the disk");
+                break;
+            }
+            Err(error) => {
+                tracing::error!(instance = %order.instance, %error, "cannot drop the version that was put behind; trying again");
+                sleep(KILL_PAUSE).await;
+            }
+        }
+    }
+    tools.unlink(&order);
+    tools.report(&order, Report::RolledBack { version }).await;
 }
 
 async fn evict(tools: Arc<Tools>, order: Order, ack: Ack) {

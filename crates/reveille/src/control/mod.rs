@@ -11,13 +11,16 @@
 //! instance has one writer. What takes time is done by tasks of the [`executor`], which report back.
 
 pub mod cable;
+mod catalogue;
 mod clones;
 mod commands;
 mod damping;
+mod exchange;
 pub mod executor;
 mod guest;
 pub mod images;
 mod inputs;
+pub mod keeping;
 pub mod outbound;
 mod publish;
 pub mod ready;
@@ -26,6 +29,7 @@ mod run;
 mod serials;
 pub mod shelf;
 pub mod startup;
+pub mod stock;
 mod stop;
 mod traffic;
 mod updates;

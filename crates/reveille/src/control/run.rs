@@ -316,6 +316,7 @@ impl Control {
                 self.wakes.dropped(&service);
                 tracing::info!(%service, "stays awake: somebody came while it went to sleep");
             }
+            Report::RollBackFailed { cause } => tracing::warn!(%service, %cause, "not rolled back"),
             Report::CaptureFailed { cause } => tracing::warn!(%service, %cause, "cannot sleep, runs on"),
             Report::Lost { cause } => self.lost(&service, was, &cause),
             Report::GateClosed
@@ -323,6 +324,7 @@ impl Control {
             | Report::Armed
             | Report::Paused
             | Report::Evicted
+            | Report::RolledBack { .. }
             | Report::RestFailed { .. }
             | Report::Disarmed
             | Report::Fenced { .. } => {}
@@ -450,6 +452,10 @@ impl Control {
             Action::Evict => {
                 let ack = self.write_now();
                 self.executor.evict(order, ack);
+            }
+            Action::RollBack { from, number } => {
+                let (epoch, ack) = (self.since(order.instance).epoch, self.write_now());
+                self.executor.roll_back(order, (*from, *number), epoch, ack);
             }
             Action::Publish { number } => {
                 let since = self.since(order.instance);

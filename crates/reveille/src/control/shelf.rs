@@ -74,6 +74,30 @@ pub trait Shelf: Send + Sync {
         order: FetchOrder,
         watch: &Watch,
     ) -> Result<Manifest, FetchError>;
+
+    /// See [`Depot::show`].
+    ///
+    /// # Errors
+    /// If the store cannot be asked or what it has is damaged.
+    async fn show(&self, id: &VersionId) -> Result<Manifest, ObjectError>;
+
+    /// See [`Depot::republish`].
+    ///
+    /// # Errors
+    /// [`PutError`].
+    async fn republish(
+        &self,
+        from: &VersionId,
+        number: u64,
+        epoch: u64,
+        watch: &Watch,
+    ) -> Result<PutSummary, PutError>;
+
+    /// See [`Depot::take_back`].
+    ///
+    /// # Errors
+    /// If the store cannot be asked.
+    async fn take_back(&self, id: &VersionId) -> Result<(), ObjectError>;
 }
 
 #[async_trait]
@@ -124,5 +148,23 @@ impl Shelf for Depot {
         watch: &Watch,
     ) -> Result<Manifest, FetchError> {
         Self::fetch(self, id, to, order, watch).await
+    }
+
+    async fn show(&self, id: &VersionId) -> Result<Manifest, ObjectError> {
+        Self::show(self, id).await
+    }
+
+    async fn republish(
+        &self,
+        from: &VersionId,
+        number: u64,
+        epoch: u64,
+        watch: &Watch,
+    ) -> Result<PutSummary, PutError> {
+        Self::republish(self, from, number, epoch, watch).await
+    }
+
+    async fn take_back(&self, id: &VersionId) -> Result<(), ObjectError> {
+        Self::take_back(self, id).await
     }
 }

@@ -155,11 +155,15 @@ pub async fn merge(
         let address = services
             .give_address(&asked)
             .map_err(|reason| StartupError::Address { service: spec.name.clone(), reason })?;
-        let created_at = stored.remove(&spec.name).map_or(now, |row| row.created_at);
+        let former = stored.remove(&spec.name);
+        let created_at = former.as_ref().map_or(now, |row| row.created_at);
         let name = spec.name.clone();
-        let instance = instances
+        let mut instance = instances
             .remove(&name)
             .unwrap_or_else(|| Instance::new(store.reserve_instance_id(), name.clone(), now));
+        if let Some(former) = former {
+            instance.note_other_spec_at_start(&former.spec, &spec);
+        }
         services.own(instance.id, name, address);
         let row = StoredService { spec: spec.clone(), address, created_at, origin };
         changes.push(Change::PutService(Box::new(row)));

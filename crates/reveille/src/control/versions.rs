@@ -12,10 +12,11 @@ use futures_util::stream::{self, StreamExt};
 use reveille_core::model::{Cause, DomainName, Event, Fleet, Ownership, SnapshotVersion, Timestamp};
 use reveille_core::mutation::is_on;
 use reveille_depot::fetch::{FetchError, FetchOrder};
-use reveille_depot::format::manifest::{Description, Needs};
+use reveille_depot::format::manifest::{Description, Manifest, Needs};
 use reveille_depot::names::{ServiceName, VersionId};
 use reveille_depot::objects::ObjectError;
 use reveille_depot::owner::{ClaimError, Owner};
+use reveille_depot::put::PutError;
 use reveille_depot::source::{FileSource, NewPart};
 use reveille_depot::{Depot, Watch};
 use reveille_vm::driver::VersionFiles;
@@ -23,7 +24,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Message;
+use super::keeping::LOOKS_MAX;
 use super::shelf::Shelf;
+use super::stock::Stock;
 use crate::config;
 
 /// The object store is told so many times that a service is served here, and asked about those of others, within the time
@@ -56,6 +59,23 @@ pub struct Versions {
     unasked: Mutex<BTreeSet<DomainName>>,
     /// Told when there are more of them.
     more: Notify,
+    /// Versions that are being fetched or gone back to, and by how many.
+    held: Mutex<BTreeMap<(DomainName, u64), u32>>,
+    /// Told of every version that was sent.
+    stored: Option<mpsc::Sender<DomainName>>,
+}
+
+/// As long as this is there, the version is not deleted by this host.
+struct Hold<'a>(&'a Versions, (DomainName, u64));
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.1) {
+            *count -= 1;
+        }
+        held.retain(|_, count| *count > 0);
+    }
 }
 
 impl Versions {
@@ -69,6 +89,8 @@ impl Versions {
             foreign: Mutex::default(),
             unasked: Mutex::default(),
             more: Notify::new(),
+            held: Mutex::default(),
+            stored: None,
         }
     }
 
@@ -76,6 +98,37 @@ impl Versions {
     #[must_use]
     pub fn with_silence(self, ms_max: u64) -> Self {
         Self { silent_ms_max: ms_max, ..self }
+    }
+
+    /// The same; whoever is at the other end is told of every version that was sent, as long as there is room.
+    #[must_use]
+    pub fn telling(self, stored: mpsc::Sender<DomainName>) -> Self {
+        Self { stored: Some(stored), ..self }
+    }
+
+    /// The services that this host owns.
+    pub fn owned(&self) -> Vec<DomainName> {
+        self.epochs().keys().cloned().collect()
+    }
+
+    /// The same for one host at all times, and another one for another host.
+    pub fn offset_ms(&self) -> u64 {
+        let fold = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.host.bytes().fold(0xcbf2_9ce4_8422_2325, fold)
+    }
+
+    fn hold(&self, service: &DomainName, number: u64) -> Hold<'_> {
+        let which = (service.clone(), number);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held.entry(which.clone()).or_default() += 1;
+        drop(held);
+        Hold(self, which)
+    }
+
+    /// Whether the version is being fetched or gone back to.
+    pub fn is_held(&self, service: &DomainName, number: u64) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.contains_key(&(service.clone(), number))
     }
 
     /// The object store is to be asked whose the service is, and again until it answers; see [`keep`].
@@ -129,14 +182,8 @@ impl Versions {
         // Whoever has lost the service may put one more version in the epoch before.
         let newest = readable.max_by_key(|(number, manifest)| (manifest.about.epoch, *number));
         let newest = newest.map(|(number, manifest)| {
-            let version = SnapshotVersion {
-                number,
-                at: Timestamp::from_ms(manifest.about.taken_at_ms),
-                stored_bytes: manifest.own_bytes + manifest.shared_bytes,
-                paused_us: manifest.about.paused_us,
-                image: manifest.about.image,
-            };
-            (manifest.about.epoch, version)
+            let epoch = manifest.about.epoch;
+            (epoch, SnapshotVersion { number, ..snapshot_of(manifest) })
         });
         self.epochs().insert(service.clone(), epoch);
         Ok(Ownership::Ours { epoch, newest, number_last })
@@ -202,6 +249,45 @@ impl Versions {
         asked.buffer_unordered(CLAIMS_MAX).filter_map(std::future::ready).collect().await
     }
 
+    /// Makes version `from` of a service that is owned in that epoch the newest one, as `number`. Asked again it finds
+    /// what it did.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn roll_back(
+        &self,
+        service: &DomainName,
+        (from, number): (u64, u64),
+        epoch: u64,
+    ) -> Result<SnapshotVersion, Cause> {
+        let _hold = self.hold(service, from);
+        let name = service_name(service)?;
+        self.check_epoch(service, epoch)?;
+        let old = VersionId { service: name.clone(), number: from };
+        let id = VersionId { service: name, number };
+        if let Err(error) = self.depot.republish(&old, number, epoch, &Watch::default()).await {
+            // It may be there although the store did not say so, and then another host would go by it.
+            let is_other = matches!(error, PutError::Taken { .. });
+            if !is_other && let Err(left) = self.depot.take_back(&id).await {
+                tracing::warn!(%service, version = number, error = %left, "a roll-back that failed may be in the object store");
+            }
+            return Err(failed(error));
+        }
+        let manifest = self.depot.show(&id).await.map_err(failed)?;
+        tracing::info!(%service, version = number, from, "an older version is the newest one again");
+        Ok(snapshot_of(manifest))
+    }
+
+    /// Whether the service is still owned in the epoch in which the control loop has it.
+    fn check_epoch(&self, service: &DomainName, epoch: u64) -> Result<(), Cause> {
+        if self.epochs().get(service) == Some(&epoch) {
+            return Ok(());
+        }
+        // What is here may be older than what another host has put meanwhile; the control loop hears of it.
+        let detail = format!("it is not known whether another host has taken {service} over");
+        Err(Cause::StoreFailed { detail })
+    }
+
     /// Puts a version of a service that is owned in that epoch; what it has in common with the one before, or with that of `sibling`, is not stored again.
     ///
     /// # Errors
@@ -214,11 +300,7 @@ impl Versions {
         epoch: u64,
     ) -> Result<SnapshotVersion, Cause> {
         let name = service_name(service)?;
-        if self.epochs().get(service) != Some(&epoch) {
-            // What is here may be older than what another host has put meanwhile; the control loop hears of it.
-            let detail = format!("it is not known whether another host has taken {service} over");
-            return Err(Cause::StoreFailed { detail });
-        }
+        self.check_epoch(service, epoch)?;
         let VersionFiles { version, needs, files } = files;
         let about = Description {
             id: VersionId { service: name.clone(), number: version.number },
@@ -259,6 +341,8 @@ impl Versions {
             shared_kib = summary.shared_bytes >> 10,
             "in the object store"
         );
+        // Should there be no room, it is looked at with all others.
+        let _ = self.stored.as_ref().map(|told| told.try_send(service.clone()));
         Ok(version)
     }
 
@@ -267,6 +351,7 @@ impl Versions {
     /// # Errors
     /// Why it is not there.
     pub async fn fetch(&self, service: &DomainName, number: u64, to: &Path) -> Result<(), Cause> {
+        let _hold = self.hold(service, number);
         let id = VersionId { service: service_name(service)?, number };
         let watch = Watch::default();
         let fetched = self.depot.fetch(&id, to, FetchOrder::WorkingSetFirst, &watch);
@@ -299,14 +384,18 @@ pub async fn take_up(
     config: &config::Depot,
     fleet: &mut Fleet,
     now: Timestamp,
-) -> anyhow::Result<Option<Arc<Versions>>> {
+) -> anyhow::Result<Option<(Arc<Stock>, mpsc::Receiver<DomainName>)>> {
     let Some(settings) = config.opened() else { return Ok(None) };
     let depot = Depot::open(&settings)?;
     let host = config.host_name();
     tracing::info!(url = config.url, host, "object store");
-    let versions = Versions::new(Arc::new(depot), host).with_silence(config.takeover_s * 1_000);
+    let (stored, told) = mpsc::channel(LOOKS_MAX);
+    let depot = Arc::new(depot);
+    let shelf: Arc<dyn Shelf> = Arc::clone(&depot) as _;
+    let versions = Versions::new(shelf, host).with_silence(config.takeover_s * 1_000).telling(stored);
     claim(fleet, &versions, now).await;
-    Ok(Some(Arc::new(versions)))
+    let stock = Stock::new(depot, Arc::new(versions), config.keeping());
+    Ok(Some((Arc::new(stock), told)))
 }
 
 /// Asks the object store of every service whose it is, and what is there of it. A store that does not answer does not
@@ -369,11 +458,25 @@ pub async fn keep(versions: Arc<Versions>, inbox: mpsc::Sender<Message>) {
     tokio::join!(renewing, asking);
 }
 
-fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {
+fn snapshot_of(manifest: Manifest) -> SnapshotVersion {
+    SnapshotVersion {
+        number: manifest.about.id.number,
+        at: Timestamp::from_ms(manifest.about.taken_at_ms),
+        stored_bytes: manifest.own_bytes + manifest.shared_bytes,
+        paused_us: manifest.about.paused_us,
+        image: manifest.about.image,
+    }
+}
+
+/// How a service is called in the depot.
+///
+/// # Errors
+/// It cannot be called so there.
+pub fn service_name(service: &DomainName) -> Result<ServiceName, Cause> {
     // A wildcard's star is no letter of a path.
     service.to_string().trim_end_matches('.').replace('*', "_").parse().map_err(failed)
 }
 
-fn failed(error: impl std::fmt::Display) -> Cause {
+pub(super) fn failed(error: impl std::fmt::Display) -> Cause {
     Cause::StoreFailed { detail: error.to_string() }
 }

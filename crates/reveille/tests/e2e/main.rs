@@ -24,6 +24,7 @@ mod loss;
 mod refusals;
 mod rows;
 mod services;
+mod snapshots;
 mod steps;
 mod stop;
 mod stored;

@@ -81,7 +81,9 @@ impl Control {
                     faults.push(format!("service \"{name}\" is being removed; reload when it is gone"));
                 }
                 Some((service, instance)) => {
-                    plan.change(service, instance, spec, declared.contains(&spec.name));
+                    let exchangeable = self.fleet.may_exchange(&spec.name, false).is_ok();
+                    let declared = declared.contains(&spec.name);
+                    plan.change((service, instance), spec, declared, exchangeable);
                 }
             }
         }
@@ -168,9 +170,16 @@ impl Control {
 }
 
 impl ServicePlan {
-    fn change(&mut self, service: &Service, instance: &Instance, wanted: &ServiceSpec, declared: bool) {
+    /// `exchangeable`: what it runs can be another thing from now on, and its last version is not lost by that.
+    fn change(
+        &mut self,
+        (service, instance): (&Service, &Instance),
+        wanted: &ServiceSpec,
+        declared: bool,
+        exchangeable: bool,
+    ) {
         let place = format!("service \"{}\"", wanted.name);
-        let (spec, keys) = changed_spec(service, instance, wanted);
+        let (spec, keys) = changed_spec((service, instance), wanted, exchangeable);
         self.next_start.extend(keys.into_iter().map(|key| format!("{place}.{key}")));
         let differs = spec != service.spec;
         if !differs && declared {
@@ -189,9 +198,9 @@ impl ServicePlan {
 
 /// What of a wanted spec can be taken over now, and the keys of what cannot.
 fn changed_spec(
-    service: &Service,
-    instance: &Instance,
+    (service, instance): (&Service, &Instance),
     wanted: &ServiceSpec,
+    exchangeable: bool,
 ) -> (ServiceSpec, Vec<&'static str>) {
     let (mut spec, has, mut keys) = (wanted.clone(), &service.spec, Vec::new());
     macro_rules! keep {
@@ -225,7 +234,7 @@ fn changed_spec(
         | Phase::Draining
         | Phase::Hibernating => false,
     };
-    if !asleep || instance.in_flight || instance.unfenced {
+    if !asleep || !exchangeable || instance.in_flight || instance.unfenced {
         keep! {
             "image": image,
             "resources": resources,
