@@ -15,6 +15,11 @@ use crate::world::{Inside, Life};
 /// Most writes that share a commit.
 const GROUP_MAX: usize = 64;
 
+/// How often a commit takes long …
+const BUSY_PER_MILLE: u64 = 50;
+/// … and how long, at most.
+const BUSY_MS_MAX: u64 = 500;
+
 /// The state database of one life of a daemon.
 pub struct Rows {
     queue: mpsc::UnboundedSender<(Vec<Change>, Acknowledge)>,
@@ -31,7 +36,9 @@ impl Rows {
         tokio::spawn(async move {
             let mut group = Vec::new();
             while writes.recv_many(&mut group, GROUP_MAX).await > 0 {
-                life.step("before rows are written", 0, 2).await;
+                // Now and then the disk is busy with something else.
+                let busy = life.now(|inside, _| inside.dice.chance(BUSY_PER_MILLE)).await;
+                life.step("before rows are written", 0, if busy { BUSY_MS_MAX } else { 2 }).await;
                 let fails = life.now(|inside, host| {
                     let fails = inside.dice.chance(inside.rates.database);
                     if (!fails || inside.dice.chance(500))

@@ -35,7 +35,7 @@ const LEARNS_WITHIN: Duration = Duration::from_secs(45);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Deliberate bugs, each of which is found.
-pub const MUTATIONS: [&str; 9] = [
+pub const MUTATIONS: [&str; 8] = [
     // A restored version stays on the disk.
     "manifest-stays",
     // The row says that a version is in the store, and the manifest was not put.
@@ -50,8 +50,6 @@ pub const MUTATIONS: [&str; 9] = [
     "evict-unstored",
     // A guest runs before the row that says so is durable.
     "start-before-row",
-    // A checkpoint that is stored late takes the place of what a sleep has stored since.
-    "late-checkpoint",
     // A guest writes to the files that are being sent.
     "write-while-sent",
 ];

@@ -5,7 +5,6 @@ use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersio
 use super::phase::{Move, Phase, Rung};
 use super::service::{AfterCrash, ServiceSpec};
 use super::time::Timestamp;
-use crate::mutation::is_on;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
 const RESTORE_ATTEMPTS_MAX: u32 = 2;
@@ -374,7 +373,7 @@ impl Instance {
     }
 
     fn is_newest(&self, version: &SnapshotVersion) -> bool {
-        is_on("late-checkpoint") || self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
+        self.stored.as_ref().is_none_or(|stored| stored.number < version.number)
     }
 
     pub(super) fn take_checkpointed(
