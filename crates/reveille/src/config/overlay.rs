@@ -159,6 +159,17 @@ fn service_base(policy: &Policy) -> Base {
     Base { table, policy: Table::try_from(policy).unwrap_or_default(), required }
 }
 
+/// What would be allowed, from what the type's reader said. Of addresses the standard library says only that they are none.
+fn allowed(said: &str) -> String {
+    match said.trim() {
+        "invalid socket address syntax" => "an address and a port, such as \"127.0.0.1:5300\"".to_owned(),
+        "invalid IP address syntax" => "an address, such as \"192.0.2.1\" or \"2001:db8::1\"".to_owned(),
+        "invalid IPv4 address syntax" => "an IPv4 address, such as \"192.0.2.1\"".to_owned(),
+        "invalid IPv6 address syntax" => "an IPv6 address, such as \"2001:db8::1\"".to_owned(),
+        said => said.replace('\n', "; "),
+    }
+}
+
 /// `own` over `base` as a `T`. Each key is tried by itself first, so that every faulty one is found.
 fn overlaid<T: DeserializeOwned>(
     place: &str,
@@ -175,7 +186,7 @@ fn overlaid<T: DeserializeOwned>(
                 whole.insert(key, value);
             }
             Err(error) => {
-                let said = error.message().trim().replace('\n', "; ");
+                let said = allowed(error.message());
                 let place = format!("{place}.{key}");
                 faults.push(SpecFault::new(&place, quote::value(&place, &value), said));
             }

@@ -284,6 +284,12 @@ fn an_address_is_listened_on_once_and_state_has_a_place() {
 }
 
 #[test]
+fn of_what_is_no_address_it_is_said_what_one_looks_like() {
+    let told = Config::parse("[dns]\nlisten = [\"127.0.0.1:99999\"]\n").unwrap_err().to_string();
+    assert!(told.contains("dns.listen") && told.contains("such as \"127.0.0.1:5300\""), "{told}");
+}
+
+#[test]
 fn what_is_hardly_meant_is_a_warning_and_no_fault() {
     let text = r#"
         [qemu]
