@@ -116,6 +116,13 @@ impl Vmm {
         }
     }
 
+    async fn is(&self, instance: InstanceId, so: impl Fn(Doing) -> bool) -> bool {
+        let doing = |inside: &mut Inside, host| {
+            inside.process(host, instance).is_some_and(|process| so(process.doing) && !process.hung)
+        };
+        self.life.now(doing).await
+    }
+
     async fn restored(
         &self,
         launch: &Launch,
@@ -123,12 +130,7 @@ impl Vmm {
         on_stage: OnStage<'_>,
     ) -> Result<(), DriverError> {
         let instance = launch.instance;
-        let paused = self.life.now(|inside, host| {
-            inside
-                .process(host, instance)
-                .is_some_and(|process| process.doing == Doing::Paused && !process.hung)
-        });
-        if !paused.await {
+        if !self.is(instance, |doing| matches!(doing, Doing::Paused | Doing::Loaded)).await {
             self.load(launch, mapping, on_stage).await?;
         }
         self.life.step("before the version is taken away", 0, 1).await;
@@ -222,6 +224,19 @@ impl Driver for Vmm {
         let _turn = self.turn(launch.instance).await;
         self.check_version(launch.instance).await?;
         self.spawn(launch, mapping, false).await
+    }
+
+    async fn preload(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
+        let _turn = self.turn(launch.instance).await;
+        if self.is(launch.instance, |doing| doing == Doing::Waits).await {
+            self.load(launch, mapping, on_stage).await?;
+        }
+        Ok(())
     }
 
     async fn restore(

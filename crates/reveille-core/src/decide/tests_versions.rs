@@ -254,3 +254,22 @@ fn what_a_service_goes_back_to_counts_also_when_its_image_changes_with_it() {
     after.note_owned(1, Some((1, version(3))), 3, at(60_000));
     assert_eq!(after.stored, Some(version(3)));
 }
+
+#[test]
+fn a_start_that_was_called_off_leaves_a_version_to_go_on_from() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.wake(&hello, 14_000).unwrap();
+    assert!(world.plan(14_000)[0].starts_with("i1 restore"));
+    // Before the vCPUs ran, another host had the service, and gave it back without a version of its own.
+    let owned = |ownership| Event::Owned { service: hello.clone(), ownership };
+    world.fleet.apply(owned(Ownership::Foreign("second".to_owned())), at(14_010)).unwrap();
+    assert!(world.plan(14_010)[0].starts_with("i1 kill"));
+    world.report(1, Report::Fenced { version: Some(version(1)) }, 14_020);
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Local));
+    world.fleet.apply(owned(Ownership::Ours { epoch: 3, newest: None, number_last: 0 }), at(90_000)).unwrap();
+    world.wake(&hello, 90_100).unwrap();
+    let plan = world.plan(90_100);
+    assert!(plan.iter().any(|step| step.starts_with("i1 restore from local")), "{plan:#?}");
+}

@@ -465,7 +465,7 @@ impl Fleet {
         match instance.phase {
             Phase::Active => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
-            Phase::Warming if instance.start_from > Rung::Cold || is_on("gate-early") => Gate::Open,
+            Phase::Warming if instance.is_restored() || is_on("gate-early") => Gate::Open,
             Phase::Failed if instance.failure.as_ref().is_some_and(|f| f.gave_up && f.retry_at > now) => {
                 Gate::Refuse
             }

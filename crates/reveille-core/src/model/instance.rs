@@ -293,6 +293,11 @@ pub enum SleepAsked {
 }
 
 impl Instance {
+    /// Whether its guest goes on from a version and has not answered anybody since.
+    pub fn is_restored(&self) -> bool {
+        self.phase == Phase::Warming && self.start_from > Rung::Cold
+    }
+
     /// A new primary of `service` that has never run.
     pub fn new(id: InstanceId, service: DomainName, now: Timestamp) -> Self {
         Self {

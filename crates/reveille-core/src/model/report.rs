@@ -164,6 +164,10 @@ impl Instance {
         self.version = self.not_overtaken(version);
         self.stored_is_current |= self.has_stored_version();
         self.rung = self.coldest_rung(service);
+        if self.phase == Phase::Off && self.rung > Rung::Cold {
+            // Its start was called off before anything of the version was used up.
+            self.phase = Phase::Hibernated;
+        }
     }
 
     /// Nothing of what was before counts any more.

@@ -15,7 +15,7 @@ use super::agent;
 use super::disk::Chain;
 use super::layout::{AGENT, MEMORY, NETWORK, REFRESH, SERIAL, SOCKET, STATE};
 use super::tsc;
-use crate::driver::{Launch, Link, Mapping, Tap};
+use crate::driver::{Disk, Launch, Link, Mapping, Tap};
 use crate::image::REFRESH_PORT;
 
 /// Refuses what QEMU has no need of once it runs: other programs, more rights, other scheduling.
@@ -197,13 +197,7 @@ pub fn instance(
     guest(accel, launch, (Path::new(MEMORY), mapping), Path::new(SERIAL)).add_to(&mut argv);
     add_devices(&mut argv, launch);
     if let (Some(disk), Some(chain)) = (&launch.disk, chain) {
-        for node in chain.nodes(disk, STATE)? {
-            argv.option("-blockdev", node.to_string());
-        }
-        // A host's disk that is full, or broken, is told to the guest, which knows what it had to keep.
-        let device =
-            format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
-        argv.option("-device", device);
+        add_disk(&mut argv, disk, chain, STATE)?;
     }
     if ports {
         add_ports(&mut argv);
@@ -216,13 +210,37 @@ pub fn instance(
 }
 
 /// The command line of the same machine booted outside Reveille: without control socket, its network link at
-/// `net.sock` in its working directory, its memory and console in the given files, and without a disk. For comparisons.
-pub fn cold(program: &Program, accel: Accel, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
+/// `net.sock` in its working directory, where its disk's layers are as well, its memory and console in the given files.
+/// For comparisons.
+///
+/// # Errors
+/// The disk cannot be named; one sentence.
+pub fn cold(
+    program: &Program,
+    accel: Accel,
+    launch: &Launch,
+    chain: Option<&Chain>,
+    (memory, serial): (&Path, &Path),
+) -> Result<Argv, String> {
     let mut argv = program.argv();
     guest(accel, launch, (memory, Mapping::Consume), serial).add_to(&mut argv);
     add_devices(&mut argv, launch);
+    if let (Some(disk), Some(chain)) = (&launch.disk, chain) {
+        add_disk(&mut argv, disk, chain, ".")?;
+    }
     add_ports(&mut argv);
-    argv
+    Ok(argv)
+}
+
+fn add_disk(argv: &mut Argv, disk: &Disk, chain: &Chain, layers: &str) -> Result<(), String> {
+    for node in chain.nodes(disk, layers)? {
+        argv.option("-blockdev", node.to_string());
+    }
+    // A host's disk that is full, or broken, is told to the guest, which knows what it had to keep.
+    let device =
+        format!("virtio-blk-device,drive={},write-cache=on,werror=report,rerror=report", chain.top());
+    argv.option("-device", device);
+    Ok(())
 }
 
 /// The ports of the guest's agent and of the refresher. Their sockets are there whether the guest has any or not.
@@ -344,7 +362,8 @@ mod tests {
     #[test]
     fn commas_in_paths_are_no_separators() {
         let program = Program { binary: "/bin/qemu".into(), data_dir: None, sandbox: false };
-        let argv = cold(&program, Accel::Kvm, &launch(), Path::new("/a,b/m"), Path::new("/a,b/s"));
+        let files = (Path::new("/a,b/m"), Path::new("/a,b/s"));
+        let argv = cold(&program, Accel::Kvm, &launch(), None, files).unwrap();
         assert!(value(&argv, "-object").ends_with("mem-path=/a,,b/m"));
         assert!(value(&argv, "-chardev").ends_with("path=/a,,b/s"));
         assert_eq!(value(&argv, "-cpu"), "host");

@@ -176,11 +176,12 @@ async fn publish(
         Mapping::Consume => {}
         Mapping::Beside => return live::publish(qemu, slot, turn, vm, launch, version, abandon).await,
     }
-    // Everything that needs no stopped guest first.
+    // Everything that needs no stopped guest first; and what it wrote since the first flush.
     let needs = vm.note_listeners(qemu.needs(launch)).await?;
     vm.leave_memory_out(Devices::Alone).await?;
     vm.pass_device(OwnedFd::from(slot.state.create_device()?)).await?;
-    // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
+    let (before, meanwhile) = (slot.state.clone(), slot.state.clone());
+    flush(abandon, blocking(move || before.sync_memory())).await?;
     let stopped = Instant::now();
     // QEMU waits for what the guest has under way to its disk, and flushes.
     vm.stop().await?;
@@ -190,7 +191,13 @@ async fn publish(
     if status != "paused" {
         return Err(Halt::Failed(format!("the guest is in no state to be kept (QEMU calls it `{status}`)")));
     }
-    unless(abandon, vm.save_device()).await??;
+    // Beside each other: once more afterwards there is next to nothing left to flush.
+    let (saved, flushed) = tokio::join!(
+        unless(abandon, vm.save_device()),
+        flush(abandon, blocking(move || meanwhile.sync_memory()))
+    );
+    saved??;
+    flushed?;
     failpoint!("vm.capture.saved");
 
     let (state, described) = (slot.state.clone(), version.clone());

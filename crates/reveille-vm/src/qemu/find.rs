@@ -10,6 +10,7 @@
 //! | none, or unfit | answers | stands still | stopped |
 //! | any | does not answer | | hung |
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +21,8 @@ use tokio::time::{sleep, timeout};
 use super::layout::SOCKET;
 use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
-use super::version::{Devices, Manifest};
-use super::vm::Vm;
+use super::version::Manifest;
+use super::vm::{Stand, Vm};
 use super::{Qemu, Slot, Turn, blocking, guest, start};
 use crate::driver::Launch;
 
@@ -103,9 +104,10 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none() && prepared(vm, launch, version.devices).await?;
-            vm.set_armed(armed);
-            Found::Untouched { version: version.version, armed }
+            let armed = waits && migration.is_none() && prepared(slot, vm, launch, &version).await?;
+            let described = version.version.clone();
+            vm.set_stand(if armed { Stand::Armed(Arc::new(version)) } else { Stand::Open });
+            Found::Untouched { version: described, armed }
         }
         // It waits for a version that it cannot be given: there is nothing in it. An intact one that does not fit
         // is told all the same; the restore will say what about it does not.
@@ -119,8 +121,9 @@ async fn state_of(
 
 /// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
 /// may have ended in between.
-async fn prepared(vm: &Vm, launch: &Launch, devices: Devices) -> Result<bool, QmpError> {
-    match vm.leave_memory_out(devices).await {
+async fn prepared(slot: &Slot, vm: &Vm, launch: &Launch, version: &Manifest) -> Result<bool, QmpError> {
+    let Ok(device) = File::open(slot.state.device()) else { return Ok(false) };
+    match start::prepare_load(vm, version, device).await {
         Ok(()) => Ok(start::meet(vm, &launch.link).await.is_ok()),
         Err(QmpError::Refused { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -182,10 +182,16 @@ impl Qemu {
         Self::try_kvm(&self.binary, &self.state_dir, guest).await
     }
 
-    /// The command line of the same machine started outside Reveille, its memory and console in the given files;
+    /// The command line of the same machine started outside Reveille in `dir`, with its memory, console and disk there;
     /// for measuring against.
-    pub fn cold_argv(&self, launch: &Launch, memory: &Path, serial: &Path) -> Argv {
-        argv::cold(&self.binary.program, self.accel, launch, memory, serial)
+    ///
+    /// # Errors
+    /// No disk can be made there.
+    pub fn cold_argv(&self, launch: &Launch, dir: &Path) -> io::Result<Argv> {
+        let chain = launch.disk.as_ref().map(|disk| disk::Chain::create(disk, dir)).transpose()?;
+        let files = (&*dir.join("memory"), &*dir.join("serial"));
+        let argv = argv::cold(&self.binary.program, self.accel, launch, chain.as_ref(), files);
+        argv.map_err(io::Error::other)
     }
 
     fn known_verdict(binary: &Binary, state_dir: &Path) -> KvmVerdict {
@@ -360,6 +366,15 @@ impl Driver for Qemu {
 
     async fn arm(&self, launch: &Launch, mapping: Mapping) -> Result<(), DriverError> {
         start::arm(self, launch, mapping).await.map_err(DriverError::Lost)
+    }
+
+    async fn preload(
+        &self,
+        launch: &Launch,
+        mapping: Mapping,
+        on_stage: OnStage<'_>,
+    ) -> Result<(), DriverError> {
+        start::preload(self, launch, mapping, on_stage).await.map_err(DriverError::Lost)
     }
 
     async fn restore(

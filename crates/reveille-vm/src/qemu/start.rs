@@ -16,7 +16,7 @@ use super::disk::{Chain, VersionDisk};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
 use super::version::{Listener, Manifest, Needs, memory_bytes};
-use super::vm::{Origin, Vm};
+use super::vm::{Origin, Stand, Vm};
 use super::{NAME, Qemu, Slot, blocking, guest, prepare};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
@@ -53,12 +53,28 @@ pub async fn arm(qemu: &Qemu, launch: &Launch, mapping: Mapping) -> Result<(), C
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let _turn = slot.take_turn().await;
-    let manifest = check_version(qemu, &slot, launch).await?;
-    armed(qemu, &slot, launch, &manifest, mapping, kills).await.map(|_| ())
+    armed(qemu, &slot, launch, mapping, kills).await.map(|_| ())
 }
 
-/// Loads the version, if it is not loaded in a process that was paused, and lets the vCPUs run. Up to the moment at
-/// which the manifest is taken away every failure leaves the version as it was.
+/// Loads the version into a process that is armed for it. Where none is, nothing is done.
+pub async fn preload(
+    qemu: &Qemu,
+    launch: &Launch,
+    mapping: Mapping,
+    on_stage: OnStage<'_>,
+) -> Result<(), Cause> {
+    let slot = qemu.slot(launch.instance);
+    let kills = slot.kills.load(Ordering::Acquire);
+    let _turn = slot.take_turn().await;
+    let alive = slot.vm().filter(|vm| vm.process.ended().is_none());
+    if alive.is_some_and(|vm| matches!(vm.stand(), Stand::Armed(_))) {
+        load(qemu, &slot, launch, mapping, kills, on_stage).await?;
+    }
+    Ok(())
+}
+
+/// Loads the version, if it is not loaded yet, and lets the vCPUs run. Up to the moment at which the manifest is taken
+/// away every failure leaves the version as it was.
 pub async fn restore(
     qemu: &Qemu,
     launch: &Launch,
@@ -68,8 +84,8 @@ pub async fn restore(
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let turn = slot.take_turn().await;
-    let paused = slot.vm().filter(|vm| vm.is_paused() && vm.process.ended().is_none());
-    let vm = match paused {
+    let alive = slot.vm().filter(|vm| vm.process.ended().is_none());
+    let vm = match alive.filter(|vm| matches!(vm.stand(), Stand::Loaded | Stand::Paused)) {
         Some(vm) => vm,
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
@@ -85,7 +101,7 @@ pub async fn restore(
     let state = slot.state.clone();
     turn.blocking(move || state.consume()).await.map_err(no_files)?;
     failpoint!("vm.restore.consumed");
-    vm.set_paused(false);
+    vm.set_stand(Stand::Open);
     match vm.cont(|| on_stage(Stage::Running)).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -106,6 +122,7 @@ pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
     if slot.kills.load(Ordering::Acquire) != kills {
         return Err(killed());
     }
+    vm.set_stand(Stand::Open);
     match vm.cont(|| on_stage(Stage::Running)).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
@@ -160,7 +177,7 @@ pub async fn pause(qemu: &Qemu, instance: InstanceId) -> Result<(), DriverError>
     };
     match stopped.await.as_deref() {
         Ok("paused") => {
-            vm.set_paused(true);
+            vm.set_stand(Stand::Paused);
             Ok(())
         }
         Ok(other) => {
@@ -187,22 +204,17 @@ async fn load(
     kills: u64,
     on_stage: OnStage<'_>,
 ) -> Result<Arc<Vm>, Cause> {
-    let manifest = check_version(qemu, slot, launch).await?;
-    let vm = armed(qemu, slot, launch, &manifest, mapping, kills).await?;
+    let (vm, manifest) = armed(qemu, slot, launch, mapping, kills).await?;
     let busy = vm.busy();
     on_stage(Stage::Spawned);
 
-    let device = File::open(slot.state.device()).map_err(no_files)?;
-    vm.set_armed(false);
+    vm.set_stand(Stand::Open);
     vm.set_origin(Origin { listeners: manifest.listeners, clone_of: manifest.clone_of.clone() });
-    let loaded = async {
-        vm.pass_device(OwnedFd::from(device)).await?;
-        vm.load_device().await
-    };
-    let loaded = loaded.await;
+    let loaded = vm.load_device().await;
     drop(busy);
     match loaded {
         Ok(()) => {
+            vm.set_stand(Stand::Loaded);
             on_stage(Stage::Restored);
             Ok(vm)
         }
@@ -210,22 +222,25 @@ async fn load(
     }
 }
 
-/// The process that waits for the version: the one that is there, if it maps the memory as it has to, or a new one.
+/// The process that waits for the version, with what the version says: the process that is there, if it maps the memory
+/// as it has to, or a new one. What it was armed with is not read again: nothing else may touch it meanwhile.
 async fn armed(
     qemu: &Qemu,
     slot: &Arc<Slot>,
     launch: &Launch,
-    manifest: &Manifest,
     mapping: Mapping,
     kills: u64,
-) -> Result<Arc<Vm>, Cause> {
+) -> Result<(Arc<Vm>, Arc<Manifest>), Cause> {
     let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
-    if let Some(vm) = slot.vm().filter(|vm| vm.is_armed() && vm.process.ended().is_none()) {
-        let fits = mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside);
-        if fits {
-            return Ok(vm);
-        }
+    if let Some(vm) = slot.vm().filter(|vm| vm.process.ended().is_none())
+        && let Stand::Armed(manifest) = vm.stand()
+        && slot.state.has_manifest()
+        && misfit(&manifest, qemu, launch).is_none()
+        && (mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside))
+    {
+        return Ok((vm, manifest));
     }
+    let manifest = Arc::new(check_version(qemu, slot, launch).await?);
     check_files(launch)?;
     let lock = claim(slot).await?;
     check_room(slot, launch.resources, slot.state.memory_blocks_bytes().map_err(no_files)?)?;
@@ -236,13 +251,20 @@ async fn armed(
     let ports = manifest.listeners.agent != Listener::NoPort;
     let start = Start::Incoming { mapping, ports };
     let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), start, kills).await?;
-    match vm.leave_memory_out(manifest.devices).await {
+    let device = File::open(slot.state.device()).map_err(no_files)?;
+    match prepare_load(&vm, &manifest, device).await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
     meet(&vm, &launch.link).await?;
-    vm.set_armed(true);
-    Ok(vm)
+    vm.set_stand(Stand::Armed(Arc::clone(&manifest)));
+    Ok((vm, manifest))
+}
+
+/// Gives a process that waits for a version everything that it needs to load it.
+pub async fn prepare_load(vm: &Vm, manifest: &Manifest, device: File) -> Result<(), QmpError> {
+    vm.leave_memory_out(manifest.devices).await?;
+    vm.pass_device(OwnedFd::from(device)).await
 }
 
 /// Waits until the process has its network: a tap device it has from the beginning.

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use reveille_core::model::Cause;
@@ -19,7 +19,7 @@ use super::layout::{AGENT, InstanceDir, NETWORK, REFRESH, SOCKET, last_complaint
 use super::process::{Ended, Process};
 use super::qmp::{Qmp, QmpError};
 use super::refresher::{RefreshError, Refresher};
-use super::version::{Devices, Listener, Listeners, Needs};
+use super::version::{Devices, Listener, Listeners, Manifest, Needs};
 use crate::driver::Mapping;
 
 /// Longest wait for a started process to answer its control socket.
@@ -52,10 +52,7 @@ pub struct Vm {
     pub process: Process,
     dir: InstanceDir,
     qmp: OnceLock<Qmp>,
-    /// Waits for a version to be loaded; nothing was loaded yet.
-    armed: AtomicBool,
-    /// Was warmed beside its version and stopped; nobody has seen it run.
-    paused: AtomicBool,
+    stand: Mutex<Stand>,
     /// Whether the guest's writes to memory stay its own; unknown of a process that was found, until asked.
     beside: OnceLock<bool>,
     /// A capture or a start is under way, so that standing still is no fault.
@@ -70,6 +67,20 @@ pub struct Vm {
     refresher: tokio::sync::Mutex<Option<Refresher>>,
     /// What the version says that was loaded.
     origin: Mutex<Origin>,
+}
+
+/// How far a process is on its way to a guest that runs. Until it does, its version is intact.
+#[derive(Debug, Clone, Default)]
+pub enum Stand {
+    /// Its guest runs, or nobody knows.
+    #[default]
+    Open,
+    /// It waits to load this version, and has been given its device state.
+    Armed(Arc<Manifest>),
+    /// The version is loaded; the vCPUs have not run.
+    Loaded,
+    /// It was warmed beside its version and stopped; nobody has seen it run.
+    Paused,
 }
 
 /// What a version says of the guest that was restored from it.
@@ -97,8 +108,7 @@ impl Vm {
             process,
             dir,
             qmp: OnceLock::new(),
-            armed: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
+            stand: Mutex::default(),
             beside: OnceLock::new(),
             busy: AtomicBool::new(false),
             link: Mutex::default(),
@@ -124,24 +134,14 @@ impl Vm {
         Self { qmp: OnceLock::from(qmp), ..Self::new(process, dir) }
     }
 
-    /// Whether it waits for a version to be loaded.
-    pub fn is_armed(&self) -> bool {
-        self.armed.load(Ordering::Acquire)
+    /// How far it is on its way to a guest that runs.
+    pub fn stand(&self) -> Stand {
+        self.stand.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sets whether it waits for a version to be loaded.
-    pub fn set_armed(&self, armed: bool) {
-        self.armed.store(armed, Ordering::Release);
-    }
-
-    /// Whether it was warmed and stands still.
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
-    }
-
-    /// Sets whether it was warmed and stands still.
-    pub fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Release);
+    /// Notes that.
+    pub fn set_stand(&self, stand: Stand) {
+        *self.stand.lock().unwrap_or_else(PoisonError::into_inner) = stand;
     }
 
     /// Notes how the memory was mapped when the process was started.

@@ -36,7 +36,7 @@ pub async fn boot(
     scratch: &Path,
 ) -> anyhow::Result<Duration> {
     let dir = tempfile::tempdir_in(scratch)?;
-    let argv = qemu.cold_argv(launch, &dir.path().join("memory"), &dir.path().join("serial"));
+    let argv = qemu.cold_argv(launch, dir.path())?;
     let begun = Instant::now();
     let mut child = Command::new(&argv.program)
         .args(&argv.arguments)

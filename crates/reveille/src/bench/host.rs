@@ -188,7 +188,7 @@ pub fn service(
         "ports": [format!("tcp/{port}")],
         "resources": { "cpus": 1, "memory_mib": memory_mib },
     }))?;
-    spec.ready = Some(ReadyCheck::Tcp { port });
+    spec.ready = Some(ReadyCheck::Http { port, path: "/".to_owned() });
     spec.policy.idle_ms = 3_600_000;
     spec.policy.grace_ms = 0;
     spec.policy.min_on_ms = 0;

@@ -302,20 +302,30 @@ async fn overtake(task: Option<JoinHandle<()>>) {
 }
 
 async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: Ack) {
+    let on_stage = {
+        let (tools, order) = (Arc::clone(&tools), order.clone());
+        move |stage| tools.stage(&order, stage)
+    };
+    let prepared = async {
+        let launch = tools.launch(&order).await?;
+        // Nothing of the version is used up by that, and no process comes by it: the row may still be on its way.
+        if let Some(mapping) = restore {
+            tools.unwatch(order.instance);
+            tools.driver.preload(&launch, mapping, &on_stage).await.map_err(cause_of)?;
+        }
+        Ok(launch)
+    };
+    let (durable, prepared) = tokio::join!(ack, prepared);
     if !is_on("start-before-row")
-        && let Err(error) = ack.await
+        && let Err(error) = durable
     {
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
         return tools.report(&order, Report::Lost { cause }).await;
     }
     tools.unwatch(order.instance);
-    let launch = match tools.launch(&order).await {
+    let launch = match prepared {
         Ok(launch) => launch,
         Err(cause) => return tools.report(&order, Report::Lost { cause }).await,
-    };
-    let on_stage = {
-        let (tools, order) = (Arc::clone(&tools), order.clone());
-        move |stage| tools.stage(&order, stage)
     };
     let started = match restore {
         Some(mapping) => tools.driver.restore(&launch, mapping, &on_stage).await,
@@ -330,7 +340,7 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
     match linked {
         Ok(link) => {
             tools.report(&order, Report::Running).await;
-            tools.watch(order, link, From::Running);
+            tools.watch(order, link, if restore.is_some() { From::Restored } else { From::Booted });
         }
         Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
     }
@@ -477,11 +487,13 @@ async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Aban
     capture_ended(&tools, order, report).await;
 }
 
-/// The guest runs on after all.
+/// The guest runs on after all; unless it was lost meanwhile, which is told instead, as clients are let in again.
 async fn capture_ended(tools: &Arc<Tools>, order: Order, report: Report) {
-    tools.report(&order, report).await;
     match tools.link(&order).await {
-        Ok(link) => tools.watch(order, link, From::Ready),
+        Ok(link) => {
+            tools.report(&order, report).await;
+            tools.watch(order, link, From::Ready);
+        }
         Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
     }
 }
@@ -497,7 +509,7 @@ async fn adopt(tools: Arc<Tools>, order: Order, resume: bool) {
         Err(error) => Err(error),
     };
     match linked {
-        Ok(link) => tools.watch(order, link, From::Running),
+        Ok(link) => tools.watch(order, link, From::Booted),
         Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
     }
 }

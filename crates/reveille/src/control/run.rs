@@ -217,6 +217,11 @@ impl Control {
             RelayEvent::FirstByte { service, at } => {
                 let record = self.wakes.reached(&service, Stage::FirstByte, at);
                 self.keep_wakes(record);
+                // It was ready when it was kept: who has been answered says that it is again.
+                let restored = self.fleet.primary(&service).filter(|row| row.is_restored());
+                if let Some((id, start)) = restored.map(|row| (row.id, row.start)) {
+                    self.reported(id, start, Report::Ready, at);
+                }
             }
             RelayEvent::Idle { service } => {
                 if let Some(id) = self.fleet.primary(&service).map(|instance| instance.id) {
@@ -410,8 +415,9 @@ impl Control {
             return false;
         }
         self.waiting.remove(&decision.instance);
-        self.record(&decision, now);
+        // Whoever is to be woken waits for the row, and nobody for the journal.
         self.carry_out(&decision);
+        self.record(&decision, now);
         true
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reveille_core::model::{Cause, Report};
+use reveille_core::model::{Cause, DomainName, Report};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::cable::Cable;
@@ -16,14 +16,20 @@ use super::ready::{self, NotReady};
 const FIRST_CHECK: Duration = Duration::from_millis(250);
 /// The longest that one readiness check may take.
 const CHECK_MAX: Duration = Duration::from_secs(4);
+/// Longest time that a client of a restored guest is left alone with it.
+const CLIENT_FIRST_MAX: Duration = Duration::from_millis(250);
+/// Pause between two looks whether it was answered.
+const CLIENT_LOOK: Duration = Duration::from_millis(10);
 /// Pause between two readiness checks.
 const CHECK_PAUSE: Duration = Duration::from_millis(25);
 
 /// From what the watch begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
-    /// The vCPUs have just begun to run; readiness is to be reported.
-    Running,
+    /// It boots, or was found running; readiness is to be reported.
+    Booted,
+    /// It goes on from a version; readiness is to be reported.
+    Restored,
     /// It was ready before.
     Ready,
 }
@@ -32,8 +38,13 @@ pub enum From {
 pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from: From) {
     let died = tools.driver.died(order.instance);
     let looking = async {
-        if from == From::Running {
-            until_ready(&tools, &order, &*cable).await;
+        match from {
+            From::Booted => until_ready(&tools, &order, &*cable).await,
+            From::Restored if client_answered(&tools, &order.spec.name).await => {
+                tools.report(&order, Report::Ready).await;
+            }
+            From::Restored => until_ready(&tools, &order, &*cable).await,
+            From::Ready => {}
         }
         heartbeats(&tools, &order, &*cable).await
     };
@@ -46,10 +57,29 @@ pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from:
     tools.report(&order, Report::Lost { cause }).await;
 }
 
+/// Leaves a guest that was restored for clients to them for a moment: its CPU is busy with the first of them. Whether one
+/// was answered meanwhile, which says that it is ready.
+async fn client_answered(tools: &Tools, service: &DomainName) -> bool {
+    let began = Instant::now();
+    let mut answered_before = None;
+    while began.elapsed() < CLIENT_FIRST_MAX {
+        let Some(traffic) = tools.wiring.traffic(service) else { return false };
+        let clients = traffic.open_connections + traffic.udp_sessions;
+        if clients + traffic.held_clients + traffic.held_datagrams == 0 {
+            return false;
+        }
+        let answered = traffic.bytes_out + traffic.datagrams_out;
+        if *answered_before.get_or_insert(answered) < answered {
+            return true;
+        }
+        sleep(CLIENT_LOOK).await;
+    }
+    false
+}
+
 async fn until_ready(tools: &Tools, order: &Order, cable: &dyn Cable) {
     until_answers(order, cable).await;
     tools.report(order, Report::Ready).await;
-    tools.agents.look(tools.driver.as_ref(), order.instance).await;
 }
 
 /// Waits until the readiness check of the service passes.
@@ -71,8 +101,13 @@ async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
     let heartbeat = Duration::from_millis(order.spec.policy.heartbeat_ms);
     let mut damping = Damping::default();
     let mut next = Instant::now() + heartbeat;
+    let mut looked_for_agent = false;
     loop {
         sleep_until(next).await;
+        // Not while the first clients are served.
+        if !std::mem::replace(&mut looked_for_agent, true) {
+            tools.agents.look(tools.driver.as_ref(), order.instance).await;
+        }
         next = Instant::now() + heartbeat;
         loop {
             let (sign, cause) = look(tools, order, cable, heartbeat / 2).await;
