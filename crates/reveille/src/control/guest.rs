@@ -83,11 +83,14 @@ pub async fn veto(tools: &Arc<Tools>, order: &Order, abandon: &Abandon) -> Optio
     }
 }
 
-/// `+SECONDS` from `now`, or a time of RFC 3339.
+/// `+SECONDS` from `now`, or a time of RFC 3339 in UTC, with or without milliseconds.
 fn wake_at(text: &str, now: Timestamp) -> Option<Timestamp> {
     match text.strip_prefix('+') {
         Some(seconds) => Some(now.plus_ms(seconds.parse::<u32>().ok().map(|s| u64::from(s) * 1_000)?)),
-        None => text.parse::<Time>().ok().map(|time| time.0),
+        None => {
+            let whole_seconds = text.strip_suffix('Z').and_then(|text| format!("{text}.000Z").parse().ok());
+            text.parse::<Time>().ok().or(whole_seconds).map(|time| time.0)
+        }
     }
 }
 
