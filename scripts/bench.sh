@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds Reveille and prints the tables of the benchmarks: wakes against cold boots, what versions take in an object
-# store, DNS against Knot DNS.
+# store, DNS against Knot DNS; as root also the wakes of a machine with PostgreSQL and a disk.
 #
-#   scripts/bench.sh [wake|store|dns [OPTIONS]]       default: all
+#   scripts/bench.sh [wake|postgres|store|dns [OPTIONS]]       default: all
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -20,6 +20,17 @@ wake() {
     target/release/reveille bench wake --config "$state/reveille.toml" "$@"
 }
 
+postgres() {
+    image
+    if [ "$(id -u)" != 0 ]; then
+        echo "bench.sh: NOT RUN: wakes of PostgreSQL; its image is prepared as root" >&2
+        return
+    fi
+    scripts/postgres-image.sh target/release/reveille "$state" target/demo-packages
+    target/release/reveille bench wake --config "$state/reveille.toml" --image postgres --memory-mib 512 --wakes 20 \
+        --cold-boots 5 "$@"
+}
+
 store() {
     image
     target/release/reveille bench store --config "$state/reveille.toml" "$@"
@@ -35,12 +46,13 @@ cargo build --release --locked --quiet --bin reveille
 case $what in
 all)
     wake
+    postgres
     store
     dns
     ;;
-wake | store | dns) "$what" "$@" ;;
+wake | postgres | store | dns) "$what" "$@" ;;
 *)
-    echo "bench.sh: there is no benchmark '$what'; wake, store and dns are what there is" >&2
+    echo "bench.sh: there is no benchmark '$what'; wake, postgres, store and dns are what there is" >&2
     exit 2
     ;;
 esac

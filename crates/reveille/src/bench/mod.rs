@@ -1,6 +1,7 @@
 //! `reveille bench …`: measurements on this host, with the real parts. Figures are ratios within one run, because
 //! absolute times differ from host to host.
 
+mod clones;
 mod cold;
 mod delay;
 mod dns;
@@ -21,7 +22,7 @@ use crate::config::Config;
 pub enum Verb {
     /// Wakes from each rung against a cold boot of the same machine
     Wake(wake::Wake),
-    /// What versions take in an object store
+    /// What versions take in an object store, and clones of memory
     Store(store::Store),
     /// CPU of a DNS query, side by side with Knot DNS and a bare echo
     #[command(args_conflicts_with_subcommands = true)]

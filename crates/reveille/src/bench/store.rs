@@ -11,6 +11,7 @@ use reveille_depot::names::ServiceName;
 use serde::Serialize;
 use tokio::time::sleep;
 
+use super::clones::{self, Clones};
 use super::host::{self, Daemon};
 use super::scratch_with_images;
 use crate::cli::Output;
@@ -42,6 +43,9 @@ pub struct Store {
     /// Time that the guest is awake without a client between two versions, in seconds
     #[arg(long, default_value_t = 5)]
     idle_s: u64,
+    /// Clones, beside as many machines that boot for themselves; 0: none
+    #[arg(long, default_value_t = 10)]
+    clones: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +59,7 @@ struct Report {
     /// The worst of all after the first.
     worst_version_ratio: f64,
     versions: Vec<VersionReport>,
+    clones: Option<Clones>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,7 +86,7 @@ impl Store {
 
     async fn measure(&self) -> anyhow::Result<Report> {
         let config = if self.config.exists() { Config::load(&self.config)? } else { Config::default() };
-        let scratch = scratch_with_images(&config, &["state"])?;
+        let scratch = scratch_with_images(&config, &["state", "clones"])?;
         let mut bench = host::config(&config, &scratch.path().join("state"), 3)?;
         bench.depot.url = format!("file://{}", scratch.path().join("depot").display());
         "bench".clone_into(&mut bench.depot.host);
@@ -94,6 +99,13 @@ impl Store {
         let versions = versions?;
         let first = versions.first().map_or(0, |version| version.own_bytes);
         anyhow::ensure!(first > 0, "the first version took nothing");
+        let clones = match self.clones {
+            0 => None,
+            count => {
+                let state_dir = scratch.path().join("clones");
+                Some(clones::measure(&config, (&self.image, self.port), count, &state_dir).await?)
+            }
+        };
         let ratio = |version: &VersionReport| version.own_bytes as f64 / first as f64;
         Ok(Report {
             memory_mib: self.memory_mib,
@@ -102,6 +114,7 @@ impl Store {
             second_version_ratio: versions.get(1).map_or(0.0, ratio),
             worst_version_ratio: versions.iter().skip(1).map(ratio).fold(0.0, f64::max),
             versions,
+            clones,
         })
     }
 
@@ -154,5 +167,6 @@ fn text(report: &Report) -> String {
         report.second_version_ratio * 100.0,
         report.worst_version_ratio * 100.0
     );
+    text += &report.clones.as_ref().map_or_else(String::new, clones::text);
     text
 }
