@@ -246,10 +246,29 @@ impl Inside {
                     let usable = self.truths.content(content);
                     let usable =
                         usable.is_some_and(|content| !content.given_up && content.starts < STARTS_MAX);
-                    if usable { Err("the store has a version of it".to_owned()) } else { Ok(()) }
+                    if usable && !self.was_lost_after(host, service, content) {
+                        Err("the store has a version of it".to_owned())
+                    } else {
+                        Ok(())
+                    }
                 }
             },
         }
+    }
+
+    /// Whether a guest of this host's was lost after that content was captured here: what it wrote to its disk since is not
+    /// put behind for a version of before, whoever had the service meanwhile and left nothing.
+    fn was_lost_after(&self, host: usize, service: &DomainName, content: ContentId) -> bool {
+        let Some(since) = self.truths.contents.get(content.0).map(|content| content.run) else {
+            return false;
+        };
+        let slept =
+            |run| self.truths.contents.iter().any(|content| content.run == run && !content.checkpoint);
+        let lost = |(number, run): (usize, &Run)| {
+            run.service == *service && run.host == host && !run.alive && !slept(RunId(number))
+        };
+        self.truths.runs.iter().enumerate().skip(since.0).any(lost)
+            && self.truths.runs.get(since.0).is_some_and(|run| run.host == host)
     }
 
     /// A host owns a service again with which nobody has gone on meanwhile: what it runs of it is the service.

@@ -273,23 +273,3 @@ fn a_start_that_was_called_off_leaves_a_version_to_go_on_from() {
     let plan = world.plan(90_100);
     assert!(plan.iter().any(|step| step.starts_with("i1 restore from local")), "{plan:#?}");
 }
-
-#[test]
-fn a_crash_here_counts_for_nothing_when_another_host_went_on_with_the_service_meanwhile() {
-    let (mut world, hello) = asleep_and_stored();
-    let owned = |ownership| Event::Owned { service: hello.clone(), ownership };
-    let ours = |epoch| Ownership::Ours { epoch, newest: Some((1, version(1))), number_last: 1 };
-    world.fleet.apply(owned(ours(1)), at(13_200)).unwrap();
-    world.wake(&hello, 14_000).unwrap();
-    world.plan(14_000);
-    world.report(1, Report::Running, 14_100);
-    world.report(1, Report::Ready, 14_200);
-    world.report(1, Report::Lost { cause: Cause::VmmDied { detail: "test".into() } }, 15_000);
-    world.plan(15_000);
-    world.report(1, Report::Fenced { version: None }, 15_010);
-    // The second host had it in epoch 2, and left nothing newer.
-    world.fleet.apply(owned(ours(3)), at(90_000)).unwrap();
-    world.wake(&hello, 90_100).unwrap();
-    let plan = world.plan(90_100);
-    assert!(plan[0].starts_with("i1 fetch"), "{plan:#?}");
-}

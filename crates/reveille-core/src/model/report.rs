@@ -303,15 +303,12 @@ impl Instance {
         // What was ended for good may still be in the store.
         let newest =
             newest.filter(|(made_in, newest)| *made_in > self.epoch || newest.number > self.discarded);
-        // Another host had it in between. Where nothing is left here of what this one did, its loss is not the service's.
-        let lost_here = self.version.is_none() && matches!(self.phase, Phase::Off | Phase::Failed);
-        let passed_by = self.epoch > 0 && epoch > self.epoch + 1 && lost_here;
         if let Some((made_in, newest)) = newest {
             if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
                 // It was sent, and the row that says so was not written.
                 self.stored = Some(newest);
                 self.stored_is_current = true;
-            } else if made_in > self.epoch || passed_by {
+            } else if made_in > self.epoch {
                 self.give_way(newest, now);
             } else if !self.stored_is_current
                 && self.stored.as_ref().is_none_or(|stored| stored.number < newest.number)

@@ -315,10 +315,9 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         }
         Ok(launch)
     };
-    let (durable, prepared) = tokio::join!(ack, prepared);
-    if !is_on("start-before-row")
-        && let Err(error) = durable
-    {
+    let durable = async { if is_on("start-before-row") { Ok(()) } else { ack.await } };
+    let (durable, prepared) = tokio::join!(durable, prepared);
+    if let Err(error) = durable {
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
         return tools.report(&order, Report::Lost { cause }).await;
     }
