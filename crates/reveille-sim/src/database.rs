@@ -16,7 +16,7 @@ use crate::world::{Inside, Life};
 const GROUP_MAX: usize = 64;
 
 /// How often a commit takes long …
-const BUSY_PER_MILLE: u64 = 50;
+const BUSY_PER_MILLE: u64 = 250;
 /// … and how long, at most.
 const BUSY_MS_MAX: u64 = 500;
 
