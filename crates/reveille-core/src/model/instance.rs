@@ -44,6 +44,19 @@ pub struct RollBack {
     pub number: u64,
 }
 
+/// What an instance that is ended leaves on its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remains {
+    /// All that there is.
+    #[default]
+    All,
+    /// Its disk, from which the next start boots; no version.
+    Disk,
+    /// Nothing in its place: its service is gone. What somebody may still want, a disk above all, is put out of the way.
+    Nothing,
+}
+
 /// What an instance ran before its service was given another image or other resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Former {
@@ -228,8 +241,8 @@ pub struct Instance {
     /// What it ran before its spec changed, so that it can be gone back to.
     #[serde(default)]
     pub former: Option<Former>,
-    /// What it has here was taken of another image or with other resources: it is dropped before the next start. What
-    /// the object store has of it stays there.
+    /// The version that it has was taken of another image or with other resources: the next start is a cold boot, from
+    /// its disk if that is of the same base. Then the version ceases to count; what the object store has stays there.
     #[serde(default)]
     pub outdated: bool,
     /// When it last hibernated.

@@ -176,15 +176,23 @@ impl Instance {
         self.version = None;
         self.stored = None;
         self.stored_is_current = false;
-        // But what it is being rolled back to does.
-        let last = self.version_number_last;
-        self.discarded = self.rolling_back.map_or(last, |roll_back| roll_back.number.saturating_sub(1));
+        self.discarded = self.version_number_last;
         // What is on its way to the store comes too late.
         self.publishing = None;
         self.checkpointing = None;
         self.outdated = false;
         self.unfenced = true;
         self.sleep_asked = None;
+    }
+
+    /// It boots something else than what its version was taken of: that one, and what the store has of before, is not
+    /// restored into it, whatever becomes of the guest.
+    pub(super) fn leave_outdated(&mut self) {
+        if std::mem::take(&mut self.outdated) {
+            self.stored = None;
+            self.discarded = self.version_number_last;
+            self.failure = None;
+        }
     }
 
     pub(super) fn begin_roll_back(&mut self, from: u64, highest: u64) {
@@ -221,25 +229,28 @@ impl Instance {
         self.version = None;
         self.stored = Some(version);
         self.stored_is_current = true;
+        self.outdated = false;
         self.publish_retry_at = None;
         self.rest_retry_at = None;
         self.failure = None;
     }
 
-    /// The same after a start of the daemon with another config file: what only this host has is left on its disk, where
-    /// it is found not to fit.
-    pub fn note_other_spec_at_start(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
-        self.note_other_spec(was, is);
-        self.outdated &= self.version.is_none() || self.has_stored_version();
-    }
-
     /// The service is about to run something else: what there was is noted, and what was taken of it is not restored.
-    pub(super) fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+    pub fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
         if (&was.image, was.resources) == (&is.image, is.resources) {
             return;
         }
+        let ran_before = self.former.as_ref().map(|former| (&former.image, former.resources));
+        if self.outdated && ran_before == Some((&is.image, is.resources)) {
+            // Nothing of the other one ever ran: what is here fits again.
+            self.outdated = false;
+            self.former = Some(Former { image: was.image.clone(), resources: was.resources, version: None });
+            return;
+        }
         let stored = self.stored.as_ref().map(|version| version.number);
-        let version = stored.filter(|_| self.stored_is_current || self.has_stored_version());
+        let is_last = self.stored_is_current || self.has_stored_version();
+        // A version that was outdated already is not one of what the service was to run meanwhile, and never did.
+        let version = stored.filter(|_| is_last && !self.outdated);
         self.former = Some(Former { image: was.image.clone(), resources: was.resources, version });
         self.outdated = match self.phase {
             Phase::Off | Phase::Hibernated | Phase::Failed => self.version.is_some() || self.stored.is_some(),
@@ -281,7 +292,6 @@ impl Instance {
         self.phase == Phase::Hibernated
             && self.publishing.is_none()
             && self.rolling_back.is_none()
-            && !self.outdated
             && self
                 .version
                 .as_ref()
@@ -345,9 +355,12 @@ impl Instance {
         self.rung = Rung::Remote;
     }
 
-    /// What is intact on the disk, unless the object store has what has come of it since.
+    /// What is intact on the disk, unless it was ended for good, or the object store has what has come of it since.
     pub(super) fn not_overtaken(&self, version: Option<SnapshotVersion>) -> Option<SnapshotVersion> {
-        version.filter(|own| self.obsolete != Some((own.number, own.at))).filter(|own| {
+        let counts = |own: &SnapshotVersion| {
+            own.number > self.discarded && self.obsolete != Some((own.number, own.at))
+        };
+        version.filter(counts).filter(|own| {
             !self.stored_is_current || self.stored.as_ref().is_none_or(|stored| is_same(own, stored))
         })
     }
@@ -370,6 +383,11 @@ impl Instance {
                 if self.is_newest(&version) {
                     self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
                     self.stored = Some(version);
+                    if self.outdated
+                        && let Some(former) = &mut self.former
+                    {
+                        former.version.get_or_insert(number);
+                    }
                 }
             }
             Err(_) => self.publish_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
@@ -449,7 +467,7 @@ impl Instance {
             | Cause::CaptureFailed { .. }
             | Cause::Vetoed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
-        self.version.is_some() && !unusable
+        self.version.is_some() && !unusable && !self.outdated
     }
 }
 

@@ -482,9 +482,9 @@ impl Control {
             Action::AbandonCapture => self.executor.abandon(decision.instance),
             Action::Undrain => self.wakes.dropped(&decision.service),
             Action::GiveUpStart { cause } => self.lost(&decision.service, Phase::Warming, cause),
-            Action::Kill { discard } => {
+            Action::Kill { remains } => {
                 let ack = self.write_now();
-                self.executor.kill(order, *discard, ack);
+                self.executor.kill(order, *remains, ack);
             }
             Action::Wait { .. } => {}
         }
