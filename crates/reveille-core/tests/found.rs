@@ -187,6 +187,8 @@ fn a_damaged_version_in_the_store_is_given_up_and_an_outage_is_waited_for() {
     }
     assert_eq!(story.acts(), [Action::Boot]);
     for _ in 0..5 {
+        // Whoever asks after the third time has to wait for a while.
+        patient.now = patient.now.plus_ms(Policy::default().cooloff_ms);
         patient.wake();
         assert_eq!(patient.acts(), [Action::Fetch]);
         patient.report(Report::RestFailed { cause: Cause::StoreFailed { detail: "no answer".into() } });

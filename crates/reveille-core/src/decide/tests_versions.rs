@@ -334,3 +334,54 @@ fn a_start_that_was_called_off_leaves_a_version_to_go_on_from() {
     let plan = world.plan(90_100);
     assert!(plan.iter().any(|step| step.starts_with("i1 restore from local")), "{plan:#?}");
 }
+
+#[test]
+fn who_waits_for_a_version_that_cannot_be_had_is_told_so_and_it_is_tried_afresh_later() {
+    let (mut world, hello) = asleep_and_stored();
+    let mut spec = world.fleet.service(&hello).unwrap().spec.clone();
+    spec.policy.rest = Rung::Remote;
+    (spec.policy.attempts_max, spec.policy.backoff_ms, spec.policy.cooloff_ms) = (2, 500, 10_000);
+    world.fleet.apply(Event::Respecified { spec: Box::new(spec) }, at(20_000)).unwrap();
+    world.plan(20_000);
+    world.report(1, Report::Evicted, 20_010);
+    let cause = Cause::StoreFailed { detail: "no answer".into() };
+    world.wake(&hello, 21_000).unwrap();
+    assert!(world.plan(21_000)[0].starts_with("i1 fetch"));
+    world.report(1, Report::RestFailed { cause: cause.clone() }, 22_000);
+    assert_eq!(world.plan(22_000), ["look at 22500"]);
+    assert!(world.plan(22_500)[0].starts_with("i1 fetch"));
+    world.report(1, Report::RestFailed { cause: cause.clone() }, 23_000);
+    assert_eq!(world.fleet.gate(InstanceId(1), at(23_000)), crate::model::Gate::Refuse);
+    assert_eq!(world.plan(23_000), NOTHING, "nobody waits any more");
+    let refused = world.wake(&hello, 24_000).unwrap_err();
+    assert_eq!(refused, RequestError::GaveUp { service: hello.clone(), cause, wait_ms: 9_000 });
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Remote), "nothing is lost by that");
+
+    assert_eq!(world.fleet.gate(InstanceId(1), at(33_000)), crate::model::Gate::Hold);
+    world.wake(&hello, 33_000).unwrap();
+    assert!(world.plan(33_000)[0].starts_with("i1 fetch"));
+    world.report(1, Report::Fetched { version: version(1) }, 33_100);
+    assert_eq!(row(&world).failure, None);
+    assert!(world.plan(33_100)[0].starts_with("i1 restore from local"));
+}
+
+#[test]
+fn a_version_that_is_damaged_here_is_fetched_once_and_then_given_up_for_a_boot() {
+    let (mut world, hello) = asleep_and_stored();
+    let cause = Cause::VersionUnusable { detail: "its device state is damaged".into() };
+    world.wake(&hello, 20_000).unwrap();
+    assert!(world.plan(20_000)[0].starts_with("i1 restore from local"));
+    world.report(1, Report::Lost { cause: cause.clone() }, 20_010);
+    world.plan(20_010);
+    world.report(1, Report::Fenced { version: None }, 20_020);
+    let plan = world.plan(30_000);
+    assert!(plan[0].starts_with("i1 fetch"), "{plan:?}");
+    world.report(1, Report::Fetched { version: version(1) }, 30_100);
+    let plan = world.plan(30_100);
+    assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
+    world.report(1, Report::Lost { cause }, 30_200);
+    world.plan(30_200);
+    world.report(1, Report::Fenced { version: None }, 30_300);
+    let plan = world.plan(60_000);
+    assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
+}

@@ -466,9 +466,8 @@ impl Fleet {
             Phase::Active => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
             Phase::Warming if instance.is_restored() || is_on("gate-early") => Gate::Open,
-            Phase::Failed if instance.failure.as_ref().is_some_and(|f| f.gave_up && f.retry_at > now) => {
-                Gate::Refuse
-            }
+            // The last is one whose version cannot be had from the object store.
+            Phase::Failed | Phase::Hibernated if instance.is_given_up(now) => Gate::Refuse,
             Phase::Off
             | Phase::Booting
             | Phase::Restoring

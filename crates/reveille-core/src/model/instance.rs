@@ -222,7 +222,7 @@ pub struct Instance {
     /// Versions up to this number are of before it was ended for good.
     #[serde(default)]
     pub discarded: u64,
-    /// How often in a row `stored` could not be fetched because it is damaged, or not there.
+    /// How often in a row the version could not be used: here, or in the object store because it is damaged or not there.
     #[serde(default)]
     pub unusable_fetches: u32,
     /// Before this time no version is sent to the object store (the last try failed).
@@ -371,6 +371,12 @@ impl Instance {
             Outcome::Stay => Ok(false),
             Outcome::Refused(refusal) => Err(refusal),
         }
+    }
+
+    /// Whether it was tried so often in vain to start it, or to get its version, that requests are refused now.
+    pub fn is_given_up(&self, now: Timestamp) -> bool {
+        matches!(self.phase, Phase::Failed | Phase::Hibernated)
+            && self.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now)
     }
 
     /// The state shown to the outside.

@@ -67,7 +67,7 @@ impl Instance {
             }
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
-            Report::Fetched { version } => self.take_fetched(version),
+            Report::Fetched { version } => self.take_fetched(version, now),
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
@@ -78,12 +78,18 @@ impl Instance {
                 if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
                     self.take_unusable_fetch();
                 }
-                let policy = &service.spec.policy;
-                // Whoever waits does not wait for the long pause.
-                let pause_ms =
-                    if service.demand.is_some() { policy.backoff_ms } else { policy.backoff_ms_max };
                 self.in_flight = false;
+                let was = self.rung;
                 self.rung = self.coldest_rung(service);
+                let pause_ms = match &service.demand {
+                    // Nothing else can be tried for whoever waits.
+                    Some(_) if was == Rung::Remote && self.rung == Rung::Remote => {
+                        self.note_failed_try(service, cause, now)
+                    }
+                    // Whoever waits does not wait for the long pause.
+                    Some(_) => service.spec.policy.backoff_ms,
+                    None => service.spec.policy.backoff_ms_max,
+                };
                 self.rest_retry_at = Some(now.plus_ms(pause_ms));
             }
             Report::Disarmed => {
@@ -108,6 +114,7 @@ impl Instance {
             self.boots.push_ms(waited_ms);
         }
         self.failure = None;
+        self.unusable_fetches = 0;
         self.last_activity = self.last_activity.max(now);
         Ok(())
     }
@@ -134,12 +141,33 @@ impl Instance {
         Ok(())
     }
 
-    fn take_fetched(&mut self, version: SnapshotVersion) {
+    fn take_fetched(&mut self, version: SnapshotVersion, now: Timestamp) {
         self.in_flight = false;
         self.rung = Rung::Local;
         self.version = Some(version);
         self.rest_retry_at = None;
-        self.unusable_fetches = 0;
+        let of_files = |failure: &mut Failure| {
+            matches!(failure.cause, Cause::StoreFailed { .. } | Cause::VersionUnusable { .. })
+        };
+        // What was wrong with the files, or with getting them, is not wrong with these.
+        if self.failure.take_if(of_files).is_some() && self.phase == Phase::Failed {
+            self.phase = Phase::Hibernated;
+            self.phase_since = now;
+        }
+    }
+
+    /// What is asked for cannot be had from the object store. After a few tries in a row whoever waits is told so; gives
+    /// the pause before the next one.
+    fn note_failed_try(&mut self, service: &mut Service, cause: Cause, now: Timestamp) -> u64 {
+        let policy = service.spec.policy;
+        let attempts = self.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
+        let gave_up = attempts >= policy.attempts_max;
+        let pause_ms = if gave_up { policy.cooloff_ms } else { policy.backoff_ms };
+        if gave_up {
+            service.demand = None;
+        }
+        self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
+        pause_ms
     }
 
     /// What the object store has is damaged, or not there. Reading it can have been at fault, so it is tried once more;
@@ -429,7 +457,7 @@ impl Instance {
         now: Timestamp,
     ) -> Result<(), RequestError> {
         let policy = &service.spec.policy;
-        let was_starting = self.phase.is_starting();
+        let (was, was_starting) = (self.phase, self.phase.is_starting());
         if !self.step(Move::Fail, now)? {
             return Ok(());
         }
@@ -443,6 +471,14 @@ impl Instance {
         };
         if gave_up {
             service.demand = None;
+        }
+        if was == Phase::Restoring
+            && matches!(cause, Cause::VersionUnusable { .. })
+            && self.has_stored_version()
+        {
+            // Nothing has run: should the files here be damaged, those in the object store may not be.
+            self.stored_is_current = true;
+            self.take_unusable_fetch();
         }
         self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
         self.unfenced = true;

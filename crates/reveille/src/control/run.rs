@@ -330,9 +330,14 @@ impl Control {
             | Report::Paused
             | Report::Evicted
             | Report::RolledBack { .. }
-            | Report::RestFailed { .. }
             | Report::Disarmed
             | Report::Fenced { .. } => {}
+            Report::RestFailed { cause } => {
+                // Whoever waits for what the object store does not give is told so.
+                if self.fleet.instance(instance).is_some_and(|row| row.is_given_up(now)) {
+                    self.lost(&service, was, &cause);
+                }
+            }
         }
     }
 
