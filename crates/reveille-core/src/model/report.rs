@@ -74,24 +74,7 @@ impl Instance {
             }
             Report::RolledBack { version } => self.take_rolled_back(version, now),
             Report::RollBackFailed { cause } => self.end_roll_back(Some(cause)),
-            Report::RestFailed { cause } => {
-                if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
-                    self.take_unusable_fetch();
-                }
-                self.in_flight = false;
-                let was = self.rung;
-                self.rung = self.coldest_rung(service);
-                let pause_ms = match &service.demand {
-                    // Nothing else can be tried for whoever waits.
-                    Some(_) if was == Rung::Remote && self.rung == Rung::Remote => {
-                        self.note_failed_try(service, cause, now)
-                    }
-                    // Whoever waits does not wait for the long pause.
-                    Some(_) => service.spec.policy.backoff_ms,
-                    None => service.spec.policy.backoff_ms_max,
-                };
-                self.rest_retry_at = Some(now.plus_ms(pause_ms));
-            }
+            Report::RestFailed { cause } => self.take_rest_failed(service, cause, now),
             Report::Disarmed => {
                 self.in_flight = false;
                 self.rung = self.coldest_rung(service);
@@ -100,6 +83,25 @@ impl Instance {
             Report::Fenced { version } => self.take_fenced(service, version),
         }
         Ok(())
+    }
+
+    fn take_rest_failed(&mut self, service: &mut Service, cause: Cause, now: Timestamp) {
+        if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
+            self.take_unusable_fetch();
+        }
+        self.in_flight = false;
+        let was = self.rung;
+        self.rung = self.coldest_rung(service);
+        let pause_ms = match &service.demand {
+            // Nothing else can be tried for whoever waits.
+            Some(_) if was == Rung::Remote && self.rung == Rung::Remote => {
+                self.note_failed_try(service, cause, now)
+            }
+            // Whoever waits does not wait for the long pause.
+            Some(_) => service.spec.policy.backoff_ms,
+            None => service.spec.policy.backoff_ms_max,
+        };
+        self.rest_retry_at = Some(now.plus_ms(pause_ms));
     }
 
     fn take_ready(&mut self, service: &mut Service, now: Timestamp) -> Result<(), RequestError> {

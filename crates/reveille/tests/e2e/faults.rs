@@ -269,12 +269,12 @@ fn a_flipped_bit_in_any_file_of_a_version_on_the_disk_is_told_and_the_stored_one
 #[test]
 fn a_kill_that_comes_between_the_version_and_its_guest_leaves_the_version() {
     let mut world =
-        World::new().policy("restore_ms_max", 1_000).policy("backoff_ms", 100).service(HELLO).start();
+        World::new().policy("restore_ms_max", 5_000).policy("backoff_ms", 100).service(HELLO).start();
     let nonce = world.page().nonce;
     world.put_to_sleep(NAME);
     world.stop();
     // A slow disk: the restore takes longer than it may just when the manifest has been taken away.
-    world.wait_at("vm.restore.consumed", 4_000);
+    world.wait_at("vm.restore.consumed", 12_000);
     world.restart();
     assert_eq!(world.page().nonce, nonce);
     assert!(world.log().contains("GiveUpStart"), "it came too soon");

@@ -104,12 +104,12 @@ fn both_ways(client: &TcpStream, server: &TcpStream, way: &Mutex<Way>, epoch: &A
             pass(
                 client,
                 server,
-                &lives,
+                lives,
                 |bytes, to| if own == Way::Silent { Ok(()) } else { to.write_all(bytes) },
             );
         });
         let mut answered = 0;
-        pass(server, client, &lives, |bytes, to| match &own {
+        pass(server, client, lives, |bytes, to| match &own {
             Way::Open => to.write_all(bytes),
             Way::Down | Way::Silent => Ok(()),
             Way::Slow { bytes: most, pause } => bytes.chunks(*most).try_for_each(|piece| {
