@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reveille_core::decide::{Action, Decision, Reason};
 use reveille_core::model::{
-    DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Resources,
-    Role, Rung, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState, WakeOutcome, WakeRecord,
+    DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Remains,
+    Resources, Role, Rung, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState, WakeOutcome,
+    WakeRecord,
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,9 @@ pub struct ServiceDetail {
     /// The older version that it is being rolled back to.
     #[serde(default)]
     pub rolling_back: Option<u64>,
+    /// The image that `service rollback` goes back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_image: Option<String>,
     /// The host that has taken the service over; it does not run here.
     #[serde(default)]
     pub foreign: Option<String>,
@@ -193,6 +197,7 @@ impl ServiceDetail {
             wake_at: instance.wake_at.map(Time),
             agent: None,
             rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
+            former_image: instance.former.as_ref().map(|former| former.image.clone()),
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
             wake_ms_p95: instance.restores.percentile_ms(95),
@@ -456,8 +461,9 @@ fn words(action: &Action) -> String {
         Action::Capture => "hibernate: publish a version, end the monitor".to_owned(),
         Action::AbandonCapture => "give the hibernation up".to_owned(),
         Action::GiveUpStart { cause } => format!("give the start up: {cause}"),
-        Action::Kill { discard: false } => "end what is left of the monitor".to_owned(),
-        Action::Kill { discard: true } => "end the monitor and drop the version".to_owned(),
+        Action::Kill { remains: Remains::All } => "end what is left of the monitor".to_owned(),
+        Action::Kill { remains: Remains::Disk } => "end the monitor and drop the version".to_owned(),
+        Action::Kill { remains: Remains::Nothing } => "end the monitor and clear its files away".to_owned(),
         Action::Wait { until: None } => "wait until something happens".to_owned(),
         Action::Wait { until: Some(until) } => format!("wait until {}", Time(*until)),
     }

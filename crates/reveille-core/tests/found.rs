@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use reveille_core::decide::{Action, decide};
 use reveille_core::model::{
     AfterCrash, Cause, DomainName, Event, Fleet, Found, HostLimits, Instance, InstanceId, Ownership, Phase,
-    Policy, Reconciled, Report, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion, Timestamp, Trigger,
-    reconcile,
+    Policy, Reconciled, Remains, Report, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion, Timestamp,
+    Trigger, reconcile,
 };
 
 const ID: InstanceId = InstanceId(1);
@@ -109,7 +109,7 @@ fn who_owns_a_service_again_goes_on_from_what_another_host_has_made_of_it() {
         // The other one has used the same number.
         story.ours(3, Some((2, version(5, 900))));
         if rung == Rung::Armed {
-            assert_eq!(story.acts(), [Action::Kill { discard: false }]);
+            assert_eq!(story.acts(), [Action::Kill { remains: Remains::All }]);
             story.report(Report::Fenced { version: Some(version(5, 500)) });
         }
         assert_eq!((story.row().phase, story.row().rung), (Phase::Hibernated, Rung::Remote));
@@ -151,7 +151,7 @@ fn what_another_host_has_is_not_kept_warm() {
     });
     let ownership = Ownership::Foreign("other".to_owned());
     story.apply(Event::Owned { service: story.name.clone(), ownership });
-    assert_eq!(story.acts(), [Action::Kill { discard: false }]);
+    assert_eq!(story.acts(), [Action::Kill { remains: Remains::All }]);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn what_was_ended_for_good_does_not_come_back_from_the_store() {
     assert_eq!(story.acts(), [Action::Publish { number: 1 }]);
     let how = SleepAsked::Terminate;
     story.apply(Event::SleepAsked { service: story.name.clone(), how });
-    assert_eq!(story.acts(), [Action::Kill { discard: true }]);
+    assert_eq!(story.acts(), [Action::Kill { remains: Remains::Disk }]);
     story.apply(Event::Published { instance: ID, number: 1, result: Ok(version(1, 500)) });
     story.report(Report::Fenced { version: None });
     story.ours(1, Some((1, version(1, 500))));
@@ -187,6 +187,8 @@ fn a_damaged_version_in_the_store_is_given_up_and_an_outage_is_waited_for() {
     }
     assert_eq!(story.acts(), [Action::Boot]);
     for _ in 0..5 {
+        // Whoever asks after the third time has to wait for a while.
+        patient.now = patient.now.plus_ms(Policy::default().cooloff_ms);
         patient.wake();
         assert_eq!(patient.acts(), [Action::Fetch]);
         patient.report(Report::RestFailed { cause: Cause::StoreFailed { detail: "no answer".into() } });

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use reveille_core::decide::{Action, decide};
 use reveille_core::model::{
     Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Ownership,
-    Phase, Policy, Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked, SnapshotVersion,
-    Timestamp, Trigger,
+    Phase, Policy, Remains, Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked,
+    SnapshotVersion, Timestamp, Trigger,
 };
 
 const ID: InstanceId = InstanceId(1);
@@ -38,7 +38,7 @@ enum Work {
     RollBack { number: u64 },
     Disarm,
     Capture,
-    Kill { discard: bool },
+    Kill { remains: Remains },
 }
 
 #[derive(Debug, Clone)]
@@ -274,9 +274,9 @@ impl Host {
                 Report::Captured { version: self.intact().unwrap() }
             }
             Work::Capture => Report::CaptureFailed { cause },
-            Work::Kill { discard } => {
+            Work::Kill { remains } => {
                 self.vmm = Vmm::None;
-                if discard {
+                if remains != Remains::All {
                     self.version = None;
                     self.stored = None;
                 }
@@ -372,7 +372,7 @@ impl Host {
             }
             Action::AbandonCapture => self.abandon = true,
             // The only one that may overtake another.
-            Action::Kill { discard } => self.work.push_back((start, Work::Kill { discard })),
+            Action::Kill { remains } => self.work.push_back((start, Work::Kill { remains })),
         }
     }
 

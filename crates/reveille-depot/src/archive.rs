@@ -149,6 +149,7 @@ impl Depot {
             // and nobody goes on with them meanwhile.
             let appended =
                 tokio::task::spawn_blocking(move || append(&mut tar, &name, &bytes).map(|()| tar)).await;
+            failpoint!("depot.export.chunk");
             tar = appended.map_err(io::Error::other).flatten().map_err(at(partial))?;
             done += u64::from(pages) * PAGE;
             watch.tell(Stage::Fetch, done, total);

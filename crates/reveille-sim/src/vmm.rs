@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use reveille_core::model::{Cause, Found, InstanceId, SnapshotVersion, Stage, Timestamp};
+use reveille_core::model::{Cause, Found, InstanceId, Remains, SnapshotVersion, Stage, Timestamp};
 use reveille_core::mutation::is_on;
 use reveille_vm::driver::{
     Abandon, Capabilities, Capture, Driver, DriverError, Launch, Mapping, OnStage, VersionFiles, VersionNeeds,
@@ -428,7 +428,7 @@ impl Driver for Vmm {
     async fn kill(
         &self,
         instance: InstanceId,
-        discard: bool,
+        remains: Remains,
     ) -> Result<Option<SnapshotVersion>, DriverError> {
         self.life.step("killing", 0, 3).await;
         self.life.now(|inside, host| inside.end_process(host, instance, "killed")).await;
@@ -436,7 +436,7 @@ impl Driver for Vmm {
         self.life
             .now(|inside, host| {
                 inside.end_process(host, instance, "killed");
-                if discard {
+                if remains != Remains::All {
                     inside.discard(host, instance);
                     return Ok(None);
                 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_core::model::{
-    Cause, DomainName, Egress, Found, InstanceId, Resources, SnapshotVersion, Stage, Timestamp,
+    Cause, DomainName, Egress, Found, InstanceId, Remains, Resources, SnapshotVersion, Stage, Timestamp,
 };
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -402,13 +402,6 @@ pub trait Driver: Send + Sync {
     /// Removes the version of an instance without a process; the object store has it.
     async fn evict(&self, instance: InstanceId) -> Result<(), DriverError>;
 
-    /// Goes back to the newest version of the launch's image that a cold boot of another image, or of the same, has set
-    /// aside on this host, if there is one. What the instance has now is set aside, not lost.
-    async fn roll_back(&self, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
-        let _ = launch;
-        Err(DriverError::Unsupported { driver: self.capabilities().driver, verb: "go back to a version" })
-    }
-
     /// Stops the guest, publishes version `number`, ends the process. While `abandon` is raised before the
     /// process is ended, the guest is let run again instead.
     async fn capture(
@@ -425,10 +418,12 @@ pub trait Driver: Send + Sync {
     /// Ends the process of an armed, or otherwise untouched, instance; the version stays intact.
     async fn disarm(&self, instance: InstanceId) -> Result<(), DriverError>;
 
-    /// Ends whatever process there is, at once, and returns the version that is still intact. With `discard`
-    /// versions are dropped too, and everything else that belonged to the instance.
-    async fn kill(&self, instance: InstanceId, discard: bool)
-    -> Result<Option<SnapshotVersion>, DriverError>;
+    /// Ends whatever process there is, at once, and returns the version that is still intact, if it is to remain.
+    async fn kill(
+        &self,
+        instance: InstanceId,
+        remains: Remains,
+    ) -> Result<Option<SnapshotVersion>, DriverError>;
 
     /// A heartbeat: whether the monitor answers its control socket and its guest is not stopped or crashed.
     async fn beat(&self, instance: InstanceId, timeout_ms: u64) -> Result<(), DriverError>;

@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "shared with the other tests")]
 mod world;
 
+use reveille_core::model::Remains;
 use std::fs;
 
 use reveille_vm::driver::{Driver, Launch, Mapping};
@@ -23,7 +24,7 @@ async fn nothing_of_an_instance_stays() {
         whole_life(&world, &qemu).await;
     }
     let _ = qemu.boot(&Launch { kernel: "/nowhere".into(), ..world.launch() }, &|_| ()).await.unwrap_err();
-    qemu.kill(world.launch().instance, true).await.unwrap();
+    qemu.kill(world.launch().instance, Remains::Nothing).await.unwrap();
     // A task that was told to stop stops a moment later.
     let what = format!("files, tasks and children as before: {before:?}, not {:?}", held());
     until(&what, || (held() == before).then_some(())).await;
@@ -40,7 +41,7 @@ async fn whole_life(world: &World, qemu: &Qemu) {
     qemu.disarm(instance).await.unwrap();
     restore(world, qemu).await;
     world.tick_after(count).await;
-    assert_eq!(qemu.kill(instance, true).await.unwrap(), None);
+    assert_eq!(qemu.kill(instance, Remains::Nothing).await.unwrap(), None);
 }
 
 /// Open files, live tasks, and children of this process, zombies included.

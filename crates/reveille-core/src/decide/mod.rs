@@ -9,8 +9,8 @@ mod room;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, RollBack, Rung, Service, SleepAsked,
-    Timestamp,
+    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Remains, RollBack, Rung, Service,
+    SleepAsked, Timestamp,
 };
 
 use crate::mutation::is_on;
@@ -84,8 +84,9 @@ pub enum Action {
     },
     /// End whatever process is left of the instance.
     Kill {
-        /// Whether the version is dropped as well.
-        discard: bool,
+        /// What it leaves on this host.
+        #[serde(default)]
+        remains: Remains,
     },
     /// Do nothing until then.
     Wait {
@@ -224,19 +225,19 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
             || instance.rung >= Rung::Armed
             || instance.unfenced;
         return if runs && !busy {
-            Choice::Do(Action::Kill { discard: false }, Reason::Foreign { host: host.clone() })
+            Choice::Do(Action::Kill { remains: Remains::All }, Reason::Foreign { host: host.clone() })
         } else {
             Choice::Nothing
         };
     }
     let terminated = instance.sleep_asked == Some(SleepAsked::Terminate);
-    if (instance.retiring || terminated || instance.outdated) && !busy {
-        let reason = match (instance.retiring, terminated) {
-            (true, _) => Reason::Removed,
-            (false, true) => Reason::Terminated,
-            (false, false) => Reason::OtherSpec,
+    if (instance.retiring || terminated) && !busy {
+        let (remains, reason) = if instance.retiring {
+            (Remains::Nothing, Reason::Removed)
+        } else {
+            (Remains::Disk, Reason::Terminated)
         };
-        return Choice::Do(Action::Kill { discard: true }, reason);
+        return Choice::Do(Action::Kill { remains }, reason);
     }
     match instance.phase {
         Phase::Booting | Phase::Restoring | Phase::Warming => watch_start(instance, service, now),
@@ -254,7 +255,7 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
         },
         Phase::Off | Phase::Hibernated | Phase::Failed if busy => Choice::Nothing,
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.unfenced => {
-            Choice::Do(Action::Kill { discard: false }, Reason::Leftover)
+            Choice::Do(Action::Kill { remains: Remains::All }, Reason::Leftover)
         }
         Phase::Off | Phase::Hibernated | Phase::Failed if instance.rolling_back.is_some() => {
             roll_back(fleet, instance)
@@ -360,9 +361,13 @@ fn awake_since(instance: &Instance) -> Timestamp {
 
 /// Asleep: woken on demand, otherwise brought to its resting rung.
 fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp) -> Choice {
+    if instance.outdated && instance.rung >= Rung::Armed {
+        return Choice::Do(Action::Disarm, Reason::OtherSpec);
+    }
     if let Some(demand) = &service.demand {
         let reason = Reason::Asked { trigger: demand.trigger.clone(), asks: demand.asks };
         return if instance.rung == Rung::Remote {
+            // Also what is outdated: its disk is booted from.
             fetch(instance, reason, now)
         } else if instance.epoch == 0 && instance.version.is_none() && fleet.is_unasked(&service.spec.name) {
             // Another host may run it, or its last version may be in the store: a boot would begin it anew.
@@ -372,7 +377,7 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
         };
     }
     let rest = service.spec.policy.rest;
-    if instance.rung == rest {
+    if instance.rung == rest || (instance.outdated && rest > Rung::Local) {
         return Choice::Nothing;
     }
     if let Some(retry_at) = instance.rest_retry_at

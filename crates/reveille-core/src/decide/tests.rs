@@ -107,7 +107,7 @@ impl World {
                 Action::Capture => "capture".to_owned(),
                 Action::AbandonCapture => "abandon capture".to_owned(),
                 Action::GiveUpStart { cause } => format!("give up start ({cause})"),
-                Action::Kill { discard } => format!("kill discard {discard}"),
+                Action::Kill { remains } => format!("kill, leaving {remains:?}"),
                 Action::Wait { until } => {
                     format!("wait until {:?}", until.map(|until| until.as_ms() - T0))
                 }
@@ -309,7 +309,7 @@ fn a_failed_start_is_retried_with_back_off_then_refused_then_tried_afresh() {
     world.wake(&hello, 0).unwrap();
     world.plan(0);
     world.report(1, Report::Lost { cause: cause.clone() }, 100);
-    assert_eq!(world.plan(100), ["i1 kill discard false: a process of the failed start may be left"]);
+    assert_eq!(world.plan(100), ["i1 kill, leaving All: a process of the failed start may be left"]);
     assert_eq!(world.plan(100), NOTHING, "nothing starts before the old process is gone");
     world.report(1, Report::Fenced { version: None }, 110);
     assert_eq!(
@@ -351,7 +351,7 @@ fn a_start_that_takes_too_long_is_given_up_and_its_process_ended() {
         world.plan(20_000),
         ["i1 give up start (it was still warming after 20000 ms): it was not ready after 20.0 s"]
     );
-    assert_eq!(world.plan(20_000), ["i1 kill discard false: a process of the failed start may be left"]);
+    assert_eq!(world.plan(20_000), ["i1 kill, leaving All: a process of the failed start may be left"]);
     let late = Event::Reported { instance: InstanceId(1), start: 1, report: Report::Ready };
     assert!(world.fleet.apply(late, at(20_001)).is_err(), "too late to be ready");
 }
@@ -434,7 +434,7 @@ fn a_lost_instance_starts_on_the_next_request_without_a_pause() {
     world.report(1, Report::Running, 100);
     world.report(1, Report::Ready, 3_000);
     world.report(1, Report::Lost { cause: Cause::VmmHung { waited_ms: 1_000 } }, 5_000);
-    assert_eq!(world.plan(5_000), ["i1 kill discard false: a process of the failed start may be left"]);
+    assert_eq!(world.plan(5_000), ["i1 kill, leaving All: a process of the failed start may be left"]);
     world.report(1, Report::Fenced { version: None }, 5_001);
     assert_eq!(world.plan(5_001), NOTHING, "nobody asks");
     world.wake(&hello, 5_002).unwrap();
@@ -532,7 +532,7 @@ fn a_removed_service_is_ended_first_and_then_forgotten() {
     let hello = world.add(1, "hello", 0, policy());
     world.asleep(1, &hello);
     world.fleet.apply(Event::RemoveAsked { service: hello.clone() }, at(20_000)).unwrap();
-    assert_eq!(world.plan(20_000), ["i1 kill discard true: the service was removed"]);
+    assert_eq!(world.plan(20_000), ["i1 kill, leaving Nothing: the service was removed"]);
     assert_eq!(world.wake(&hello, 20_001), Err(RequestError::Retiring(hello.clone())));
     world.report(1, Report::Fenced { version: None }, 20_010);
     assert!(world.fleet.service(&hello).is_none() && world.fleet.instance(InstanceId(1)).is_none());
@@ -546,7 +546,7 @@ fn a_terminated_service_boots_next_time() {
     world.asleep(1, &hello);
     let ended = Event::SleepAsked { service: hello.clone(), how: SleepAsked::Terminate };
     world.fleet.apply(ended, at(20_000)).unwrap();
-    assert_eq!(world.plan(20_000), ["i1 kill discard true: an operator ended it"]);
+    assert_eq!(world.plan(20_000), ["i1 kill, leaving Disk: an operator ended it"]);
     world.report(1, Report::Fenced { version: None }, 20_010);
     assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
     world.wake(&hello, 20_020).unwrap();
@@ -568,7 +568,7 @@ fn who_waits_for_a_start_is_counted_but_does_not_begin_it_again_once_an_operator
     world.fleet.apply(ended, at(100)).unwrap();
     // A query that was answered from a view in which it boots.
     assert_eq!(world.fleet.apply(awaited.clone(), at(101)), Ok(Applied::Unchanged));
-    assert_eq!(world.plan(102), ["i1 kill discard true: an operator ended it"]);
+    assert_eq!(world.plan(102), ["i1 kill, leaving Disk: an operator ended it"]);
     assert_eq!(world.fleet.apply(awaited.clone(), at(103)), Ok(Applied::Unchanged));
     world.report(1, Report::Fenced { version: None }, 110);
     assert_eq!(world.plan(111), NOTHING);

@@ -151,28 +151,90 @@ fn another_image_starts_cold_and_what_was_before_is_noted() {
     let (mut world, hello) = asleep_twice();
     assert_eq!(world.fleet.may_exchange(&hello, false), Ok(()));
     given(&mut world, &hello, "demo-2", 128, 50_000);
-    assert_eq!(
-        world.plan(50_000),
-        ["i1 kill discard true: the service has another image or other resources than its version here"]
-    );
+    assert_eq!(world.plan(50_000), NOTHING, "nothing is dropped: its disk may be the new one's too");
     let former = row(&world).former.clone().unwrap();
     assert_eq!((former.image.as_str(), former.version), ("demo", Some(2)));
-    world.report(1, Report::Fenced { version: None }, 50_100);
-    assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
-    // What the store has of the other image is not the one to go on from.
-    let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(2))), number_last: 2 };
-    world.fleet.apply(Event::Owned { service: hello.clone(), ownership }, at(50_200)).unwrap();
-    assert_eq!(world.phase(1), (Phase::Off, Rung::Cold));
     world.wake(&hello, 51_000).unwrap();
     assert_eq!(world.plan(51_000)[0], "i1 boot: a DNS query of type 1 from 127.0.0.1 asked for it");
+    // From here on what the store has of the other image is not one to go on from, nor what is still here.
+    assert!(!row(&world).outdated);
+    let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(2))), number_last: 2 };
+    world.fleet.apply(Event::Owned { service: hello, ownership }, at(51_200)).unwrap();
+    assert_eq!(row(&world).stored, None);
+    for armed in [false, true] {
+        let (after, _) = restarted(row(&world), Some(version(2)), armed);
+        assert_eq!((after.version, after.rung), (None, Rung::Cold), "armed: {armed}");
+    }
+    let cause = Cause::StartFailed { detail: "the disk is full".into() };
+    world.report(1, Report::Lost { cause }, 51_300);
+    world.plan(51_300);
+    world.report(1, Report::Fenced { version: Some(version(2)) }, 51_400);
+    assert_eq!(row(&world).version, None, "it was not set aside yet");
+    let retry = world.plan(60_000);
+    assert!(retry[0].starts_with("i1 boot"), "{retry:?}");
+}
+
+#[test]
+fn an_armed_process_of_the_image_of_before_is_ended_and_not_armed_again() {
+    let (mut world, hello) = asleep_twice();
+    let mut spec = world.fleet.service(&hello).unwrap().spec.clone();
+    spec.policy.rest = Rung::Armed;
+    world.fleet.apply(Event::Respecified { spec: Box::new(spec) }, at(50_000)).unwrap();
+    world.plan(50_000);
+    world.report(1, Report::Armed, 50_010);
+    given(&mut world, &hello, "demo-2", 128, 50_100);
+    assert_eq!(
+        world.plan(50_100),
+        ["i1 disarm: the service has another image or other resources than its version here"]
+    );
+    world.report(1, Report::Disarmed, 50_200);
+    assert_eq!(world.plan(50_200), NOTHING);
+    world.wake(&hello, 51_000).unwrap();
+    assert!(world.plan(51_000)[0].starts_with("i1 boot"));
+}
+
+#[test]
+fn what_is_in_the_store_alone_is_fetched_before_something_else_boots_for_its_disk_is_there() {
+    let (mut world, hello) = asleep_twice();
+    let mut spec = world.fleet.service(&hello).unwrap().spec.clone();
+    spec.policy.rest = Rung::Remote;
+    world.fleet.apply(Event::Respecified { spec: Box::new(spec) }, at(50_000)).unwrap();
+    assert!(world.plan(50_000)[0].starts_with("i1 evict"));
+    world.report(1, Report::Evicted, 50_010);
+    given(&mut world, &hello, "demo", 160, 50_100);
+    assert_eq!(world.plan(50_100), NOTHING);
+    world.wake(&hello, 51_000).unwrap();
+    assert_eq!(world.plan(51_000), ["i1 fetch: a DNS query of type 1 from 127.0.0.1 asked for it"]);
+    world.report(1, Report::Fetched { version: version(2) }, 51_100);
+    assert!(world.plan(51_100)[0].starts_with("i1 boot"));
+}
+
+#[test]
+fn an_image_that_never_ran_leaves_the_version_of_before_as_it_was() {
+    let (mut world, hello) = asleep_twice();
+    given(&mut world, &hello, "demo-2", 128, 50_000);
+    given(&mut world, &hello, "demo", 128, 50_100);
+    assert!(!row(&world).outdated);
+    world.wake(&hello, 51_000).unwrap();
+    assert!(world.plan(51_000)[0].starts_with("i1 restore from local"));
+}
+
+#[test]
+fn a_version_that_was_not_stored_yet_when_its_image_changed_is_what_is_gone_back_to() {
+    let mut world = with_depot();
+    let hello = world.add(1, "hello", 0, policy());
+    world.asleep(1, &hello);
+    world.plan(13_010);
+    given(&mut world, &hello, "demo-2", 128, 13_020);
+    assert_eq!(row(&world).former.as_ref().unwrap().version, None);
+    world.published(1, 1, Ok(version(1)), 13_100);
+    assert_eq!(row(&world).former.as_ref().unwrap().version, Some(1));
 }
 
 #[test]
 fn going_back_to_the_image_of_before_goes_back_to_its_version() {
     let (mut world, hello) = asleep_twice();
     given(&mut world, &hello, "demo-2", 128, 50_000);
-    world.plan(50_000);
-    world.report(1, Report::Fenced { version: None }, 50_100);
     given(&mut world, &hello, "demo", 128, 60_000);
     roll_back(&mut world, &hello, 2, 60_000).unwrap();
     assert_eq!(world.plan(60_000), ["i1 roll back to 2 as 3: an operator wants version 2 back"]);
@@ -197,17 +259,17 @@ fn a_service_that_runs_or_whose_version_is_on_its_way_keeps_its_image() {
 }
 
 #[test]
-fn another_config_file_at_a_start_drops_only_what_the_store_has_and_a_foreign_number_is_not_used_again() {
+fn another_config_file_at_a_start_is_another_image_and_a_foreign_number_is_not_used_again() {
     let (mut world, hello) = asleep_twice();
     let was = world.fleet.service(&hello).unwrap().spec.clone();
     let is = ServiceSpec { image: "demo-2".to_owned(), ..was.clone() };
     let mut stored = row(&world).clone();
-    stored.note_other_spec_at_start(&was, &is);
+    stored.note_other_spec(&was, &is);
     assert!(stored.outdated && stored.former.as_ref().unwrap().version == Some(2));
     let mut unstored = row(&world).clone();
     (unstored.version, unstored.stored_is_current) = (Some(version(3)), false);
-    unstored.note_other_spec_at_start(&was, &is);
-    assert!(!unstored.outdated && unstored.former.as_ref().unwrap().version.is_none());
+    unstored.note_other_spec(&was, &is);
+    assert!(unstored.outdated && unstored.former.as_ref().unwrap().version.is_none());
     // Somebody has put a version there by hand: the guest here goes on, above its number.
     let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(9))), number_last: 9 };
     world.fleet.apply(Event::Owned { service: hello, ownership }, at(50_000)).unwrap();
@@ -246,13 +308,12 @@ fn what_a_service_goes_back_to_counts_also_when_its_image_changes_with_it() {
     let (mut world, hello) = asleep_twice();
     given(&mut world, &hello, "demo-2", 128, 50_000);
     roll_back(&mut world, &hello, 1, 50_000).unwrap();
-    world.plan(50_000);
-    world.report(1, Report::Fenced { version: None }, 50_100);
     assert_eq!(world.plan(50_100), ["i1 roll back to 1 as 3: an operator wants version 1 back"]);
     // The daemon ends before it hears that it came about.
     let (mut after, _) = restarted(row(&world), None, false);
     after.note_owned(1, Some((1, version(3))), 3, at(60_000));
-    assert_eq!(after.stored, Some(version(3)));
+    // It is done again, and finds what was done.
+    assert_eq!(after.rolling_back, row(&world).rolling_back);
 }
 
 #[test]
@@ -272,4 +333,55 @@ fn a_start_that_was_called_off_leaves_a_version_to_go_on_from() {
     world.wake(&hello, 90_100).unwrap();
     let plan = world.plan(90_100);
     assert!(plan.iter().any(|step| step.starts_with("i1 restore from local")), "{plan:#?}");
+}
+
+#[test]
+fn who_waits_for_a_version_that_cannot_be_had_is_told_so_and_it_is_tried_afresh_later() {
+    let (mut world, hello) = asleep_and_stored();
+    let mut spec = world.fleet.service(&hello).unwrap().spec.clone();
+    spec.policy.rest = Rung::Remote;
+    (spec.policy.attempts_max, spec.policy.backoff_ms, spec.policy.cooloff_ms) = (2, 500, 10_000);
+    world.fleet.apply(Event::Respecified { spec: Box::new(spec) }, at(20_000)).unwrap();
+    world.plan(20_000);
+    world.report(1, Report::Evicted, 20_010);
+    let cause = Cause::StoreFailed { detail: "no answer".into() };
+    world.wake(&hello, 21_000).unwrap();
+    assert!(world.plan(21_000)[0].starts_with("i1 fetch"));
+    world.report(1, Report::RestFailed { cause: cause.clone() }, 22_000);
+    assert_eq!(world.plan(22_000), ["look at 22500"]);
+    assert!(world.plan(22_500)[0].starts_with("i1 fetch"));
+    world.report(1, Report::RestFailed { cause: cause.clone() }, 23_000);
+    assert_eq!(world.fleet.gate(InstanceId(1), at(23_000)), crate::model::Gate::Refuse);
+    assert_eq!(world.plan(23_000), NOTHING, "nobody waits any more");
+    let refused = world.wake(&hello, 24_000).unwrap_err();
+    assert_eq!(refused, RequestError::GaveUp { service: hello.clone(), cause, wait_ms: 9_000 });
+    assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Remote), "nothing is lost by that");
+
+    assert_eq!(world.fleet.gate(InstanceId(1), at(33_000)), crate::model::Gate::Hold);
+    world.wake(&hello, 33_000).unwrap();
+    assert!(world.plan(33_000)[0].starts_with("i1 fetch"));
+    world.report(1, Report::Fetched { version: version(1) }, 33_100);
+    assert_eq!(row(&world).failure, None);
+    assert!(world.plan(33_100)[0].starts_with("i1 restore from local"));
+}
+
+#[test]
+fn a_version_that_is_damaged_here_is_fetched_once_and_then_given_up_for_a_boot() {
+    let (mut world, hello) = asleep_and_stored();
+    let cause = Cause::VersionUnusable { detail: "its device state is damaged".into() };
+    world.wake(&hello, 20_000).unwrap();
+    assert!(world.plan(20_000)[0].starts_with("i1 restore from local"));
+    world.report(1, Report::Lost { cause: cause.clone() }, 20_010);
+    world.plan(20_010);
+    world.report(1, Report::Fenced { version: None }, 20_020);
+    let plan = world.plan(30_000);
+    assert!(plan[0].starts_with("i1 fetch"), "{plan:?}");
+    world.report(1, Report::Fetched { version: version(1) }, 30_100);
+    let plan = world.plan(30_100);
+    assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
+    world.report(1, Report::Lost { cause }, 30_200);
+    world.plan(30_200);
+    world.report(1, Report::Fenced { version: None }, 30_300);
+    let plan = world.plan(60_000);
+    assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
 }

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::instance::{Cause, Instance, InstanceId, RollBack, SleepAsked, SnapshotVersion};
+use super::instance::{Cause, Instance, InstanceId, Remains, RollBack, SleepAsked, SnapshotVersion};
 use super::name::DomainName;
 use super::phase::{Move, Phase, Refusal, Rung};
 use super::room::{Held, Ledger};
@@ -466,9 +466,8 @@ impl Fleet {
             Phase::Active => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
             Phase::Warming if instance.is_restored() || is_on("gate-early") => Gate::Open,
-            Phase::Failed if instance.failure.as_ref().is_some_and(|f| f.gave_up && f.retry_at > now) => {
-                Gate::Refuse
-            }
+            // The last is one whose version cannot be had from the object store.
+            Phase::Failed | Phase::Hibernated if instance.is_given_up(now) => Gate::Refuse,
             Phase::Off
             | Phase::Booting
             | Phase::Restoring
@@ -823,7 +822,7 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
     let to_do = service.demand.is_some()
         || (limits.has_depot && instance.wants_publishing())
         || instance.retiring
-        || instance.outdated
+        || (instance.outdated && instance.rung >= Rung::Armed)
         || instance.rolling_back.is_some()
         || instance.unfenced
         || instance.in_flight
@@ -859,6 +858,7 @@ impl Fleet {
                 Action::Boot => {
                     instance.step(Move::Boot, now)?;
                     instance.begin_start(Rung::Cold, now);
+                    instance.leave_outdated();
                     instance.version = None;
                     instance.stored_is_current = false;
                     instance.unusable_fetches = 0;
@@ -902,8 +902,8 @@ impl Fleet {
                     instance.sleep_asked = None;
                 }
                 Action::GiveUpStart { cause } => instance.fail(service, cause.clone(), now)?,
-                Action::Kill { discard } => {
-                    if *discard {
+                Action::Kill { remains } => {
+                    if *remains != Remains::All {
                         instance.step(Move::Stop, now)?;
                         instance.discard();
                     } else if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {

@@ -44,6 +44,19 @@ pub struct RollBack {
     pub number: u64,
 }
 
+/// What an instance that is ended leaves on its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remains {
+    /// All that there is.
+    #[default]
+    All,
+    /// Its disk, from which the next start boots; no version.
+    Disk,
+    /// Nothing in its place: its service is gone. What somebody may still want, a disk above all, is put out of the way.
+    Nothing,
+}
+
 /// What an instance ran before its service was given another image or other resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Former {
@@ -209,7 +222,7 @@ pub struct Instance {
     /// Versions up to this number are of before it was ended for good.
     #[serde(default)]
     pub discarded: u64,
-    /// How often in a row `stored` could not be fetched because it is damaged, or not there.
+    /// How often in a row the version could not be used: here, or in the object store because it is damaged or not there.
     #[serde(default)]
     pub unusable_fetches: u32,
     /// Before this time no version is sent to the object store (the last try failed).
@@ -228,8 +241,8 @@ pub struct Instance {
     /// What it ran before its spec changed, so that it can be gone back to.
     #[serde(default)]
     pub former: Option<Former>,
-    /// What it has here was taken of another image or with other resources: it is dropped before the next start. What
-    /// the object store has of it stays there.
+    /// The version that it has was taken of another image or with other resources: the next start is a cold boot, from
+    /// its disk if that is of the same base. Then the version ceases to count; what the object store has stays there.
     #[serde(default)]
     pub outdated: bool,
     /// When it last hibernated.
@@ -358,6 +371,12 @@ impl Instance {
             Outcome::Stay => Ok(false),
             Outcome::Refused(refusal) => Err(refusal),
         }
+    }
+
+    /// Whether it was tried so often in vain to start it, or to get its version, that requests are refused now.
+    pub fn is_given_up(&self, now: Timestamp) -> bool {
+        matches!(self.phase, Phase::Failed | Phase::Hibernated)
+            && self.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now)
     }
 
     /// The state shown to the outside.

@@ -13,7 +13,8 @@ mod wake;
 
 pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Ownership, Report, RequestError, Service};
 pub use instance::{
-    Cause, Failure, Former, Instance, InstanceId, RecentDurations, RollBack, SleepAsked, SnapshotVersion,
+    Cause, Failure, Former, Instance, InstanceId, RecentDurations, Remains, RollBack, SleepAsked,
+    SnapshotVersion,
 };
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};

@@ -81,7 +81,12 @@ pub fn reconcile(mut row: Instance, found: Found, now: Timestamp) -> (Instance, 
             row.rung = match &row.version {
                 Some(_) if armed => Rung::Armed,
                 Some(_) => Rung::Local,
-                None => Rung::Remote,
+                None if row.stored_is_current => Rung::Remote,
+                // What it was of has been ended for good.
+                None => {
+                    row.phase = Phase::Off;
+                    Rung::Cold
+                }
             };
             // Nothing else is begun with it before its process has ended.
             row.in_flight = !armed;

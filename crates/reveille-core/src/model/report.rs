@@ -67,25 +67,14 @@ impl Instance {
             }
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
-            Report::Fetched { version } => self.take_fetched(version),
+            Report::Fetched { version } => self.take_fetched(version, now),
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
             }
             Report::RolledBack { version } => self.take_rolled_back(version, now),
             Report::RollBackFailed { cause } => self.end_roll_back(Some(cause)),
-            Report::RestFailed { cause } => {
-                if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
-                    self.take_unusable_fetch();
-                }
-                let policy = &service.spec.policy;
-                // Whoever waits does not wait for the long pause.
-                let pause_ms =
-                    if service.demand.is_some() { policy.backoff_ms } else { policy.backoff_ms_max };
-                self.in_flight = false;
-                self.rung = self.coldest_rung(service);
-                self.rest_retry_at = Some(now.plus_ms(pause_ms));
-            }
+            Report::RestFailed { cause } => self.take_rest_failed(service, cause, now),
             Report::Disarmed => {
                 self.in_flight = false;
                 self.rung = self.coldest_rung(service);
@@ -94,6 +83,25 @@ impl Instance {
             Report::Fenced { version } => self.take_fenced(service, version),
         }
         Ok(())
+    }
+
+    fn take_rest_failed(&mut self, service: &mut Service, cause: Cause, now: Timestamp) {
+        if self.rung == Rung::Remote && matches!(cause, Cause::VersionUnusable { .. }) {
+            self.take_unusable_fetch();
+        }
+        self.in_flight = false;
+        let was = self.rung;
+        self.rung = self.coldest_rung(service);
+        let pause_ms = match &service.demand {
+            // Nothing else can be tried for whoever waits.
+            Some(_) if was == Rung::Remote && self.rung == Rung::Remote => {
+                self.note_failed_try(service, cause, now)
+            }
+            // Whoever waits does not wait for the long pause.
+            Some(_) => service.spec.policy.backoff_ms,
+            None => service.spec.policy.backoff_ms_max,
+        };
+        self.rest_retry_at = Some(now.plus_ms(pause_ms));
     }
 
     fn take_ready(&mut self, service: &mut Service, now: Timestamp) -> Result<(), RequestError> {
@@ -108,6 +116,7 @@ impl Instance {
             self.boots.push_ms(waited_ms);
         }
         self.failure = None;
+        self.unusable_fetches = 0;
         self.last_activity = self.last_activity.max(now);
         Ok(())
     }
@@ -134,12 +143,33 @@ impl Instance {
         Ok(())
     }
 
-    fn take_fetched(&mut self, version: SnapshotVersion) {
+    fn take_fetched(&mut self, version: SnapshotVersion, now: Timestamp) {
         self.in_flight = false;
         self.rung = Rung::Local;
         self.version = Some(version);
         self.rest_retry_at = None;
-        self.unusable_fetches = 0;
+        let of_files = |failure: &mut Failure| {
+            matches!(failure.cause, Cause::StoreFailed { .. } | Cause::VersionUnusable { .. })
+        };
+        // What was wrong with the files, or with getting them, is not wrong with these.
+        if self.failure.take_if(of_files).is_some() && self.phase == Phase::Failed {
+            self.phase = Phase::Hibernated;
+            self.phase_since = now;
+        }
+    }
+
+    /// What is asked for cannot be had from the object store. After a few tries in a row whoever waits is told so; gives
+    /// the pause before the next one.
+    fn note_failed_try(&mut self, service: &mut Service, cause: Cause, now: Timestamp) -> u64 {
+        let policy = service.spec.policy;
+        let attempts = self.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
+        let gave_up = attempts >= policy.attempts_max;
+        let pause_ms = if gave_up { policy.cooloff_ms } else { policy.backoff_ms };
+        if gave_up {
+            service.demand = None;
+        }
+        self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
+        pause_ms
     }
 
     /// What the object store has is damaged, or not there. Reading it can have been at fault, so it is tried once more;
@@ -176,15 +206,23 @@ impl Instance {
         self.version = None;
         self.stored = None;
         self.stored_is_current = false;
-        // But what it is being rolled back to does.
-        let last = self.version_number_last;
-        self.discarded = self.rolling_back.map_or(last, |roll_back| roll_back.number.saturating_sub(1));
+        self.discarded = self.version_number_last;
         // What is on its way to the store comes too late.
         self.publishing = None;
         self.checkpointing = None;
         self.outdated = false;
         self.unfenced = true;
         self.sleep_asked = None;
+    }
+
+    /// It boots something else than what its version was taken of: that one, and what the store has of before, is not
+    /// restored into it, whatever becomes of the guest.
+    pub(super) fn leave_outdated(&mut self) {
+        if std::mem::take(&mut self.outdated) {
+            self.stored = None;
+            self.discarded = self.version_number_last;
+            self.failure = None;
+        }
     }
 
     pub(super) fn begin_roll_back(&mut self, from: u64, highest: u64) {
@@ -221,25 +259,28 @@ impl Instance {
         self.version = None;
         self.stored = Some(version);
         self.stored_is_current = true;
+        self.outdated = false;
         self.publish_retry_at = None;
         self.rest_retry_at = None;
         self.failure = None;
     }
 
-    /// The same after a start of the daemon with another config file: what only this host has is left on its disk, where
-    /// it is found not to fit.
-    pub fn note_other_spec_at_start(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
-        self.note_other_spec(was, is);
-        self.outdated &= self.version.is_none() || self.has_stored_version();
-    }
-
     /// The service is about to run something else: what there was is noted, and what was taken of it is not restored.
-    pub(super) fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
+    pub fn note_other_spec(&mut self, was: &ServiceSpec, is: &ServiceSpec) {
         if (&was.image, was.resources) == (&is.image, is.resources) {
             return;
         }
+        let ran_before = self.former.as_ref().map(|former| (&former.image, former.resources));
+        if self.outdated && ran_before == Some((&is.image, is.resources)) {
+            // Nothing of the other one ever ran: what is here fits again.
+            self.outdated = false;
+            self.former = Some(Former { image: was.image.clone(), resources: was.resources, version: None });
+            return;
+        }
         let stored = self.stored.as_ref().map(|version| version.number);
-        let version = stored.filter(|_| self.stored_is_current || self.has_stored_version());
+        let is_last = self.stored_is_current || self.has_stored_version();
+        // A version that was outdated already is not one of what the service was to run meanwhile, and never did.
+        let version = stored.filter(|_| is_last && !self.outdated);
         self.former = Some(Former { image: was.image.clone(), resources: was.resources, version });
         self.outdated = match self.phase {
             Phase::Off | Phase::Hibernated | Phase::Failed => self.version.is_some() || self.stored.is_some(),
@@ -281,7 +322,6 @@ impl Instance {
         self.phase == Phase::Hibernated
             && self.publishing.is_none()
             && self.rolling_back.is_none()
-            && !self.outdated
             && self
                 .version
                 .as_ref()
@@ -345,9 +385,12 @@ impl Instance {
         self.rung = Rung::Remote;
     }
 
-    /// What is intact on the disk, unless the object store has what has come of it since.
+    /// What is intact on the disk, unless it was ended for good, or the object store has what has come of it since.
     pub(super) fn not_overtaken(&self, version: Option<SnapshotVersion>) -> Option<SnapshotVersion> {
-        version.filter(|own| self.obsolete != Some((own.number, own.at))).filter(|own| {
+        let counts = |own: &SnapshotVersion| {
+            own.number > self.discarded && self.obsolete != Some((own.number, own.at))
+        };
+        version.filter(counts).filter(|own| {
             !self.stored_is_current || self.stored.as_ref().is_none_or(|stored| is_same(own, stored))
         })
     }
@@ -370,6 +413,11 @@ impl Instance {
                 if self.is_newest(&version) {
                     self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
                     self.stored = Some(version);
+                    if self.outdated
+                        && let Some(former) = &mut self.former
+                    {
+                        former.version.get_or_insert(number);
+                    }
                 }
             }
             Err(_) => self.publish_retry_at = Some(now.plus_ms(service.spec.policy.backoff_ms_max)),
@@ -411,7 +459,7 @@ impl Instance {
         now: Timestamp,
     ) -> Result<(), RequestError> {
         let policy = &service.spec.policy;
-        let was_starting = self.phase.is_starting();
+        let (was, was_starting) = (self.phase, self.phase.is_starting());
         if !self.step(Move::Fail, now)? {
             return Ok(());
         }
@@ -425,6 +473,14 @@ impl Instance {
         };
         if gave_up {
             service.demand = None;
+        }
+        if was == Phase::Restoring
+            && matches!(cause, Cause::VersionUnusable { .. })
+            && self.has_stored_version()
+        {
+            // Nothing has run: should the files here be damaged, those in the object store may not be.
+            self.stored_is_current = true;
+            self.take_unusable_fetch();
         }
         self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
         self.unfenced = true;
@@ -449,7 +505,7 @@ impl Instance {
             | Cause::CaptureFailed { .. }
             | Cause::Vetoed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
         });
-        self.version.is_some() && !unusable
+        self.version.is_some() && !unusable && !self.outdated
     }
 }
 

@@ -6,6 +6,8 @@
 
 use reveille_core::model::{DomainName, InstanceId, SnapshotVersion};
 
+use reveille_failpoint::failpoint;
+
 use super::layout::sync_dir;
 use super::version::{Listener, StateDir};
 use super::{Qemu, blocking};
@@ -45,7 +47,9 @@ pub async fn clone_version(
     turn.blocking(move || {
         dir.create()?;
         link(&from, &to)?;
+        failpoint!("vm.clone.linked");
         to.publish(&manifest)?;
+        failpoint!("vm.clone.published");
         sync_dir(dir.root())
     })
     .await?;

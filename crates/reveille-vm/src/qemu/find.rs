@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use reveille_core::model::Found;
 use tokio::time::{sleep, timeout};
 
-use super::layout::SOCKET;
+use super::layout::{SOCKET, sync_dir};
 use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
 use super::version::Manifest;
@@ -36,6 +36,15 @@ const RETRY: Duration = Duration::from_millis(10);
 pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     let slot = &qemu.slot(launch.instance);
     let turn = slot.take_turn().await;
+    // By what is found a process is ended, or let run: it must not be otherwise after a loss of power.
+    let (state, root) = (slot.state.clone(), slot.dir.root().to_owned());
+    let settled = turn.blocking(move || {
+        state.settle()?;
+        if root.exists() { sync_dir(&root) } else { Ok(()) }
+    });
+    if let Err(error) = settled.await {
+        tracing::error!(instance = %slot.instance, %error, "its directory cannot be made durable");
+    }
     let known = slot.vm().filter(|vm| vm.process.ended().is_none());
     let vm = match known {
         Some(vm) => Some(vm),

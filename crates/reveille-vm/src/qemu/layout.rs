@@ -13,9 +13,11 @@
 //!   fetched/                    a version on its way from the object store
 //!   checkpoint/                 the last checkpoint of the running guest
 //!   aside/1, aside/2, …         states that a cold boot, or a version from the store, took the place of
-//!   away                        the disk is in the object store alone
+//!   away                        the disk is in the object store alone: the address of its base
+//! <state>/removed/i17           what an instance had whose service was removed, if it had a disk or a version
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -28,9 +30,13 @@ use rustix::fs::RenameFlags;
 use reveille_failpoint::failpoint;
 
 use super::disk::RECORD;
+use super::version::StateDir;
 
-/// Versions set aside that are kept per instance, and as many disks of guests that were lost; older ones are removed.
+/// States set aside that are kept per instance and base of a disk, with a version, and as many without; older ones are
+/// removed.
 const ASIDE_MAX: usize = 2;
+/// Bases of disks of which states are kept aside. A service that is given other images changes them.
+const ASIDE_BASES_MAX: usize = 8;
 /// A log that is larger is rotated; its newest part is kept as `….1`.
 pub const LOG_BYTES_MAX: u64 = 1 << 20;
 /// Bytes at the end of a log that are looked at for its last line.
@@ -209,29 +215,35 @@ impl InstanceDir {
     }
 
     /// Removes what was set aside too long ago. Disks that a lost guest wrote to are counted apart: they are in no store.
+    /// So are the disks of each image, for the service may be given that one again.
     fn forget_aside(&self) -> io::Result<()> {
-        let aside = self.aside();
-        let (mut versions, mut lost) = (0, 0);
-        for number in numbered(&aside)?.into_iter().rev() {
-            let dir = aside.join(number.to_string());
+        let (mut counts, mut bases) = (BTreeMap::new(), BTreeSet::new());
+        for dir in self.set_aside()?.into_iter().rev() {
+            let base = StateDir::at(dir.clone()).chain().ok().flatten().map(|chain| chain.base);
             let is_version = dir.join("manifest.json").exists() || !dir.join(RECORD).exists();
-            let count = if is_version { &mut versions } else { &mut lost };
+            bases.insert(base.clone());
+            let count: &mut usize = counts.entry((base, is_version)).or_default();
             *count += 1;
-            if *count > ASIDE_MAX {
+            if *count > ASIDE_MAX || bases.len() > ASIDE_BASES_MAX {
                 fs::remove_dir_all(dir)?;
             }
         }
         Ok(())
     }
 
-    /// Notes that the disk is in the object store alone, durably.
-    pub fn note_away(&self) -> io::Result<()> {
-        replace_durably(&self.root.join(AWAY), b"")
+    /// Notes that the disk, which lies over that base, is in the object store alone, durably.
+    pub fn note_away(&self, base: &str) -> io::Result<()> {
+        replace_durably(&self.root.join(AWAY), base.as_bytes())
     }
 
-    /// Whether the disk is in the object store alone.
-    pub fn is_away(&self) -> bool {
-        self.root.join(AWAY).exists()
+    /// Whether a disk over that base is in the object store alone.
+    pub fn is_away(&self, base: &str) -> io::Result<bool> {
+        match fs::read(self.root.join(AWAY)) {
+            // An earlier release did not say which.
+            Ok(noted) => Ok(noted.is_empty() || noted == base.as_bytes()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The disk is here again.
@@ -280,6 +292,47 @@ impl InstanceDir {
         }
         Ok(())
     }
+}
+
+/// What a state on the disk needs of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The state's directory.
+    pub path: PathBuf,
+    /// Content address of the image that its version was taken of.
+    pub image: Option<String>,
+    /// Content address of the base of its disk.
+    pub base: Option<String>,
+}
+
+/// What the states below a state directory need of images: those of instances, those set aside, those of removed
+/// services.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn needs_on_disk(state_dir: &Path) -> io::Result<Vec<Need>> {
+    let mut needs = Vec::new();
+    for place in ["instances", "removed"] {
+        for instance in directories(&state_dir.join(place))? {
+            let states = [instance.join("state"), instance.join("checkpoint"), instance.join("fetched")];
+            for path in states.into_iter().chain(directories(&instance.join("aside"))?) {
+                let state = StateDir::at(path.clone());
+                let (image, base) = (state.image(), state.chain().ok().flatten().map(|chain| chain.base));
+                if image.is_some() || base.is_some() {
+                    needs.push(Need { path, image, base });
+                }
+            }
+        }
+    }
+    Ok(needs)
+}
+
+fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// The last line of a log that says something; `None` if there is none or it cannot be read.

@@ -223,7 +223,7 @@ async fn transfer(
     rustix::net::sockopt::set_socket_recv_buffer_size(&ours, SOCKET_BYTES).map_err(io::Error::from)?;
     vm.pass_device(OwnedFd::from(theirs)).await?;
     let reading = tokio::task::spawn_blocking(move || separate(ours, MEMORY_BLOCK, bytes, &mut memory));
-    // File systems would be frozen here, and thawed in `let_run`, by an agent in the guest.
+    // File systems are not frozen for this: note 0004 says why.
     let before = if qemu.tracks_writes() {
         None
     } else {

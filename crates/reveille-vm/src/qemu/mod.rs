@@ -51,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reveille_core::model::{Cause, DomainName, Found, InstanceId, SnapshotVersion, Timestamp};
+use reveille_core::model::{Cause, DomainName, Found, InstanceId, Remains, SnapshotVersion, Timestamp};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
@@ -60,6 +60,7 @@ pub use self::accel::{Accel, AccelChoice, KvmVerdict, ProbeGuest};
 pub use self::argv::{Argv, GUEST_MAC};
 pub use self::binary::{OpenError, locate};
 pub(crate) use self::layout::private;
+pub use self::layout::{Need, needs_on_disk};
 
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
@@ -74,7 +75,10 @@ use crate::driver::{
 /// The driver's name.
 const NAME: &str = "qemu";
 
-/// Longest time that a kill waits for a guest to be let run: a flush of one directory, and QEMU's answer.
+/// Where, in the state directory, is kept what removed services had.
+const REMOVED: &str = "removed";
+
+/// Longest time that a kill waits for a guest to be let run: QEMU's answer.
 const COMMIT_MS_MAX: u64 = 2_000;
 
 /// Where the driver finds and keeps what it needs.
@@ -114,6 +118,8 @@ struct Slot {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Held while a version is consumed and its guest let run.
     commit: tokio::sync::Mutex<()>,
+    /// Held within that until the version has gone, or is there again.
+    consuming: tokio::sync::Mutex<()>,
     /// Raised by each kill; a verb that began before it gives up.
     kills: AtomicU64,
     vm: Mutex<Option<Arc<Vm>>>,
@@ -217,6 +223,7 @@ impl Qemu {
                 dir,
                 turn: Arc::default(),
                 commit: tokio::sync::Mutex::default(),
+                consuming: tokio::sync::Mutex::default(),
                 kills: AtomicU64::new(0),
                 vm: Mutex::default(),
             })
@@ -419,10 +426,6 @@ impl Driver for Qemu {
         stored::evict(self, instance).await
     }
 
-    async fn roll_back(&self, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
-        stored::roll_back(self, launch).await
-    }
-
     async fn capture(
         &self,
         launch: &Launch,
@@ -457,31 +460,35 @@ impl Driver for Qemu {
     async fn kill(
         &self,
         instance: InstanceId,
-        discard: bool,
+        remains: Remains,
     ) -> Result<Option<SnapshotVersion>, DriverError> {
         let slot = self.slot(instance);
         slot.kills.fetch_add(1, Ordering::AcqRel);
-        // Before taking a turn, so that the verb that has it fails at once; but not between a version and its guest.
+        // Before taking a turn, so that the verb that has it fails at once; but not between a version and its guest,
+        // however slow the disk is. What is killed in there has its version back.
+        drop(slot.consuming.lock().await);
         let committed = timeout(Duration::from_millis(COMMIT_MS_MAX), slot.commit.lock()).await;
         if let Some(vm) = slot.vm() {
             vm.process.kill();
         }
         drop(committed);
-        let _turn = slot.take_turn().await;
+        let turn = slot.take_turn().await;
         slot.fence().await.map_err(DriverError::Lost)?;
-        if !discard {
-            return Ok(slot.version().await);
-        }
-        let root = slot.dir.root().to_owned();
-        let removed = blocking(move || match std::fs::remove_dir_all(root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        });
+        let (dir, state, removed) = (slot.dir.clone(), slot.state.clone(), self.state_dir.join(REMOVED));
         let kept = |error: io::Error| {
             DriverError::Lost(Cause::StartFailed { detail: format!("its files cannot be removed: {error}") })
         };
-        removed.await.map_err(kept)?;
-        lock(&self.slots).remove(&instance);
+        match remains {
+            Remains::All => return Ok(slot.version().await),
+            Remains::Disk => turn.blocking(move || prepare::keep_disk(&dir, &state)).await.map_err(kept)?,
+            Remains::Nothing => {
+                let gone = turn.blocking(move || prepare::clear_away(&dir, &state, &removed));
+                if let Some(place) = gone.await.map_err(kept)? {
+                    tracing::warn!(%instance, path = %place.display(), "what a removed service had is kept there");
+                }
+                lock(&self.slots).remove(&instance);
+            }
+        }
         Ok(None)
     }
 

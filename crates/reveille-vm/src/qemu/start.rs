@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 
 use reveille_failpoint::failpoint;
+use tokio::sync::oneshot;
 
 use super::argv::{self, Start};
 use super::disk::{Chain, VersionDisk};
@@ -17,7 +18,7 @@ use super::process::{Lock, Process};
 use super::qmp::QmpError;
 use super::version::{Listener, Manifest, Needs, memory_bytes};
 use super::vm::{Origin, Stand, Vm};
-use super::{NAME, Qemu, Slot, blocking, guest, prepare};
+use super::{NAME, Qemu, Slot, Turn, blocking, guest, prepare};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
@@ -53,7 +54,9 @@ pub async fn arm(qemu: &Qemu, launch: &Launch, mapping: Mapping) -> Result<(), C
     let slot = qemu.slot(launch.instance);
     let kills = slot.kills.load(Ordering::Acquire);
     let _turn = slot.take_turn().await;
-    armed(qemu, &slot, launch, mapping, kills).await.map(|_| ())
+    armed(qemu, &slot, launch, mapping, kills).await?;
+    failpoint!("vm.arm.armed");
+    Ok(())
 }
 
 /// Loads the version into a process that is armed for it. Where none is, nothing is done.
@@ -93,22 +96,53 @@ pub async fn restore(
     introduce(&vm, launch).await?;
     failpoint!("vm.restore.loaded");
 
-    // From here to the guest's first instruction a kill waits: between the two nobody would have the state.
-    let _committed = slot.commit.lock().await;
-    if slot.kills.load(Ordering::Acquire) != kills {
-        return Err(killed());
+    // A task of its own: whoever waits for it may be gone before its end, and nobody would have the guest.
+    let (told, running) = oneshot::channel();
+    let committed = tokio::spawn(commit(Arc::clone(&slot), turn, Arc::clone(&vm), kills, told));
+    if running.await.is_ok() {
+        on_stage(Stage::Running);
     }
-    let state = slot.state.clone();
-    turn.blocking(move || state.consume()).await.map_err(no_files)?;
-    failpoint!("vm.restore.consumed");
-    vm.set_stand(Stand::Open);
-    match vm.cont(|| on_stage(Stage::Running)).await {
-        Ok(()) => {}
-        Err(error) => return Err(vm.cause_of(error).await),
-    }
+    committed.await.unwrap_or_else(|error| Err(Cause::StartFailed { detail: error.to_string() }))?;
     failpoint!("vm.restore.running");
     guest::thaw_again(&vm, launch).await;
     Ok(())
+}
+
+/// Takes the manifest away and lets the guest run. A kill waits for the first: between the two nobody would have the
+/// state. One that came meanwhile has the version back.
+async fn commit(
+    slot: Arc<Slot>,
+    turn: Turn,
+    vm: Arc<Vm>,
+    kills: u64,
+    running: oneshot::Sender<()>,
+) -> Result<(), Cause> {
+    let _committed = slot.commit.lock().await;
+    let is_killed = || slot.kills.load(Ordering::Acquire) != kills;
+    {
+        let _consuming = slot.consuming.lock().await;
+        if is_killed() {
+            return Err(killed());
+        }
+        let state = slot.state.clone();
+        turn.blocking(move || state.consume()).await.map_err(no_files)?;
+        failpoint!("vm.restore.consumed");
+        if is_killed() {
+            // No vCPU has run.
+            let state = slot.state.clone();
+            turn.blocking(move || state.restore_manifest()).await.map_err(no_files)?;
+            return Err(killed());
+        }
+    }
+    vm.set_stand(Stand::Open);
+    // Whoever wanted to hear it may be gone.
+    let told = || {
+        let _ = running.send(());
+    };
+    match vm.cont(told).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(vm.cause_of(error).await),
+    }
 }
 
 /// Loads the version beside its files and lets the vCPUs run, with the manifest where it is: nobody has seen the guest,
@@ -127,6 +161,7 @@ pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
+    failpoint!("vm.warm.running");
     guest::thaw_again(&vm, launch).await;
     tell_clone(&vm, launch).await
 }
@@ -177,6 +212,7 @@ pub async fn pause(qemu: &Qemu, instance: InstanceId) -> Result<(), DriverError>
     };
     match stopped.await.as_deref() {
         Ok("paused") => {
+            failpoint!("vm.pause.stopped");
             vm.set_stand(Stand::Paused);
             Ok(())
         }

@@ -1,4 +1,4 @@
-//! Versions between the instance's directory and the object store, and versions that were set aside.
+//! Versions between the instance's directory and the object store.
 
 use std::io;
 use std::path::PathBuf;
@@ -58,31 +58,6 @@ pub async fn evict(qemu: &Qemu, instance: InstanceId) -> Result<(), DriverError>
     slot.fence().await.map_err(DriverError::Lost)?;
     let (dir, state) = (slot.dir.clone(), slot.state.clone());
     turn.blocking(move || prepare::evict(&dir, &state)).await.map_err(store_fault)
-}
-
-/// Makes the newest version of the launch's image that was set aside the state. What is the state now is set aside.
-pub async fn roll_back(qemu: &Qemu, launch: &Launch) -> Result<Option<SnapshotVersion>, DriverError> {
-    let slot = qemu.slot(launch.instance);
-    let turn = slot.take_turn().await;
-    if slot.live().is_ok() {
-        return Err(DriverError::RunsOn(Cause::StoreFailed {
-            detail: "it runs; put it to sleep or end it first".to_owned(),
-        }));
-    }
-    let (dir, image) = (slot.dir.clone(), launch.image.clone());
-    let found = turn.blocking(move || {
-        for place in dir.set_aside()?.into_iter().rev() {
-            if let Ok(manifest) = StateDir::at(place.clone()).read()
-                && manifest.version.image == image
-            {
-                dir.create()?;
-                dir.put_in_place_of_state(&place)?;
-                return Ok(Some(manifest.version));
-            }
-        }
-        Ok(None)
-    });
-    found.await.map_err(store_fault)
 }
 
 fn store_fault(error: io::Error) -> DriverError {

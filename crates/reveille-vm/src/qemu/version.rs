@@ -237,6 +237,11 @@ impl StateDir {
         serde_json::from_str(body).map_err(damaged)
     }
 
+    /// The image that the version here was taken of, if there is one whose manifest can be read.
+    pub fn image(&self) -> Option<String> {
+        self.read_manifest().ok().map(|manifest| manifest.version.image)
+    }
+
     /// The layers of the disk that is here; `None` without one. What a guest wrote that nobody has seen is not in it.
     ///
     /// # Errors
@@ -337,6 +342,25 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => sync_dir(&self.0),
+        }
+    }
+
+    /// Puts back the manifest that was taken away: nothing has run since.
+    pub fn restore_manifest(&self) -> io::Result<()> {
+        fs::rename(self.0.join("consumed.json"), self.manifest())?;
+        sync_dir(&self.0)
+    }
+
+    /// Makes durable whether there is a manifest: whoever wrote it, or took it away, may have ended before that.
+    pub fn settle(&self) -> io::Result<()> {
+        match File::open(self.manifest()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(_) => {}
+            Ok(manifest) => manifest.sync_all()?,
+        }
+        match sync_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced,
         }
     }
 

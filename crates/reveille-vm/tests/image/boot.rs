@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Egress, InstanceId, Resources};
+use reveille_core::model::{Egress, InstanceId, Remains, Resources};
 use reveille_vm::driver::{Driver, Launch};
 use reveille_vm::image::{BuildRequest, Image, RootSource, USER_SPACE_REACHED};
 use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig};
@@ -51,7 +51,7 @@ async fn console_of(bench: &Bench, image: &Image) -> String {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     // Before anything is asserted: the guest is gone also when the test fails.
-    qemu.kill(INSTANCE, true).await.unwrap();
+    qemu.kill(INSTANCE, Remains::Nothing).await.unwrap();
     assert!(seen.contains("check: done\n"), "waited in vain; the console:\n{seen}");
     seen
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use reveille_core::model::{InstanceId, Resources, Timestamp};
+use reveille_core::model::{InstanceId, Remains, Resources, Timestamp};
 use reveille_vm::driver::{
     Abandon, AgentState, BeforeSleep, Capture, CloneError, Driver, Launch, Mapping, Refreshed,
 };
@@ -220,6 +220,33 @@ async fn guests_without_an_agent_sleep_and_wake_as_they_did() {
     // What needs no agent it has nevertheless.
     assert_eq!(qemu.refresh(clone.instance, PATIENCE).await, Refreshed::Done);
     assert_eq!(qemu.before_sleep(clone.instance, PATIENCE).await, BeforeSleep::Ready { wake_at: None });
+}
+
+/// Mounts the disk; the drivers are there, and are loaded by nobody else.
+const MOUNT: &str = "for m in crc16 crc32c_generic mbcache jbd2 ext4; do
+    f=$(find / -xdev -name \"$m.ko*\" | head -n 1); [ -z \"$f\" ] || insmod \"$f\" 2>/dev/null; done
+mkdir -p /data; mount -t ext4 /dev/vda /data || exit 9
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_an_agent_sleeps_with_its_file_systems_written_and_wakes_with_them_thawed() {
+    let world = World::with_disk_of(crate::disk::image());
+    let qemu = world.open().await;
+    let launch = boot(&world, &qemu).await;
+    // Nobody has asked for this to be durable: it is in the guest's memory.
+    let qemu = in_guest(&world, qemu, &launch, &format!("{MOUNT}echo early >/data/early")).await;
+    capture_of(&qemu, &launch, 1).await;
+    qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap();
+    answers(&qemu, &launch).await;
+    let qemu = in_guest(&world, qemu, &launch, "timeout 20 sh -c 'echo late >/data/late' || exit 8").await;
+    capture_of(&qemu, &launch, 2).await;
+
+    // Of the version, its disk alone is left.
+    qemu.kill(launch.instance, Remains::Disk).await.unwrap();
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    answers(&qemu, &launch).await;
+    let (_qemu, seen) = runs(&world, qemu, &launch, &format!("{MOUNT}cat /data/early /data/late")).await;
+    assert_eq!(String::from_utf8_lossy(&seen.output), "early\nlate\n", "{seen:?}");
 }
 
 /// Has a shell in the guest do something, while no driver is there; it must succeed.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use reveille_core::model::{Found, Timestamp};
+use reveille_core::model::{Found, Remains, Timestamp};
 use reveille_vm::driver::{Driver, Mapping};
 
 use crate::world::{World, boot, capture, restore, until};
@@ -91,7 +91,7 @@ async fn a_checkpoint_is_a_version_of_a_guest_that_runs_on() {
         assert_eq!(qemu.find(&launch).await, Found::Running);
     }
     // The host is lost with everything but the checkpoint.
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
     fs::remove_dir_all(world.dir().join("state")).unwrap();
     fs::rename(world.dir().join("checkpoint"), world.dir().join("state")).unwrap();
     restore(&world, &qemu).await;

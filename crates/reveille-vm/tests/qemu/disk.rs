@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reveille_core::model::{Found, Timestamp};
+use reveille_core::model::{Found, Remains, Timestamp};
 use reveille_vm::driver::{Driver, Launch, Mapping};
 use reveille_vm::image::{BuildRequest, Image, ImageStore, KernelSource, RootSource};
 use reveille_vm::qemu::Qemu;
@@ -141,7 +141,7 @@ async fn a_disk_survives_sleep_and_the_death_of_its_guest() {
 
     // Its process dies, and with it the memory.
     world.signal(Signal::KILL);
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
     row = acknowledged(&world).max(later);
     assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
     let (_, other) = boot(&world, &qemu).await;
@@ -204,7 +204,7 @@ async fn what_is_written_beside_a_version_is_not_in_it() {
     folded(&world, &qemu).await;
     let (later, _) = world.tick_after(later).await;
     world.signal(Signal::KILL);
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
     let row = acknowledged(&world).max(later);
     boot(&world, &qemu).await;
     let there = found(&world).await;
@@ -235,7 +235,7 @@ async fn a_checkpoint_has_the_disk_of_its_instant() {
     }
     // The host is lost with all but what was kept; and what is kept comes back as it was at that instant.
     for (number, (dir, taken)) in (1..).zip(kept) {
-        qemu.kill(launch.instance, true).await.unwrap();
+        qemu.kill(launch.instance, Remains::Nothing).await.unwrap();
         let to = qemu.fetch_dir(launch.instance).await.unwrap();
         fs::rename(dir, to).unwrap();
         qemu.install(&launch, number).await.unwrap();
@@ -248,7 +248,7 @@ async fn a_checkpoint_has_the_disk_of_its_instant() {
     }
     // Lost after that, it boots from the disk that it had.
     world.signal(Signal::KILL);
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
     let row = acknowledged(&world);
     boot(&world, &qemu).await;
     let there = found(&world).await;
@@ -287,7 +287,7 @@ async fn going_back_to_a_version_keeps_the_disk_of_the_guest_that_was_lost() {
     let row = acknowledged(&world);
     world.tick_after(row + 16).await;
     let left = layers(&world);
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
 
     fetch(&qemu, &launch, checkpoint.files).await;
     // In the store it has got another number since.
@@ -358,7 +358,7 @@ async fn another_base_is_another_disk_and_the_old_one_is_kept() {
     let there = found(&world).await;
     assert!(there >= row);
     world.tick_after(there).await;
-    qemu.kill(launch.instance, false).await.unwrap();
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
     let gone_on = acknowledged(&world);
 
     let mut disk = launch.disk.clone().unwrap();
@@ -369,16 +369,55 @@ async fn another_base_is_another_disk_and_the_old_one_is_kept() {
     assert!(world.dir().join("aside/1/manifest.json").exists(), "the version of before");
     assert!(world.dir().join("aside/2/disks").exists(), "and what was written since");
 
-    // And back: to the version, and with it to its disk; what came after it is kept all the same.
-    assert!(qemu.roll_back(&launch).await.is_err(), "not while another runs");
-    qemu.kill(launch.instance, false).await.unwrap();
-    let version = qemu.roll_back(&launch).await.unwrap();
-    assert_eq!(version.as_ref().map(|version| version.number), Some(1));
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version });
-    restore(&world, &qemu).await;
-    let back = first_row(&world).await;
-    assert!(back <= gone_on, "{back} is not what it was before {gone_on}");
-    acknowledged(&world);
+    // And back: what was written last is there, whatever images came between.
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
+    for number in 0..3 {
+        let mut disk = launch.disk.clone().unwrap();
+        disk.address = format!("{number}9ab").repeat(16);
+        let other = Launch { image: format!("{number}9ab"), disk: Some(disk), ..launch.clone() };
+        qemu.boot(&other, &|_| ()).await.unwrap();
+        qemu.kill(launch.instance, Remains::All).await.unwrap();
+    }
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    let back = found(&world).await;
+    assert!(back >= gone_on, "{gone_on} was durable, {back} is there");
+    world.tick_after(back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ending_a_guest_drops_its_version_and_keeps_its_disk_and_a_removed_one_is_put_out_of_the_way() {
+    let world = World::of(image());
+    let qemu = world.open().await;
+    let launch = world.launch();
+    let (row, _) = boot(&world, &qemu).await;
+    world.tick_after(row).await;
+    capture(&world, &qemu, 1).await;
+    let written = acknowledged(&world);
+
+    assert_eq!(qemu.kill(launch.instance, Remains::Disk).await.unwrap(), None);
+    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    assert!(!world.dir().join("state/memory").exists());
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    let there = found(&world).await;
+    assert!(there >= written, "{written} was durable, {there} is there");
+
+    // Of one that runs as well.
+    world.tick_after(there).await;
+    qemu.kill(launch.instance, Remains::Disk).await.unwrap();
+    let written = acknowledged(&world);
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    assert!(found(&world).await >= written);
+
+    assert_eq!(qemu.kill(launch.instance, Remains::Nothing).await.unwrap(), None);
+    assert!(qemu.inventory().await.is_empty() && !world.dir().exists());
+    let removed = world.dir().parent().unwrap().with_file_name("removed");
+    let kept = removed.join(world.dir().file_name().unwrap());
+    assert!(kept.join("state/disks").exists(), "its disk");
+    // It can be put back by hand.
+    fs::rename(&kept, world.dir()).unwrap();
+    qemu.boot(&launch, &|_| ()).await.unwrap();
+    assert!(found(&world).await >= written);
+    qemu.kill(launch.instance, Remains::All).await.unwrap();
 }
 
 /// What runs as the init of a root that is on the disk.
@@ -423,6 +462,6 @@ async fn a_root_on_a_disk_is_gone_over_to() {
         assert!(console(&world).contains(&format!("found {boots} of 1")), "{}", console(&world));
         capture(&world, &qemu, boots + 1).await;
         restore(&world, &qemu).await;
-        qemu.kill(world.launch().instance, false).await.unwrap();
+        qemu.kill(world.launch().instance, Remains::All).await.unwrap();
     }
 }

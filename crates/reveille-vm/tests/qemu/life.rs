@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reveille_core::model::{Egress, Found, Stage};
+use reveille_core::model::{Egress, Found, Remains, Stage};
 use reveille_vm::driver::{Driver, Launch, Mapping};
 use reveille_vm::qemu::{Accel, AccelChoice, KvmVerdict, Qemu, QemuConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +60,7 @@ async fn a_cold_boot_sets_a_version_aside_and_discarding_leaves_nothing() {
     assert!(world.dir().join("aside/1/memory").exists());
 
     assert_eq!(qemu.inventory().await, [world.launch().instance]);
-    assert_eq!(qemu.kill(world.launch().instance, true).await.unwrap(), None);
+    assert_eq!(qemu.kill(world.launch().instance, Remains::Nothing).await.unwrap(), None);
     assert!(qemu.inventory().await.is_empty());
     assert!(!world.dir().exists());
     assert!(world.processes().is_empty());
@@ -142,6 +142,6 @@ async fn nothing_is_kept_of_a_driver_that_finds_nothing() {
     let qemu = world.open().await;
     assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: None });
     assert!(qemu.inventory().await.is_empty(), "looking creates nothing");
-    assert_eq!(qemu.kill(world.launch().instance, false).await.unwrap(), None);
+    assert_eq!(qemu.kill(world.launch().instance, Remains::All).await.unwrap(), None);
     until("no directory", || (!world.dir().exists()).then_some(())).await;
 }

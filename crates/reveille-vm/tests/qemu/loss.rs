@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Cause, Found, Timestamp};
+use reveille_core::model::{Cause, Found, Remains, Timestamp};
 use reveille_vm::driver::{Abandon, Capture, Driver, DriverError, Mapping};
 use reveille_vm::qemu::Qemu;
 use rustix::process::Signal;
@@ -96,7 +96,7 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
                 if armed && step % 2 == 0 {
                     let _ = tokio::time::timeout(cut, qemu.restore(&launch, Mapping::Consume, &|_| ())).await;
                 } else {
-                    qemu.kill(launch.instance, false).await.unwrap().unwrap();
+                    qemu.kill(launch.instance, Remains::All).await.unwrap().unwrap();
                 }
             }
             Found::Nothing { version } => {
@@ -140,7 +140,7 @@ async fn a_process_that_stands_still_is_hung_and_can_be_ended() {
     let qemu = world.open().await;
     let found = qemu.find(&launch).await;
     assert!(matches!(found, Found::Hung { waited_ms } if waited_ms >= 1_000), "{found:?}");
-    assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+    assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
     assert!(world.processes().is_empty());
     assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
 }
@@ -192,7 +192,7 @@ async fn a_kill_ends_whatever_goes_on() {
         // A boot that begins after the kill is another one, which the kill does not concern.
         begins.await.unwrap();
         tokio::time::sleep(Duration::from_millis(step * 10)).await;
-        assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+        assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
         assert!(world.processes().is_empty(), "step {step}");
         // It may have come up just before.
         let _ = booting.await.unwrap();

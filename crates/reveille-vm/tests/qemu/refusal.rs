@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use reveille_core::model::{Cause, Found, Resources};
+use reveille_core::model::{Cause, Found, Remains, Resources};
 use reveille_vm::driver::{Driver, DriverError, Launch, Mapping};
 use reveille_vm::qemu::{OpenError, Qemu, QemuConfig};
 
@@ -49,7 +49,7 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
         let refused = detail(qemu.arm(&launch, Mapping::Consume).await.unwrap_err());
         assert!(refused.starts_with("version: "), "{refused}");
         assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
-        assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+        assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
         assert_eq!(files(&state), before, "nothing is deleted");
         fs::write(&path, whole).unwrap();
     }
@@ -94,7 +94,7 @@ async fn a_device_state_that_qemu_cannot_read_leaves_the_version() {
     fs::write(&device, hollow).unwrap();
     let refused = detail(qemu.restore(&world.launch(), Mapping::Consume, &|_| ()).await.unwrap_err());
     assert!(refused.starts_with("version: "), "{refused}");
-    let left = qemu.kill(world.launch().instance, false).await.unwrap().unwrap();
+    let left = qemu.kill(world.launch().instance, Remains::All).await.unwrap().unwrap();
     assert_eq!(left, version);
     assert!(world.processes().is_empty());
 }
@@ -139,7 +139,7 @@ async fn a_guest_that_was_not_looked_for_is_not_trampled_on() {
     drop(qemu);
 
     let qemu = world.open().await;
-    assert_eq!(qemu.kill(launch.instance, false).await.unwrap(), None);
+    assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
     assert!(world.processes().is_empty(), "a kill finds it by itself");
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reveille_core::model::{Found, Timestamp};
+use reveille_core::model::{Found, Remains, Timestamp};
 use reveille_vm::driver::{Abandon, Driver, Mapping};
 use reveille_vm::qemu::Qemu;
 use rustix::process::Signal;
@@ -98,7 +98,7 @@ async fn a_row_that_was_acknowledged_is_never_lost() {
         let delay = Duration::from_micros(chance.below(800_000));
         tokio::join!(suffer(&world, &qemu, blow, 2 * round + 2), strike(&world, delay));
 
-        let version = qemu.kill(launch.instance, false).await.unwrap();
+        let version = qemu.kill(launch.instance, Remains::All).await.unwrap();
         let what = format!("round {round}, {blow:?}, struck after {delay:?}");
         if version.is_some() {
             // What it said meanwhile was heard by nobody.

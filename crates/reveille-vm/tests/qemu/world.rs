@@ -95,6 +95,17 @@ impl World {
         world
     }
 
+    /// A world whose guest has an agent and the disk of that image, with its drivers.
+    pub fn with_disk_of(image: &Image) -> Self {
+        let mut world = Self::new();
+        world.disk = image.disk.clone();
+        let mut initrd = fs::read(&image.initrd).unwrap();
+        initrd.resize(initrd.len().next_multiple_of(512), 0);
+        initrd.extend(fs::read(&world.initrd).unwrap());
+        fs::write(&world.initrd, initrd).unwrap();
+        world
+    }
+
     pub fn config(&self) -> QemuConfig {
         QemuConfig {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),

@@ -132,7 +132,7 @@ impl Verb {
             }
             Self::Remove(named) => {
                 let (store, config) = named.place.open()?;
-                let uses = uses(&config);
+                let uses = uses(&named.place, &config, &store.list()?.images)?;
                 let removed = store.remove(&named.image, &uses)?;
                 output.print(&removed, |removed| {
                     let what = if removed.image { "the image is gone" } else { "the image has other names" };
@@ -143,18 +143,42 @@ impl Verb {
     }
 }
 
-/// Who needs which image: the services of the config file, and those of its daemon if it runs.
-fn uses(config: &Config) -> Vec<Use> {
-    let of =
-        |name: &DomainName, image: &str| Use { image: image.to_owned(), user: format!("service {name}") };
-    let mut uses: Vec<Use> = config.service.iter().map(|service| of(&service.name, &service.image)).collect();
-    let daemon = Daemon { api: format!("http://{}", config.api.listen), token_file: None };
-    let running = runtime()
-        .map(|runtime| runtime.block_on(async { anyhow::Ok(daemon.client().await?.services().await?) }));
-    if let Ok(Ok(services)) = running {
-        uses.extend(services.iter().map(|service| of(&service.name, &service.image)));
+/// Who needs which image: the services of the config file, what instances have on this host's disk, and, if its daemon
+/// runs, all services, what they can be rolled back to, and their versions.
+fn uses(place: &Place, config: &Config, images: &[Image]) -> anyhow::Result<Vec<Use>> {
+    let of = |image: &str, user: String| Use { image: image.to_owned(), user };
+    let service = |name: &DomainName| format!("service {name}");
+    let mut uses: Vec<Use> =
+        config.service.iter().map(|declared| of(&declared.image, service(&declared.name))).collect();
+    let state_dir = place.state_dir.as_ref().unwrap_or(&config.daemon.state_dir);
+    for need in reveille_vm::qemu::needs_on_disk(state_dir)? {
+        let user = need.path.display().to_string();
+        uses.extend(need.image.map(|image| of(&image, format!("a version in {user}"))));
+        let bases = images.iter().filter(|image| {
+            image.disk.as_ref().is_some_and(|disk| need.base.as_ref() == Some(&disk.address))
+        });
+        uses.extend(bases.map(|image| of(&image.digest, format!("the disk in {user}"))));
     }
-    uses
+    let daemon = Daemon { api: format!("http://{}", config.api.listen), token_file: None };
+    let asked = async {
+        let client = daemon.client().await?;
+        for summary in client.services().await? {
+            let name = &summary.name;
+            uses.push(of(&summary.image, service(name)));
+            let former = client.service(name).await?.former_image;
+            uses.extend(former.map(|image| of(&image, format!("`reveille service rollback {name}`"))));
+            for version in client.versions(name).await?.versions {
+                let user = format!("version {} of {name}", version.number);
+                uses.extend(version.image.map(|image| of(&image, user)));
+            }
+        }
+        anyhow::Ok(())
+    };
+    // Without a daemon, what is on the disk has to do.
+    if let Err(error) = runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(asked)) {
+        tracing::debug!(%error, "the daemon was not asked which images it needs");
+    }
+    Ok(uses)
 }
 
 impl Build {

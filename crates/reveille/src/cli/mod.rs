@@ -72,7 +72,7 @@ enum Verb {
     Wake(service::Wake),
     /// Put a service to sleep without waiting for its idle time
     Hibernate(service::Hibernate),
-    /// End a service's virtual machine and drop its memory; the next wake is a cold boot
+    /// End a service's virtual machine and drop its memory; the next wake is a cold boot, from its disk if it has one
     Terminate(service::Terminate),
     /// Tell why a service is as it is: its last decisions, with their reasons, and its last wakes
     Why(why::Why),

@@ -28,7 +28,8 @@ pub enum Verb {
     Redeploy(Redeploy),
     /// Give a sleeping service the image, the resources and the version of before its last redeploy
     Rollback(Rollback),
-    /// End a service's virtual machine and forget the service
+    /// End a service's virtual machine and forget the service; its versions stay in the object store, its disk in
+    /// `removed` of the state directory
     Remove(One),
 }
 
@@ -186,7 +187,13 @@ impl Verb {
                     anyhow::Ok(one.daemon.client().await?.remove_service(&one.service).await?)
                 })?;
                 let removed = serde_json::json!({ "removed": one.service });
-                output.print(&removed, |_| format!("{} is gone", one.service))
+                output.print(&removed, |_| {
+                    format!(
+                        "{} is gone; its versions stay in the object store, and a disk or version that this host had \
+                         is in `removed` of the state directory",
+                        one.service
+                    )
+                })
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use reveille_api::types::ServiceDetail;
 use reveille_api::{CloneRequest, ControlError};
-use reveille_core::model::{DomainName, Instance, Phase, Rung};
+use reveille_core::model::{DomainName, Instance, Phase, Remains, Rung};
 use reveille_vm::driver::CloneError;
 
 use super::run::Control;
@@ -57,7 +57,7 @@ impl Control {
         };
         if added.is_err() {
             self.services.take_back(address);
-            if let Err(error) = driver.kill(to, true).await {
+            if let Err(error) = driver.kill(to, Remains::Nothing).await {
                 tracing::warn!(instance = %to, %error, "what was cloned is left on the disk");
             }
         }

@@ -459,8 +459,9 @@ impl Remote {
                 generation.mark_unchanged();
                 let shown = self.show(&reply.name).await?;
                 let summary = &shown.detail.summary;
-                if let (Some(failure), Phase::Failed) = (&summary.failure, summary.phase)
-                    && (failure.gave_up || failure.attempts == 0)
+                if let (Some(failure), Phase::Failed | Phase::Hibernated) = (&summary.failure, summary.phase)
+                    && (failure.gave_up || (failure.attempts == 0 && summary.phase == Phase::Failed))
+                    && (wanted == VmState::Active || summary.phase == Phase::Failed)
                 {
                     return Err(ControlError::Failed { detail: failure.cause.clone() });
                 }

@@ -5,6 +5,7 @@ use reveille_api::types::{DeployReply, Redeploy, RestoreReply};
 use reveille_api::{ControlError, Unstored, Wait};
 use reveille_core::model::{DomainName, Event, Former, Resources, ServiceSpec};
 use reveille_depot::format::manifest::Manifest;
+use reveille_failpoint::failpoint;
 use reveille_store::{Change, Origin, StoredService};
 use tokio::time::{Instant, timeout_at};
 
@@ -101,6 +102,7 @@ impl Control {
             self.write_back(doubtful);
             return Err(ControlError::Unavailable { detail: error.to_string() });
         }
+        failpoint!("control.exchange.written");
         for event in events {
             self.fleet.apply(event, now)?;
         }
@@ -235,7 +237,9 @@ impl Remote {
             generation.mark_unchanged();
             let shown = self.show(&reply.service).await?;
             let (detail, phase) = (&shown.detail, shown.detail.summary.phase);
-            if detail.stored.as_ref().is_some_and(|stored| stored.number >= reply.number) {
+            // Of the version that is stored: it may be another host's, with a higher number than this would have had.
+            let failed = detail.rolling_back.is_none() && shown.roll_back_failure.is_some();
+            if !failed && detail.stored.as_ref().is_some_and(|stored| stored.number >= reply.number) {
                 return Ok(RestoreReply { phase, done: true, ..reply });
             }
             if detail.rolling_back.is_none() {

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reveille_core::model::{
-    Cause, DomainName, Fleet, InstanceId, Phase, Reconciled, Report, Rung, ServiceSpec, SnapshotVersion,
-    Stage,
+    Cause, DomainName, Fleet, InstanceId, Phase, Reconciled, Remains, Report, Rung, ServiceSpec,
+    SnapshotVersion, Stage,
 };
 use reveille_core::mutation::is_on;
 use reveille_failpoint::failpoint;
@@ -229,7 +229,7 @@ impl Executor {
     }
 
     /// Ends whatever process there is, again and again until it is gone.
-    pub fn kill(&mut self, order: Order, discard: bool, ack: Ack) {
+    pub fn kill(&mut self, order: Order, remains: Remains, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
         tools.wiring.cut(&order.spec.name);
@@ -241,8 +241,9 @@ impl Executor {
             // The row said so first; where it could not be written, ending the process is still right.
             let _ = ack.await;
             loop {
-                match tools.driver.kill(order.instance, discard).await {
+                match tools.driver.kill(order.instance, remains).await {
                     Ok(version) => {
+                        failpoint!("control.kill.fenced");
                         tools.unlink(&order);
                         return tools.report(&order, Report::Fenced { version }).await;
                     }
@@ -409,6 +410,7 @@ async fn roll_back(tools: Arc<Tools>, order: Order, (from, number): (u64, u64), 
         Ok(version) => version,
         Err(cause) => return tools.report(&order, Report::RollBackFailed { cause }).await,
     };
+    failpoint!("control.roll_back.republished");
     // From here on what is on this disk is not what the service goes on from.
     tools.unwatch(order.instance);
     loop {
@@ -425,6 +427,7 @@ async fn roll_back(tools: Arc<Tools>, order: Order, (from, number): (u64, u64), 
             }
         }
     }
+    failpoint!("control.roll_back.dropped");
     tools.unlink(&order);
     tools.report(&order, Report::RolledBack { version }).await;
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use reveille_api::types::{PruneReport, PrunedVersion};
 use reveille_core::model::{Cause, DomainName, Instance, SnapshotVersion, Timestamp};
 use reveille_depot::names::VersionId;
+use reveille_failpoint::failpoint;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -185,6 +186,7 @@ async fn delete_surplus(
         let number = one.entry.id.number;
         // What has come into use since it was judged is left.
         if !report.dry_run && !stock.versions().is_held(service, number) {
+            failpoint!("control.retention.delete");
             stock.depot().delete(&one.entry.id).await.map_err(failed)?;
         }
         report.versions.push(PrunedVersion { service: service.clone(), number, verdict: one.sentence() });

@@ -334,7 +334,7 @@ fn is_same(before: Option<&ServiceView>, after: Option<&ServiceView>) -> bool {
 
 fn refused_until(instance: &Instance, now: Timestamp) -> Option<Timestamp> {
     let failure = instance.failure.as_ref()?;
-    (instance.phase == Phase::Failed && failure.gave_up && failure.retry_at > now).then_some(failure.retry_at)
+    instance.is_given_up(now).then_some(failure.retry_at)
 }
 
 fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) -> ServiceView {
@@ -346,7 +346,19 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
     let refused = if service.foreign.is_some() {
         Some(Refused { until: None, text: "the service is served by another host".to_owned() })
     } else {
-        let text = "the service failed to start and is tried again later";
+        let text = match instance.phase {
+            Phase::Hibernated => {
+                "the service's state cannot be had from the object store; it is tried again later"
+            }
+            Phase::Off
+            | Phase::Booting
+            | Phase::Restoring
+            | Phase::Warming
+            | Phase::Active
+            | Phase::Draining
+            | Phase::Hibernating
+            | Phase::Failed => "the service failed to start and is tried again later",
+        };
         refused_until(instance, now).map(|until| Refused { until: Some(until), text: text.to_owned() })
     };
     let stable = instance.phase == Phase::Active;

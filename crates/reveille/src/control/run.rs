@@ -330,9 +330,14 @@ impl Control {
             | Report::Paused
             | Report::Evicted
             | Report::RolledBack { .. }
-            | Report::RestFailed { .. }
             | Report::Disarmed
             | Report::Fenced { .. } => {}
+            Report::RestFailed { cause } => {
+                // Whoever waits for what the object store does not give is told so.
+                if self.fleet.instance(instance).is_some_and(|row| row.is_given_up(now)) {
+                    self.lost(&service, was, &cause);
+                }
+            }
         }
     }
 
@@ -482,9 +487,9 @@ impl Control {
             Action::AbandonCapture => self.executor.abandon(decision.instance),
             Action::Undrain => self.wakes.dropped(&decision.service),
             Action::GiveUpStart { cause } => self.lost(&decision.service, Phase::Warming, cause),
-            Action::Kill { discard } => {
+            Action::Kill { remains } => {
                 let ack = self.write_now();
-                self.executor.kill(order, *discard, ack);
+                self.executor.kill(order, *remains, ack);
             }
             Action::Wait { .. } => {}
         }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use reveille_core::model::{
-    DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Service, ServiceSpec, Timestamp,
-    reconcile,
+    DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Remains, Service, ServiceSpec,
+    Timestamp, reconcile,
 };
 use reveille_store::{Change, Loaded, Origin, StateDatabase, StoredService};
 use reveille_vm::driver::{Driver, Launch, Link};
@@ -162,7 +162,7 @@ pub async fn merge(
             .remove(&name)
             .unwrap_or_else(|| Instance::new(store.reserve_instance_id(), name.clone(), now));
         if let Some(former) = former {
-            instance.note_other_spec_at_start(&former.spec, &spec);
+            instance.note_other_spec(&former.spec, &spec);
         }
         services.own(instance.id, name, address);
         let row = StoredService { spec: spec.clone(), address, created_at, origin };
@@ -200,7 +200,7 @@ pub async fn find(
     let known: BTreeSet<InstanceId> = entries.iter().map(|(_, row)| row.id).collect();
     for orphan in driver.inventory().await.into_iter().filter(|id| !known.contains(id)) {
         tracing::info!(instance = %orphan, listed = dropped.contains(&orphan), "belongs to no service; ending it");
-        if let Err(error) = driver.kill(orphan, true).await {
+        if let Err(error) = driver.kill(orphan, Remains::Nothing).await {
             tracing::error!(instance = %orphan, %error, "cannot end an instance that belongs to no service");
         }
     }

@@ -1,6 +1,6 @@
 //! A graceful stop: awake instances are hibernated, left running or ended, as `daemon.on_stop` says.
 
-use reveille_core::model::{Event, InstanceId, Phase, Rung, SleepAsked};
+use reveille_core::model::{Event, InstanceId, Phase, Remains, Rung, SleepAsked};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -93,7 +93,7 @@ impl Control {
                 tracing::warn!(instance = %id, "does not sleep; it runs on, and the next daemon takes it over");
                 continue;
             }
-            if let Err(error) = self.executor.tools().driver.kill(id, false).await {
+            if let Err(error) = self.executor.tools().driver.kill(id, Remains::All).await {
                 tracing::error!(instance = %id, %error, "cannot be ended");
             }
         }

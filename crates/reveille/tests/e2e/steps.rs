@@ -1,10 +1,13 @@
-//! `kill -9` of the daemon at every named step of sleep, upload, wake, fetch and checkpoint: whatever the step, the next
-//! daemon has the guest, and has it once.
+//! `kill -9` of the daemon at every named step of what it does with guests, disks and versions: whatever the step, the
+//! next daemon has the guest, and has it once, and a daemon after that starts as ever.
+//!
+//! Steps within the object store alone are in the depot's own tests (`faults.rs`), those of disks in `rows.rs`.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::small::{LOOK, say};
+use crate::small::{LOOK, say, text};
 use crate::world::{HELLO, World};
 
 /// Longest time until a daemon comes to the step at which it ends.
@@ -18,11 +21,25 @@ enum Deed {
     Sleep,
     /// A client comes to one that sleeps.
     Wake,
-    /// Nothing: the guest runs.
+    /// Nothing: the guest runs, or rests as its policy says.
     Run,
+    /// A guest that runs is put to sleep, and then rests on that rung.
+    Rest(&'static str),
+    /// One that sleeps is to go on from the version before its last.
+    RollBack,
+    /// One that sleeps is given more memory, or less again.
+    Redeploy,
+    /// One that sleeps is cloned.
+    Clone,
+    /// One that runs is ended.
+    End,
+    /// What nobody needs is collected.
+    Collect,
+    /// It starts.
+    Start,
 }
 
-use Deed::{Run, Sleep, Wake};
+use Deed::{Clone as Copies, Collect, End, Redeploy, Rest, RollBack, Run, Sleep, Start, Wake};
 
 /// Steps of a service that sleeps on the local disk.
 const LOCAL: [(&str, Deed); 18] = [
@@ -70,6 +87,42 @@ const RUNNING: [(&str, Deed); 4] = [
     ("depot.put.manifest", Run),
 ];
 
+/// Steps of keeping one warm.
+const WARM: [(&str, Deed); 5] = [
+    ("vm.arm.armed", Rest("armed")),
+    ("vm.restore.consumed", Wake),
+    ("vm.warm.running", Rest("paused")),
+    ("vm.pause.stopped", Rest("paused")),
+    ("vm.restore.running", Wake),
+];
+
+/// Steps of who is in charge, and of what stays in the store.
+const KEPT: [(&str, Deed); 9] = [
+    ("depot.claim.write", Start),
+    ("depot.claim.written", Start),
+    ("control.retention.delete", Sleep),
+    ("depot.delete.begin", Sleep),
+    ("depot.delete.moved", Sleep),
+    ("depot.delete.deleted", Sleep),
+    ("depot.collect.begin", Collect),
+    ("depot.collect.planned", Collect),
+    ("depot.collect.done", Collect),
+];
+
+/// Steps of going back, and those after which there may be another guest, as was asked for.
+const OTHERS: [(&str, Deed); 10] = [
+    ("depot.republish.begin", RollBack),
+    ("control.roll_back.republished", RollBack),
+    ("control.roll_back.dropped", RollBack),
+    ("vm.clone.linked", Copies),
+    ("vm.clone.published", Copies),
+    ("control.exchange.written", Redeploy),
+    ("vm.boot.spawned", Redeploy),
+    ("vm.end.recorded", End),
+    ("vm.end.consumed", End),
+    ("control.kill.fenced", End),
+];
+
 fn world(depot: &Path) -> World {
     World::new().set("depot", "url", format!("\"file://{}\"", depot.display())).service(HELLO)
 }
@@ -92,20 +145,39 @@ fn a_kill_at_any_step_of_a_checkpoint_leaves_the_guest_running() {
     walk(world(depot.path()).policy("checkpoint_ms", 1_000), &RUNNING);
 }
 
+#[test]
+fn a_kill_at_any_step_of_keeping_a_guest_warm_loses_nothing() {
+    let depot = tempfile::tempdir().unwrap();
+    walk(world(depot.path()), &WARM);
+}
+
+#[test]
+fn a_kill_at_any_step_of_claiming_keeping_and_collecting_loses_nothing() {
+    let depot = tempfile::tempdir().unwrap();
+    let world = world(depot.path()).set("depot", "keep_last", 1).set("depot", "keep_for_s", 0).start();
+    // So that the next sleep has one to delete.
+    world.page();
+    world.put_to_sleep(NAME);
+    walk_on(world, &KEPT);
+}
+
+#[test]
+fn a_kill_at_any_step_of_going_back_cloning_redeploying_and_ending_leaves_a_guest_that_answers() {
+    let depot = tempfile::tempdir().unwrap();
+    let world = World::new().set("depot", "url", format!("\"file://{}\"", depot.path().display())).start();
+    // What the config declares is not redeployed past it.
+    world.json(&["service", "add", NAME, "--image", "demo", "--port", "tcp/8080"]);
+    walk_on(world, &OTHERS);
+}
+
 fn walk(world: World, steps: &[(&str, Deed)]) {
-    let mut world = world.start();
-    let nonce = world.page().nonce;
+    walk_on(world.start(), steps);
+}
+
+fn walk_on(mut world: World, steps: &[(&str, Deed)]) {
+    let mut nonce = world.page().nonce;
     for (step, deed) in steps {
-        match deed {
-            Sleep | Run => drop(world.page()),
-            Wake => {
-                world.put_to_sleep(NAME);
-                let rest = world.show(NAME)["policy"]["rest"].clone();
-                world.until_shown(NAME, "it to rest, and to be stored", |shown| {
-                    shown["stored_is_current"] == true && shown["rung"] == rest
-                });
-            }
-        }
+        prepare(&mut world, *deed);
         world.kill9();
         world.end_at(step);
         // It may come to the step while it starts.
@@ -120,10 +192,49 @@ fn walk(world: World, steps: &[(&str, Deed)]) {
         let log = world.log()[log_from..].to_owned();
         let found = log.lines().find_map(|line| line.split_once(" was=").map(|(_, rest)| rest.to_owned()));
         let found: String = found.unwrap_or_default().chars().take_while(|letter| *letter != '{').collect();
-        assert_eq!(world.page().nonce, nonce, "killed at {step}, {found}: another guest");
+        let there = world.page().nonce;
+        match deed {
+            Redeploy | End => nonce = there,
+            Sleep | Wake | Run | Rest(_) | RollBack | Copies | Collect | Start => {
+                assert_eq!(there, nonce, "killed at {step}, {found}: another guest");
+            }
+        }
         world.until_phase(NAME, "active");
         assert_eq!(world.vms().len(), 1, "killed at {step}: {:?}", world.vms());
+        let instances = fs::read_dir(world.path("state/instances")).unwrap().count();
+        assert_eq!(instances, 1, "killed at {step}: what belongs to no service is gone");
         say(&format!("{deed:?} killed at {step}: {left} process left, {found}"));
+    }
+    // A second start finds nothing to put right, and all versions are whole.
+    world.stop();
+    world.restart();
+    let versions = world.json(&["snapshot", "list", NAME])["versions"].as_array().unwrap().clone();
+    for version in versions.iter().filter(|version| version["where"] != "local") {
+        let number = version["number"].to_string();
+        let checked = world.run(&["snapshot", "verify", NAME, &number]);
+        assert!(checked.status.success(), "{}", text(&checked.stdout));
+    }
+}
+
+/// Brings the service to where the deed begins.
+fn prepare(world: &mut World, deed: Deed) {
+    match deed {
+        Sleep | Run | End | Collect | Start => drop(world.page()),
+        Rest(rest) => {
+            drop(world.page());
+            world.change("policy", "rest", format!("\"{rest}\""));
+        }
+        Wake | RollBack | Redeploy | Copies => {
+            if deed == RollBack {
+                world.put_to_sleep(NAME);
+                drop(world.page());
+            }
+            world.put_to_sleep(NAME);
+            let rest = world.show(NAME)["policy"]["rest"].clone();
+            world.until_shown(NAME, "it to rest, and to be stored", |shown| {
+                shown["stored_is_current"] == true && shown["rung"] == rest
+            });
+        }
     }
 }
 
@@ -137,8 +248,27 @@ fn come_to(world: &World, step: &str, deed: Deed) {
         while world.is_running() {
             assert!(since.elapsed() < STEP_MAX, "{deed:?} never came to {step}");
             // Again, since a client that was only just leaving keeps the guest awake.
-            if deed == Sleep {
-                let _ = world.run(&["hibernate", NAME]);
+            match deed {
+                Sleep | Rest(_) => drop(world.run(&["hibernate", NAME])),
+                RollBack => {
+                    let listed = world.run(&["--json", "snapshot", "list", NAME]);
+                    let listed: serde_json::Value =
+                        serde_json::from_slice(&listed.stdout).unwrap_or_default();
+                    let before = listed["versions"][1]["number"].to_string();
+                    drop(world.run(&["snapshot", "restore", NAME, &before]));
+                }
+                Redeploy => {
+                    let has = world.run(&["--json", "service", "show", NAME]);
+                    let has: serde_json::Value = serde_json::from_slice(&has.stdout).unwrap_or_default();
+                    let wanted = if has["resources"]["memory_mib"] == 128 { "136" } else { "128" };
+                    drop(world.run(&["service", "redeploy", NAME, "--memory-mib", wanted]));
+                    drop(world.try_page(world.address(1)));
+                    drop(world.run(&["hibernate", NAME]));
+                }
+                Copies => drop(world.run(&["service", "clone", NAME, "copy.vm.test"])),
+                End => drop(world.run(&["terminate", NAME])),
+                Collect => drop(world.run(&["snapshot", "prune"])),
+                Wake | Run | Start => {}
             }
             std::thread::sleep(LOOK);
         }

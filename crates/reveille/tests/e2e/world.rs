@@ -154,6 +154,16 @@ impl World {
         self.settings.entry(table).or_default().insert(key, value.to_string());
     }
 
+    /// Leaves all services out of the config for the next start; puts these into it.
+    pub fn declare(&mut self, services: &[&str]) {
+        self.services = services.iter().map(|toml| (*toml).to_owned()).collect();
+    }
+
+    /// At that step the next daemon waits for so long, once.
+    pub fn wait_at(&mut self, failpoint: &str, ms: u64) {
+        self.failpoints = format!("{failpoint}=1*wait:{ms}");
+    }
+
     /// The next daemon ends as by `kill -9` when it comes to that step; empty: nowhere.
     pub fn end_at(&mut self, failpoint: &str) {
         self.failpoints = if failpoint.is_empty() { String::new() } else { format!("{failpoint}=kill") };
