@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
+use crate::config::{self, Accelerator, Anonymous, Config, NetMode};
 use crate::control::executor::Executor;
 use crate::control::wiring::{HostWiring, Wiring};
 use crate::control::{
@@ -183,8 +183,8 @@ async fn take_stock(config: &Config, wiring: &dyn Wiring, clock: Clock) -> anyho
     let driver: Arc<dyn Driver> = Arc::new(Qemu::open(qemu_config(config, &images)).await?);
     let capabilities = driver.capabilities();
     tracing::info!(qemu = capabilities.version, accelerator = capabilities.accelerator, "driver");
-    let pool = Network::parse_v4(&config.relay.pool).context("relay.pool is no network")?;
-    let rows = startup::merge(&config.service, loaded, &*store, pool, clock.now()).await?;
+    let pools = config.pools().context("relay.pool is no network")?;
+    let rows = startup::merge(&config.service, loaded, &*store, pools, clock.now()).await?;
     let named = |(service, _): &(Service, _)| (service.spec.clone(), service.address);
     let services: Vec<(ServiceSpec, Ipv4Addr)> = rows.entries.iter().map(named).collect();
     for (service, _) in &services {

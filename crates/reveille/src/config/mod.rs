@@ -5,6 +5,7 @@ mod encrypted;
 mod faults;
 mod net;
 mod overlay;
+mod pool6;
 mod quote;
 mod secondaries;
 mod standing;
@@ -25,6 +26,7 @@ pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use net::{Net, NetMode};
+pub use pool6::{Network6, Pools};
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
 pub use warnings::warnings;
@@ -136,6 +138,8 @@ pub enum Anonymous {
 pub struct Relay {
     /// Network from which stable addresses are given out.
     pub pool: String,
+    /// IPv6 network from which they are given out as well; empty: only services that name one have an IPv6 address.
+    pub pool6: String,
 }
 
 /// `[qemu]`
@@ -310,7 +314,7 @@ impl Default for Api {
 
 impl Default for Relay {
     fn default() -> Self {
-        Self { pool: "127.64.0.0/10".into() }
+        Self { pool: "127.64.0.0/10".into(), pool6: String::new() }
     }
 }
 
@@ -404,6 +408,7 @@ impl Config {
             let allowed = "an IPv4 network such as 127.64.0.0/10, prefix 8 to 30";
             faults.push(SpecFault::new("relay.pool", &self.relay.pool, allowed));
         }
+        faults.extend(self.pool6_faults());
         faults.extend(self.tap_faults());
         for network in &self.dns.status_allow {
             if let Err(error) = network.parse::<reveille_core::answer::Network>() {

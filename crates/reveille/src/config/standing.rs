@@ -27,6 +27,7 @@ impl Config {
             "api.anonymous": api.anonymous,
             "net.mode": net.mode,
             "relay.pool": relay.pool,
+            "relay.pool6": relay.pool6,
             "depot": depot,
             "qemu.binary": qemu.binary,
             "qemu.data_dir": qemu.data_dir,
