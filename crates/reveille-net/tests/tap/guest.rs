@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::spaces::Spaces;
 use reveille_core::model::{DomainName, Egress, Gate, InstanceId, Resources, Timestamp};
 use reveille_net::RelayEvents;
 use reveille_net::tap::{Echo, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapLimits, Taps};
@@ -211,4 +212,16 @@ fn archive_of(name: &str, content: &[u8]) -> Vec<u8> {
         archive.resize(archive.len().next_multiple_of(4), 0);
     }
     archive
+}
+
+/// A runtime whose threads, and whose children, are on the host.
+pub fn run_on_host<T: Send>(spaces: &Spaces, work: impl Future<Output = T> + Send) -> T {
+    spaces.on_host(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    })
 }

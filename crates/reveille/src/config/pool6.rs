@@ -124,7 +124,16 @@ mod tests {
     fn a_service_has_its_ipv4_address_within_its_ipv6_address() {
         let pool = Network6::parse("fd64:5245:56::/64").unwrap();
         assert_eq!(pool.beside(Ipv4Addr::new(10, 64, 0, 1)).to_string(), "fd64:5245:56::a40:1");
-        for text in ["fd64::1/64", "fd64::/97", "fd64::/15", "fe80::/64", "ff00::/16", "::/64", "10.0.0.0/8", "fd64::"] {
+        for text in [
+            "fd64::1/64",
+            "fd64::/97",
+            "fd64::/15",
+            "fe80::/64",
+            "ff00::/16",
+            "::/64",
+            "10.0.0.0/8",
+            "fd64::",
+        ] {
             assert_eq!(Network6::parse(text), None, "{text}");
         }
     }
@@ -152,10 +161,16 @@ mod tests {
         "#;
         let error = Config::parse(text).unwrap_err().to_string();
         assert!(error.contains("relay.pool6 = fd64::1/64\n      allowed: an IPv6 network"), "{error}");
-        assert!(error.contains("service \"b.vm.test\".address6 = fd64::9\n      allowed: each address once"), "{error}");
+        assert!(
+            error.contains("service \"b.vm.test\".address6 = fd64::9\n      allowed: each address once"),
+            "{error}"
+        );
         let inside = text.replace("fd64::1/64", "fd64::/64");
         let error = Config::parse(&inside).unwrap_err().to_string();
-        assert!(error.contains("service \"a.vm.test\".address6 = fd64::9\n      allowed: an address outside"), "{error}");
+        assert!(
+            error.contains("service \"a.vm.test\".address6 = fd64::9\n      allowed: an address outside"),
+            "{error}"
+        );
         let error = Config::parse(&inside.replace("\"tap\"", "\"relay\"")).unwrap_err().to_string();
         assert!(error.contains("relay.pool6 = fd64::/64\n      allowed: \"\" with net.mode"), "{error}");
     }

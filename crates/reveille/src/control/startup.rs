@@ -280,7 +280,10 @@ mod tests {
         assert_eq!(first, Ipv4Addr::new(127, 64, 0, 1));
         let taken = services.give_address(&mut spec("b.vm.test", Some("127.64.0.1")));
         assert!(matches!(taken, Err(AddressError::Taken(_))));
-        assert_eq!(services.give_address(&mut spec("c.vm.test", None)).unwrap(), Ipv4Addr::new(127, 64, 0, 2));
+        assert_eq!(
+            services.give_address(&mut spec("c.vm.test", None)).unwrap(),
+            Ipv4Addr::new(127, 64, 0, 2)
+        );
         assert!(matches!(services.give_address(&mut spec("d.vm.test", None)), Err(AddressError::PoolEmpty)));
         services.take_back(first);
         assert_eq!(services.give_address(&mut spec("d.vm.test", None)).unwrap(), first);
