@@ -31,7 +31,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode};
 use crate::control::executor::Executor;
-use crate::control::wiring::{HostWiring, Wiring};
+use crate::control::wiring::{HostWiring, Wiring, egress_policy};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
@@ -120,6 +120,8 @@ struct Daemon {
     api: ApiTask,
     keys: tokio::task::JoinHandle<()>,
     reloader: Reloader,
+    /// In tap mode.
+    taps: Option<Taps>,
     /// External primaries; left alone when the daemon stops.
     _published: Vec<PublishTask>,
     /// Looks at the files of the certificate; ended with the daemon.
@@ -140,6 +142,9 @@ impl Daemon {
             let _ = done.await;
         }
         let _ = self.control.await;
+        if let Some(taps) = self.taps {
+            taps.close().await;
+        }
         let _ = self.api.task.await;
     }
 }
@@ -200,11 +205,12 @@ async fn take_stock(config: &Config, wiring: &dyn Wiring, clock: Clock) -> anyho
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let (activator, relay_events) = activator(config, clock)?;
-    let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator));
+    let taps = activator.taps();
+    let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator, config.nameserver()));
     let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &*wiring, clock).await?;
     let taken_up = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
-    bind_services(config, &*wiring, &services).await?;
+    bind_services(config, &*wiring, taps.as_ref(), &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
@@ -266,7 +272,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
+    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, taps, _published, _certificate, _token })
 }
 
 /// The zones as they are served first, with what updates have changed, and who signs them.
@@ -320,6 +326,7 @@ fn activator(config: &Config, clock: Clock) -> anyhow::Result<(Activator, RelayE
 async fn bind_services(
     config: &Config,
     wiring: &dyn Wiring,
+    taps: Option<&Taps>,
     services: &[(ServiceSpec, Ipv4Addr)],
 ) -> anyhow::Result<()> {
     for (spec, address) in services {
@@ -334,6 +341,8 @@ async fn bind_services(
             }
         }
     }
+    // All in one step, before any of them is started.
+    taps.map_or(Ok(()), Taps::guard)?;
     Ok(())
 }
 
@@ -384,6 +393,7 @@ pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
     let mut stable: Vec<IpAddr> = vec![address.into()];
     stable.extend(spec.address6.map(IpAddr::from));
     Binding {
+        egress: egress_policy(spec, None),
         held_clients_max: spec.policy.held_clients_max,
         held_ms_max: spec.policy.held_ms_max,
         ..Binding::new(spec.name.clone(), stable, spec.ports.clone())

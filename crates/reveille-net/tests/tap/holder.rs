@@ -140,18 +140,20 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         let devices = || ip(&format!("-n {} -br link show type tun", spaces.host()));
         let (taps, _events) = open_taps();
         taps.bind(&binding()).unwrap();
+        taps.guard().unwrap();
         assert!(matches!(taps.bind(&binding()), Err(TapError::AlreadyBound(_))));
         // As QEMU has it, which outlives the daemon.
         let qemu = taps.queue(&service()).unwrap();
         let routes = || ip(&format!("-n {} route show proto 82", spaces.host()));
         taps.unbind(&service()).await;
-        drop(taps);
+        drop((taps, _events));
         assert_eq!(devices().lines().count(), 1, "{}", devices());
         // Without a daemon packets go to the guest.
         assert!(routes().contains("rvg") && !routes().contains("rvh"), "{}", routes());
 
         let (taps, mut events) = open_taps();
         taps.bind(&binding()).unwrap();
+        taps.guard().unwrap();
         assert_eq!(devices().lines().count(), 2, "{}", devices());
         taps.queue(&service()).expect_err("one process at a time");
         taps.set_gate(&service(), Gate::Open);

@@ -77,7 +77,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool, closings: &Atomic
         let (abandon, launch) = (Abandon::default(), world.launch());
         let mut wanted = false;
         let captured = {
-            let capture = world.qemu.capture(&launch, number, Timestamp::from_ms(1), &abandon);
+            let capture = world.guest.qemu.capture(&launch, number, Timestamp::from_ms(1), &abandon);
             tokio::pin!(capture);
             loop {
                 tokio::select! {

@@ -26,6 +26,7 @@ impl Config {
             "api.listen": api.listen,
             "api.anonymous": api.anonymous,
             "net.mode": net.mode,
+            "net.nameserver": net.nameserver,
             "relay.pool": relay.pool,
             "relay.pool6": relay.pool6,
             "depot": depot,

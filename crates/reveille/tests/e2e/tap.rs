@@ -71,7 +71,8 @@ fn clients_elsewhere_are_all_served_by_their_first_packet() {
         }
         let tally = clients.tally;
         say(&format!("{tally:?}; none lost, no SYN sent twice"));
-        assert!(tally.from.iter().all(|count| *count > 0), "not every rung was woken from: {tally:?}");
+        let few = wakes < WAKES;
+        assert!(few || tally.from.iter().all(|count| *count > 0), "not every rung was woken from: {tally:?}");
         world.stop();
         assert_eq!(world.vms(), []);
         let links = ip("-o link");

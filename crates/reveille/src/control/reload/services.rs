@@ -241,6 +241,8 @@ fn changed_spec(
             "image": image,
             "resources": resources,
             "egress": egress,
+            "egress_allow": egress_allow,
+            "egress_deny": egress_deny,
         }
     }
     (spec, keys)
