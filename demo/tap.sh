@@ -80,7 +80,7 @@ pool = "$pool"
 pool6 = "$pool6"
 
 [dns]
-listen = ["127.0.0.1:5300", "$there:5300"]
+listen = ["$there:5300", "127.0.0.1:5300"]
 END
 echo "from this host: dig @$there -p 5300 hello.vm.test and curl http://10.64.0.1:8080/"
 [ -z "$pool6" ] || echo "                dig @$there -p 5300 hello.vm.test AAAA and curl 'http://[fd64:5245:56::a40:1]:8080/'"
