@@ -378,6 +378,8 @@ pub fn qemu_config(config: &Config, images: &Arc<ImageStore>) -> QemuConfig {
             Accelerator::Kvm => AccelChoice::Kvm,
             Accelerator::Tcg => AccelChoice::Tcg,
         },
+        // What the config says was checked when it was read.
+        users: config.qemu_users().unwrap_or_default(),
         state_dir: config.daemon.state_dir.clone(),
         probe: probe.map(|image| ProbeGuest { kernel: image.kernel, initrd: image.initrd }),
     }

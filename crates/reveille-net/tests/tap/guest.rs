@@ -13,7 +13,7 @@ use reveille_core::model::{DomainName, Egress, Gate, InstanceId, Resources, Time
 use reveille_net::RelayEvents;
 use reveille_net::tap::{Echo, EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapLimits, Taps};
 use reveille_vm::driver::{Driver, Launch, Link, Tap, TapQueue};
-use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig};
+use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig, Users};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Longest wait for anything that a guest does.
@@ -134,6 +134,7 @@ impl Guest {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
             data_dir: std::env::var_os("REVEILLE_TEST_QEMU_DATA").map(PathBuf::from),
             accel: AccelChoice::Tcg,
+            users: Users::Own,
             state_dir: temp.path().join("state"),
             probe: None,
         };

@@ -211,7 +211,7 @@ pub fn instance(
 }
 
 /// The command line of the same machine booted outside Reveille: without control socket, its network link at
-/// `net.sock` in its working directory, where its disk's layers are as well, its memory and console in the given files.
+/// `run/net.sock` in its working directory, where its disk's layers are as well, its memory and console in the given files.
 /// For comparisons.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFaul
 use reveille_dns::limit::GateConfig;
 use reveille_dns::named_file::{self, FileError};
 use reveille_dns::sign::KeyPolicy;
+use reveille_vm::qemu::Users;
 use serde::{Deserialize, Serialize};
 
 pub use depot::{Depot, Keeping};
@@ -148,6 +149,9 @@ pub struct Relay {
 pub struct Qemu {
     /// The program, looked up in PATH unless it has a slash.
     pub binary: PathBuf,
+    /// As whom it runs where the daemon is root: "auto", each instance as a user of its own; "daemon", as root as well; or
+    /// the name or number of a user, which all instances run as, each with a group of its own.
+    pub user: String,
     /// Where its firmware lies, if not where it looks by itself; empty: where it looks.
     pub data_dir: PathBuf,
     /// How guest code is run.
@@ -320,7 +324,8 @@ impl Default for Relay {
 
 impl Default for Qemu {
     fn default() -> Self {
-        Self { binary: "qemu-system-x86_64".into(), data_dir: PathBuf::new(), accelerator: Accelerator::Auto }
+        let (binary, user) = ("qemu-system-x86_64".into(), "auto".into());
+        Self { binary, user, data_dir: PathBuf::new(), accelerator: Accelerator::Auto }
     }
 }
 
@@ -388,6 +393,10 @@ impl Config {
         }
         faults.extend(self.depot.faults());
         faults.extend(self.network_faults());
+        if let Err(detail) = self.qemu_users() {
+            let allowed = format!("\"auto\", \"daemon\", or a user: {detail}");
+            faults.push(SpecFault::new("qemu.user", &self.qemu.user, allowed));
+        }
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
         faults.extend(updates::faults(self));
@@ -416,6 +425,18 @@ impl Config {
             }
         }
         faults
+    }
+
+    /// As whom QEMU runs.
+    ///
+    /// # Errors
+    /// There is no such user; one sentence.
+    pub fn qemu_users(&self) -> Result<Users, String> {
+        match self.qemu.user.as_str() {
+            "auto" => Ok(Users::Own),
+            "daemon" => Ok(Users::Daemon),
+            name => Users::number(name).map(Users::Named),
+        }
     }
 
     /// The address of the primary name server of a zone without a file.

@@ -31,6 +31,7 @@ impl Config {
             "relay.pool6": relay.pool6,
             "depot": depot,
             "qemu.binary": qemu.binary,
+            "qemu.user": qemu.user,
             "qemu.data_dir": qemu.data_dir,
             "qemu.accelerator": qemu.accelerator,
             "publish": publish,

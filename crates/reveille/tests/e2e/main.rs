@@ -31,4 +31,5 @@ mod steps;
 mod stop;
 mod stored;
 mod tap;
+mod users;
 mod wake;
