@@ -59,6 +59,10 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         Err(faults) => bail!("the files that the config names have faults:\n  {}", faults.join("\n  ")),
     };
     log_to_stderr();
+    // What the daemon may do beyond an ordinary user is nothing for the programs that it starts.
+    if let Err(error) = rustix::thread::clear_ambient_capability_set() {
+        tracing::debug!(%error, "there are no ambient rights to drop");
+    }
     for SpecFault { key, value, allowed } in config::warnings(&config) {
         tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
     }

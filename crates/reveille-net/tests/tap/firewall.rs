@@ -245,6 +245,14 @@ fn guests_reach_their_clients_and_whom_their_policy_names() {
             taps.set_egress(&service, &nat(allow, deny)).unwrap();
             assert_eq!(reached(), expected, "allow {allow:?}, deny {deny:?}");
         }
+        // Its name server, for names alone, whatever else is allowed.
+        let _names = inside(&client, || TcpListener::bind((CLIENT, 53)).unwrap());
+        let allow = vec!["203.0.113.0/24".parse().unwrap()];
+        let nameserver = Some(CLIENT.parse().unwrap());
+        let policy = EgressPolicy::Nat { allow, deny: Vec::new(), nameserver };
+        taps.set_egress(&service, &policy).unwrap();
+        assert_eq!(have(&spaces, &guest(7), &connect(CLIENT, 53)), "open");
+        assert_eq!(reached(), Vec::<&str>::new());
         taps.set_egress(&service, &EgressPolicy::None).unwrap();
         assert_eq!(reached(), Vec::<&str>::new(), "egress `none` again");
         let rules = nft("list tables");

@@ -56,6 +56,14 @@ table inet reveille {
         meta l4proto tcp reject with tcp reset
         reject with icmpx admin-prohibited
     }
+    # A datagram may wait for its guest for longer than the kernel remembers one without an answer.
+    ct timeout held4 { protocol udp; l3proto ip; policy = { unreplied : 660, replied : 180 }; }
+    ct timeout held6 { protocol udp; l3proto ip6; policy = { unreplied : 660, replied : 180 }; }
+    chain held {
+        type filter hook postrouting priority filter; policy accept;
+        oifname "rvh*" ct state new meta nfproto ipv4 meta l4proto udp ct timeout set "held4"
+        oifname "rvh*" ct state new meta nfproto ipv6 meta l4proto udp ct timeout set "held6"
+    }
     chain translate {
         type nat hook postrouting priority srcnat; policy accept;
         iifname "rvg*" oifname != "rv*" masquerade
