@@ -77,6 +77,7 @@ fn clients_elsewhere_are_all_served_by_their_first_packet() {
         assert_eq!(world.vms(), []);
         let links = ip("-o link");
         assert!(!links.contains(": rv"), "devices are left: {links}");
+        assert_eq!(nft("list ruleset"), "");
     });
 }
 
@@ -206,6 +207,12 @@ fn exchange(mut stream: &TcpStream, what: &str) -> io::Result<String> {
     Ok(text(&answer))
 }
 
+/// What nftables has in this namespace.
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output();
+    text(&output.expect("nftables is missing; `make test` installs it").stdout)
+}
+
 // --- Without the daemon --------------------------------------------------------------------------------------------
 
 #[test]
@@ -215,7 +222,8 @@ fn connections_outlive_the_daemon_and_the_sleep_of_their_guest() {
     }
     let spaces = Spaces::new();
     spaces.on_host(|| {
-        let mut world = world().service(HELLO).start();
+        let policy = "egress = \"nat\"\negress_deny = [\"198.51.100.0/24\"]\n";
+        let mut world = world().service(&format!("{HELLO}{policy}")).start();
         let nonce = world.try_page(addresses(0)[0]).unwrap().nonce;
         let open: Vec<TcpStream> = spaces.on_client(|| {
             let at = addresses(0).map(|address| SocketAddr::new(address, ECHO));
@@ -230,6 +238,11 @@ fn connections_outlive_the_daemon_and_the_sleep_of_their_guest() {
         all_answer("before");
         world.kill9();
         all_answer("without a daemon");
+        let ways = nft("list chain inet reveille w0a400001");
+        assert!(
+            ways.contains("198.51.100.0/24") && ways.contains("accept"),
+            "it is limited all the same: {ways}"
+        );
         let newcomer = spaces.on_client(|| over_tcp(SocketAddr::new(addresses(0)[1], ECHO), "new"));
         assert_eq!(newcomer.unwrap(), "new", "who runs is reached by anybody");
         world.restart();
