@@ -270,7 +270,7 @@ mod tests {
             "add rule inet reveille s0a400001 ether saddr != 52:56:0a:40:00:01 counter name spoofed drop",
             "add rule inet reveille s0a400001 ip saddr 10.64.0.1 accept",
             "add rule inet reveille s0a400001 ip6 saddr fd64::a40:1 accept",
-            "@th,64,128 != { 0xfd64000000000000000000000a400001, 0xfe80000000000000505600fffe400001 }",
+            "@th,64,128 != { 0xfd64000000000000000000000a400001, 0xfe8000000000000050560afffe400001 }",
             "ip6 saddr { ::, fe80::5056:aff:fe40:1 } icmpv6 type",
             "add element inet reveille sources { \"rvg0a400001\" : goto s0a400001 }",
         ] {
