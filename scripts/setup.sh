@@ -2,6 +2,7 @@
 # Installs the Debian packages that a command of this project needs and the host lacks.
 #
 #   scripts/setup.sh demo     to run the demo
+#   scripts/setup.sh tap      to run it through tap devices
 #   scripts/setup.sh test     to run the tests as well
 set -eu
 
@@ -14,13 +15,15 @@ fail() {
 
 # Package a line, with a file that tells that it is there.
 wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
+wanted_tap="iproute2:ip nftables:/usr/sbin/nft"
 wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl g++:c++"
-wanted_test="$wanted_demo $wanted_servers knot-dnsutils:kdig iproute2:ip cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv nodejs:node npm:npm python3-venv:python3"
+wanted_test="$wanted_demo $wanted_tap $wanted_servers knot-dnsutils:kdig cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv nodejs:node npm:npm python3-venv:python3"
 
 case $purpose in
 demo) wanted=$wanted_demo ;;
+tap) wanted="$wanted_demo $wanted_tap" ;;
 test) wanted=$wanted_test ;;
-*) fail "say demo or test" ;;
+*) fail "say demo, tap or test" ;;
 esac
 
 command -v cargo >/dev/null || fail "Rust is missing: install it from https://rustup.rs, then try again"

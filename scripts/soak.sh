@@ -27,8 +27,8 @@ if [ -n "${REVEILLE_DNS_CORPUS:-}" ]; then
 fi
 scripts/fuzz.sh "${4:-900}"
 
-# Wakes through tap devices, at random moments.
-REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test tap -- --nocapture clients_at_random
+# Wakes through tap devices, at random moments: the activator alone, and below the daemon.
+REVEILLE_TEST_TAP_WAKES=500 cargo test --workspace --locked --test tap -- --nocapture clients_at_random
 
 soak() {
     echo "with $("$1" --version | head -n 1)"
@@ -36,6 +36,8 @@ soak() {
     # not a package, so that nothing is built twice.
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
+    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test e2e -- --nocapture \
+        tap::clients_elsewhere
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ROWS=200 cargo test --workspace --locked --test qemu -- --nocapture \
         a_row_that_was_acknowledged
 }

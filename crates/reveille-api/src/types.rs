@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use reveille_core::answer::Network;
 use reveille_core::decide::{Action, Decision, Reason};
 use reveille_core::model::{
     DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Remains,
@@ -149,6 +150,12 @@ pub struct ServiceDetail {
     pub ready: ReadyCheck,
     /// What the guest may reach by itself.
     pub egress: Egress,
+    /// Whom alone, if that is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress_allow: Vec<Network>,
+    /// Whom not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress_deny: Vec<Network>,
     /// By which rules it sleeps and wakes.
     pub policy: Policy,
     /// Questions for it of late; absent where nobody counts them.
@@ -205,6 +212,8 @@ impl ServiceDetail {
             boot_ms_p95: instance.boots.percentile_ms(95),
             ready: service.spec.ready_check(),
             egress: service.spec.egress,
+            egress_allow: service.spec.egress_allow.clone(),
+            egress_deny: service.spec.egress_deny.clone(),
             policy: service.spec.policy,
             queries: None,
         }

@@ -118,6 +118,8 @@ impl Host {
             address6: None,
             priority: 0,
             egress: Egress::None,
+            egress_allow: Vec::new(),
+            egress_deny: Vec::new(),
             policy,
         };
         let address = Ipv4Addr::new(127, 64, 0, 1);

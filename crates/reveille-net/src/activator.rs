@@ -40,13 +40,22 @@ impl Activator {
         match self {
             Self::Relay(relay) => Ok(relay.bind(binding).await?),
             Self::Tap(taps) => {
-                let Binding { service, stable, ports, held_clients_max, held_ms_max, .. } = binding;
+                let Binding { service, stable, ports, held_clients_max, held_ms_max, egress, .. } = binding;
                 let addresses =
                     TapAddresses::among(&stable).ok_or_else(|| TapError::NoAddress(service.clone()))?;
                 let echo = Echo::default();
-                let binding = TapBinding { service, addresses, ports, held_clients_max, held_ms_max, echo };
+                let binding =
+                    TapBinding { service, addresses, ports, held_clients_max, held_ms_max, echo, egress };
                 Ok(taps.bind(&binding)?)
             }
+        }
+    }
+
+    /// The taps, in tap mode.
+    pub fn taps(&self) -> Option<Taps> {
+        match self {
+            Self::Relay(_) => None,
+            Self::Tap(taps) => Some(taps.clone()),
         }
     }
 

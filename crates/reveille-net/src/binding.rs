@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use reveille_core::model::{DomainName, Policy, PortSpec};
 
+use crate::tap::EgressPolicy;
+
 /// Idle time after which the session of a UDP client ends; the least that RFC 4787 §4.3 (REQ-5) allows a NAT.
 pub const UDP_IDLE_MS: u64 = 120_000;
 
@@ -26,14 +28,16 @@ pub struct Binding {
     pub udp_idle_ms: u64,
     /// Listen also on addresses that the host does not have (yet), as for an IPv6 prefix routed to it.
     pub freebind: bool,
+    /// What the guest may reach by itself; in relay mode the driver sees to it.
+    pub egress: EgressPolicy,
 }
 
 impl Binding {
     /// A binding with the limits of the default policy.
     pub fn new(service: DomainName, stable: Vec<IpAddr>, ports: Vec<PortSpec>) -> Self {
         let Policy { held_clients_max, held_ms_max, .. } = Policy::default();
-        let udp_idle_ms = UDP_IDLE_MS;
-        Self { service, stable, ports, held_clients_max, held_ms_max, udp_idle_ms, freebind: false }
+        let (udp_idle_ms, egress) = (UDP_IDLE_MS, EgressPolicy::None);
+        Self { service, stable, ports, held_clients_max, held_ms_max, udp_idle_ms, freebind: false, egress }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use reveille::clock::Clock;
-use reveille::config::{Network, OnStop};
+use reveille::config::{Network, OnStop, Pools};
 use reveille::control::executor::Executor;
 use reveille::control::images::Images;
 use reveille::control::versions::{self, Versions};
@@ -124,7 +124,7 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     let wiring: Arc<dyn Wiring> = Arc::new(Ports { life: life.clone(), sender });
     let (store, loaded) = Rows::open(&life).await;
     let driver: Arc<dyn Driver> = Arc::new(Vmm::new(life.clone()));
-    let pool = Network::parse_v4(POOL)?;
+    let pool = Pools::of(Network::parse_v4(POOL)?);
     let Ok(rows) = startup::merge(&specs, loaded, &*store, pool, clock.now()).await else {
         give_up(&life).await;
         return None;

@@ -215,6 +215,8 @@ fn spec(dice: &mut Dice, number: u64, has_depot: bool) -> ServiceSpec {
         address6: None,
         priority: u8::try_from(dice.below(3)).unwrap_or(0),
         egress: Egress::None,
+        egress_allow: Vec::new(),
+        egress_deny: Vec::new(),
         policy,
     }
 }

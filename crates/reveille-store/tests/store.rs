@@ -36,6 +36,8 @@ fn service(text: &str) -> StoredService {
         address6: None,
         priority: 3,
         egress: Default::default(),
+        egress_allow: Vec::new(),
+        egress_deny: Vec::new(),
         policy: Policy { rest: Rung::Armed, ..Policy::default() },
     };
     StoredService {

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,6 +59,8 @@ pub struct Tap {
     pub gateway: Ipv4Addr,
     /// Its IPv6 address and gateway.
     pub v6: Option<(Ipv6Addr, Ipv6Addr)>,
+    /// Whom it asks for names, from its boot on.
+    pub nameserver: Option<IpAddr>,
     /// The device itself.
     pub queue: Arc<dyn TapQueue>,
 }

@@ -29,9 +29,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{self, Accelerator, Anonymous, Config, NetMode, Network};
+use crate::config::{self, Accelerator, Anonymous, Config, NetMode};
 use crate::control::executor::Executor;
-use crate::control::wiring::{HostWiring, Wiring};
+use crate::control::wiring::{HostWiring, Wiring, egress_policy};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
@@ -59,6 +59,10 @@ pub fn serve(path: &Path) -> anyhow::Result<()> {
         Err(faults) => bail!("the files that the config names have faults:\n  {}", faults.join("\n  ")),
     };
     log_to_stderr();
+    // What the daemon may do beyond an ordinary user is nothing for the programs that it starts.
+    if let Err(error) = rustix::thread::clear_ambient_capability_set() {
+        tracing::debug!(%error, "there are no ambient rights to drop");
+    }
     for SpecFault { key, value, allowed } in config::warnings(&config) {
         tracing::warn!(key, value, better = allowed, "the config file says what hardly is meant");
     }
@@ -120,6 +124,8 @@ struct Daemon {
     api: ApiTask,
     keys: tokio::task::JoinHandle<()>,
     reloader: Reloader,
+    /// In tap mode.
+    taps: Option<Taps>,
     /// External primaries; left alone when the daemon stops.
     _published: Vec<PublishTask>,
     /// Looks at the files of the certificate; ended with the daemon.
@@ -140,6 +146,9 @@ impl Daemon {
             let _ = done.await;
         }
         let _ = self.control.await;
+        if let Some(taps) = self.taps {
+            taps.close().await;
+        }
         let _ = self.api.task.await;
     }
 }
@@ -183,8 +192,8 @@ async fn take_stock(config: &Config, wiring: &dyn Wiring, clock: Clock) -> anyho
     let driver: Arc<dyn Driver> = Arc::new(Qemu::open(qemu_config(config, &images)).await?);
     let capabilities = driver.capabilities();
     tracing::info!(qemu = capabilities.version, accelerator = capabilities.accelerator, "driver");
-    let pool = Network::parse_v4(&config.relay.pool).context("relay.pool is no network")?;
-    let rows = startup::merge(&config.service, loaded, &*store, pool, clock.now()).await?;
+    let pools = config.pools().context("relay.pool is no network")?;
+    let rows = startup::merge(&config.service, loaded, &*store, pools, clock.now()).await?;
     let named = |(service, _): &(Service, _)| (service.spec.clone(), service.address);
     let services: Vec<(ServiceSpec, Ipv4Addr)> = rows.entries.iter().map(named).collect();
     for (service, _) in &services {
@@ -200,11 +209,12 @@ async fn take_stock(config: &Config, wiring: &dyn Wiring, clock: Clock) -> anyho
 async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Daemon> {
     let clock = Clock::start();
     let (activator, relay_events) = activator(config, clock)?;
-    let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator));
+    let taps = activator.taps();
+    let wiring: Arc<dyn Wiring> = Arc::new(HostWiring::new(activator, config.nameserver()));
     let Host { store, images, driver, mut found, book, services, kept } =
         take_stock(config, &*wiring, clock).await?;
     let taken_up = versions::take_up(&config.depot, &mut found.fleet, clock.now()).await?;
-    bind_services(config, &*wiring, &services).await?;
+    bind_services(config, &*wiring, taps.as_ref(), &services).await?;
     let Kept { ceilings, static_sets, outbound: notes } = kept;
     let (updates, signing, zones) = zones(config, files.zones, static_sets, &services, clock.now())?;
     let (view, serials) = first_view(config, zones, Arc::clone(&store), &ceilings).await?;
@@ -266,7 +276,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, looks, clock);
     let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, _published, _certificate, _token })
+    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, taps, _published, _certificate, _token })
 }
 
 /// The zones as they are served first, with what updates have changed, and who signs them.
@@ -320,6 +330,7 @@ fn activator(config: &Config, clock: Clock) -> anyhow::Result<(Activator, RelayE
 async fn bind_services(
     config: &Config,
     wiring: &dyn Wiring,
+    taps: Option<&Taps>,
     services: &[(ServiceSpec, Ipv4Addr)],
 ) -> anyhow::Result<()> {
     for (spec, address) in services {
@@ -334,6 +345,8 @@ async fn bind_services(
             }
         }
     }
+    // All in one step, before any of them is started.
+    taps.map_or(Ok(()), Taps::guard)?;
     Ok(())
 }
 
@@ -369,6 +382,8 @@ pub fn qemu_config(config: &Config, images: &Arc<ImageStore>) -> QemuConfig {
             Accelerator::Kvm => AccelChoice::Kvm,
             Accelerator::Tcg => AccelChoice::Tcg,
         },
+        // What the config says was checked when it was read.
+        users: config.qemu_users().unwrap_or_default(),
         state_dir: config.daemon.state_dir.clone(),
         probe: probe.map(|image| ProbeGuest { kernel: image.kernel, initrd: image.initrd }),
     }
@@ -384,6 +399,7 @@ pub fn binding(spec: &ServiceSpec, address: Ipv4Addr) -> Binding {
     let mut stable: Vec<IpAddr> = vec![address.into()];
     stable.extend(spec.address6.map(IpAddr::from));
     Binding {
+        egress: egress_policy(spec, None),
         held_clients_max: spec.policy.held_clients_max,
         held_ms_max: spec.policy.held_ms_max,
         ..Binding::new(spec.name.clone(), stable, spec.ports.clone())

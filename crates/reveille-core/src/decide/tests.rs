@@ -55,6 +55,8 @@ impl World {
             address6: None,
             priority,
             egress: Egress::None,
+            egress_allow: Vec::new(),
+            egress_deny: Vec::new(),
             policy: Policy { answer: AnswerPolicy::Immediate, ..policy },
         };
         let service = Service {

@@ -8,7 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::name::DomainName;
 use super::phase::{Kind, Rung};
+use crate::answer::Network;
 
+/// Most networks in each list of a service's egress policy.
+const EGRESS_NETWORKS_MAX: usize = 64;
 /// Most ports that one service may declare.
 pub const PORTS_MAX: usize = 64;
 /// Most memory that one instance may have, in MiB.
@@ -270,6 +273,13 @@ pub struct ServiceSpec {
     /// What the guest may reach by itself.
     #[serde(default)]
     pub egress: Egress,
+    /// With egress `nat` in tap mode: only these, if there are any. Other guests, the host and addresses that are local to
+    /// a link, such as a cloud's metadata, are reached only by an entry for the single address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress_allow: Vec<Network>,
+    /// With egress `nat` in tap mode: none of these, whatever is allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress_deny: Vec<Network>,
     /// By which rules it sleeps and wakes.
     #[serde(default)]
     pub policy: Policy,
@@ -382,6 +392,24 @@ impl ServiceSpec {
             faults.push(SpecFault::new("resources.bandwidth_mbit", 0, "1 or more, or leave it out"));
         }
         faults.extend(self.port_faults());
+        faults.extend(self.egress_faults());
+        faults
+    }
+
+    fn egress_faults(&self) -> Vec<SpecFault> {
+        let mut faults = Vec::new();
+        for (key, networks) in [("egress_allow", &self.egress_allow), ("egress_deny", &self.egress_deny)] {
+            let count = networks.len();
+            if count > EGRESS_NETWORKS_MAX {
+                let allowed = format!("up to {EGRESS_NETWORKS_MAX} networks");
+                faults.push(SpecFault::new(key, format!("{count} networks"), allowed));
+            }
+            if count > 0 && self.egress == Egress::None {
+                let allowed =
+                    "nothing with egress = \"none\", with which nobody is reached; or set egress = \"nat\"";
+                faults.push(SpecFault::new(key, format!("{count} networks"), allowed));
+            }
+        }
         faults
     }
 

@@ -54,6 +54,11 @@ impl DeviceName {
         Self(name)
     }
 
+    /// That of the guest with the IPv4 address `address`.
+    pub(super) fn of_guest(address: Ipv4Addr) -> Self {
+        Self::new('g', address)
+    }
+
     pub(super) fn padded(self) -> [u8; 16] {
         self.0
     }
@@ -84,6 +89,11 @@ impl fmt::Debug for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Whether the guest with that address has a device.
+pub(super) fn is_there(address: Ipv4Addr) -> bool {
+    DeviceName::of_guest(address).index().is_ok_and(|index| index.is_some())
 }
 
 /// Makes a device that no service has, which is gone when this returns.
@@ -177,7 +187,7 @@ impl Devices {
     }
 
     fn make_guest(netlink: &Netlink, addresses: TapAddresses) -> io::Result<Guest> {
-        let name = DeviceName::new('g', addresses.v4);
+        let name = DeviceName::of_guest(addresses.v4);
         let guest = match Device::make(netlink, name, Offload::Header, addresses) {
             Ok(device) => Guest::Ours(device),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
@@ -230,7 +240,7 @@ impl Devices {
 
     /// Its name.
     pub(super) fn guest_name(&self) -> DeviceName {
-        DeviceName::new('g', self.addresses.v4)
+        DeviceName::of_guest(self.addresses.v4)
     }
 
     /// The holder, to read frames from and to write answers to.

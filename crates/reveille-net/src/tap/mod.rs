@@ -59,6 +59,7 @@
 mod device;
 mod ear;
 mod filter;
+mod firewall;
 mod flows;
 mod frame;
 mod held;
@@ -82,11 +83,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until};
 
 pub use device::{GATEWAY, GATEWAY6, HOST_MAC, PROBE_SOURCE, TapAddresses};
+pub use firewall::{EgressPolicy, FirewallError, try_rules};
 
 use crate::counters::Traffic;
 use crate::events::{EventSender, RelayEvents, ServiceEvents, channel};
 use crate::relay::{Busy, Now};
 use device::Devices;
+use firewall::Firewall;
 use held::HeldLimits;
 use netlink::Netlink;
 use service::Service;
@@ -121,6 +124,8 @@ pub struct TapBinding {
     pub held_ms_max: u64,
     /// What becomes of pings.
     pub echo: Echo,
+    /// What the guest may reach by itself.
+    pub egress: EgressPolicy,
 }
 
 /// Limits that do not depend on a service's policy.
@@ -172,6 +177,9 @@ pub enum TapError {
     /// The kernel does not speak of routes.
     #[error("the kernel's routes cannot be changed: {0}")]
     Netlink(io::Error),
+    /// What guests may send cannot be limited.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
 }
 
 impl TapError {
@@ -206,6 +214,7 @@ struct Inner {
     now: Now,
     events: EventSender,
     netlink: Arc<Netlink>,
+    firewall: Firewall,
     bound: Mutex<BTreeMap<DomainName, Bound>>,
 }
 
@@ -215,15 +224,47 @@ struct Bound {
 }
 
 impl Taps {
-    /// Without services, and where it reports to. Works in the network namespace of the calling thread.
+    /// Without services, and where it reports to. Works in the network namespace of the calling thread, of which no other
+    /// may be in tap mode.
     ///
     /// # Errors
-    /// The kernel does not speak of routes.
+    /// The kernel does not speak of routes, or what guests may send cannot be limited.
     pub fn open(limits: TapLimits, now: Now) -> Result<(Self, RelayEvents), TapError> {
         let (events, receiver) = channel();
         let netlink = Arc::new(Netlink::open().map_err(TapError::Netlink)?);
-        let inner = Inner { limits, now, events, netlink, bound: Mutex::default() };
+        let firewall = Firewall::open()?;
+        let inner = Inner { limits, now, events, netlink, firewall, bound: Mutex::default() };
         Ok((Self { inner: Arc::new(inner) }, receiver))
+    }
+
+    /// Limits what the guests of all services may send, those of later ones included. Before this no process is given
+    /// a device.
+    ///
+    /// # Errors
+    /// The rules cannot be made.
+    pub fn guard(&self) -> Result<(), TapError> {
+        Ok(self.inner.firewall.enforce()?)
+    }
+
+    /// Gives a guest another policy from now on; nothing is done if it has that policy.
+    ///
+    /// # Errors
+    /// The rules cannot be made; those that there are stay.
+    pub fn set_egress(&self, service: &DomainName, egress: &EgressPolicy) -> Result<(), TapError> {
+        match self.inner.service(service) {
+            Some(found) => Ok(self.inner.firewall.put(found.addresses, egress)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Unbinds all services and removes the rules, unless a guest runs on.
+    pub async fn close(&self) {
+        let services: Vec<DomainName> = self.inner.lock().keys().cloned().collect();
+        let mut addresses = Vec::with_capacity(services.len());
+        for service in services {
+            addresses.extend(self.end(&service).await.map(|own| own.v4));
+        }
+        self.inner.firewall.lift(&addresses);
     }
 
     /// Makes the service's devices and routes, with the gate on [`Gate::Hold`]. A guest that runs since before the
@@ -242,7 +283,7 @@ impl Taps {
             return Err(TapError::Loopback(binding.addresses.v4));
         }
         let fault = |source| TapError::of(binding.service.clone(), source);
-        let Inner { limits, now, events, netlink, .. } = &*self.inner;
+        let Inner { limits, now, events, netlink, firewall, .. } = &*self.inner;
         let devices = Devices::make(netlink, binding.addresses).map_err(fault)?;
         let limits = HeldLimits {
             frames: limits.frames_max,
@@ -250,6 +291,7 @@ impl Taps {
             client_frames: limits.client_frames_max,
             opening: usize::try_from(binding.held_clients_max).unwrap_or(usize::MAX),
         };
+        firewall.put(binding.addresses, &binding.egress)?;
         let holder = devices.holder().try_clone_to_owned().map_err(fault)?;
         let holder = sys::readable(holder).map_err(fault)?;
         let events = ServiceEvents::new(binding.service.clone(), events.clone());
@@ -263,14 +305,20 @@ impl Taps {
 
     /// Removes the service's devices, once QEMU has closed its own, and routes.
     pub async fn unbind(&self, service: &DomainName) {
-        let bound = self.inner.lock().remove(service);
-        if let Some(Bound { service, tasks }) = bound {
-            service.end();
-            for task in tasks {
-                task.abort();
-                let _ = task.await;
-            }
+        if let Some(addresses) = self.end(service).await {
+            self.inner.firewall.take_out(addresses.v4);
         }
+    }
+
+    /// Ends what is done for a service; returns its addresses.
+    async fn end(&self, service: &DomainName) -> Option<TapAddresses> {
+        let Bound { service, tasks } = self.inner.lock().remove(service)?;
+        service.end();
+        for task in tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        Some(service.addresses)
     }
 
     /// Sets what is done with clients: see [`Relay::set_gate`](crate::Relay::set_gate).
@@ -312,8 +360,11 @@ impl Taps {
     /// The open guest's device, for a process that is about to be started.
     ///
     /// # Errors
-    /// The service is not bound, or another process has the device.
+    /// The service is not bound, what it may send is not limited yet, or another process has the device.
     pub fn queue(&self, service: &DomainName) -> io::Result<OwnedFd> {
+        if !self.inner.firewall.is_enforced() {
+            return Err(io::Error::other("what guests may send is not limited"));
+        }
         self.inner.service(service).ok_or(io::ErrorKind::NotFound)?.for_process()
     }
 

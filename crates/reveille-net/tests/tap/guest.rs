@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::spaces::Spaces;
 use reveille_core::model::{DomainName, Egress, Gate, InstanceId, Resources, Timestamp};
 use reveille_net::RelayEvents;
-use reveille_net::tap::{Echo, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapLimits, Taps};
+use reveille_net::tap::{Echo, EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapLimits, Taps};
 use reveille_vm::driver::{Driver, Launch, Link, Tap, TapQueue};
-use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig};
+use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig, Users};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Longest wait for anything that a guest does.
@@ -56,21 +57,35 @@ for (;;) {
 '
 "#;
 
-/// A service behind taps, its guest, and everything that they leave on the disk.
+/// A service behind taps, and its guest.
 pub struct World {
+    pub guest: Guest,
+    pub events: RelayEvents,
+}
+
+impl std::ops::Deref for World {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+/// A guest behind taps, and everything that it leaves on the disk.
+pub struct Guest {
     pub temp: tempfile::TempDir,
     pub taps: Taps,
-    pub events: RelayEvents,
     pub qemu: Qemu,
+    pub binding: TapBinding,
     kernel: PathBuf,
     initrd: PathBuf,
 }
 
-struct Queue(Taps);
+struct Queue(Taps, DomainName);
 
 impl TapQueue for Queue {
     fn open(&self) -> io::Result<OwnedFd> {
-        self.0.queue(&service())
+        self.0.queue(&self.1)
     }
 }
 
@@ -86,6 +101,7 @@ pub fn binding() -> TapBinding {
         held_clients_max: 100,
         held_ms_max: 60_000,
         echo: Echo::Answer,
+        egress: EgressPolicy::None,
     }
 }
 
@@ -97,30 +113,41 @@ pub fn open_taps() -> (Taps, RelayEvents) {
 
 impl World {
     pub async fn new() -> Self {
+        let (taps, events) = open_taps();
+        let guest = Guest::of(INIT, &taps, binding()).await;
+        taps.guard().unwrap();
+        Self { guest, events }
+    }
+}
+
+impl Guest {
+    /// A guest that runs `init`.
+    pub async fn of(init: &str, taps: &Taps, binding: TapBinding) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let mut initrd = fs::read(from_environment("REVEILLE_TEST_INITRD")).unwrap();
         // A later archive replaces files of an earlier one.
         initrd.resize(initrd.len().next_multiple_of(512), 0);
-        initrd.extend(archive_of("sbin/init", INIT.as_bytes()));
+        initrd.extend(archive_of("sbin/init", init.as_bytes()));
         let path = temp.path().join("initrd");
         fs::write(&path, initrd).unwrap();
         let config = QemuConfig {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
             data_dir: std::env::var_os("REVEILLE_TEST_QEMU_DATA").map(PathBuf::from),
             accel: AccelChoice::Tcg,
+            users: Users::Own,
             state_dir: temp.path().join("state"),
             probe: None,
         };
         let qemu = Qemu::open(config).await.unwrap();
-        let (taps, events) = open_taps();
-        taps.bind(&binding()).unwrap();
-        Self { temp, taps, events, qemu, kernel: from_environment("REVEILLE_TEST_KERNEL"), initrd: path }
+        taps.bind(&binding).unwrap();
+        let kernel = from_environment("REVEILLE_TEST_KERNEL");
+        Self { temp, taps: taps.clone(), qemu, binding, kernel, initrd: path }
     }
 
     pub fn launch(&self) -> Launch {
         Launch {
             instance: InstanceId(17),
-            service: service(),
+            service: self.binding.service.clone(),
             image: "0123abcd".to_owned(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
@@ -128,11 +155,12 @@ impl World {
             resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
             egress: Egress::None,
             link: Link::Tap(Tap {
-                mac: binding().addresses.mac(),
-                address: V4,
+                mac: self.binding.addresses.mac(),
+                address: self.binding.addresses.v4,
                 gateway: GATEWAY,
-                v6: Some((V6, GATEWAY6)),
-                queue: Arc::new(Queue(self.taps.clone())),
+                v6: self.binding.addresses.v6.map(|address| (address, GATEWAY6)),
+                nameserver: None,
+                queue: Arc::new(Queue(self.taps.clone(), self.binding.service.clone())),
             }),
         }
     }
@@ -142,8 +170,7 @@ impl World {
         self.qemu.boot(&self.launch(), &|_| ()).await.unwrap();
         let began = Instant::now();
         loop {
-            let service = service();
-            let look = self.taps.look(&service, PORT);
+            let look = self.taps.look(&self.binding.service, PORT);
             if tokio::time::timeout(Duration::from_millis(500), look).await.is_ok_and(|look| look.is_ok()) {
                 return;
             }
@@ -158,7 +185,7 @@ impl World {
     }
 
     pub fn open(&self) {
-        self.taps.set_gate(&service(), Gate::Open);
+        self.taps.set_gate(&self.binding.service, Gate::Open);
     }
 
     pub fn console(&self) -> String {
@@ -178,7 +205,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for Guest {
     fn drop(&mut self) {
         for pid in self.processes() {
             let _ = kill_process(pid, Signal::KILL);
@@ -211,4 +238,16 @@ fn archive_of(name: &str, content: &[u8]) -> Vec<u8> {
         archive.resize(archive.len().next_multiple_of(4), 0);
     }
     archive
+}
+
+/// A runtime whose threads, and whose children, are on the host.
+pub fn run_on_host<T: Send>(spaces: &Spaces, work: impl Future<Output = T> + Send) -> T {
+    spaces.on_host(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    })
 }

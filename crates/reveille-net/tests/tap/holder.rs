@@ -8,7 +8,7 @@ use reveille_core::model::Gate;
 use reveille_net::tap::TapError;
 use reveille_net::{RelayEvent, RelayEvents};
 
-use crate::guest::{PORT, V4, V6, binding, open_taps, service};
+use crate::guest::{PORT, V4, V6, binding, open_taps, run_on_host, service};
 use crate::spaces::{Spaces, ip, may_run};
 
 /// Longest wait for an answer.
@@ -37,7 +37,7 @@ fn who_cannot_be_served_is_told_so_at_once_and_wakes_nobody() {
         return;
     }
     let spaces = Spaces::new();
-    spaces.run_on_host(async {
+    run_on_host(&spaces, async {
         let (taps, mut events) = open_taps();
         taps.bind(&binding()).unwrap();
         let refused = |port: u16| {
@@ -89,7 +89,7 @@ fn over_its_limit_a_service_refuses_and_counts() {
         return;
     }
     let spaces = Spaces::new();
-    spaces.run_on_host(async {
+    run_on_host(&spaces, async {
         let (taps, mut events) = open_taps();
         let mut two = binding();
         two.held_clients_max = 2;
@@ -116,7 +116,7 @@ fn who_has_waited_for_too_long_is_refused() {
         return;
     }
     let spaces = Spaces::new();
-    spaces.run_on_host(async {
+    run_on_host(&spaces, async {
         let (taps, _events) = open_taps();
         let mut short = binding();
         short.held_ms_max = 200;
@@ -136,22 +136,24 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         return;
     }
     let spaces = Spaces::new();
-    spaces.run_on_host(async {
+    run_on_host(&spaces, async {
         let devices = || ip(&format!("-n {} -br link show type tun", spaces.host()));
         let (taps, _events) = open_taps();
         taps.bind(&binding()).unwrap();
+        taps.guard().unwrap();
         assert!(matches!(taps.bind(&binding()), Err(TapError::AlreadyBound(_))));
         // As QEMU has it, which outlives the daemon.
         let qemu = taps.queue(&service()).unwrap();
         let routes = || ip(&format!("-n {} route show proto 82", spaces.host()));
         taps.unbind(&service()).await;
-        drop(taps);
+        drop((taps, _events));
         assert_eq!(devices().lines().count(), 1, "{}", devices());
         // Without a daemon packets go to the guest.
         assert!(routes().contains("rvg") && !routes().contains("rvh"), "{}", routes());
 
         let (taps, mut events) = open_taps();
         taps.bind(&binding()).unwrap();
+        taps.guard().unwrap();
         assert_eq!(devices().lines().count(), 2, "{}", devices());
         taps.queue(&service()).expect_err("one process at a time");
         taps.set_gate(&service(), Gate::Open);

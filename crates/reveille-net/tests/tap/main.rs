@@ -8,5 +8,6 @@
 mod guest;
 mod spaces;
 
+mod firewall;
 mod holder;
 mod wakes;

@@ -67,18 +67,6 @@ impl Spaces {
     pub fn on_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         inside(&self.client(), work)
     }
-
-    /// A runtime whose threads, and whose children, are on the host.
-    pub fn run_on_host<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
-        self.on_host(|| {
-            tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap()
-                .block_on(work)
-        })
-    }
 }
 
 impl Drop for Spaces {

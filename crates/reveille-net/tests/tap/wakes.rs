@@ -9,11 +9,11 @@ use reveille_core::model::Timestamp;
 use reveille_net::RelayEvent;
 use reveille_vm::driver::{Abandon, Capture, Driver, Mapping};
 
-use crate::guest::{PATIENCE, PORT, V4, V6, World, service};
+use crate::guest::{PATIENCE, PORT, V4, V6, World, run_on_host, service};
 use crate::spaces::{Spaces, may_run, tcp_count};
 
 /// How often clients come; `REVEILLE_TEST_TAP_WAKES` raises it.
-const WAKES: u64 = 60;
+const WAKES: u64 = 30;
 /// Quiet time after which the guest is put to sleep: longer than it takes to answer on a busy machine.
 const IDLE_MS: u64 = 300;
 
@@ -27,7 +27,7 @@ fn clients_at_random_moments_are_all_served_by_their_first_packet() {
     let (ready, done, closings) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let (ready, done, closings, spaces) = (&ready, &done, &closings, &spaces);
-        let host = scope.spawn(move || spaces.run_on_host(sleep_and_wake(ready, done, closings)));
+        let host = scope.spawn(move || run_on_host(spaces, sleep_and_wake(ready, done, closings)));
         scope.spawn(move || {
             let _end = End(done);
             spaces.on_client(|| come(wakes, ready, closings))
@@ -77,7 +77,7 @@ async fn sleep_and_wake(ready: &AtomicBool, done: &AtomicBool, closings: &Atomic
         let (abandon, launch) = (Abandon::default(), world.launch());
         let mut wanted = false;
         let captured = {
-            let capture = world.qemu.capture(&launch, number, Timestamp::from_ms(1), &abandon);
+            let capture = world.guest.qemu.capture(&launch, number, Timestamp::from_ms(1), &abandon);
             tokio::pin!(capture);
             loop {
                 tokio::select! {

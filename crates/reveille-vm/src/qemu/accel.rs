@@ -49,6 +49,14 @@ impl Accel {
         }
     }
 
+    /// What a process must be able to open for it.
+    pub fn device(self) -> Option<&'static Path> {
+        match self {
+            Self::Kvm => Some(Path::new(DEVICE)),
+            Self::Tcg => None,
+        }
+    }
+
     /// The CPU model with the most features.
     pub const fn cpu(self) -> &'static str {
         match self {

@@ -148,11 +148,12 @@ impl Guest<'_> {
             let _ = write!(line, " tsc_early_khz={khz} mitigations=off");
         }
         let _ = write!(line, " reveille.hostname={}", self.hostname);
-        if let Some(Tap { address, gateway, v6, .. }) = self.tap {
+        if let Some(Tap { address, gateway, v6, nameserver, .. }) = self.tap {
             let _ = write!(
                 line,
                 " reveille.address={address}/32 reveille.gateway={gateway} reveille.nameserver="
             );
+            line.extend(nameserver.map(|server| server.to_string()));
             if let Some((address, gateway)) = v6 {
                 let _ = write!(line, " reveille.address6={address}/128 reveille.gateway6={gateway}");
             }
@@ -210,7 +211,7 @@ pub fn instance(
 }
 
 /// The command line of the same machine booted outside Reveille: without control socket, its network link at
-/// `net.sock` in its working directory, where its disk's layers are as well, its memory and console in the given files.
+/// `run/net.sock` in its working directory, where its disk's layers are as well, its memory and console in the given files.
 /// For comparisons.
 ///
 /// # Errors

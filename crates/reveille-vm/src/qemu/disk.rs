@@ -24,7 +24,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::layout::{replace_durably, sync_dir};
+use super::layout::{USED, replace_durably, sync_dir};
+use super::users::open_to_all;
 use crate::driver::Disk;
 use crate::qcow2;
 
@@ -38,7 +39,7 @@ const RECORD_BYTES_MAX: u64 = 16 << 10;
 /// The record, in a state's directory.
 pub const RECORD: &str = "disks";
 /// How layers are called.
-const PREFIX: &str = "disk-";
+pub const PREFIX: &str = "disk-";
 /// Name of the base in QEMU.
 const BASE: &str = "base";
 
@@ -103,7 +104,7 @@ impl Chain {
             )));
         }
         let number = next_number(dir, &self.layers)?;
-        qcow2::create_layer(&dir.join(layer_name(number)), self.bytes)?;
+        create_layer(&dir.join(layer_name(number)), self.bytes)?;
         sync_dir(dir)?;
         let mut grown = self.clone();
         grown.layers.push(number);
@@ -113,7 +114,7 @@ impl Chain {
     /// A disk that holds what its base does.
     pub fn create(disk: &Disk, dir: &Path) -> io::Result<Self> {
         let number = next_number(dir, &[])?;
-        qcow2::create_layer(&dir.join(layer_name(number)), disk.bytes)?;
+        create_layer(&dir.join(layer_name(number)), disk.bytes)?;
         sync_dir(dir)?;
         Ok(Self::over(disk, number))
     }
@@ -231,6 +232,12 @@ impl Chain {
         }
         Ok(nodes)
     }
+}
+
+/// Makes an empty layer, which a process that is there already may be told to open.
+fn create_layer(path: &Path, bytes: u64) -> io::Result<()> {
+    qcow2::create_layer(path, bytes)?;
+    open_to_all(path, USED)
 }
 
 /// What QEMU is told about a layer. Written data stays in the host's page cache until the guest flushes; then it is

@@ -115,7 +115,12 @@ async fn state_of(
         (_, Some(version)) => {
             let armed = waits && migration.is_none() && prepared(slot, vm, launch, &version).await?;
             let described = version.version.clone();
-            vm.set_stand(if armed { Stand::Armed(Arc::new(version)) } else { Stand::Open });
+            match vm.stand() {
+                _ if armed => vm.set_stand(Stand::Armed(Arc::new(version))),
+                Stand::Armed(_) => vm.set_stand(Stand::Open),
+                // What this daemon has loaded stays so.
+                Stand::Open | Stand::Loaded | Stand::Paused => {}
+            }
             Found::Untouched { version: described, armed }
         }
         // It waits for a version that it cannot be given: there is nothing in it. An intact one that does not fit

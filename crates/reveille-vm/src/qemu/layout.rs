@@ -3,9 +3,10 @@
 //! ```text
 //! <state>/instances/i17/        0700; QEMU's working directory, so that its arguments name files by short paths
 //!   lock                        held by the QEMU process as its standard input, exactly as long as it lives
-//!   qmp.sock                    its control socket
-//!   net.sock                    the other end of the guest's network card
-//!   agent.sock, refresh.sock    the other ends of the ports at which the guest's agent and its refresher listen
+//!   run/qmp.sock                its control socket
+//!   run/net.sock                the other end of the guest's network card
+//!   run/agent.sock, …           the other ends of the ports at which the guest's agent and its refresher listen
+//!   image/                      its image's files under a second name, where QEMU is a user of its own (see `users`)
 //!   serial.log, serial.log.1    what the guest wrote on its console
 //!   qemu.log, qemu.log.1        what QEMU complained of
 //!   state/                      one state of the guest (see `version`)
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use reveille_core::model::InstanceId;
@@ -29,9 +30,14 @@ use rustix::fs::RenameFlags;
 
 use reveille_failpoint::failpoint;
 
-use super::disk::RECORD;
+use super::disk::{PREFIX as LAYER, RECORD};
+use super::users::{Identity, open_to_all};
 use super::version::StateDir;
 
+/// Permissions of a directory within an instance's: who comes as far may enter it, and not list it.
+const ENTERED: u32 = 0o711;
+/// Permissions of a file within an instance's directory that its process writes to.
+pub const USED: u32 = 0o666;
 /// States set aside that are kept per instance and base of a disk, with a version, and as many without; older ones are
 /// removed.
 const ASIDE_MAX: usize = 2;
@@ -45,17 +51,21 @@ const LOG_TAIL_BYTES: u64 = 4 << 10;
 const QUOTE_CHARS_MAX: usize = 300;
 
 /// The control socket, from QEMU's working directory.
-pub const SOCKET: &str = "qmp.sock";
+pub const SOCKET: &str = "run/qmp.sock";
 /// The socket of the network link, from QEMU's working directory.
-pub const NETWORK: &str = "net.sock";
+pub const NETWORK: &str = "run/net.sock";
 /// The socket of the agent's port, from QEMU's working directory.
-pub const AGENT: &str = "agent.sock";
+pub const AGENT: &str = "run/agent.sock";
 /// The socket of the refresher's port, from QEMU's working directory.
-pub const REFRESH: &str = "refresh.sock";
+pub const REFRESH: &str = "run/refresh.sock";
 /// The serial log, from QEMU's working directory.
 pub const SERIAL: &str = "serial.log";
 /// Says that the disk is in the object store alone.
 const AWAY: &str = "away";
+/// The directory of the sockets, from QEMU's working directory.
+pub const RUN: &str = "run";
+/// The directory of the image's files, from QEMU's working directory.
+const IMAGE: &str = "image";
 /// The directory of the state, from QEMU's working directory.
 pub const STATE: &str = "state";
 /// The guest's memory, from QEMU's working directory.
@@ -122,6 +132,8 @@ impl InstanceDir {
 
     /// Makes the directory `new` the state, durably, and removes what was there.
     pub fn replace_state(&self, new: &Path) -> io::Result<()> {
+        // A process that is there goes on opening layers in it.
+        open_to_all(new, ENTERED)?;
         let (cwd, state) = (rustix::fs::CWD, self.state());
         match rustix::fs::renameat_with(cwd, new, cwd, &state, RenameFlags::EXCHANGE) {
             Ok(()) => {}
@@ -155,6 +167,7 @@ impl InstanceDir {
             Ok(()) | Err(_) => {}
         }
         create_private_dir(&dir)?;
+        open_to_all(&dir, ENTERED)?;
         Ok(dir)
     }
 
@@ -177,8 +190,56 @@ impl InstanceDir {
 
     /// Creates what is missing, open to this user alone.
     pub fn create(&self) -> io::Result<()> {
-        create_private_dir(&self.root)?;
-        create_private_dir(&self.state())
+        if !self.root.exists() {
+            create_private_dir(&self.root)?;
+        }
+        if !self.state().exists() {
+            create_private_dir(&self.state())?;
+        }
+        open_to_all(&self.state(), ENTERED)
+    }
+
+    /// Lets a process that runs as `identity` use what it is to use and nothing else (see `users`). It is to be called
+    /// when all files are there, and before the process is.
+    pub fn admit(&self, identity: Option<Identity>) -> io::Result<()> {
+        let run = self.root.join(RUN);
+        // What an earlier process has left there is removed as a whole, whatever it is.
+        match fs::remove_dir_all(&run) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => create_private_dir(&run)?,
+        }
+        let Some(Identity { uid, gid }) = identity else { return Ok(()) };
+        chown(&self.root, None, Some(gid))?;
+        open_to_all(&self.root, 0o710)?;
+        chown(&run, Some(uid), Some(gid))?;
+        open_to_all(&self.state(), ENTERED)?;
+        open_to_all(&self.serial(), USED)?;
+        for entry in fs::read_dir(self.state())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == "memory" || name.to_str().is_some_and(|name| name.starts_with(LAYER)) {
+                open_to_all(&entry.path(), USED)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives files of an image second names in this directory, so that a process can open them wherever the image lies,
+    /// and returns these, from QEMU's working directory. A file on another file system keeps its own name.
+    pub fn at_hand<const N: usize>(&self, files: [&Path; N]) -> io::Result<[PathBuf; N]> {
+        let dir = self.fresh(IMAGE)?;
+        let mut names = files.map(Path::to_owned);
+        for (number, (file, name)) in files.into_iter().zip(&mut names).enumerate() {
+            let own = number.to_string();
+            if fs::hard_link(file, dir.join(&own)).is_ok() {
+                let mode = file.metadata()?.permissions().mode();
+                if mode & 0o004 == 0 {
+                    open_to_all(file, mode | 0o004)?;
+                }
+                *name = Path::new(IMAGE).join(own);
+            }
+        }
+        Ok(names)
     }
 
     /// Moves the state, whatever is in it, out of the way of a fresh one. Once it returns, also after a power
@@ -190,6 +251,7 @@ impl InstanceDir {
 
     /// Makes the directory `new` the state, durably and in one step, and keeps what was there aside.
     pub fn put_in_place_of_state(&self, new: &Path) -> io::Result<()> {
+        open_to_all(new, ENTERED)?;
         let aside = self.aside();
         create_private_dir(&aside)?;
         let next = numbered(&aside)?.last().map_or(1, |last| last + 1);
@@ -252,17 +314,6 @@ impl InstanceDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => sync_dir(&self.root),
         }
-    }
-
-    /// Removes the sockets of a process that is gone.
-    pub fn remove_sockets(&self) -> io::Result<()> {
-        for socket in [SOCKET, NETWORK, AGENT, REFRESH] {
-            match fs::remove_file(self.root.join(socket)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-        }
-        Ok(())
     }
 
     /// Begins new logs, keeping the last ones.

@@ -14,6 +14,7 @@
 //! | `agent`, `guest` | the program in the guest that does as it is asked, and what it is asked |
 //! | `refresher` | the boot stage's program that sets the clock and the random generator |
 //! | `clones` | a version for two instances |
+//! | `users` | as whom a process runs, and what it may use |
 //! | `tsc` | how fast the host's time-stamp counter runs |
 //!
 //! QEMU outlives the daemon. Nothing about it is remembered anywhere but in its own files and its lock, so there
@@ -40,6 +41,7 @@ mod start;
 mod stored;
 mod stream;
 mod tsc;
+mod users;
 mod version;
 mod vm;
 
@@ -61,6 +63,7 @@ pub use self::argv::{Argv, GUEST_MAC};
 pub use self::binary::{OpenError, locate};
 pub(crate) use self::layout::private;
 pub use self::layout::{Need, needs_on_disk};
+pub use self::users::Users;
 
 use self::binary::Binary;
 use self::layout::{InstanceDir, create_private_dir};
@@ -92,6 +95,8 @@ pub struct QemuConfig {
     pub accel: AccelChoice,
     /// The directory below which `instances/` and `accel.json` are kept.
     pub state_dir: PathBuf,
+    /// As whom QEMU runs, where the daemon is root.
+    pub users: Users,
     /// What KVM is tried with if it has not been on this host; without it an untried KVM is not used.
     pub probe: Option<ProbeGuest>,
 }
@@ -103,6 +108,7 @@ pub struct Qemu {
     accel: Accel,
     kvm: KvmVerdict,
     capabilities: Capabilities,
+    users: Users,
     state_dir: PathBuf,
     instances: PathBuf,
     slots: Mutex<BTreeMap<InstanceId, Arc<Slot>>>,
@@ -167,7 +173,9 @@ impl Qemu {
             arm: true,
             sandbox: binary.program.sandbox,
         };
-        Ok(Self { binary, accel, kvm, capabilities, state_dir, instances, slots: Mutex::default() })
+        // Others cannot become anybody else.
+        let users = if rustix::process::geteuid().is_root() { config.users } else { Users::Daemon };
+        Ok(Self { binary, accel, kvm, capabilities, users, state_dir, instances, slots: Mutex::default() })
     }
 
     /// The verdict on KVM that the accelerator was chosen by.

@@ -96,7 +96,7 @@ pub struct Process {
 }
 
 /// From util-linux, which every Debian system has.
-const SETPRIV: &str = "/usr/bin/setpriv";
+pub const SETPRIV: &str = "/usr/bin/setpriv";
 
 /// The command of a process that only answers a question: the kernel ends it with the thread that asks, also when
 /// that is killed. Without `setpriv` it is ended only where this process ends in order.

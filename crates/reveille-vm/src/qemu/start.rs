@@ -18,7 +18,7 @@ use super::process::{Lock, Process};
 use super::qmp::QmpError;
 use super::version::{Listener, Manifest, Needs, memory_bytes};
 use super::vm::{Origin, Stand, Vm};
-use super::{NAME, Qemu, Slot, Turn, blocking, guest, prepare};
+use super::{NAME, Qemu, Slot, Turn, blocking, guest, prepare, users};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
@@ -338,9 +338,19 @@ async fn spawn(
     kills: u64,
 ) -> Result<Arc<Vm>, Cause> {
     slot.dir.rotate_logs().map_err(no_files)?;
-    slot.dir.remove_sockets().map_err(no_files)?;
-    let argv = argv::instance(&qemu.binary.program, qemu.accel, launch, chain, start)
-        .map_err(|detail| Cause::StartFailed { detail })?;
+    let identity = qemu.users.of(slot.instance);
+    slot.dir.admit(identity).map_err(no_files)?;
+    let near = match identity {
+        Some(_) => Some(at_hand(slot, launch).map_err(no_files)?),
+        None => None,
+    };
+    let argv =
+        argv::instance(&qemu.binary.program, qemu.accel, near.as_ref().unwrap_or(launch), chain, start)
+            .map_err(|detail| Cause::StartFailed { detail })?;
+    let argv = match identity {
+        Some(identity) => users::run_as(&argv, identity, qemu.accel.device()),
+        None => argv,
+    };
     let tap = match &launch.link {
         Link::Stream => None,
         Link::Tap(tap) => Some(tap.queue.open().map_err(|error| Cause::StartFailed {
@@ -363,6 +373,19 @@ async fn spawn(
     vm.connect().await?;
     vm.meet_listeners().await;
     Ok(vm)
+}
+
+/// The launch with the image's files where the process can open them.
+fn at_hand(slot: &Slot, launch: &Launch) -> io::Result<Launch> {
+    let mut near = launch.clone();
+    match &mut near.disk {
+        Some(disk) => {
+            [near.kernel, near.initrd, disk.base] =
+                slot.dir.at_hand([&launch.kernel, &launch.initrd, &disk.base])?;
+        }
+        None => [near.kernel, near.initrd] = slot.dir.at_hand([&launch.kernel, &launch.initrd])?,
+    }
+    Ok(near)
 }
 
 /// The version, if it is intact and fits what is to be started.

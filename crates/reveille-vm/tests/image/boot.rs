@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reveille_core::model::{Egress, InstanceId, Remains, Resources};
 use reveille_vm::driver::{Driver, Launch};
 use reveille_vm::image::{BuildRequest, Image, RootSource, USER_SPACE_REACHED};
-use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig};
+use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig, Users};
 
 use crate::support::{Bench, package_cache, with_debian_kernel};
 
@@ -25,6 +25,7 @@ async fn console_of(bench: &Bench, image: &Image) -> String {
         binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
         data_dir: std::env::var_os("REVEILLE_TEST_QEMU_DATA").map(PathBuf::from),
         accel: AccelChoice::Tcg,
+        users: Users::Own,
         state_dir,
         probe: None,
     };

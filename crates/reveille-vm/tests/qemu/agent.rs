@@ -74,7 +74,7 @@ async fn debians_agent_is_understood_and_met_again() {
     drop(qemu);
 
     // The daemon is gone; somebody else asks.
-    let mut agent = Agent::connect(&world.dir().join("agent.sock")).await.unwrap();
+    let mut agent = Agent::connect(&world.dir().join("run/agent.sock")).await.unwrap();
     let info = agent.info(soon()).await.unwrap();
     assert!(info.version.starts_with("7.2"), "{info:?}");
     let commands: BTreeSet<&str> = info.commands.iter().map(String::as_str).collect();
@@ -101,7 +101,7 @@ async fn debians_agent_is_understood_and_met_again() {
     assert!(next(&world, launch.instance).await.time_s / 1_000 == 1_500_000, "{set:?}");
     // Half a question is left behind.
     drop(agent);
-    let mut rude = std::os::unix::net::UnixStream::connect(world.dir().join("agent.sock")).unwrap();
+    let mut rude = std::os::unix::net::UnixStream::connect(world.dir().join("run/agent.sock")).unwrap();
     std::io::Write::write_all(&mut rude, b"{\"execute\": \"guest-info\"}\n{\"execute\": \"gue").unwrap();
     drop(rude);
 
@@ -258,7 +258,7 @@ async fn in_guest(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> Q
 
 async fn runs(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> (Qemu, Exited) {
     drop(qemu);
-    let mut agent = Agent::connect(&world.dir_of(launch.instance).join("agent.sock")).await.unwrap();
+    let mut agent = Agent::connect(&world.dir_of(launch.instance).join("run/agent.sock")).await.unwrap();
     let shell = Program {
         path: "/.reveille/busybox",
         arguments: &["sh", "-s"],

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use reveille_core::model::{Egress, InstanceId, Resources, SnapshotVersion, Stage, Timestamp};
 use reveille_vm::driver::{Abandon, Capture, Disk, Driver, Launch, Mapping};
 use reveille_vm::image::Image;
-use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
+use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig, Users};
 use rustix::process::{Pid, Signal, WaitOptions};
 
 /// Longest wait for anything that a guest does: a cold boot on a busy machine without KVM.
@@ -111,6 +111,7 @@ impl World {
             binary: std::env::var_os("REVEILLE_TEST_QEMU").unwrap_or("qemu-system-x86_64".into()).into(),
             data_dir: std::env::var_os("REVEILLE_TEST_QEMU_DATA").map(PathBuf::from),
             accel: AccelChoice::Tcg,
+            users: Users::Own,
             state_dir: self.temp.path().join("state"),
             probe: None,
         }

@@ -37,6 +37,7 @@ pub async fn boot(
 ) -> anyhow::Result<Duration> {
     let dir = tempfile::tempdir_in(scratch)?;
     let argv = qemu.cold_argv(launch, dir.path())?;
+    std::fs::create_dir(dir.path().join("run"))?;
     let begun = Instant::now();
     let mut child = Command::new(&argv.program)
         .args(&argv.arguments)
@@ -47,7 +48,7 @@ pub async fn boot(
         .kill_on_drop(true)
         .spawn()
         .context("cannot start QEMU")?;
-    let socket = dir.path().join("net.sock");
+    let socket = dir.path().join("run/net.sock");
     let answered = timeout(BOOT_MAX, answered(&socket, launch, port, path));
     let first_byte = tokio::select! {
         answered = answered => answered.context("a cold boot did not answer within two minutes")??,

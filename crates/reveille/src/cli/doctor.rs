@@ -7,12 +7,12 @@ use std::sync::Arc;
 use clap::Args;
 use reveille_vm::driver::Driver;
 use reveille_vm::image::{BUSYBOX, Image, ImageStore, NO_AGENT};
-use reveille_vm::qemu::{KvmVerdict, Qemu};
+use reveille_vm::qemu::{KvmVerdict, Qemu, Users};
 use serde::Serialize;
 
 use super::output::bytes;
 use super::remote::runtime;
-use super::{CONFIG_DEFAULT, Output};
+use super::{CONFIG_DEFAULT, Output, doctor_tap};
 use crate::config::{Config, NetMode, Network};
 use crate::serve::qemu_config;
 
@@ -47,7 +47,7 @@ enum Verdict {
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
-struct Finding {
+pub struct Finding {
     what: &'static str,
     verdict: Verdict,
     found: String,
@@ -56,15 +56,18 @@ struct Finding {
 }
 
 impl Finding {
-    fn good(what: &'static str, found: impl Into<String>) -> Self {
+    /// It works.
+    pub fn good(what: &'static str, found: impl Into<String>) -> Self {
         Self { what, verdict: Verdict::Good, found: found.into(), remedy: None }
     }
 
-    fn limited(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// It works, and could better.
+    pub fn limited(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what, verdict: Verdict::Limited, found: found.into(), remedy: Some(remedy.into()) }
     }
 
-    fn bad(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+    /// It does not work.
+    pub fn bad(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { what, verdict: Verdict::Bad, found: found.into(), remedy: Some(remedy.into()) }
     }
 }
@@ -90,11 +93,11 @@ impl Doctor {
         findings.extend(runtime()?.block_on(qemu(&config, self.probe)));
         findings.push(busybox());
         findings.extend(agents(&config.daemon.state_dir));
-        findings.push(privileges(config.net.mode));
-        findings.push(match config.net.mode {
-            NetMode::Relay => addresses(&config),
-            NetMode::Tap => taps(),
-        });
+        findings.push(privileges(&config));
+        match config.net.mode {
+            NetMode::Relay => findings.push(addresses(&config)),
+            NetMode::Tap => findings.extend(doctor_tap::findings(&config)),
+        }
         findings.extend(config.dns.listen.iter().map(|listen| dns_port(*listen)));
         output.print(&findings, |findings| text(findings))?;
         let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
@@ -252,44 +255,22 @@ fn agents(state_dir: &Path) -> Option<Finding> {
     }
 }
 
-fn privileges(mode: NetMode) -> Finding {
+fn privileges(config: &Config) -> Finding {
     let what = "privileges";
-    if mode == NetMode::Tap {
-        return Finding::limited(
-            what,
-            format!("user {}, and QEMU runs as the same user", rustix::process::geteuid().as_raw()),
-            "tap mode needs CAP_NET_ADMIN and CAP_NET_RAW of the daemon, and nothing of QEMU",
-        );
+    let (user, tap) = (rustix::process::geteuid(), config.net.mode == NetMode::Tap);
+    let needs = if tap { "what tap mode needs is looked at below" } else { "which is enough for relay mode" };
+    if !user.is_root() {
+        let found = format!("user {}, and QEMU runs as the same user; {needs}", user.as_raw());
+        return Finding::good(what, found);
     }
-    if rustix::process::geteuid().is_root() {
-        let remedy = "not needed for relay mode: any user who owns the state directory can run it";
-        Finding::limited(what, "root, and QEMU runs as root too", remedy)
-    } else {
-        Finding::good(
-            what,
-            format!("user {}, which is enough for relay mode", rustix::process::geteuid().as_raw()),
-        )
+    match config.qemu_users() {
+        Ok(Users::Own) => Finding::good(what, "root; QEMU runs as a user of its own for each instance"),
+        Ok(Users::Named(uid)) => Finding::good(what, format!("root; QEMU runs as user {uid}")),
+        Ok(Users::Daemon) | Err(_) => {
+            let remedy = "set qemu.user = \"auto\"";
+            Finding::limited(what, "root, and QEMU runs as root too", remedy)
+        }
     }
-}
-
-/// Whether the daemon may make tap devices: tried by making one, which is gone again at once.
-fn taps() -> Finding {
-    let what = "tap devices";
-    match reveille_net::tap::try_device() {
-        Ok(()) => match forwarding() {
-            true => Finding::good(what, "they can be made, and this host forwards packets to them"),
-            false => Finding::limited(
-                what,
-                "they can be made, but this host does not forward packets: only its own clients reach guests",
-                "sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
-            ),
-        },
-        Err(error) => Finding::bad(what, "they cannot be made", error.to_string()),
-    }
-}
-
-fn forwarding() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1")
 }
 
 /// Whether addresses of the pool can be listened on: true of 127/8 on Linux, elsewhere only of configured ones.

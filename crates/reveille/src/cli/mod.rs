@@ -3,6 +3,7 @@
 mod check;
 mod dns;
 mod doctor;
+mod doctor_tap;
 mod image;
 mod output;
 mod reload;

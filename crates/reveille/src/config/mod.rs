@@ -5,6 +5,7 @@ mod encrypted;
 mod faults;
 mod net;
 mod overlay;
+mod pool6;
 mod quote;
 mod secondaries;
 mod standing;
@@ -19,12 +20,14 @@ use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFaul
 use reveille_dns::limit::GateConfig;
 use reveille_dns::named_file::{self, FileError};
 use reveille_dns::sign::KeyPolicy;
+use reveille_vm::qemu::Users;
 use serde::{Deserialize, Serialize};
 
 pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use net::{Net, NetMode};
+pub use pool6::{Network6, Pools};
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
 pub use warnings::warnings;
@@ -136,6 +139,8 @@ pub enum Anonymous {
 pub struct Relay {
     /// Network from which stable addresses are given out.
     pub pool: String,
+    /// IPv6 network from which they are given out as well; empty: only services that name one have an IPv6 address.
+    pub pool6: String,
 }
 
 /// `[qemu]`
@@ -144,6 +149,9 @@ pub struct Relay {
 pub struct Qemu {
     /// The program, looked up in PATH unless it has a slash.
     pub binary: PathBuf,
+    /// As whom it runs where the daemon is root: "auto", each instance as a user of its own; "daemon", as root as well; or
+    /// the name or number of a user, which all instances run as, each with a group of its own.
+    pub user: String,
     /// Where its firmware lies, if not where it looks by itself; empty: where it looks.
     pub data_dir: PathBuf,
     /// How guest code is run.
@@ -310,13 +318,14 @@ impl Default for Api {
 
 impl Default for Relay {
     fn default() -> Self {
-        Self { pool: "127.64.0.0/10".into() }
+        Self { pool: "127.64.0.0/10".into(), pool6: String::new() }
     }
 }
 
 impl Default for Qemu {
     fn default() -> Self {
-        Self { binary: "qemu-system-x86_64".into(), data_dir: PathBuf::new(), accelerator: Accelerator::Auto }
+        let (binary, user) = ("qemu-system-x86_64".into(), "auto".into());
+        Self { binary, user, data_dir: PathBuf::new(), accelerator: Accelerator::Auto }
     }
 }
 
@@ -384,6 +393,10 @@ impl Config {
         }
         faults.extend(self.depot.faults());
         faults.extend(self.network_faults());
+        if let Err(detail) = self.qemu_users() {
+            let allowed = format!("\"auto\", \"daemon\", or a user: {detail}");
+            faults.push(SpecFault::new("qemu.user", &self.qemu.user, allowed));
+        }
         faults.extend(prefixed("gate", self.gate.faults()));
         faults.extend(secondaries::faults(self));
         faults.extend(updates::faults(self));
@@ -404,6 +417,7 @@ impl Config {
             let allowed = "an IPv4 network such as 127.64.0.0/10, prefix 8 to 30";
             faults.push(SpecFault::new("relay.pool", &self.relay.pool, allowed));
         }
+        faults.extend(self.pool6_faults());
         faults.extend(self.tap_faults());
         for network in &self.dns.status_allow {
             if let Err(error) = network.parse::<reveille_core::answer::Network>() {
@@ -411,6 +425,18 @@ impl Config {
             }
         }
         faults
+    }
+
+    /// As whom QEMU runs.
+    ///
+    /// # Errors
+    /// There is no such user; one sentence.
+    pub fn qemu_users(&self) -> Result<Users, String> {
+        match self.qemu.user.as_str() {
+            "auto" => Ok(Users::Own),
+            "daemon" => Ok(Users::Daemon),
+            name => Users::number(name).map(Users::Named),
+        }
     }
 
     /// The address of the primary name server of a zone without a file.

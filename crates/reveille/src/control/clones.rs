@@ -37,7 +37,7 @@ impl Control {
             return Err(ControlError::Invalid { faults });
         }
         let taken = |error: super::startup::AddressError| ControlError::Exists { detail: error.to_string() };
-        let address = self.services.give_address(&spec).map_err(taken)?;
+        let address = self.services.give_address(&mut spec).map_err(taken)?;
         let to = self.store.reserve_instance_id();
         let driver = std::sync::Arc::clone(&self.executor.tools().driver);
         let added = match driver.clone_version(from, to, &name, asked.allow_identical).await {

@@ -258,7 +258,7 @@ impl Control {
         })
     }
 
-    async fn add(&mut self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
+    async fn add(&mut self, mut spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
         self.may_add_rows().map_err(|detail| ControlError::Unavailable { detail })?;
         if self.fleet.service(&spec.name).is_some() {
             let detail = format!("the service {} exists already; remove it first", spec.name);
@@ -269,7 +269,7 @@ impl Control {
             return Err(ControlError::Invalid { faults });
         }
         let taken = |error: super::startup::AddressError| ControlError::Exists { detail: error.to_string() };
-        let address = self.services.give_address(&spec).map_err(taken)?;
+        let address = self.services.give_address(&mut spec).map_err(taken)?;
         let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), self.clock.now());
         match self.add_at(spec, address, instance).await {
             Ok(detail) => Ok(detail),

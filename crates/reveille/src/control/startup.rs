@@ -5,7 +5,7 @@
 //! is ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reveille_core::model::{
     DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Remains, Service, ServiceSpec,
@@ -16,13 +16,14 @@ use reveille_vm::driver::{Driver, Launch, Link};
 
 use super::images::Images;
 use super::wiring::Wiring;
-use crate::config::Network;
+use crate::config::Pools;
 
 /// Which services there are beside their rows: addresses given out, and who declared what.
 #[derive(Debug)]
 pub struct Services {
-    pool: Network,
+    pools: Pools,
     taken: BTreeSet<Ipv4Addr>,
+    taken6: BTreeMap<Ipv6Addr, Ipv4Addr>,
     next_offset: u32,
     owners: BTreeMap<InstanceId, (DomainName, Ipv4Addr)>,
 }
@@ -32,31 +33,51 @@ pub struct Services {
 pub enum AddressError {
     /// Another service has it.
     #[error("the address {0} belongs to another service")]
-    Taken(Ipv4Addr),
+    Taken(IpAddr),
     /// The pool is used up.
     #[error("no address is left in relay.pool; make it larger or remove services")]
     PoolEmpty,
 }
 
 impl Services {
-    /// No services, with addresses from `pool`.
-    pub fn new(pool: Network) -> Self {
-        Self { pool, taken: BTreeSet::new(), next_offset: 1, owners: BTreeMap::new() }
+    /// No services, with addresses from `pools`.
+    pub fn new(pools: Pools) -> Self {
+        let (taken, taken6, owners) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Self { pools, taken, taken6, next_offset: 1, owners }
     }
 
-    /// Gives the service the address that its spec asks for, or the next free one of the pool.
+    /// Gives the service the address that its spec asks for, or the next free one of the pool; and its spec the IPv6
+    /// address that comes with it, if it names none.
     ///
     /// # Errors
     /// If there is none for it.
-    pub fn give_address(&mut self, spec: &ServiceSpec) -> Result<Ipv4Addr, AddressError> {
+    pub fn give_address(&mut self, spec: &mut ServiceSpec) -> Result<Ipv4Addr, AddressError> {
+        let v4 = self.give_v4(spec)?;
+        let Some(v6) = self.address6(spec, v4) else { return Ok(v4) };
+        if *self.taken6.entry(v6).or_insert(v4) != v4 {
+            self.taken.remove(&v4);
+            return Err(AddressError::Taken(v6.into()));
+        }
+        spec.address6 = Some(v6);
+        Ok(v4)
+    }
+
+    /// The IPv6 address of a service that has the IPv4 address `v4`.
+    pub fn address6(&self, spec: &ServiceSpec, v4: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.pools.address6(spec, v4)
+    }
+
+    fn give_v4(&mut self, spec: &ServiceSpec) -> Result<Ipv4Addr, AddressError> {
+        let pool = self.pools.v4;
         if let Some(address) = spec.address {
-            return if self.taken.insert(address) { Ok(address) } else { Err(AddressError::Taken(address)) };
+            let is_free = self.taken.insert(address);
+            return if is_free { Ok(address) } else { Err(AddressError::Taken(address.into())) };
         }
         // The last address of an IPv4 network is its broadcast address; 127/8 is no exception for some tools.
-        let usable = self.pool.size() - 1;
+        let usable = pool.size() - 1;
         for step in 0..usable {
             let offset = 1 + (self.next_offset - 1 + step) % (usable - 1).max(1);
-            if let Some(address) = self.pool.at(offset)
+            if let Some(address) = pool.at(offset)
                 && self.taken.insert(address)
             {
                 self.next_offset = offset + 1;
@@ -69,6 +90,7 @@ impl Services {
     /// Takes an address back that was not used after all.
     pub fn take_back(&mut self, address: Ipv4Addr) {
         self.taken.remove(&address);
+        self.taken6.retain(|_, owner| *owner != address);
     }
 
     /// Notes whose instance it is.
@@ -88,7 +110,7 @@ impl Services {
         let gone = self.owners.extract_if(.., |id, _| fleet.instance(*id).is_none());
         let gone: Vec<_> = gone.map(|(_, owned)| owned).collect();
         for (_, address) in &gone {
-            self.taken.remove(address);
+            self.take_back(*address);
         }
         gone.into_iter().map(|(service, _)| service).collect()
     }
@@ -128,7 +150,7 @@ pub async fn merge(
     declared: &[ServiceSpec],
     loaded: Loaded,
     store: &dyn StateDatabase,
-    pool: Network,
+    pools: Pools,
     now: Timestamp,
 ) -> Result<Rows, StartupError> {
     let mut instances: BTreeMap<DomainName, Instance> =
@@ -141,7 +163,7 @@ pub async fn merge(
     let from_api = stored.values().filter(|row| row.origin == Origin::Api && !names.contains(&row.spec.name));
     wanted.extend(from_api.map(|row| (row.spec.clone(), Origin::Api)));
 
-    let mut services = Services::new(pool);
+    let mut services = Services::new(pools);
     // Addresses that were given before come first: a new service never takes one of them.
     let kept = |spec: &ServiceSpec, stored: &BTreeMap<DomainName, StoredService>| {
         let row = stored.get(&spec.name)?;
@@ -149,12 +171,13 @@ pub async fn merge(
     };
     wanted.sort_by_key(|(spec, _)| kept(spec, &stored).is_none() && spec.address.is_none());
     let (mut entries, mut changes) = (Vec::with_capacity(wanted.len()), Vec::new());
-    for (spec, origin) in wanted {
+    for (mut spec, origin) in wanted {
         let fixed = kept(&spec, &stored);
-        let asked = ServiceSpec { address: fixed.or(spec.address), ..spec.clone() };
+        let mut asked = ServiceSpec { address: fixed.or(spec.address), ..spec.clone() };
         let address = services
-            .give_address(&asked)
+            .give_address(&mut asked)
             .map_err(|reason| StartupError::Address { service: spec.name.clone(), reason })?;
+        spec.address6 = asked.address6;
         let former = stored.remove(&spec.name);
         let created_at = former.as_ref().map_or(now, |row| row.created_at);
         let name = spec.name.clone();
@@ -242,6 +265,7 @@ mod tests {
     use reveille_store::Store;
 
     use super::*;
+    use crate::config::{Network, Network6};
 
     fn spec(name: &str, address: Option<&str>) -> ServiceSpec {
         let address = address.map_or(String::new(), |address| format!(r#","address":"{address}""#));
@@ -251,27 +275,33 @@ mod tests {
 
     #[test]
     fn addresses_are_given_out_once_and_the_pool_ends_in_a_sentence() {
-        let mut services = Services::new(Network::parse_v4("127.64.0.0/30").unwrap());
-        let first = services.give_address(&spec("a.vm.test", None)).unwrap();
+        let mut services = Services::new(Pools::of(Network::parse_v4("127.64.0.0/30").unwrap()));
+        let first = services.give_address(&mut spec("a.vm.test", None)).unwrap();
         assert_eq!(first, Ipv4Addr::new(127, 64, 0, 1));
-        let taken = services.give_address(&spec("b.vm.test", Some("127.64.0.1")));
+        let taken = services.give_address(&mut spec("b.vm.test", Some("127.64.0.1")));
         assert!(matches!(taken, Err(AddressError::Taken(_))));
-        assert_eq!(services.give_address(&spec("c.vm.test", None)).unwrap(), Ipv4Addr::new(127, 64, 0, 2));
-        assert!(matches!(services.give_address(&spec("d.vm.test", None)), Err(AddressError::PoolEmpty)));
+        assert_eq!(
+            services.give_address(&mut spec("c.vm.test", None)).unwrap(),
+            Ipv4Addr::new(127, 64, 0, 2)
+        );
+        assert!(matches!(services.give_address(&mut spec("d.vm.test", None)), Err(AddressError::PoolEmpty)));
         services.take_back(first);
-        assert_eq!(services.give_address(&spec("d.vm.test", None)).unwrap(), first);
+        assert_eq!(services.give_address(&mut spec("d.vm.test", None)).unwrap(), first);
     }
 
     #[tokio::test]
     async fn a_service_keeps_its_address_and_instance_across_restarts() {
         let dir = tempfile::tempdir().unwrap();
-        let pool = Network::parse_v4("127.64.0.0/10").unwrap();
+        let v6 = Network6::parse("fd64::/64");
+        let pool = Pools { v4: Network::parse_v4("127.64.0.0/10").unwrap(), v6 };
         let now = Timestamp::from_ms(1);
         let taken_up = |declared: Vec<ServiceSpec>| {
             let dir = dir.path().to_owned();
             async move {
                 let (store, loaded) = Store::open(&dir).unwrap();
                 let rows = merge(&declared, loaded, &store, pool, now).await.unwrap();
+                let six = |service: &Service| v6.map(|pool| pool.beside(service.address));
+                assert!(rows.entries.iter().all(|(service, _)| service.spec.address6 == six(service)));
                 let pairs: Vec<_> = rows
                     .entries
                     .iter()

@@ -39,7 +39,7 @@ impl Control {
         }
     }
 
-    /// Waits, up to `daemon.stop_ms_max`, until nothing is under way, then ends armed processes.
+    /// Waits, up to `daemon.stop_ms_max`, until nothing is under way, then ends the processes of those that sleep.
     pub(super) async fn finish_stop(mut self, mut inputs: Inputs, done: oneshot::Sender<()>) {
         let deadline = Instant::now() + self.on_stop.1;
         if self.on_stop.0 != OnStop::Leave {
@@ -79,13 +79,13 @@ impl Control {
         self.fleet.instances().all(|row| self.is_settled(row.id) || self.cannot_sleep(row.id))
     }
 
-    /// Armed processes hold nothing and are ended. A guest that did not settle in time may hold what is nowhere
+    /// Armed and paused processes hold nothing that is not in their version, and are ended. A guest that did not settle in time may hold what is nowhere
     /// else: it runs on, unless all are to be ended.
     async fn end_what_is_left(&mut self) {
         let left: Vec<InstanceId> = self
             .fleet
             .instances()
-            .filter(|row| row.rung == Rung::Armed || !self.is_settled(row.id))
+            .filter(|row| matches!(row.rung, Rung::Armed | Rung::Paused) || !self.is_settled(row.id))
             .map(|row| row.id)
             .collect();
         for id in left {

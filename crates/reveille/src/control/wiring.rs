@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use reveille_core::model::{Cause, DomainName, Egress, Gate, InstanceId, ServiceSpec};
 use reveille_net::guest::{Link, LinkAddresses};
-use reveille_net::tap::{GATEWAY, GATEWAY6, TapAddresses, Taps};
+use reveille_net::tap::{EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, Taps};
 use reveille_net::{Activator, ActivatorError, Binding, Busy, Traffic};
 use reveille_vm::driver::{self, Driver, DriverError, Tap, TapQueue};
 
@@ -69,13 +69,15 @@ pub trait Wiring: Send + Sync {
 /// Relay or taps, with the links of guests.
 pub struct HostWiring {
     activator: Activator,
+    /// Whom guests with egress ask for names, in tap mode.
+    nameserver: Option<IpAddr>,
     links: Mutex<BTreeMap<InstanceId, Arc<Link>>>,
 }
 
 impl HostWiring {
-    /// Over an activator, without links.
-    pub fn new(activator: Activator) -> Self {
-        Self { activator, links: Mutex::default() }
+    /// Over an activator, without links. Guests with egress behind taps ask `nameserver` for names.
+    pub fn new(activator: Activator, nameserver: Option<IpAddr>) -> Self {
+        Self { activator, nameserver, links: Mutex::default() }
     }
 
     /// The link that there is, unless it is one to a process that has ended.
@@ -90,7 +92,10 @@ impl HostWiring {
 
 #[async_trait]
 impl Wiring for HostWiring {
-    async fn bind(&self, binding: Binding) -> Result<(), ActivatorError> {
+    async fn bind(&self, mut binding: Binding) -> Result<(), ActivatorError> {
+        if let EgressPolicy::Nat { nameserver, .. } = &mut binding.egress {
+            *nameserver = self.nameserver;
+        }
         self.activator.bind(binding).await
     }
 
@@ -122,6 +127,7 @@ impl Wiring for HostWiring {
                 address: v4,
                 gateway: GATEWAY,
                 v6: v6.map(|address| (address, GATEWAY6)),
+                nameserver: None,
                 queue: Arc::new(Queue { taps: taps.clone(), service: service.clone() }),
             }),
         }
@@ -130,16 +136,18 @@ impl Wiring for HostWiring {
     fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause> {
         let name = &spec.name;
         let Activator::Tap(taps) = &self.activator else { return Ok(driver::Link::Stream) };
-        if spec.egress != Egress::None {
-            let detail =
-                "tap mode has no egress `nat`; set `none`, and route and filter on the host".to_owned();
-            return Err(Cause::StartFailed { detail });
-        }
         let addresses = taps.addresses(name);
         let TapAddresses { v4, v6 } = addresses.ok_or_else(|| Cause::StartFailed {
             detail: "its tap devices could not be made; see the log of the daemon's start".to_owned(),
         })?;
-        Ok(self.plug(name, v4, v6))
+        // Changed, perhaps, since the service was bound.
+        taps.set_egress(name, &egress_policy(spec, self.nameserver))
+            .map_err(|error| Cause::StartFailed { detail: error.to_string() })?;
+        let mut link = self.plug(name, v4, v6);
+        if let (driver::Link::Tap(tap), Egress::Nat) = (&mut link, spec.egress) {
+            tap.nameserver = self.nameserver;
+        }
+        Ok(link)
     }
 
     async fn attach(
@@ -167,6 +175,17 @@ impl Wiring for HostWiring {
     fn detach(&self, instance: InstanceId, service: &DomainName) {
         self.links().remove(&instance);
         self.activator.set_link(service, None);
+    }
+}
+
+/// What a guest behind a tap may reach by itself.
+pub fn egress_policy(spec: &ServiceSpec, nameserver: Option<IpAddr>) -> EgressPolicy {
+    match spec.egress {
+        Egress::None => EgressPolicy::None,
+        Egress::Nat => {
+            let (allow, deny) = (spec.egress_allow.clone(), spec.egress_deny.clone());
+            EgressPolicy::Nat { allow, deny, nameserver }
+        }
     }
 }
 

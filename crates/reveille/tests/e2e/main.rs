@@ -10,6 +10,8 @@ mod place;
 #[path = "../../../reveille-depot/tests/common/servers.rs"]
 mod servers;
 mod small;
+#[path = "../../../reveille-net/tests/tap/spaces.rs"]
+mod spaces;
 mod wire;
 mod world;
 
@@ -30,4 +32,6 @@ mod snapshots;
 mod steps;
 mod stop;
 mod stored;
+mod tap;
+mod users;
 mod wake;

@@ -83,7 +83,9 @@ impl Control {
                 Some((service, instance)) => {
                     let exchangeable = self.fleet.may_exchange(&spec.name, false).is_ok();
                     let declared = declared.contains(&spec.name);
-                    plan.change((service, instance), spec, declared, exchangeable);
+                    let address6 = self.services.address6(spec, service.address);
+                    let spec = ServiceSpec { address6, ..spec.clone() };
+                    plan.change((service, instance), &spec, declared, exchangeable);
                 }
             }
         }
@@ -103,9 +105,9 @@ impl Control {
     /// What cannot be had; then nothing is listened on.
     pub(super) async fn bind_added(&mut self, mut plan: ServicePlan) -> Result<ServicePlan, Vec<String>> {
         let (now, mut faults) = (self.clock.now(), Vec::new());
-        for spec in std::mem::take(&mut plan.wanted) {
+        for mut spec in std::mem::take(&mut plan.wanted) {
             let place = format!("service \"{}\"", spec.name);
-            let address = match self.services.give_address(&spec) {
+            let address = match self.services.give_address(&mut spec) {
                 Ok(address) => address,
                 Err(error) => {
                     faults.push(format!("{place}: {error}"));
@@ -239,6 +241,8 @@ fn changed_spec(
             "image": image,
             "resources": resources,
             "egress": egress,
+            "egress_allow": egress_allow,
+            "egress_deny": egress_deny,
         }
     }
     (spec, keys)
