@@ -17,7 +17,7 @@ use reveille_core::model::{
     Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Policy, Service, ServiceSpec,
     SleepAsked, SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
-use reveille_store::{Change, Origin, Store, StoredService};
+use reveille_store::{Ack, Change, Origin, Store, StoredService, WriteError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
@@ -119,8 +119,15 @@ impl Control {
                 let _ = reply.send(cloned);
             }
             Command::WakeAt(name, at, reply) => {
-                let asked = self.wake_at(&name, at);
-                let _ = reply.send(asked);
+                match self.wake_at(&name, at) {
+                    Ok((asked, ack)) => drop(tokio::spawn(async move {
+                        let unsaved =
+                            |error: WriteError| ControlError::Unavailable { detail: error.to_string() };
+                        // What was promised outlives the daemon.
+                        let _ = reply.send(ack.await.map(|()| asked).map_err(unsaved));
+                    })),
+                    Err(refusal) => drop(reply.send(Err(refusal))),
+                }
             }
             Command::Remove(name, reply) => {
                 let asked = self.resolve(&name).and_then(|name| {
@@ -201,11 +208,16 @@ impl Control {
         })
     }
 
-    fn wake_at(&mut self, name: &DomainName, at: Option<Timestamp>) -> Result<VerbReply, ControlError> {
+    fn wake_at(
+        &mut self,
+        name: &DomainName,
+        at: Option<Timestamp>,
+    ) -> Result<(VerbReply, Ack), ControlError> {
         let name = self.resolve(name)?;
         let applied = self.fleet.apply(Event::WakeAt { service: name.clone(), at }, self.clock.now())?;
+        let ack = self.write_now();
         self.turn();
-        Ok(VerbReply { done: true, ..self.verb_reply(&name, applied, VmState::Active)? })
+        Ok((VerbReply { done: true, ..self.verb_reply(&name, applied, VmState::Active)? }, ack))
     }
 
     fn held(&self, name: &DomainName) -> u32 {

@@ -512,7 +512,7 @@ impl Control {
     }
 
     /// Writes every row that has changed; the answer comes when they are durable.
-    fn write_now(&mut self) -> Ack {
+    pub(super) fn write_now(&mut self) -> Ack {
         let changed = self.fleet.take_changed();
         let ack = self.write(&changed);
         self.publisher.publish(&self.fleet, changed, self.clock.now());
