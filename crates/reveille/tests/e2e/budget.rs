@@ -13,6 +13,9 @@ use crate::world::World;
 const MEMORY_MIB: usize = 112;
 /// Longest wait of a client in the queue, in milliseconds.
 const HELD_MS_MAX: u64 = 600_000;
+/// Longest time, in milliseconds, that a client's packet is taken to be on its way to the control loop, which takes in
+/// one after the other.
+const UNSEEN_MS_MAX: f64 = 50.0;
 /// The services have as many priorities.
 const PRIORITIES: usize = 4;
 
@@ -92,8 +95,8 @@ fn a_storm_of_wakes_beyond_the_memory_of_the_host_is_served_in_order_of_priority
             .map(|(number, wake)| (*number, asked[number] + wake["stages_ms"]["decided"].as_f64().unwrap()))
             .collect();
         for (one, other) in (1..=services).flat_map(|one| (1..=services).map(move |other| (one, other))) {
-            // Both waited when the first of them was begun; the times are rounded to whole milliseconds.
-            let both_waited = asked[&one].max(asked[&other]) + 2.0 < begun[&one].min(begun[&other]);
+            // Both waited when the first of them was begun: who has only just come may not have been seen yet.
+            let both_waited = asked[&one].max(asked[&other]) + UNSEEN_MS_MAX < begun[&one].min(begun[&other]);
             let overtaken = priority(one) > priority(other) && begun[&one] > begun[&other] + 2.0;
             assert!(
                 !(both_waited && overtaken),
