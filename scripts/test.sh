@@ -12,5 +12,8 @@ newer=$(scripts/backports-qemu.sh target/backports-qemu)
 if [ -n "$newer" ]; then
     echo "once more with $("$newer" --version | head -n 1)"
     # The whole workspace and not a package, so that nothing is built twice.
-    REVEILLE_TEST_QEMU=$newer cargo test --workspace --locked --test qemu --test qemu_leaks --test image --test tap --test e2e
+    export REVEILLE_TEST_QEMU="$newer"
+    cargo test --workspace --locked --test qemu --test qemu_leaks --test image --test tap
+    # Where versions lie and what is said of them is the same with every QEMU.
+    cargo test --workspace --locked --test e2e -- --skip faults:: --skip stored:: --skip snapshots:: --skip refusals::
 fi

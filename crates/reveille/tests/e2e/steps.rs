@@ -249,7 +249,15 @@ fn come_to(world: &World, step: &str, deed: Deed) {
             assert!(since.elapsed() < STEP_MAX, "{deed:?} never came to {step}");
             // Again, since a client that was only just leaving keeps the guest awake.
             match deed {
-                Sleep | Rest(_) => drop(world.run(&["hibernate", NAME])),
+                Sleep | Rest(_) => {
+                    // What deletes wants a version after one that is stored.
+                    let has = world.run(&["--json", "service", "show", NAME]);
+                    let has: serde_json::Value = serde_json::from_slice(&has.stdout).unwrap_or_default();
+                    if deed == Sleep && has["stored_is_current"] == true {
+                        drop(world.try_page(world.address(1)));
+                    }
+                    drop(world.run(&["hibernate", NAME]));
+                }
                 RollBack => {
                     let listed = world.run(&["--json", "snapshot", "list", NAME]);
                     let listed: serde_json::Value =
