@@ -17,7 +17,7 @@ use reveille_core::model::{
     Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Policy, Service, ServiceSpec,
     SleepAsked, SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
-use reveille_store::{Ack, Change, Origin, Store, StoredService, WriteError};
+use reveille_store::{Change, Origin, Store, StoredService, WriteError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
@@ -118,17 +118,7 @@ impl Control {
                 let cloned = self.clone_service(&name, asked).await;
                 let _ = reply.send(cloned);
             }
-            Command::WakeAt(name, at, reply) => {
-                match self.wake_at(&name, at) {
-                    Ok((asked, ack)) => drop(tokio::spawn(async move {
-                        let unsaved =
-                            |error: WriteError| ControlError::Unavailable { detail: error.to_string() };
-                        // What was promised outlives the daemon.
-                        let _ = reply.send(ack.await.map(|()| asked).map_err(unsaved));
-                    })),
-                    Err(refusal) => drop(reply.send(Err(refusal))),
-                }
-            }
+            Command::WakeAt(name, at, reply) => self.wake_at(&name, at, reply),
             Command::Remove(name, reply) => {
                 let asked = self.resolve(&name).and_then(|name| {
                     let event = Event::RemoveAsked { service: name.clone() };
@@ -208,16 +198,21 @@ impl Control {
         })
     }
 
-    fn wake_at(
-        &mut self,
-        name: &DomainName,
-        at: Option<Timestamp>,
-    ) -> Result<(VerbReply, Ack), ControlError> {
-        let name = self.resolve(name)?;
-        let applied = self.fleet.apply(Event::WakeAt { service: name.clone(), at }, self.clock.now())?;
-        let ack = self.write_now();
-        self.turn();
-        Ok((VerbReply { done: true, ..self.verb_reply(&name, applied, VmState::Active)? }, ack))
+    /// What is promised outlives the daemon: the answer follows the row.
+    fn wake_at(&mut self, name: &DomainName, at: Option<Timestamp>, reply: Reply<VerbReply>) {
+        let asked = self.resolve(name).and_then(|name| {
+            let event = Event::WakeAt { service: name.clone(), at };
+            let applied = self.fleet.apply(event, self.clock.now())?;
+            let ack = self.write_now();
+            self.turn();
+            Ok((VerbReply { done: true, ..self.verb_reply(&name, applied, VmState::Active)? }, ack))
+        });
+        let answer = async move {
+            let (asked, ack) = asked?;
+            let unsaved = |error: WriteError| ControlError::Unavailable { detail: error.to_string() };
+            ack.await.map(|()| asked).map_err(unsaved)
+        };
+        tokio::spawn(async move { reply.send(answer.await) });
     }
 
     fn held(&self, name: &DomainName) -> u32 {
