@@ -20,10 +20,7 @@ pub(super) struct Wishes<'f> {
 /// for the first that waits, nobody behind it goes first, and others are put to sleep for it. What is to be kept warmer
 /// comes last.
 pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan: &mut Plan) {
-    wishes.starts.sort_by_key(|(instance, service, _)| {
-        let since = service.demand.as_ref().map(|demand| demand.since);
-        (Reverse(service.spec.priority), since, instance.id)
-    });
+    wishes.starts.sort_by_key(|(instance, service, _)| turn_of(instance, service));
     let limits = &fleet.limits;
     let most = limits.starts_max as usize;
     let under_way = fleet.attention().filter(|(instance, _)| instance.phase.is_starting()).count();
@@ -35,6 +32,11 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
     let mut room = Room { fleet, held: fleet.held(), making: 0, going, taken: Vec::new() };
     let (mut begun, mut waiting) = (0, 0);
     for (instance, service, reason) in wishes.starts {
+        if room.taken.contains(&instance.id) {
+            // It has just given its room to one before it.
+            waiting += 1;
+            continue;
+        }
         let needed = Held::running(service.spec.resources);
         if !needed.fits(limits) {
             let (needed_mib, limit_mib) = (needed.memory_mib, limits.memory_mib());
@@ -74,6 +76,12 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
     evict(fleet, plan);
 }
 
+/// Its place among those that wait to be started: higher priority first, then who waited longest.
+fn turn_of(instance: &Instance, service: &Service) -> (Reverse<u8>, Option<Timestamp>, InstanceId) {
+    let since = service.demand.as_ref().map(|demand| demand.since);
+    (Reverse(service.spec.priority), since, instance.id)
+}
+
 /// Room that is made while a plan is made.
 struct Room<'f> {
     fleet: &'f Fleet,
@@ -111,8 +119,10 @@ impl Room<'_> {
                 self.held -= held;
                 continue;
             }
+            // Who is kept warm, and waits behind this one, would otherwise wait for it and it for him.
+            let behind = asleep && turn_of(instance, owner) > turn_of(waiting, service);
             let stays = instance.in_flight
-                || owner.demand.is_some()
+                || (owner.demand.is_some() && !behind)
                 // Who is only kept warm is wanted by nobody.
                 || (!asleep && owner.spec.priority > service.spec.priority)
                 || instance.open_connections > 0;

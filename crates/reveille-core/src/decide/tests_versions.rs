@@ -3,8 +3,8 @@
 use super::tests::{NOTHING, World, at, policy, version, with_depot};
 use super::*;
 use crate::model::{
-    Applied, Event, Found, Ownership, Reconciled, Report, RequestError, Resources, ServiceSpec,
-    SnapshotVersion, reconcile,
+    Applied, Event, Found, HostLimits, Ownership, Policy, Reconciled, Report, RequestError, Resources,
+    ServiceSpec, SnapshotVersion, reconcile,
 };
 
 fn roll_back(world: &mut World, name: &DomainName, from: u64, ms: u64) -> Result<Applied, RequestError> {
@@ -384,4 +384,23 @@ fn a_version_that_is_damaged_here_is_fetched_once_and_then_given_up_for_a_boot()
     world.report(1, Report::Fenced { version: None }, 30_300);
     let plan = world.plan(60_000);
     assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
+}
+
+#[test]
+fn who_is_kept_warm_and_wanted_gives_way_to_whom_it_would_wait_behind() {
+    let limits = HostLimits { starts_max: 10, memory_mib_max: 128, ..HostLimits::default() };
+    let mut world = World { fleet: Fleet::new(limits) };
+    let paused = world.add(1, "paused", 0, Policy { rest: Rung::Paused, ..policy() });
+    let first = world.add(2, "first", 1, policy());
+    world.asleep(1, &paused);
+    world.plan(13_010);
+    world.report(1, Report::Paused, 13_500);
+    // Both at once; only one has room, and the other has it.
+    world.wake(&paused, 14_000).unwrap();
+    world.wake(&first, 14_000).unwrap();
+    let plan = world.plan(14_000);
+    assert!(plan[0].starts_with("i1 disarm: first.vm.test (priority 1) needs the room"), "{plan:#?}");
+    world.report(1, Report::Disarmed, 14_010);
+    let plan = world.plan(14_010);
+    assert!(plan[0].starts_with("i2 boot") && plan[1].starts_with("i1 wait"), "{plan:#?}");
 }
