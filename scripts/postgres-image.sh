@@ -75,6 +75,7 @@ as_postgres $bin/initdb --no-sync -D /var/lib/postgresql --auth=trust --locale=C
     fail "initdb: $(tail -n 3 "$work/initdb")"
 cat >>"$root/var/lib/postgresql/postgresql.conf" <<'EOF'
 listen_addresses = ''
+unix_socket_directories = '/run/postgresql'
 shared_buffers = 128MB
 jit = off
 EOF
