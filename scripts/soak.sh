@@ -36,6 +36,7 @@ soak() {
     # not a package, so that nothing is built twice.
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
+    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_OUTAGE_S=60 cargo test --workspace --locked --test e2e -- faults:: steps:: stored::
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test e2e -- --nocapture \
         tap::clients_elsewhere
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ROWS=200 cargo test --workspace --locked --test qemu -- --nocapture \

@@ -433,5 +433,3 @@ fn fetch(instance: &Instance, reason: Reason, now: Timestamp) -> Choice {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_versions;

@@ -1,5 +1,6 @@
 //! The words of the system as types: names, phases, services, instances, and the fleet that holds them.
 
+mod event;
 mod fleet;
 mod instance;
 mod name;
@@ -11,7 +12,8 @@ mod service;
 mod time;
 mod wake;
 
-pub use fleet::{Applied, Demand, Event, Fleet, Gate, HostLimits, Ownership, Report, RequestError, Service};
+pub use event::{Applied, Demand, Event, HostLimits, Ownership, Report, RequestError, Service};
+pub use fleet::{Fleet, Gate};
 pub use instance::{
     Cause, Failure, Former, Instance, InstanceId, RecentDurations, Remains, RollBack, SleepAsked,
     SnapshotVersion,

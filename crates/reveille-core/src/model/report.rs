@@ -1,6 +1,6 @@
 //! What reports, and the beginning of a start, do to an instance's row.
 
-use super::fleet::{Report, RequestError, Service};
+use super::event::{Report, RequestError, Service};
 use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersion};
 use super::phase::{Move, Phase, Rung};
 use super::service::{AfterCrash, ServiceSpec};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
-use super::fleet::HostLimits;
+use super::event::HostLimits;
 use super::instance::{Instance, InstanceId};
 use super::phase::{Phase, Rung};
 use super::service::Resources;

@@ -13,7 +13,6 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
@@ -82,10 +81,9 @@ pub async fn capture(
     abandon: &Abandon,
 ) -> Result<Capture, DriverError> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let turn = slot.take_turn().await;
+    let (turn, kills) = slot.take_marked_turn().await;
     let vm = slot.live()?;
-    if slot.kills.load(Ordering::Acquire) != kills {
+    if slot.is_killed_since(kills) {
         return Err(DriverError::NoProcess(launch.instance));
     }
     let _busy = vm.busy();

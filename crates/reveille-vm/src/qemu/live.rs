@@ -86,10 +86,9 @@ pub async fn checkpoint(
     now: Timestamp,
 ) -> Result<VersionFiles, DriverError> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let turn = slot.take_turn().await;
+    let (turn, kills) = slot.take_marked_turn().await;
     let vm = slot.live()?;
-    if slot.kills.load(Ordering::Acquire) != kills {
+    if slot.is_killed_since(kills) {
         return Err(DriverError::NoProcess(launch.instance));
     }
     let _busy = vm.busy();

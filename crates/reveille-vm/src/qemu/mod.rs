@@ -300,6 +300,16 @@ impl Slot {
         Turn(Arc::new(Arc::clone(&self.turn).lock_owned().await))
     }
 
+    /// A turn, and a mark by which a kill is seen that has come since this was called, also while it waited.
+    async fn take_marked_turn(&self) -> (Turn, u64) {
+        let kills = self.kills.load(Ordering::Acquire);
+        (self.take_turn().await, kills)
+    }
+
+    fn is_killed_since(&self, mark: u64) -> bool {
+        self.kills.load(Ordering::Acquire) != mark
+    }
+
     /// The process, ended or not.
     fn vm(&self) -> Option<Arc<Vm>> {
         lock(&self.vm).clone()

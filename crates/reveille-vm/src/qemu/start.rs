@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use reveille_core::model::{Cause, InstanceId, Resources, Stage};
 
@@ -28,8 +27,7 @@ pub const SPARE_BYTES: u64 = 16 << 20;
 /// when the vCPUs run.
 pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let turn = slot.take_turn().await;
+    let (turn, kills) = slot.take_marked_turn().await;
     check_files(launch)?;
     let lock = claim(&slot).await?;
     // What an earlier guest left is removed, what a version consists of is kept.
@@ -52,8 +50,7 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
 /// Brings a process up that waits for the version; one that already does is left as it is.
 pub async fn arm(qemu: &Qemu, launch: &Launch, mapping: Mapping) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.take_turn().await;
+    let (_turn, kills) = slot.take_marked_turn().await;
     armed(qemu, &slot, launch, mapping, kills).await?;
     failpoint!("vm.arm.armed");
     Ok(())
@@ -67,10 +64,8 @@ pub async fn preload(
     on_stage: OnStage<'_>,
 ) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.take_turn().await;
-    let alive = slot.vm().filter(|vm| vm.process.ended().is_none());
-    if alive.is_some_and(|vm| matches!(vm.stand(), Stand::Armed(_))) {
+    let (_turn, kills) = slot.take_marked_turn().await;
+    if slot.live().is_ok_and(|vm| matches!(vm.stand(), Stand::Armed(_))) {
         load(qemu, &slot, launch, mapping, kills, on_stage).await?;
     }
     Ok(())
@@ -85,10 +80,9 @@ pub async fn restore(
     on_stage: OnStage<'_>,
 ) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let turn = slot.take_turn().await;
-    let alive = slot.vm().filter(|vm| vm.process.ended().is_none());
-    let vm = match alive.filter(|vm| matches!(vm.stand(), Stand::Loaded | Stand::Paused)) {
+    let (turn, kills) = slot.take_marked_turn().await;
+    let loaded = |vm: &Arc<Vm>| matches!(vm.stand(), Stand::Loaded | Stand::Paused);
+    let vm = match slot.live().ok().filter(loaded) {
         Some(vm) => vm,
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
@@ -118,7 +112,7 @@ async fn commit(
     running: oneshot::Sender<()>,
 ) -> Result<(), Cause> {
     let _committed = slot.commit.lock().await;
-    let is_killed = || slot.kills.load(Ordering::Acquire) != kills;
+    let is_killed = || slot.is_killed_since(kills);
     {
         let _consuming = slot.consuming.lock().await;
         if is_killed() {
@@ -149,11 +143,10 @@ async fn commit(
 /// and should it be lost, nothing is.
 pub async fn warm(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
-    let kills = slot.kills.load(Ordering::Acquire);
-    let _turn = slot.take_turn().await;
+    let (_turn, kills) = slot.take_marked_turn().await;
     let vm = load(qemu, &slot, launch, Mapping::Beside, kills, on_stage).await?;
     let _busy = vm.busy();
-    if slot.kills.load(Ordering::Acquire) != kills {
+    if slot.is_killed_since(kills) {
         return Err(killed());
     }
     vm.set_stand(Stand::Open);
@@ -268,7 +261,7 @@ async fn armed(
     kills: u64,
 ) -> Result<(Arc<Vm>, Arc<Manifest>), Cause> {
     let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
-    if let Some(vm) = slot.vm().filter(|vm| vm.process.ended().is_none())
+    if let Ok(vm) = slot.live()
         && let Stand::Armed(manifest) = vm.stand()
         && slot.state.has_manifest()
         && misfit(&manifest, qemu, launch).is_none()
@@ -367,7 +360,7 @@ async fn spawn(
         Start::Incoming { mapping, .. } => mapping,
     });
     slot.set_vm(Some(Arc::clone(&vm)));
-    if slot.kills.load(Ordering::Acquire) != kills {
+    if slot.is_killed_since(kills) {
         vm.process.kill();
     }
     vm.connect().await?;

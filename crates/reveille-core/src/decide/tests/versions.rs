@@ -1,11 +1,7 @@
 //! Stories of versions that are gone back to, and of services that are given another image.
 
-use super::tests::{NOTHING, World, at, policy, version, with_depot};
-use super::*;
-use crate::model::{
-    Applied, Event, Found, HostLimits, Ownership, Policy, Reconciled, Report, RequestError, Resources,
-    ServiceSpec, SnapshotVersion, reconcile,
-};
+use super::world::*;
+use crate::model::*;
 
 fn roll_back(world: &mut World, name: &DomainName, from: u64, ms: u64) -> Result<Applied, RequestError> {
     let event = Event::RollBackAsked { service: name.clone(), from, highest: 0, discard: false };
@@ -29,14 +25,8 @@ fn asleep_and_stored() -> (World, DomainName) {
 /// Asleep with version 2, which the store has beside version 1.
 fn asleep_twice() -> (World, DomainName) {
     let (mut world, hello) = asleep_and_stored();
-    world.wake(&hello, 20_000).unwrap();
-    world.plan(20_000);
-    world.report(1, Report::Running, 20_010);
-    world.report(1, Report::Ready, 20_020);
-    world.plan(40_000);
-    world.report(1, Report::GateClosed, 40_000);
-    world.plan(40_000);
-    world.report(1, Report::Captured { version: version(2) }, 40_010);
+    world.up(1, &hello, [20_000, 20_010, 20_020]);
+    world.down(1, 2, [40_000, 40_010]);
     world.plan(40_010);
     world.published(1, 2, Ok(version(2)), 40_100);
     assert_eq!(world.plan(40_100), NOTHING);
@@ -72,10 +62,7 @@ fn a_roll_back_is_refused_where_something_would_be_lost_and_says_what_to_do() {
     let awake = roll_back(&mut world, &hello, 1, 20_020).unwrap_err().to_string();
     assert!(awake.contains("reveille hibernate hello.vm.test"), "{awake}");
     world.report(1, Report::Ready, 20_020);
-    world.plan(40_000);
-    world.report(1, Report::GateClosed, 40_000);
-    world.plan(40_000);
-    world.report(1, Report::Captured { version: version(2) }, 40_010);
+    world.down(1, 2, [40_000, 40_010]);
     world.plan(40_010);
     let unstored = roll_back(&mut world, &hello, 1, 40_020);
     assert_eq!(unstored, Err(RequestError::Unstored { service: hello.clone(), number: 2 }));
@@ -351,13 +338,13 @@ fn who_waits_for_a_version_that_cannot_be_had_is_told_so_and_it_is_tried_afresh_
     assert_eq!(world.plan(22_000), ["look at 22500"]);
     assert!(world.plan(22_500)[0].starts_with("i1 fetch"));
     world.report(1, Report::RestFailed { cause: cause.clone() }, 23_000);
-    assert_eq!(world.fleet.gate(InstanceId(1), at(23_000)), crate::model::Gate::Refuse);
+    assert_eq!(world.fleet.gate(InstanceId(1), at(23_000)), Gate::Refuse);
     assert_eq!(world.plan(23_000), NOTHING, "nobody waits any more");
     let refused = world.wake(&hello, 24_000).unwrap_err();
     assert_eq!(refused, RequestError::GaveUp { service: hello.clone(), cause, wait_ms: 9_000 });
     assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Remote), "nothing is lost by that");
 
-    assert_eq!(world.fleet.gate(InstanceId(1), at(33_000)), crate::model::Gate::Hold);
+    assert_eq!(world.fleet.gate(InstanceId(1), at(33_000)), Gate::Hold);
     world.wake(&hello, 33_000).unwrap();
     assert!(world.plan(33_000)[0].starts_with("i1 fetch"));
     world.report(1, Report::Fetched { version: version(1) }, 33_100);
@@ -384,23 +371,4 @@ fn a_version_that_is_damaged_here_is_fetched_once_and_then_given_up_for_a_boot()
     world.report(1, Report::Fenced { version: None }, 30_300);
     let plan = world.plan(60_000);
     assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
-}
-
-#[test]
-fn who_is_kept_warm_and_wanted_gives_way_to_whom_it_would_wait_behind() {
-    let limits = HostLimits { starts_max: 10, memory_mib_max: 128, ..HostLimits::default() };
-    let mut world = World { fleet: Fleet::new(limits) };
-    let paused = world.add(1, "paused", 0, Policy { rest: Rung::Paused, ..policy() });
-    let first = world.add(2, "first", 1, policy());
-    world.asleep(1, &paused);
-    world.plan(13_010);
-    world.report(1, Report::Paused, 13_500);
-    // Both at once; only one has room, and the other has it.
-    world.wake(&paused, 14_000).unwrap();
-    world.wake(&first, 14_000).unwrap();
-    let plan = world.plan(14_000);
-    assert!(plan[0].starts_with("i1 disarm: first.vm.test (priority 1) needs the room"), "{plan:#?}");
-    world.report(1, Report::Disarmed, 14_010);
-    let plan = world.plan(14_010);
-    assert!(plan[0].starts_with("i2 boot") && plan[1].starts_with("i1 wait"), "{plan:#?}");
 }

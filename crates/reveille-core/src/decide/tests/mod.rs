@@ -1,0 +1,7 @@
+//! Stories: what happens, and the whole plan after it.
+
+mod depot;
+mod room;
+mod stories;
+mod versions;
+mod world;
