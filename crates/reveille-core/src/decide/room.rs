@@ -119,11 +119,11 @@ impl Room<'_> {
                 self.held -= held;
                 continue;
             }
-            // Who is kept warm, and waits behind this one, would otherwise wait for it and it for him.
+            // One that is kept warm and waits behind this one: else each would wait for the other.
             let behind = asleep && turn_of(instance, owner) > turn_of(waiting, service);
             let stays = instance.in_flight
                 || (owner.demand.is_some() && !behind)
-                // Who is only kept warm is wanted by nobody.
+                // Who is only kept warm has no client to lose.
                 || (!asleep && owner.spec.priority > service.spec.priority)
                 || instance.open_connections > 0;
             if !stays && (asleep || instance.phase == Phase::Active) {

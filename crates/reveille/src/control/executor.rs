@@ -307,11 +307,11 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         let (tools, order) = (Arc::clone(&tools), order.clone());
         move |stage| tools.stage(&order, stage)
     };
+    tools.unwatch(order.instance);
     let prepared = async {
         let launch = tools.launch(&order).await?;
         // Nothing of the version is used up by that, and no process comes by it: the row may still be on its way.
         if let Some(mapping) = restore {
-            tools.unwatch(order.instance);
             tools.driver.preload(&launch, mapping, &on_stage).await.map_err(cause_of)?;
         }
         Ok(launch)
@@ -322,7 +322,6 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
         return tools.report(&order, Report::Lost { cause }).await;
     }
-    tools.unwatch(order.instance);
     let launch = match prepared {
         Ok(launch) => launch,
         Err(cause) => return tools.report(&order, Report::Lost { cause }).await,
