@@ -363,9 +363,11 @@ impl Story {
                 command.split(", Sender").next().unwrap_or_default()
             )
         });
-        if let Some(Some(daemon)) = self.daemons.get(host) {
-            let _ = daemon.inbox.try_send(Message::Command(command));
+        let Some(Some(daemon)) = self.daemons.get(host) else { return };
+        if matches!(command, Command::Sleep(_, SleepAsked::Terminate, _)) {
+            self.world.lock().truths.give_up(service);
         }
+        let _ = daemon.inbox.try_send(Message::Command(command));
     }
 
     fn hurt_a_guest(&mut self, host: usize) {

@@ -89,6 +89,15 @@ impl Truths {
         self.runs.get_mut(id.0)
     }
 
+    /// An operator has asked to end it: a daemon that is killed half way through may boot it or go on with its version.
+    pub fn give_up(&mut self, service: &DomainName) {
+        if let Head::Asleep(newest) = self.truth(service).head
+            && let Some(content) = self.content(newest)
+        {
+            content.given_up = true;
+        }
+    }
+
     fn truth(&mut self, service: &DomainName) -> &mut Truth {
         self.services.entry(service.clone()).or_default()
     }

@@ -160,6 +160,8 @@ impl Driver for Vmm {
         let instance = launch.instance;
         self.life
             .now(|inside, host| {
+                // Whoever goes by a manifest first makes sure that it stays.
+                inside.sync(host, instance);
                 let version = inside.manifest(host, instance).filter(|version| !version.corrupt);
                 let version = version.map(|version| version.version.clone());
                 let Some(process) = inside.process(host, instance) else { return Found::Nothing { version } };
@@ -172,8 +174,6 @@ impl Driver for Vmm {
                 {
                     process.capturing = false;
                 }
-                // Whoever goes by a manifest first makes sure that it stays.
-                inside.sync(host, instance);
                 match (doing, version) {
                     (Doing::Runs | Doing::Warms, _) => {
                         inside.run_warmed(host, launch);
@@ -383,6 +383,8 @@ impl Driver for Vmm {
         self.life.step("before the process is ended", 0, 2).await;
         if abandon.is_raised() {
             let run_on = |inside: &mut Inside, host| {
+                // As QEMU is asked how it stands first: where it is gone, the version stays.
+                inside.process(host, instance).ok_or_else(|| died("while it was captured"))?;
                 inside.take_away(host, instance);
                 inside.cont(host, instance)
             };

@@ -74,12 +74,24 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
     let launch = world.launch();
     let (mut count, nonce) = boot(&world, &qemu).await;
     drop(qemu);
-    let mut seen = std::collections::BTreeSet::new();
-    for step in 0..60_u64 {
+    // How long each takes here, so that what is cut short is cut at every part of it on any machine.
+    let qemu = world.open().await;
+    assert_eq!(qemu.find(&launch).await, Found::Running);
+    let (captures, _) = timed(capture(&world, &qemu, 1)).await;
+    let (restores, _) = timed(restore(&world, &qemu)).await;
+    drop(qemu);
+    let mut seen = std::collections::BTreeMap::<&str, u32>::new();
+    for step in 0..60_u32 {
         let qemu = world.open().await;
         let found = qemu.find(&launch).await;
-        seen.insert(kind(&found));
-        let cut = Duration::from_micros(step * 700);
+        let times = seen.entry(kind(&found)).or_default();
+        *times += 1;
+        let times = *times;
+        // Of every fifteen the last three are given the time to end.
+        let cut = |whole: Duration| match step % 15 {
+            part @ 0..12 => whole * part / 11,
+            _ => Duration::from_secs(60),
+        };
         match found {
             Found::Running | Found::Stopped => {
                 assert!(!world.manifest().exists());
@@ -88,32 +100,41 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
                 assert_eq!(same, nonce, "step {step}");
                 count = now;
                 let abandon = Abandon::default();
-                let captured = qemu.capture(&launch, step + 1, Timestamp::from_ms(1), &abandon);
-                let _ = tokio::time::timeout(cut, captured).await;
+                let version = u64::from(step) + 2;
+                let captured = qemu.capture(&launch, version, Timestamp::from_ms(1), &abandon);
+                let _ = tokio::time::timeout(cut(captures), captured).await;
             }
             Found::Untouched { armed, .. } => {
                 assert!(world.manifest().exists());
-                if armed && step % 2 == 0 {
-                    let _ = tokio::time::timeout(cut, qemu.restore(&launch, Mapping::Consume, &|_| ())).await;
+                if armed && times % 2 == 1 {
+                    let restored = qemu.restore(&launch, Mapping::Consume, &|_| ());
+                    let _ = tokio::time::timeout(cut(restores), restored).await;
                 } else {
                     qemu.kill(launch.instance, Remains::All).await.unwrap().unwrap();
                 }
             }
             Found::Nothing { version } => {
                 assert!(version.is_some(), "step {step}: the guest is lost");
-                if step % 3 == 0 {
+                if times % 3 == 1 {
                     qemu.arm(&launch, Mapping::Consume).await.unwrap();
                 } else {
-                    let _ =
-                        tokio::time::timeout(cut * 2, qemu.restore(&launch, Mapping::Consume, &|_| ())).await;
+                    let restored = qemu.restore(&launch, Mapping::Consume, &|_| ());
+                    let _ = tokio::time::timeout(cut(restores), restored).await;
                 }
             }
             Found::Hung { waited_ms } => panic!("step {step}: hung for {waited_ms} ms"),
         }
         drop(qemu);
     }
-    println!("found on the way: {seen:?}");
-    assert!(seen.contains("running") && seen.contains("nothing") && seen.contains("untouched"), "{seen:?}");
+    println!("found on the way: {seen:?}; a capture took {captures:?}, a restore {restores:?}");
+    assert!(["running", "nothing", "untouched"].iter().all(|kind| seen.contains_key(kind)), "{seen:?}");
+}
+
+/// How long `work` took, and what it gave.
+async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
+    let began = Instant::now();
+    let done = work.await;
+    (began.elapsed(), done)
 }
 
 fn kind(found: &Found) -> &'static str {
