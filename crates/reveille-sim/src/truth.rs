@@ -239,7 +239,8 @@ impl Inside {
         let newest = self.newest_stored(service);
         match source {
             Source::Version(content) => {
-                let is_newest = newest.is_some_and(|(_, newest)| newest == content);
+                let is_newest = newest.is_some_and(|(_, newest)| newest == content)
+                    || self.newest_at_loss(service) == Some(content);
                 let is_own = self.truths.content(content).map(|content| content.run);
                 let is_own = is_own.and_then(|run| self.truths.run(run)).is_some_and(|run| run.host == host);
                 let overtaken = self.store.get(service).is_some_and(|kept| kept.overtaken);
@@ -304,7 +305,19 @@ impl Inside {
 
     /// Newest first by epoch, then by number.
     pub fn newest_stored(&self, service: &DomainName) -> Option<(u64, ContentId)> {
+        self.newest_stored_until(service, u64::MAX)
+    }
+
+    /// What was newest when the guest was lost: a checkpoint that comes to the store after that is not waited for.
+    fn newest_at_loss(&self, service: &DomainName) -> Option<ContentId> {
+        let host = self.truths.services.get(service)?.host?;
+        let lost_at = self.hosts.get(host)?.ended_at.get(service)?;
+        self.newest_stored_until(service, self.ms_at(*lost_at)).map(|(_, content)| content)
+    }
+
+    fn newest_stored_until(&self, service: &DomainName, ms: u64) -> Option<(u64, ContentId)> {
         let versions = self.store.get(service)?.versions.iter();
+        let versions = versions.filter(|(_, version)| version.published_ms <= ms);
         let newest = versions.max_by_key(|(number, version)| (version.about.epoch, **number))?;
         Some((*newest.0, newest.1.content))
     }

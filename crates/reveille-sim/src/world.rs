@@ -207,7 +207,11 @@ pub struct Inside {
 impl Inside {
     /// By the store's clock, and by all others.
     pub fn now_ms(&self) -> u64 {
-        let since = Instant::now().saturating_duration_since(self.start).as_millis();
+        self.ms_at(Instant::now())
+    }
+
+    pub fn ms_at(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.start).as_millis();
         BEGINNING_MS + u64::try_from(since).unwrap_or(u64::MAX)
     }
 

@@ -108,6 +108,7 @@ impl Memory {
             cause: Cause::VmmDied { detail: "signal 9".to_owned() },
             at: Timestamp::from_ms(5_000),
             attempts: 3,
+            version_suspected: 0,
             retry_at: Timestamp::from_ms(65_000),
             gave_up: true,
         });

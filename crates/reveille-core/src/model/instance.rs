@@ -148,6 +148,9 @@ pub struct Failure {
     pub at: Timestamp,
     /// Starts that failed in a row, this one included; 0 when a running instance was lost.
     pub attempts: u32,
+    /// Of these, those for which the version can have been at fault.
+    #[serde(default)]
+    pub version_suspected: u32,
     /// Before this time no start is tried.
     pub retry_at: Timestamp,
     /// Whether requests are refused until `retry_at` rather than held.

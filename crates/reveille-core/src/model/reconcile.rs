@@ -150,7 +150,7 @@ fn settle_without_process(row: &mut Instance, was: Phase, version: Option<Snapsh
 
 /// The loss of an instance that ran: the next request may start it at once.
 fn lost(cause: Cause, now: Timestamp) -> Failure {
-    Failure { cause, at: now, attempts: 0, retry_at: now, gave_up: false }
+    Failure { cause, at: now, attempts: 0, version_suspected: 0, retry_at: now, gave_up: false }
 }
 
 #[cfg(test)]

@@ -168,7 +168,9 @@ impl Instance {
         if gave_up {
             service.demand = None;
         }
-        self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
+        let version_suspected = self.version_suspected();
+        let retry_at = now.plus_ms(pause_ms);
+        self.failure = Some(Failure { cause, at: now, attempts, version_suspected, retry_at, gave_up });
         pause_ms
     }
 
@@ -347,7 +349,8 @@ impl Instance {
             if self.version.as_ref().is_some_and(|own| is_same(own, &newest)) {
                 // It was sent, and the row that says so was not written.
                 self.stored = Some(newest);
-                self.stored_is_current = true;
+                // Of what is being started, or was and is not fenced yet, something may have run.
+                self.stored_is_current |= !self.unfenced && self.phase != Phase::Restoring;
             } else if made_in > self.epoch {
                 self.give_way(newest, now);
             } else if !self.stored_is_current
@@ -482,7 +485,10 @@ impl Instance {
             self.stored_is_current = true;
             self.take_unusable_fetch();
         }
-        self.failure = Some(Failure { cause, at: now, attempts, retry_at: now.plus_ms(pause_ms), gave_up });
+        let version_suspected =
+            if was_starting { self.version_suspected() + self.suspicion(&cause) } else { 0 };
+        let retry_at = now.plus_ms(pause_ms);
+        self.failure = Some(Failure { cause, at: now, attempts, version_suspected, retry_at, gave_up });
         self.unfenced = true;
         self.in_flight = false;
         self.sleep_asked = None;
@@ -490,21 +496,31 @@ impl Instance {
         Ok(())
     }
 
-    /// Whether the next start restores the version rather than boots the image.
-    pub(crate) fn restores_next(&self) -> bool {
-        let unusable = self.failure.as_ref().is_some_and(|failure| match failure.cause {
-            // No room, no QEMU: the host's fault, for which no guest is given up.
-            Cause::StartFailed { .. } | Cause::StoreFailed { .. } => false,
+    fn version_suspected(&self) -> u32 {
+        self.failure.as_ref().map_or(0, |failure| failure.version_suspected)
+    }
+
+    /// For how many failed starts from the version this one counts.
+    fn suspicion(&self, cause: &Cause) -> u32 {
+        match cause {
+            _ if self.start_from == Rung::Cold => 0,
+            // No room, no QEMU, no database: the host's fault, for which no guest is given up.
+            Cause::StartFailed { .. } | Cause::StoreFailed { .. } => 0,
             // What an armed process could not load, a fresh one may: the fault can be the process's own.
-            Cause::VersionUnusable { .. } if self.start_from < Rung::Armed => true,
+            Cause::VersionUnusable { .. } if self.start_from < Rung::Armed => RESTORE_ATTEMPTS_MAX,
             Cause::VersionUnusable { .. }
             | Cause::VmmDied { .. }
             | Cause::VmmHung { .. }
             | Cause::PortDead { .. }
             | Cause::StartTimedOut { .. }
             | Cause::CaptureFailed { .. }
-            | Cause::Vetoed { .. } => failure.attempts >= RESTORE_ATTEMPTS_MAX,
-        });
+            | Cause::Vetoed { .. } => 1,
+        }
+    }
+
+    /// Whether the next start restores the version rather than boots the image.
+    pub(crate) fn restores_next(&self) -> bool {
+        let unusable = self.version_suspected() >= RESTORE_ATTEMPTS_MAX;
         self.version.is_some() && !unusable && !self.outdated
     }
 }

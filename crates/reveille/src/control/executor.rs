@@ -316,10 +316,10 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         }
         Ok(launch)
     };
-    let durable = async { if is_on("start-before-row") { Ok(()) } else { ack.await } };
+    let durable =
+        async { if is_on("start-before-row") { Ok(()) } else { saved(&order, restore, ack).await } };
     let (durable, prepared) = tokio::join!(durable, prepared);
-    if let Err(error) = durable {
-        let cause = Cause::StartFailed { detail: format!("the state database: {error}") };
+    if let Err(cause) = durable {
         return tools.report(&order, Report::Lost { cause }).await;
     }
     let launch = match prepared {
@@ -343,6 +343,19 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         }
         Err(error) => tools.report(&order, Report::Lost { cause: cause_of(error) }).await,
     }
+}
+
+/// Waits for the row. A database that takes too long is told apart from a version that does: half of the time is left for
+/// the start itself.
+async fn saved(order: &Order, restore: Option<Mapping>, ack: Ack) -> Result<(), Cause> {
+    let policy = &order.spec.policy;
+    let limit_ms = if restore.is_some() { policy.restore_ms_max } else { policy.boot_ms_max } / 2;
+    let detail = match timeout(Duration::from_millis(limit_ms), ack).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => format!("the state database: {error}"),
+        Err(_) => format!("the state database did not save it for {limit_ms} ms; look at the disk"),
+    };
+    Err(Cause::StartFailed { detail })
 }
 
 async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
