@@ -31,7 +31,7 @@ const MIGRATION_MS_MAX: u64 = 30_000;
 /// Longest wait until a transfer that is being cancelled has ended.
 const CANCEL_MS_MAX: u64 = 5_000;
 /// Pause between two looks at a transfer whose events were missed.
-const MIGRATION_LOOK: Duration = Duration::from_millis(5);
+const MIGRATION_LOOK: Duration = Duration::from_millis(1);
 /// Longest wait for a process to end after it was asked to.
 const QUIT_MS_MAX: u64 = 2_000;
 /// Longest wait for a process to end after it closed its control socket.
@@ -448,7 +448,8 @@ impl Vm {
         asked.get("error-desc").and_then(Value::as_str).unwrap_or(end).to_owned()
     }
 
-    /// Ends a transfer that is still going on, so that the guest can be let run.
+    /// Ends a transfer that is still going on, so that the guest can be let run. Of one that is over QEMU says so some time
+    /// before it leaves `finish-migrate`, in which it refuses to go on.
     ///
     /// # Errors
     /// It does not end within [`CANCEL_MS_MAX`].
@@ -457,7 +458,12 @@ impl Vm {
             let mut cancelled = false;
             loop {
                 match self.migration().await?.as_deref() {
-                    None | Some("completed" | "failed" | "cancelled") => return Ok(()),
+                    None | Some("completed" | "failed" | "cancelled") => {
+                        if self.status(CANCEL_MS_MAX).await? != "finish-migrate" {
+                            return Ok(());
+                        }
+                        sleep(MIGRATION_LOOK).await;
+                    }
                     Some(_) if !cancelled => {
                         self.qmp()?.command("migrate_cancel", json!({})).await?;
                         cancelled = true;
