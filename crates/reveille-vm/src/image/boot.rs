@@ -24,7 +24,8 @@ const STAGE_1: &str = include_str!("stage1.sh");
 const TABLES: [(&str, &str); 2] =
     [("fstab", include_str!("fstab")), ("fstab.dev", include_str!("fstab.dev"))];
 /// The programs that it calls.
-const APPLETS: [&str; 9] = ["insmod", "ip", "ln", "mkdir", "mount", "mv", "rm", "sleep", "switch_root"];
+const APPLETS: [&str; 10] =
+    ["chroot", "insmod", "ip", "ln", "mkdir", "mount", "mv", "rm", "sleep", "switch_root"];
 /// The refresher: see `refresh.S`, of which this is made.
 const REFRESH: &[u8] = include_bytes!("refresh");
 const REFRESH_PATH: &str = ".reveille/refresh";

@@ -94,20 +94,29 @@ for port in /sys/class/virtio-ports/*; do
     mkdir -p /dev/virtio-ports
     ln -sf "../${port##*/}" "/dev/virtio-ports/$name"
 done
-if [ -e /dev/virtio-ports/reveille.refresh ]; then
-    /.reveille/refresh <>/dev/virtio-ports/reveille.refresh >/dev/null 2>&1 &
-fi
+port=/dev/virtio-ports/reveille.refresh
 
 if [ -n "$root" ]; then
     # The root is on the disk: it takes the place of everything here.
     mkdir /.reveille/root
     mount "$root" /.reveille/root
-    for directory in dev proc sys run; do
+    mount -o move /proc /.reveille/root/proc
+    # It lives in the new root, where the devices will be. Its program is gone with everything here, so it has to have been
+    # started by then.
+    if [ -e $port ]; then
+        chroot /.reveille/root /proc/self/fd/3 3</.reveille/refresh <>$port >/dev/null 2>&1 &
+        for try in 1 2 3 4 5 6 7 8 9; do
+            [ "/.reveille/root/proc/$!/exe" -ef /.reveille/refresh ] && break
+            sleep 0.05
+        done
+    fi
+    for directory in dev sys run; do
         mount -o move "/$directory" "/.reveille/root/$directory"
     done
     echo "reveille: starting $init from $root"
     exec switch_root /.reveille/root "$init"
 fi
+[ ! -e $port ] || /.reveille/refresh <>$port >/dev/null 2>&1 &
 
 # The root may have an /init of its own, whose place this script took.
 rm /init

@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use reveille_core::model::{Found, Remains, Timestamp};
-use reveille_vm::driver::{Driver, Launch, Mapping};
-use reveille_vm::image::{BuildRequest, Image, ImageStore, KernelSource, RootSource};
+use reveille_vm::driver::{Driver, Launch, Mapping, Refreshed};
+use reveille_vm::image::{BUSYBOX, BuildRequest, Image, ImageStore, KernelSource, RootSource};
 use reveille_vm::qemu::Qemu;
 use rustix::process::Signal;
 
@@ -62,7 +62,7 @@ pub fn image() -> &'static Image {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         let disk = temp.path().join("disk");
-        make_file_system(&disk, 64 << 20);
+        make_file_system(&disk, 64 << 20, None);
         let request = BuildRequest {
             disk: Some(disk),
             package_cache: Some(from_environment("REVEILLE_TEST_CACHE")),
@@ -72,13 +72,51 @@ pub fn image() -> &'static Image {
     })
 }
 
-/// The same file system each time.
-fn make_file_system(disk: &Path, bytes: u64) {
+/// An image whose root, with a hook for after a wake, is on its disk.
+fn on_disk(temp: &Path) -> Image {
+    let root = temp.join("root");
+    for directory in ["bin", "dev", "etc/reveille", "proc", "run", "sbin", "sys"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
+    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).unwrap();
+    let ticks =
+        "#!/bin/sh\nn=0\nwhile :; do n=$((n + 1)); echo tick $n of root; /bin/busybox sleep 0.05; done\n";
+    for (file, content) in [("sbin/init", ticks), ("etc/reveille/after-wake", "#!/bin/sh\n")] {
+        fs::write(root.join(file), content).unwrap();
+        fs::set_permissions(root.join(file), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let disk = temp.join("disk");
+    make_file_system(&disk, 64 << 20, Some(&root));
+    let request = BuildRequest {
+        disk: Some(disk),
+        package_cache: Some(from_environment("REVEILLE_TEST_CACHE")),
+        ..BuildRequest::new(RootSource::OnDisk { device: "/dev/vda".to_owned() }, KernelSource::Debian)
+    };
+    ImageStore::open(temp.join("images")).unwrap().build(&request, &mut |_| ()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_root_is_on_its_disk_is_refreshed_as_any_other() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::of(&on_disk(temp.path()));
+    let qemu = world.open().await;
+    let (count, _) = boot(&world, &qemu).await;
+    capture(&world, &qemu, 1).await;
+    restore(&world, &qemu).await;
+    let refreshed = qemu.refresh(world.launch().instance, crate::world::PATIENCE).await;
+    assert_eq!(refreshed, Refreshed::Done, "{}", console(&world));
+    world.tick_after(count).await;
+}
+
+/// The same file system each time, empty or of that directory.
+fn make_file_system(disk: &Path, bytes: u64, root: Option<&Path>) {
     fs::File::create(disk).unwrap().set_len(bytes).unwrap();
     let uuid = "5e0c4a0e-35a5-4b43-9a36-3c1d1b8f3f0a";
     let made = Command::new("/usr/sbin/mkfs.ext4")
         .args(["-q", "-F", "-U", uuid, "-E"])
         .arg(format!("hash_seed={uuid},lazy_itable_init=0,nodiscard"))
+        .args(root.into_iter().flat_map(|root| [Path::new("-d"), root]))
         .arg(disk)
         .env("E2FSPROGS_FAKE_TIME", "1700000000")
         .output()
