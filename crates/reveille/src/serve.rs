@@ -321,7 +321,7 @@ fn activator(config: &Config, clock: Clock) -> anyhow::Result<(Activator, RelayE
             (Activator::Relay(relay), events)
         }
         NetMode::Tap => {
-            let (taps, events) = Taps::open(TapLimits::default(), now)?;
+            let (taps, events) = Taps::open(TapLimits::default(), config.bridge(), now)?;
             (Activator::Tap(taps), events)
         }
     })

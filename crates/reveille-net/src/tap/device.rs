@@ -59,6 +59,15 @@ impl DeviceName {
         Self::new('g', address)
     }
 
+    /// That of a link of the host; `None` if no link can be called that.
+    pub(super) fn of_link(link: &str) -> Option<Self> {
+        let fits = (1..16).contains(&link.len())
+            && !link.contains(|c: char| c == '/' || c.is_whitespace() || c == '\0');
+        let mut name = [0; 16];
+        name.get_mut(..link.len()).filter(|_| fits)?.copy_from_slice(link.as_bytes());
+        Some(Self(name))
+    }
+
     pub(super) fn padded(self) -> [u8; 16] {
         self.0
     }
@@ -69,7 +78,7 @@ impl DeviceName {
     }
 
     /// The interface's index, if there is one of the name.
-    fn index(&self) -> io::Result<Option<u32>> {
+    pub(super) fn index(&self) -> io::Result<Option<u32>> {
         let any = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         match name_to_index(any, self.as_str()) {
             Ok(index) => Ok(Some(index)),

@@ -238,6 +238,36 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// An unsolicited neighbour advertisement to all neighbours (RFC 4861 §7.2.6): `address` is at `mac`. From the address
+/// itself, with the flag that what is remembered is wrong.
+pub(super) fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
+    let everybody = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    // Type, code, checksum, the flag "override"; target; the option with its link-layer address.
+    let mut body = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    body.extend(address.octets());
+    body.extend([2, 1]);
+    body.extend(mac);
+    let length = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
+    let mut sum = Sum::default();
+    sum.add(&address.octets());
+    sum.add(&everybody.octets());
+    sum.add(&length);
+    sum.add(&[0, ICMPV6]);
+    sum.add(&body);
+    body.splice(2..4, sum.finish());
+    let mut frame = vec![0x33, 0x33, 0, 0, 0, 1];
+    frame.extend(mac);
+    frame.extend(ETHERTYPE_IPV6);
+    frame.extend([0x60, 0, 0, 0]);
+    frame.extend(length);
+    // A hop limit of 255 says that no router has passed it on.
+    frame.extend([ICMPV6, 255]);
+    frame.extend(address.octets());
+    frame.extend(everybody.octets());
+    frame.extend(body);
+    frame
+}
+
 /// Why a datagram is turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unreachable {

@@ -63,6 +63,7 @@ mod firewall;
 mod flows;
 mod frame;
 mod held;
+mod neighbours;
 mod netlink;
 mod service;
 mod sys;
@@ -91,6 +92,7 @@ use crate::relay::{Busy, Now};
 use device::Devices;
 use firewall::Firewall;
 use held::HeldLimits;
+use neighbours::Neighbours;
 use netlink::Netlink;
 use service::Service;
 
@@ -177,6 +179,14 @@ pub enum TapError {
     /// The kernel does not speak of routes.
     #[error("the kernel's routes cannot be changed: {0}")]
     Netlink(io::Error),
+    /// There is no such link, or the kernel does not answer on it.
+    #[error("the host cannot answer for services on the link `{link}` (net.bridge): {source}")]
+    Bridge {
+        /// Its name.
+        link: String,
+        /// The cause.
+        source: io::Error,
+    },
     /// What guests may send cannot be limited.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
@@ -215,6 +225,7 @@ struct Inner {
     events: EventSender,
     netlink: Arc<Netlink>,
     firewall: Firewall,
+    neighbours: Option<Neighbours>,
     bound: Mutex<BTreeMap<DomainName, Bound>>,
 }
 
@@ -225,15 +236,20 @@ struct Bound {
 
 impl Taps {
     /// Without services, and where it reports to. Works in the network namespace of the calling thread, of which no other
-    /// may be in tap mode.
+    /// may be in tap mode. On `bridge`, if given, the host answers for the services' addresses when neighbours look
+    /// for them.
     ///
     /// # Errors
-    /// The kernel does not speak of routes, or what guests may send cannot be limited.
-    pub fn open(limits: TapLimits, now: Now) -> Result<(Self, RelayEvents), TapError> {
+    /// The kernel does not speak of routes, there is no such link, or what guests may send cannot be limited.
+    pub fn open(limits: TapLimits, bridge: Option<&str>, now: Now) -> Result<(Self, RelayEvents), TapError> {
         let (events, receiver) = channel();
         let netlink = Arc::new(Netlink::open().map_err(TapError::Netlink)?);
         let firewall = Firewall::open()?;
-        let inner = Inner { limits, now, events, netlink, firewall, bound: Mutex::default() };
+        let neighbours = Neighbours::open(&netlink, bridge).map_err(|source| match bridge {
+            Some(link) => TapError::Bridge { link: link.to_owned(), source },
+            None => TapError::Netlink(source),
+        })?;
+        let inner = Inner { limits, now, events, netlink, firewall, neighbours, bound: Mutex::default() };
         Ok((Self { inner: Arc::new(inner) }, receiver))
     }
 
@@ -262,7 +278,12 @@ impl Taps {
         let services: Vec<DomainName> = self.inner.lock().keys().cloned().collect();
         let mut addresses = Vec::with_capacity(services.len());
         for service in services {
-            addresses.extend(self.end(&service).await.map(|own| own.v4));
+            let Some(own) = self.end(&service).await else { continue };
+            addresses.push(own.v4);
+            // Neighbours go on finding a guest that runs on.
+            if !device::is_there(own.v4) {
+                self.inner.forget(own);
+            }
         }
         self.inner.firewall.lift(&addresses);
     }
@@ -283,7 +304,7 @@ impl Taps {
             return Err(TapError::Loopback(binding.addresses.v4));
         }
         let fault = |source| TapError::of(binding.service.clone(), source);
-        let Inner { limits, now, events, netlink, firewall, .. } = &*self.inner;
+        let Inner { limits, now, events, netlink, firewall, neighbours, .. } = &*self.inner;
         let devices = Devices::make(netlink, binding.addresses).map_err(fault)?;
         let limits = HeldLimits {
             frames: limits.frames_max,
@@ -297,6 +318,9 @@ impl Taps {
         let events = ServiceEvents::new(binding.service.clone(), events.clone());
         let service = Service::new(binding, devices, limits, Arc::clone(netlink), events, Arc::clone(now));
         let service = Arc::new(service);
+        if let Some(neighbours) = neighbours {
+            neighbours.answer_for(netlink, binding.addresses).map_err(fault)?;
+        }
         let tasks =
             [tokio::spawn(hold(Arc::clone(&service), holder)), tokio::spawn(listen(Arc::clone(&service)))];
         bound.insert(binding.service.clone(), Bound { service, tasks });
@@ -306,6 +330,7 @@ impl Taps {
     /// Removes the service's devices, once QEMU has closed its own, and routes.
     pub async fn unbind(&self, service: &DomainName) {
         if let Some(addresses) = self.end(service).await {
+            self.inner.forget(addresses);
             self.inner.firewall.take_out(addresses.v4);
         }
     }
@@ -384,6 +409,12 @@ impl Taps {
 impl Inner {
     fn service(&self, service: &DomainName) -> Option<Arc<Service>> {
         self.lock().get(service).map(|bound| Arc::clone(&bound.service))
+    }
+
+    fn forget(&self, addresses: TapAddresses) {
+        if let Some(neighbours) = &self.neighbours {
+            neighbours.forget(&self.netlink, addresses);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<DomainName, Bound>> {

@@ -26,12 +26,20 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const RTM_GETNEIGH: u16 = 30;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// Bytes before what a message is about.
+const HEAD_BYTES: usize = 16;
+/// `struct ndmsg`.
+const NEIGHBOUR_BYTES: usize = 12;
 
 const NLA_F_NESTED: u16 = 0x8000;
 const IFLA_ADDRESS: u16 = 1;
@@ -49,13 +57,15 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PROTOCOL: u16 = 12;
+const NTF_PROXY: u8 = 0x08;
 
 const IFF_UP: u32 = 1;
 const IFA_F_NODAD: u8 = 0x02;
 const IFA_F_PERMANENT: u8 = 0x80;
 const RT_TABLE_MAIN: u8 = 254;
-/// By which our routes are told from others (`ip route show proto 82`).
-const ROUTE_PROTOCOL: u8 = 82;
+/// By which our routes, and the addresses we answer for, are told from others (`ip route show proto 82`).
+const OUR_PROTOCOL: u8 = 82;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
@@ -138,14 +148,38 @@ impl Netlink {
 
     /// Says under which hardware address a neighbour is reached, for good.
     pub(super) fn add_neighbour(&self, index: u32, address: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-        let mut message = Message::new(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE);
-        message.bytes(&[family(address), 0, 0, 0]);
-        message.bytes(&index.to_ne_bytes());
-        message.bytes(&NUD_PERMANENT.to_ne_bytes());
-        message.bytes(&[0, RTN_UNICAST]);
-        message.address(NDA_DST, address);
+        let mut message = Message::neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, (address, 0));
         message.attribute(NDA_LLADDR, &mac);
         self.ask(message)
+    }
+
+    /// Answers for an address on an interface where others look for it.
+    pub(super) fn add_proxy(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let mut message = Message::neighbour(RTM_NEWNEIGH, flags, index, (address, NTF_PROXY));
+        message.attribute(NDA_PROTOCOL, &[OUR_PROTOCOL]);
+        self.ask(message)
+    }
+
+    /// Does so no longer; where it did not is fine.
+    pub(super) fn remove_proxy(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        match self.ask(Message::neighbour(RTM_DELNEIGH, 0, index, (address, NTF_PROXY))) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The addresses that Reveille answers for, each with its interface.
+    pub(super) fn own_proxies(&self) -> io::Result<Vec<(u32, IpAddr)>> {
+        let mut own = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let mut message = Message::new(RTM_GETNEIGH, NLM_F_DUMP);
+            message.bytes(&[family, 0, 0, 0]);
+            message.bytes(&[0; 6]);
+            message.bytes(&[NTF_PROXY, 0]);
+            self.list(message, |about| own.extend(own_proxy(about)))?;
+        }
+        Ok(own)
     }
 
     /// Adds a route; one that is there is fine.
@@ -163,6 +197,11 @@ impl Netlink {
 
     /// Sends a request and waits for the word that it was carried out.
     fn ask(&self, message: Message) -> io::Result<()> {
+        self.list(message, |_| ())
+    }
+
+    /// Does so, and is told of each object that the answer lists: the bytes behind its header.
+    fn list(&self, message: Message, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let (socket, last) = &mut *socket;
         *last = last.wrapping_add(1);
@@ -171,23 +210,61 @@ impl Netlink {
         let mut answer = [0; ANSWER_BYTES_MAX];
         loop {
             let (_, length) = recv(&*socket, &mut answer[..], RecvFlags::empty())?;
-            if let Some(outcome) = outcome(answer.get(..length).unwrap_or_default(), *last) {
-                return outcome;
+            let mut rest = answer.get(..length).unwrap_or_default();
+            while let Some((kind, number, about, others)) = next_message(rest) {
+                rest = others;
+                match kind {
+                    // Of an earlier request, whose answer was waited for too long.
+                    _ if number != *last => {}
+                    NLMSG_ERROR | NLMSG_DONE => return outcome(about),
+                    _ => each(about),
+                }
             }
         }
     }
 }
 
-/// What an answer says about request `number`; `None` if it is about another.
-fn outcome(answer: &[u8], number: u32) -> Option<io::Result<()>> {
-    let word = |at: usize| answer.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    let kind = answer.get(4..6)?.try_into().ok().map(u16::from_ne_bytes)?;
-    if kind != NLMSG_ERROR || word(8)? != number {
-        return None;
+/// The first message of a row of them: its type, the request's number, what is behind its header, and the rest.
+fn next_message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
+    let length = usize::try_from(word(bytes, 0)?).ok()?;
+    let kind = bytes.get(4..6)?.try_into().ok().map(u16::from_ne_bytes)?;
+    let about = bytes.get(HEAD_BYTES..length)?;
+    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, word(bytes, 8)?, about, rest))
+}
+
+/// Zero, or an error number with its sign turned.
+fn outcome(about: &[u8]) -> io::Result<()> {
+    let error =
+        word(about, 0).map_or(libc::EPROTO, |word| i32::from_ne_bytes(word.to_ne_bytes()).saturating_neg());
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// A proxy of our own, if that is one.
+fn own_proxy(about: &[u8]) -> Option<(u32, IpAddr)> {
+    let (index, mut rest) = (word(about, 4)?, about.get(NEIGHBOUR_BYTES..)?);
+    let (mut address, mut is_ours) = (None, false);
+    while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {
+        let value = rest.get(4..length.into())?;
+        match kind {
+            NDA_DST => {
+                let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+                address = v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
+            }
+            NDA_PROTOCOL => is_ours = value == [OUR_PROTOCOL],
+            _ => {}
+        }
+        rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
     }
-    // Zero, or an error number with its sign turned.
-    let error = i32::from_ne_bytes(word(16)?.to_ne_bytes());
-    Some(if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error.saturating_neg())) })
+    address.filter(|_| is_ours && about.get(10) == Some(&NTF_PROXY)).map(|address| (index, address))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 impl HostRoute {
@@ -196,7 +273,7 @@ impl HostRoute {
         let length = if self.address.is_ipv4() { 32 } else { 128 };
         let scope = if self.address.is_ipv4() { RT_SCOPE_LINK } else { RT_SCOPE_UNIVERSE };
         message.bytes(&[family(self.address), length, 0, 0]);
-        message.bytes(&[RT_TABLE_MAIN, ROUTE_PROTOCOL, scope, RTN_UNICAST]);
+        message.bytes(&[RT_TABLE_MAIN, OUR_PROTOCOL, scope, RTN_UNICAST]);
         message.bytes(&0u32.to_ne_bytes());
         message.address(RTA_DST, self.address);
         message.attribute(RTA_OIF, &self.index.to_ne_bytes());
@@ -231,6 +308,17 @@ impl Message {
         self.bytes(&index.to_ne_bytes());
         self.bytes(&flags.to_ne_bytes());
         self.bytes(&change.to_ne_bytes());
+    }
+
+    /// A request about an address on an interface, with the flags of the entry.
+    fn neighbour(kind: u16, flags: u16, index: u32, (address, entry): (IpAddr, u8)) -> Self {
+        let mut message = Self::new(kind, flags);
+        message.bytes(&[family(address), 0, 0, 0]);
+        message.bytes(&index.to_ne_bytes());
+        message.bytes(&NUD_PERMANENT.to_ne_bytes());
+        message.bytes(&[entry, RTN_UNICAST]);
+        message.address(NDA_DST, address);
+        message
     }
 
     fn bytes(&mut self, bytes: &[u8]) {

@@ -88,6 +88,23 @@ pub(super) fn sending_socket(index: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The hardware address of the interface that a packet socket is bound to.
+pub(super) fn hardware_address(socket: &Socket) -> io::Result<[u8; 6]> {
+    let bound = socket.local_addr()?;
+    let long_enough =
+        usize::try_from(bound.len()).is_ok_and(|length| length >= size_of::<libc::sockaddr_ll>());
+    if i32::from(bound.family()) != libc::AF_PACKET || !long_enough {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // SAFETY: the kernel gave an address of family AF_PACKET, at least as long as a `sockaddr_ll`, whose fields have no
+    // invalid values; its storage is aligned for every socket address and outlives the copy.
+    let address = unsafe { ptr::read(bound.as_ptr().cast::<libc::sockaddr_ll>()) };
+    match (address.sll_halen, address.sll_addr) {
+        (6, [a, b, c, d, e, f, _, _]) => Ok([a, b, c, d, e, f]),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 /// Has the runtime tell when there is something to read.
 ///
 /// # Panics

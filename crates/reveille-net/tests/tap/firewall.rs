@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use reveille_net::tap::{EgressPolicy, HOST_MAC, TapAddresses, TapBinding, TapLimits, Taps};
+use reveille_net::tap::{EgressPolicy, HOST_MAC, TapAddresses, TapBinding, Taps};
 
-use crate::guest::{Guest, PORT, binding, open_taps, run_on_host};
+use crate::guest::{Guest, PORT, binding, open_taps, open_taps_on, run_on_host};
 use crate::spaces::{Spaces, inside, ip, may_run};
 
 /// Does what it is sent as Perl, and answers with the outcome.
@@ -306,10 +306,7 @@ fn rules_of_a_daemon_that_was_killed_are_replaced_and_two_daemons_do_not_share_a
         assert!(both.contains("rvgc6336407") && both.contains("rvgc6336408"), "{both}");
         taps.unbind(&guest(8).service).await;
         assert!(!nft("list ruleset").contains("c6336408"), "the rules of a guest that is gone are left");
-        let second = Taps::open(
-            TapLimits::default(),
-            std::sync::Arc::new(|| reveille_core::model::Timestamp::from_ms(1)),
-        );
+        let second = open_taps_on(None);
         let Err(error) = second else { panic!("two daemons in one namespace") };
         assert!(error.to_string().contains("another Reveille is in tap mode"), "{error}");
         // As a killed daemon: nothing is taken back.

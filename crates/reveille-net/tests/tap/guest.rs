@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use crate::spaces::Spaces;
 use reveille_core::model::{DomainName, Egress, Gate, InstanceId, Resources, Timestamp};
 use reveille_net::RelayEvents;
-use reveille_net::tap::{Echo, EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapLimits, Taps};
+use reveille_net::tap::{
+    Echo, EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, TapBinding, TapError, TapLimits, Taps,
+};
 use reveille_vm::driver::{Driver, Launch, Link, Tap, TapQueue};
 use reveille_vm::qemu::{AccelChoice, Qemu, QemuConfig, Users};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -106,9 +108,14 @@ pub fn binding() -> TapBinding {
 }
 
 pub fn open_taps() -> (Taps, RelayEvents) {
+    open_taps_on(None).unwrap()
+}
+
+/// With a link on which the host answers for services.
+pub fn open_taps_on(bridge: Option<&str>) -> Result<(Taps, RelayEvents), TapError> {
     let start = Instant::now();
     let now = move || Timestamp::from_ms(1_000_000 + u64::try_from(start.elapsed().as_millis()).unwrap());
-    Taps::open(TapLimits::default(), Arc::new(now)).unwrap()
+    Taps::open(TapLimits::default(), bridge, Arc::new(now))
 }
 
 impl World {

@@ -8,7 +8,7 @@ use reveille_core::model::Gate;
 use reveille_net::tap::TapError;
 use reveille_net::{RelayEvent, RelayEvents};
 
-use crate::guest::{PORT, V4, V6, binding, open_taps, run_on_host, service};
+use crate::guest::{PORT, V4, V6, binding, open_taps, open_taps_on, run_on_host, service};
 use crate::spaces::{Spaces, ip, may_run};
 
 /// Longest wait for an answer.
@@ -177,5 +177,45 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         taps.set_gate(&service(), Gate::Open);
         taps.set_gate(&service(), Gate::Hold);
         taps.unbind(&service()).await;
+    });
+}
+
+#[test]
+fn neighbours_on_the_bridge_find_services_without_a_route() {
+    if !may_run("services among neighbours") {
+        return;
+    }
+    let spaces = Spaces::new();
+    let (host, client) = (spaces.host(), spaces.client());
+    // The client looks for both on the wire itself.
+    ip(&format!("-n {client} route del default"));
+    ip(&format!("-n {client} -6 route del default"));
+    ip(&format!("-n {client} route add {V4}/32 dev wire"));
+    ip(&format!("-n {client} -6 route add {V6}/128 dev wire"));
+    let answered_for = || ip(&format!("-n {host} neigh show proxy")).lines().count();
+    run_on_host(&spaces, async {
+        let fault = open_taps_on(Some("nowhere")).err().unwrap().to_string();
+        assert!(fault.contains("`nowhere` (net.bridge)"), "{fault}");
+
+        let (taps, mut events) = open_taps_on(Some("wire")).unwrap();
+        taps.bind(&binding()).unwrap();
+        for address in [IpAddr::V4(V4), IpAddr::V6(V6)] {
+            let asked =
+                spaces.on_client(|| udp(SocketAddr::new(address, PORT)).unwrap().local_addr().unwrap());
+            assert_eq!(wanted(&mut events).await.ip(), asked.ip());
+            // So that the next one is wanted too.
+            taps.set_gate(&service(), Gate::Refuse);
+            taps.set_gate(&service(), Gate::Hold);
+        }
+        assert_eq!(answered_for(), 2);
+        taps.unbind(&service()).await;
+        assert_eq!(answered_for(), 0);
+
+        // As after a kill: what is left is taken away by the next one.
+        taps.bind(&binding()).unwrap();
+        drop(taps);
+        assert_eq!(answered_for(), 2);
+        let (_taps, _events) = open_taps();
+        assert_eq!(answered_for(), 0);
     });
 }

@@ -18,7 +18,7 @@ pub fn findings(config: &Config) -> Vec<Finding> {
     let has_six = !config.relay.pool6.is_empty() || config.service.iter().any(|spec| spec.address6.is_some());
     let families = families.into_iter().chain([has_six.then_some(six)]).flatten();
     let forwarding = families.map(|(family, key, file)| forwarding(family, key, file));
-    [devices(), rules()].into_iter().chain(forwarding).collect()
+    [devices(), rules()].into_iter().chain(config.bridge().map(bridge)).chain(forwarding).collect()
 }
 
 /// Whether tap devices can be made: by making one, which is gone again at once.
@@ -37,6 +37,7 @@ fn devices() -> Finding {
                 | TapError::Loopback(_)
                 | TapError::Device { .. }
                 | TapError::Netlink(_)
+                | TapError::Bridge { .. }
                 | TapError::Firewall(_) => "see the sentence itself",
             };
             Finding::bad(what, error.to_string(), remedy)
@@ -60,6 +61,16 @@ fn rules() -> Finding {
             Finding::bad(what, error.to_string(), remedy)
         }
     }
+}
+
+fn bridge(link: &str) -> Finding {
+    let what = "bridge";
+    if fs::exists(format!("/proc/sys/net/ipv4/neigh/{link}")).is_ok_and(|is_there| is_there) {
+        return Finding::good(what, format!("this host answers for services on {link}"));
+    }
+    let remedy =
+        format!("ip link add {link} type bridge, with the network card as its port; or mend net.bridge");
+    Finding::bad(what, format!("there is no link `{link}`"), &remedy)
 }
 
 fn forwarding(family: &str, key: &str, file: &str) -> Finding {

@@ -19,6 +19,9 @@ pub struct Net {
     /// In tap mode: whom guests with egress `nat` ask for names; empty: the first server of the host's own that is not on
     /// loopback.
     pub nameserver: String,
+    /// In tap mode: a bridge or network card of the host whose neighbours find the services' addresses there without a route,
+    /// since the host answers ARP and neighbour discovery for them; empty: addresses are routed to the host.
+    pub bridge: String,
 }
 
 /// Who carries what clients and guests say to each other.
@@ -33,6 +36,11 @@ pub enum NetMode {
 }
 
 impl Config {
+    /// The link on which the host answers for services.
+    pub fn bridge(&self) -> Option<&str> {
+        Some(self.net.bridge.as_str()).filter(|bridge| !bridge.is_empty())
+    }
+
     /// Whom guests with egress ask for names.
     pub fn nameserver(&self) -> Option<IpAddr> {
         if let Ok(server) = self.net.nameserver.parse() {
@@ -57,6 +65,10 @@ impl Config {
     pub(super) fn tap_faults(&self) -> Vec<SpecFault> {
         let mut faults: Vec<SpecFault> = self.nameserver_faults().into_iter().collect();
         if self.net.mode == NetMode::Relay {
+            if let Some(bridge) = self.bridge() {
+                let allowed = "nothing with net.mode = \"relay\", which has no packets of its own; or set net.mode = \"tap\"";
+                faults.push(SpecFault::new("net.bridge", bridge, allowed));
+            }
             let limited = |service: &&ServiceSpec| service.egress_allow.len() + service.egress_deny.len() > 0;
             for service in self.service.iter().filter(limited) {
                 let key = format!("service \"{}\".egress_allow, egress_deny", service.name);

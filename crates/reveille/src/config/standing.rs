@@ -27,6 +27,7 @@ impl Config {
             "api.anonymous": api.anonymous,
             "net.mode": net.mode,
             "net.nameserver": net.nameserver,
+            "net.bridge": net.bridge,
             "relay.pool": relay.pool,
             "relay.pool6": relay.pool6,
             "depot": depot,
