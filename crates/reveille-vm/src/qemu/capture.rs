@@ -26,7 +26,7 @@ use super::qmp::QmpError;
 use super::start::{SPARE_BYTES, no_room};
 use super::version::Devices;
 use super::vm::Vm;
-use super::{Qemu, Slot, Turn, blocking, guest, live};
+use super::{Qemu, Slot, Turn, blocking, guest, live, sums};
 use crate::driver::{Abandon, Capture, DriverError, Launch, Mapping};
 
 /// Longest flush of a guest's memory.
@@ -98,6 +98,7 @@ pub async fn capture(
                 vm.end().await.map_err(DriverError::Lost)?;
                 slot.set_vm(None);
                 failpoint!("vm.capture.ended");
+                sums::record_later(&slot);
                 return Ok(Capture::Published(version));
             }
             Err(halt) => halt,

@@ -40,6 +40,7 @@ mod refresher;
 mod start;
 mod stored;
 mod stream;
+mod sums;
 mod tsc;
 mod users;
 mod version;

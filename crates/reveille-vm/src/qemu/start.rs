@@ -15,9 +15,9 @@ use super::argv::{self, Start};
 use super::disk::{Chain, VersionDisk};
 use super::process::{Lock, Process};
 use super::qmp::QmpError;
-use super::version::{Listener, Manifest, Needs, memory_bytes};
+use super::version::{Listener, Manifest, Needs, VersionFault, memory_bytes};
 use super::vm::{Origin, Stand, Vm};
-use super::{NAME, Qemu, Slot, Turn, blocking, guest, prepare, users};
+use super::{NAME, Qemu, Slot, Turn, blocking, guest, prepare, sums, users};
 use crate::driver::{DriverError, Launch, Link, Mapping, OnStage};
 
 /// Room that is left on the disk beside a guest's memory: device state, manifest, logs.
@@ -277,6 +277,9 @@ async fn armed(
     let prepared =
         blocking(move || prepare::version(&state, wanted.as_ref(), noted.map(|noted| noted.chain), mapping));
     let chain = prepared.await.map_err(no_files)?;
+    let (state, described) = (slot.state.clone(), Arc::clone(&manifest));
+    // Beside the start of the process.
+    let damaged = tokio::spawn(blocking(move || Ok(sums::damaged(&state, &described))));
     let ports = manifest.listeners.agent != Listener::NoPort;
     let start = Start::Incoming { mapping, ports };
     let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), start, kills).await?;
@@ -286,6 +289,11 @@ async fn armed(
         Err(error) => return Err(vm.cause_of(error).await),
     }
     meet(&vm, &launch.link).await?;
+    if let Ok(Some(damage)) = damaged.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
+        vm.kill().await?;
+        slot.set_vm(None);
+        return Err(Cause::VersionUnusable { detail: VersionFault::Contents(damage).to_string() });
+    }
     vm.set_stand(Stand::Armed(Arc::clone(&manifest)));
     Ok((vm, manifest))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use reveille_core::model::{Cause, InstanceId, SnapshotVersion};
 
 use super::version::StateDir;
-use super::{Qemu, blocking, prepare};
+use super::{Qemu, blocking, prepare, sums};
 use crate::driver::{DriverError, Launch, VersionFiles};
 
 /// Opens the files of the intact version.
@@ -48,7 +48,9 @@ pub async fn install(qemu: &Qemu, launch: &Launch, number: u64) -> Result<Snapsh
         prepare::install(&dir, &state, &manifest)?;
         Ok(manifest.version)
     });
-    installed.await.map_err(store_fault)
+    let version = installed.await.map_err(store_fault)?;
+    sums::record_later(&slot);
+    Ok(version)
 }
 
 /// Removes the version, which the object store has.

@@ -6,6 +6,7 @@
 //! state/disk-N, disks  layers of its disk, if it has one, and which they are (see `disk`)
 //! state/manifest.json  what these belong to: written last, taken away first
 //! state/consumed.json  the manifest of the version that the guest was last restored from
+//! state/sums.json      checksums of the version's large files, if it has any (see `sums`)
 //! ```
 //!
 //! **Invariant.** A manifest that is there means that `memory`, `device` and the layers that it names are exactly that
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::argv::MACHINE;
 use super::disk::{self, Chain, VersionDisk, layer_name};
 use super::layout::{private, replace_durably, sync_dir};
+use super::sums;
 use crate::driver::{VersionFiles, VersionNeeds};
 
 /// The layout of manifest and files that this code reads and writes.
@@ -142,6 +144,9 @@ pub enum VersionFault {
     /// A layer of its disk is not what it was.
     #[error("{0}")]
     Disk(String),
+    /// Memory or a layer is not what was captured.
+    #[error("its {0}")]
+    Contents(String),
     /// The device state is not what was written.
     #[error("its device state is damaged: the checksum does not match")]
     Checksum,
@@ -262,6 +267,7 @@ impl StateDir {
                 Ok(()) | Err(_) => {}
             }
         }
+        sums::discard(&self.0)?;
         private().write(true).create_new(true).open(self.memory())?.set_len(memory_bytes(resources))
     }
 
@@ -273,7 +279,7 @@ impl StateDir {
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(())
+        sums::discard(&self.0)
     }
 
     /// Opens a new, empty device state for QEMU to write.

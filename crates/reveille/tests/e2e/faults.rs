@@ -236,6 +236,18 @@ fn a_flipped_bit_in_any_part_of_a_version_in_the_store_is_told_and_the_version_b
     assert_eq!((&back.nonce, back.requests), (&nonce, page.requests), "as it was before its last day");
 }
 
+/// Asleep, stored, and with the checksums of its large files.
+fn asleep(world: &World) {
+    let sums = world.path("state/instances/i1/state/sums.json");
+    world.put_to_sleep(NAME);
+    world.until_shown(NAME, "it to be stored", |shown| shown["stored_is_current"] == true);
+    let shown = world.show(NAME);
+    let numbered = format!("\"number\":{},", shown["version"]["number"]);
+    until("its checksums", || {
+        std::fs::read_to_string(&sums).is_ok_and(|text| text.contains(&numbered)).then_some(())
+    });
+}
+
 #[test]
 fn a_flipped_bit_in_any_file_of_a_version_on_the_disk_is_told_and_the_stored_one_restores() {
     let depot = tempfile::tempdir().unwrap();
@@ -244,9 +256,8 @@ fn a_flipped_bit_in_any_file_of_a_version_on_the_disk_is_told_and_the_stored_one
         .service(HELLO)
         .start();
     let nonce = world.page().nonce;
-    for file in ["manifest.json", "device"] {
-        world.put_to_sleep(NAME);
-        world.until_shown(NAME, "it to be stored", |shown| shown["stored_is_current"] == true);
+    for file in ["manifest.json", "device", "memory"] {
+        asleep(&world);
         // Under the daemon's feet, then while it is away.
         for away in [false, true] {
             if away {
@@ -259,8 +270,7 @@ fn a_flipped_bit_in_any_file_of_a_version_on_the_disk_is_told_and_the_stored_one
             }
             assert_eq!(world.page().nonce, nonce, "{file}, away: {away}");
             assert!(world.log().contains("damaged"), "{file}");
-            world.put_to_sleep(NAME);
-            world.until_shown(NAME, "it to be stored", |shown| shown["stored_is_current"] == true);
+            asleep(&world);
         }
         drop(world.page());
     }

@@ -1,0 +1,219 @@
+//! Checksums of what a manifest does not vouch for: the guest's memory, and the layers of its disk.
+//!
+//! The manifest is written while the guest stands still, and these files are large. So their sums are taken when the guest
+//! has been captured, or its version fetched, beside everything else; and they are no part of what makes a version one. A
+//! version without them is restored unchecked: one whose daemon was ended too soon, a clone's, one that is too large
+//! to be read in a wake.
+//!
+//! They are compared while the process starts that is to run the version, which takes about as long; so a wake from an
+//! armed or paused process waits for none of it. They tell of a disk that does not give back what was written, not of somebody
+//! who means harm: who can write to these files can write to their sums.
+//!
+//! A sum is over the pages that are not zero, each with its place: it is the same whichever of the others are holes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crc_fast::{CrcAlgorithm, Digest};
+use reveille_core::model::Timestamp;
+use rustix::fs::{SeekFrom as Extent, seek};
+use serde::{Deserialize, Serialize};
+
+use super::version::{Manifest, StateDir};
+use super::{Slot, blocking};
+
+/// The sums, in a state's directory.
+const FILE: &str = "sums.json";
+/// Largest file of sums that is read.
+const FILE_BYTES_MAX: u64 = 16 << 10;
+/// Most that is read to check a version, so that a wake does not wait for it: some 0.2 s of one CPU.
+const CHECKED_BYTES_MAX: u64 = 1 << 30;
+/// Read at a time.
+const PIECE_BYTES: usize = 256 << 10;
+const PAGE_BYTES: usize = 4 << 10;
+/// Bytes of a block as `stat` counts them.
+const BLOCK_BYTES: u64 = 512;
+
+/// The sums of one version.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sums {
+    number: u64,
+    at: Timestamp,
+    /// CRC-64/NVME by file.
+    files: BTreeMap<String, u64>,
+}
+
+/// Takes the sums of the version that is there, in the background.
+pub fn record_later(slot: &Arc<Slot>) {
+    let slot = Arc::clone(slot);
+    tokio::spawn(async move {
+        let state = slot.state.clone();
+        let taken = blocking(move || {
+            let manifest = state.read().map_err(io::Error::other)?;
+            Ok(take(&state, &manifest)?.map(|sums| (manifest, sums)))
+        });
+        match taken.await {
+            Ok(Some((manifest, sums))) => {
+                let (turn, state) = (slot.take_turn().await, slot.state.clone());
+                // Read by a guest that runs by now, they would be of something else.
+                let write = turn.blocking(move || match state.read() {
+                    Ok(now) if now == manifest => write(&state, &sums),
+                    Ok(_) | Err(_) => Ok(()),
+                });
+                if let Err(error) = write.await {
+                    tracing::warn!(instance = %slot.instance, %error, "the checksums of its version cannot be kept");
+                }
+            }
+            Ok(None) => {}
+            // Most likely it was wanted again at once.
+            Err(error) => tracing::debug!(instance = %slot.instance, %error, "no checksums of its version"),
+        }
+    });
+}
+
+/// The first file of the version that is not what was captured. One that cannot be read is not, either.
+pub fn damaged(state: &StateDir, manifest: &Manifest) -> Option<String> {
+    let told = File::open(state.path().join(FILE)).ok()?;
+    let told: Sums = serde_json::from_reader(told.take(FILE_BYTES_MAX)).ok()?;
+    if (told.number, told.at) != (manifest.version.number, manifest.version.at) {
+        return None;
+    }
+    told.files.into_iter().find_map(|(name, expected)| match sum(&state.path().join(&name)) {
+        Ok(found) if found == expected => None,
+        Ok(_) => Some(format!("{name} is damaged: the checksum does not match")),
+        Err(error) => Some(format!("{name} is damaged: it cannot be read: {error}")),
+    })
+}
+
+fn take(state: &StateDir, manifest: &Manifest) -> io::Result<Option<Sums>> {
+    let layers = manifest.disk.iter().flat_map(|disk| disk.chain.names());
+    let names: Vec<String> = std::iter::once("memory".to_owned()).chain(layers).collect();
+    let mut bytes = 0;
+    for name in &names {
+        bytes += fs::metadata(state.path().join(name))?.blocks() * BLOCK_BYTES;
+    }
+    if bytes > CHECKED_BYTES_MAX {
+        return Ok(None);
+    }
+    let sums = names.into_iter().map(|name| sum(&state.path().join(&name)).map(|sum| (name, sum)));
+    let files = sums.collect::<io::Result<_>>()?;
+    Ok(Some(Sums { number: manifest.version.number, at: manifest.version.at, files }))
+}
+
+/// Not flushed: what is cut off by a loss of power is not read.
+fn write(state: &StateDir, sums: &Sums) -> io::Result<()> {
+    let temporary = state.path().join("sums.new");
+    fs::write(&temporary, serde_json::to_vec(sums)?)?;
+    fs::rename(temporary, state.path().join(FILE))
+}
+
+/// Removes the sums.
+pub fn discard(state: &Path) -> io::Result<()> {
+    match fs::remove_file(state.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn sum(path: &Path) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(&length.to_le_bytes());
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while let Some(extent) = next_extent(&file, at)? {
+        // Whole pages, also where a file system has smaller blocks.
+        at = at.max(extent.start - extent.start % PAGE_BYTES as u64);
+        file.seek(SeekFrom::Start(at))?;
+        while at < extent.end {
+            let read = read_full(&mut file, &mut piece)?;
+            if read == 0 {
+                break;
+            }
+            for page in piece[..read].chunks(PAGE_BYTES) {
+                if page != &ZEROS[..page.len()] {
+                    digest.update(&at.to_le_bytes());
+                    digest.update(page);
+                }
+                at += page.len() as u64;
+            }
+        }
+    }
+    Ok(digest.finalize())
+}
+
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// The next bytes at `at` or after it that are no hole; a file system that knows of none gives all that is left.
+fn next_extent(file: &File, at: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+    let start = match seek(file, Extent::Data(at)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(start..seek(file, Extent::Hole(start))?))
+}
+
+fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_sum_is_of_the_contents_and_not_of_the_holes() {
+        let temp = tempfile::tempdir().unwrap();
+        let (sparse, dense) = (temp.path().join("sparse"), temp.path().join("dense"));
+        let mut all = vec![0; 3 << 20];
+        for place in [5, PAGE_BYTES * 7, (1 << 20) + 77, (3 << 20) - 1] {
+            all[place] = 9;
+        }
+        let file = File::create(&sparse).unwrap();
+        file.set_len(all.len() as u64).unwrap();
+        for (number, page) in all.chunks(PAGE_BYTES).enumerate().filter(|(_, page)| page.contains(&9)) {
+            file.write_all_at(page, (number * PAGE_BYTES) as u64).unwrap();
+        }
+        fs::write(&dense, &all).unwrap();
+        let whole = sum(&dense).unwrap();
+        assert_eq!(sum(&sparse).unwrap(), whole);
+
+        for (what, change) in [
+            ("a bit", (PAGE_BYTES * 7, 8)),
+            ("in a hole", (2 << 20, 1)),
+            ("the last byte", ((3 << 20) - 1, 0)),
+        ] {
+            let (place, byte) = change;
+            let was = std::mem::replace(&mut all[place], byte);
+            fs::write(&dense, &all).unwrap();
+            assert_ne!(sum(&dense).unwrap(), whole, "{what}");
+            all[place] = was;
+        }
+        // The same pages elsewhere, and the same with more zeros behind.
+        all.swap(5, PAGE_BYTES * 3 + 5);
+        fs::write(&dense, &all).unwrap();
+        assert_ne!(sum(&dense).unwrap(), whole);
+        all.swap(5, PAGE_BYTES * 3 + 5);
+        all.resize(4 << 20, 0);
+        fs::write(&dense, &all).unwrap();
+        assert_ne!(sum(&dense).unwrap(), whole);
+    }
+}
