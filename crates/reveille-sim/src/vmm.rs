@@ -489,6 +489,10 @@ impl Driver for Vmm {
             Some(process.looks)
         })?
     }
+
+    fn is_held_up(&self, _: InstanceId) -> bool {
+        false
+    }
 }
 
 fn version(launch: &Launch, number: u64, now: Timestamp) -> SnapshotVersion {

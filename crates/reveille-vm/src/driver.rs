@@ -473,4 +473,7 @@ pub trait Driver: Send + Sync {
     /// CPU time that the instance's process has used so far, in milliseconds; `None` without a process. Tells one
     /// that is busy or starved from one that hangs.
     fn cpu_ms(&self, instance: InstanceId) -> Option<u64>;
+
+    /// Whether the host holds the instance's process up: it waits for a disk, or for a CPU. Then its silence is not its own.
+    fn is_held_up(&self, instance: InstanceId) -> bool;
 }

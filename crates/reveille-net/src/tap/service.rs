@@ -235,9 +235,14 @@ impl Service {
     fn check_idle(&self, state: &mut State, idle_ms: u64) -> Result<(), Busy> {
         let open = state.flows.open(self.now_ms()) > 0;
         let recent = self.last_packet(state).is_some_and(|last| (self.now)().ms_since(last) < idle_ms.max(1));
-        let unanswered = self.now_ms() < state.answer_until;
-        let used = state.gate == Gate::Open && (recent || unanswered || !state.held.is_empty());
-        if open || used { Err(self.busy(state)) } else { Ok(()) }
+        let awaited = self.now_ms() < state.answer_until || !state.held.is_empty();
+        let used = state.gate == Gate::Open && (recent || awaited);
+        match self.busy(state) {
+            // Used until it answers: who asks again at once is not told another thing.
+            busy if used && awaited => Err(Busy { last_packet: (self.now)(), ..busy }),
+            busy if open || used => Err(busy),
+            _ => Ok(()),
+        }
     }
 
     fn busy(&self, state: &mut State) -> Busy {

@@ -235,6 +235,8 @@ async fn transfer(
     if stopped.is_err() {
         // Why it ended is told best by who read it, unless that only saw the end.
         vm.settle_migration().await?;
+        // It was called off before it began: what is read would never end.
+        vm.forget_device().await?;
         if let Ok(Err(fault)) = reading.await
             && !matches!(&fault, StreamFault::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
         {

@@ -577,6 +577,10 @@ impl Driver for Qemu {
     fn cpu_ms(&self, instance: InstanceId) -> Option<u64> {
         self.live(instance).ok()?.1.process.cpu_ms()
     }
+
+    fn is_held_up(&self, instance: InstanceId) -> bool {
+        self.live(instance).is_ok_and(|(_, vm)| vm.process.is_held_up())
+    }
 }
 
 /// Runs what waits for the disk where it holds nobody up.

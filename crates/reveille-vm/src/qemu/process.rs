@@ -215,6 +215,17 @@ impl Process {
         // Read while the process was surely still this one: its number is used again only after its end.
         self.ended().is_none().then(|| cpu_ms(&stat)).flatten()
     }
+
+    /// Whether one of its threads can run and does not, or waits in the kernel for what cannot be interrupted (proc(5),
+    /// field 3): a disk, mostly.
+    pub fn is_held_up(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        threads.flatten().any(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+            matches!(state, Some("R" | "D"))
+        })
+    }
 }
 
 impl Drop for Process {

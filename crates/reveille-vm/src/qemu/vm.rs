@@ -368,6 +368,14 @@ impl Vm {
         self.qmp()?.pass_file(DEVICE_FD, file).await
     }
 
+    /// Has QEMU close the file that was passed, if no transfer has begun with it.
+    pub async fn forget_device(&self) -> Result<(), QmpError> {
+        match self.qmp()?.command("closefd", json!({ "fdname": DEVICE_FD })).await {
+            Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Writes the device state to the file that was passed; returns when it is written.
     pub async fn save_device(&self) -> Result<(), QmpError> {
         self.transfer("migrate", None).await

@@ -15,20 +15,33 @@ use crate::world::{World, boot, capture, restore};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_during_a_capture_gets_the_guest_back() {
+    abandoned_captures(Mapping::Consume).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_during_a_capture_beside_a_version_gets_the_guest_back() {
+    abandoned_captures(Mapping::Beside).await;
+}
+
+/// At every moment of a capture, the last one being after the version was published. `REVEILLE_TEST_ABANDONS` raises how
+/// many.
+async fn abandoned_captures(mapping: Mapping) {
+    let captures = std::env::var("REVEILLE_TEST_ABANDONS").map_or(40, |text| text.parse().unwrap());
     let world = World::new();
     let qemu = world.open().await;
     let (mut count, nonce) = boot(&world, &qemu).await;
     let launch = world.launch();
+    let (whole, _) = timed(capture(&world, &qemu, 1)).await;
+    qemu.restore(&launch, mapping, &|_| ()).await.unwrap();
 
     let early = Abandon::default();
     early.raise();
-    let outcome = qemu.capture(&launch, 1, Timestamp::from_ms(1), &early).await.unwrap();
+    let outcome = qemu.capture(&launch, 2, Timestamp::from_ms(1), &early).await.unwrap();
     assert_eq!(outcome, Capture::Abandoned);
     count = world.tick_after(count).await.0;
 
-    // At every moment of a capture, the last one being after the version was published.
     let mut abandoned_when_published = 0;
-    for number in 1..40 {
+    for number in 3..captures + 3 {
         let abandon = Arc::new(Abandon::default());
         let (raiser, manifest) = (Arc::clone(&abandon), world.manifest());
         let over = Arc::new(AtomicBool::new(false));
@@ -37,7 +50,7 @@ async fn a_client_during_a_capture_gets_the_guest_back() {
             move || {
                 let began = Instant::now();
                 let at_publishing = number % 2 == 0;
-                let moment = Duration::from_micros(300 * number);
+                let moment = whole * (u32::try_from(number).unwrap() % 37) / 36;
                 while !over.load(Ordering::Relaxed) {
                     if if at_publishing { manifest.exists() } else { began.elapsed() >= moment } {
                         raiser.raise();
@@ -55,7 +68,7 @@ async fn a_client_during_a_capture_gets_the_guest_back() {
             qemu.beat(launch.instance, 5_000).await.unwrap();
         } else {
             assert!(world.processes().is_empty());
-            restore(&world, &qemu).await;
+            qemu.restore(&launch, mapping, &|_| ()).await.unwrap();
         }
         if raise.join().unwrap() && outcome == Capture::Abandoned {
             abandoned_when_published += 1;

@@ -17,7 +17,7 @@ pub enum Sign {
     Fine,
     /// It certainly does not: refused, or silent without using any CPU.
     Dead,
-    /// No answer, but the process uses CPU.
+    /// No answer, but the process uses CPU, or would if the host let it.
     Silent,
 }
 

@@ -131,6 +131,7 @@ async fn look(tools: &Tools, order: &Order, cable: &dyn Cable, limit: Duration) 
     let cpu_before = tools.driver.cpu_ms(order.instance);
     let progress = || match (cpu_before, tools.driver.cpu_ms(order.instance)) {
         (Some(before), Some(after)) if after > before => Sign::Silent,
+        (Some(_) | None, Some(_) | None) if tools.driver.is_held_up(order.instance) => Sign::Silent,
         (Some(_) | None, Some(_) | None) => Sign::Dead,
     };
     if tools.driver.beat(order.instance, limit_ms).await.is_err() {

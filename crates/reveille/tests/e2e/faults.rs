@@ -244,7 +244,7 @@ fn asleep(world: &World) {
     let shown = world.show(NAME);
     let numbered = format!("\"number\":{},", shown["version"]["number"]);
     until("its checksums", || {
-        std::fs::read_to_string(&sums).is_ok_and(|text| text.contains(&numbered)).then_some(())
+        fs::read_to_string(&sums).is_ok_and(|text| text.contains(&numbered)).then_some(())
     });
 }
 
