@@ -292,6 +292,9 @@ async fn armed(
     if let Ok(Some(damage)) = damaged.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
         vm.kill().await?;
         slot.set_vm(None);
+        // No vCPU has seen it, and none is to: whoever looks for a version here finds none from now on.
+        let state = slot.state.clone();
+        blocking(move || state.consume()).await.map_err(no_files)?;
         return Err(Cause::VersionUnusable { detail: VersionFault::Contents(damage).to_string() });
     }
     vm.set_stand(Stand::Armed(Arc::clone(&manifest)));
