@@ -2,7 +2,7 @@
 # The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, a
 # flood of 2,000,000, the fuzz targets, and the corpora of packets in REVEILLE_DNS_CORPUS if that names a directory. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
 # kills of the daemon, cold boots in a row, kills of guests that write to their disks. Of the control loop: 20,000 seeds
-# of the simulation. Prints their figures.
+# of the simulation. Of the store: 5,000 random sequences. Prints their figures.
 #
 #   scripts/soak.sh [CYCLES [KILLS [BOOTS [FUZZ_SECONDS]]]]       default: 200 60 100 900
 set -eu
@@ -26,6 +26,9 @@ if [ -n "${REVEILLE_DNS_CORPUS:-}" ]; then
     cargo test --workspace --locked --test corpus -- --ignored --nocapture
 fi
 scripts/fuzz.sh "${4:-900}"
+
+# Versions stored, deleted and collected side by side, with kills at any request.
+REVEILLE_TEST_SEQUENCES=5000 cargo test --workspace --locked --test sequences
 
 # Wakes through tap devices, at random moments: the activator alone, and below the daemon.
 REVEILLE_TEST_TAP_WAKES=500 cargo test --workspace --locked --test tap -- --nocapture clients_at_random

@@ -234,12 +234,15 @@ fn a_host_that_cannot_start_anything_costs_no_guest() {
     let hello = world.add(1, "hello", 0, Policy { attempts_max: 3, ..policy() });
     world.asleep(1, &hello);
     let mut now = 20_000;
-    for _ in 0..7 {
+    let hosts_fault = Cause::StartFailed { detail: "no room".into() };
+    let anybodys = Cause::StartTimedOut { limit_ms: 3_000, phase: Phase::Restoring };
+    for number in 0..7 {
         // Refused while it is given up; from its end on the request is tried afresh.
         let _ = world.wake(&hello, now);
         let plan = world.plan(now);
         assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
-        let cause = Cause::StartFailed { detail: "no room".into() };
+        // One of another kind among them is one, and not the last of many.
+        let cause = if number == 2 { anybodys.clone() } else { hosts_fault.clone() };
         world.report(1, Report::Lost { cause }, now);
         world.plan(now);
         world.report(1, Report::Fenced { version: Some(version(1)) }, now);

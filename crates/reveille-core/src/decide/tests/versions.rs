@@ -372,3 +372,23 @@ fn a_version_that_is_damaged_here_is_fetched_once_and_then_given_up_for_a_boot()
     let plan = world.plan(60_000);
     assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
 }
+
+#[test]
+fn what_a_start_may_have_used_up_is_not_taken_for_the_newest_because_the_store_has_it() {
+    let (mut world, hello) = asleep_and_stored();
+    world.wake(&hello, 20_000).unwrap();
+    assert!(world.plan(20_000)[0].starts_with("i1 restore from local"));
+    // The daemon ends, and the next one finds a process that does not answer.
+    let (mut after, _) = reconcile(row(&world).clone(), Found::Hung { waited_ms: 10_000 }, at(20_005));
+    after.note_owned(1, Some((1, version(1))), 1, at(20_010));
+    assert!(!after.stored_is_current);
+
+    let ownership = Ownership::Ours { epoch: 1, newest: Some((1, version(1))), number_last: 1 };
+    world.fleet.apply(Event::Owned { service: hello.clone(), ownership }, at(20_010)).unwrap();
+    world.report(1, Report::Lost { cause: Cause::VmmDied { detail: "odd".into() } }, 20_020);
+    world.plan(20_020);
+    // The version was taken away before a vCPU ran.
+    world.report(1, Report::Fenced { version: None }, 20_030);
+    let plan = world.plan(40_000);
+    assert!(plan[0].starts_with("i1 boot"), "{plan:?}");
+}
