@@ -127,10 +127,11 @@ pub async fn let_run(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Cause> {
 }
 
 async fn run_again(slot: &Slot, turn: &Turn, vm: &Vm) -> Result<(), Halt> {
+    // First: what still goes on would stop a guest that runs yet.
+    vm.settle_migration().await?;
     if vm.status(super::qmp::COMMAND_MS_MAX).await? == "running" {
         return Ok(());
     }
-    vm.settle_migration().await?;
     let state = slot.state.clone();
     turn.blocking(move || state.consume()).await?;
     Ok(vm.cont(|| ()).await?)

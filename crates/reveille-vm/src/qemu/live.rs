@@ -230,20 +230,27 @@ async fn transfer(
         vm.stop().await?;
         Some(before)
     };
-    // When this is given up the guest runs on, and what is read ends with the transfer.
-    let stopped = unless(abandon, vm.save_whole(layer)).await?.map(|stopped| before.unwrap_or(stopped));
-    if stopped.is_err() {
-        // Why it ended is told best by who read it, unless that only saw the end.
-        vm.settle_migration().await?;
-        // It was called off before it began: what is read would never end.
-        vm.forget_device().await?;
-        if let Ok(Err(fault)) = reading.await
-            && !matches!(&fault, StreamFault::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
-        {
-            return Err(Halt::Failed(fault.to_string()));
+    let stopped = match unless(abandon, vm.save_whole(layer)).await {
+        Ok(Ok(stopped)) => before.unwrap_or(stopped),
+        halt => {
+            // Else it would go on by itself, into files that are no longer meant for it, and stop the guest when it is through.
+            vm.settle_migration().await?;
+            // It was called off before it began: what is read would never end.
+            vm.forget_device().await?;
+            let read = reading.await;
+            let error = match halt {
+                Err(halt) => return Err(halt),
+                Ok(saved) => saved.err().unwrap_or(super::qmp::QmpError::Closed),
+            };
+            // Why it ended is told best by who read it, unless that only saw the end.
+            if let Ok(Err(fault)) = read
+                && !matches!(&fault, StreamFault::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
+            {
+                return Err(Halt::Failed(fault.to_string()));
+            }
+            return Err(Halt::Qmp(error));
         }
-        return Err(Halt::Qmp(stopped.err().unwrap_or(super::qmp::QmpError::Closed)));
-    }
+    };
     let devices = match reading.await {
         Ok(Ok(devices)) => devices,
         Ok(Err(fault)) => return Err(Halt::Failed(format!("QEMU's stream was not understood: {fault}"))),
@@ -251,7 +258,7 @@ async fn transfer(
     };
     let target = target.clone();
     blocking(move || io::Write::write_all(&mut target.create_device()?, &devices)).await?;
-    Ok(stopped?)
+    Ok(stopped)
 }
 
 /// A memory file that becomes that of a version page by page.

@@ -1,4 +1,5 @@
-//! A disk that is full when a service is to sleep: it stays awake, says why, and sleeps when there is room.
+//! A disk that is full when a service is to sleep, to be checkpointed or to come from the object store: what runs goes on, who
+//! asks is told why, and it goes its way when there is room.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -10,17 +11,24 @@ use crate::small::{say, text, until, word};
 use crate::wire;
 use crate::world::{HELLO, World};
 
-/// The part of the test that runs where it may mount a file system.
-const INSIDE: &str = "disk::inside_a_mount_namespace";
-/// Set for it.
+const NAME: &str = "hello.vm.test";
+/// Set for what runs where it may mount a file system.
 const MARK: &str = "REVEILLE_TEST_IN_NAMESPACE";
-/// Room for the guest's memory (128 MiB) and what a boot wants beside it.
-const DISK_MIB: u64 = 192;
 /// What is left on the disk when it is full: less than a hibernation wants, enough for a guest that goes on.
 const LEFT_MIB: u64 = 10;
 
 #[test]
 fn a_full_disk_keeps_the_guest_awake_until_there_is_room() {
+    in_a_mount_namespace("disk::asleep_inside_a_mount_namespace");
+}
+
+#[test]
+fn a_full_disk_delays_checkpoints_and_what_is_to_be_fetched() {
+    in_a_mount_namespace("disk::stored_inside_a_mount_namespace");
+}
+
+/// Runs the ignored test where it may mount a file system.
+fn in_a_mount_namespace(test: &str) {
     // Namespaces of its own need no privilege where the kernel grants them to users, and nothing stays mounted.
     let user: &[&str] =
         if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
@@ -35,7 +43,7 @@ fn a_full_disk_keeps_the_guest_awake_until_there_is_room() {
     }
     let _place = Place::take();
     let mut command = unshare();
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", INSIDE, "--ignored", "--nocapture"]);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--ignored", "--nocapture"]);
     let output = command.env(MARK, "1").output().unwrap();
     let told = text(&output.stdout) + &text(&output.stderr);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
@@ -44,24 +52,19 @@ fn a_full_disk_keeps_the_guest_awake_until_there_is_room() {
 
 #[test]
 #[ignore = "run by the test above, in a namespace of its own"]
-fn inside_a_mount_namespace() {
+fn asleep_inside_a_mount_namespace() {
     if std::env::var_os(MARK).is_none() {
         return;
     }
+    // Room for the guest's memory (128 MiB) and what a boot wants beside it.
+    let disk_mib = 192;
     let world = World::new()
         .policy("idle_ms", 300)
         .policy("backoff_ms_max", 1_000)
         .policy("cooloff_ms", 1_000)
         .service(HELLO);
     let state = world.path("state");
-    let images = fs::read_link(state.join("images")).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", &format!("size={DISK_MIB}m"), "tmpfs"])
-        .arg(&state)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
-    std::os::unix::fs::symlink(images, state.join("images")).unwrap();
+    mount_for(&state, disk_mib);
     let mut world = world.start();
     // Awake as long as somebody is connected.
     let connection = wire::connect(SocketAddr::new(world.address(1).into(), 7_007)).unwrap();
@@ -103,6 +106,61 @@ fn inside_a_mount_namespace() {
     let woken = until("the end of the cool-off", || world.try_page(world.address(1)).ok());
     assert_eq!(woken.nonce, first.nonce);
     say("full disk: refused with its sentence, served on, slept when there was room, nonce unchanged");
+}
+
+#[test]
+#[ignore = "run by the test above, in a namespace of its own"]
+fn stored_inside_a_mount_namespace() {
+    if std::env::var_os(MARK).is_none() {
+        return;
+    }
+    let depot = tempfile::tempdir().unwrap();
+    let world = World::new()
+        .set("depot", "url", format!("\"file://{}\"", depot.path().display()))
+        .policy("rest", "\"remote\"")
+        .policy("checkpoint_ms", 1_000)
+        .policy("backoff_ms_max", 1_000)
+        .policy("cooloff_ms", 1_000)
+        .service(HELLO);
+    let state = world.path("state");
+    // The guest's memory, a checkpoint's, and what is kept free beside them.
+    mount_for(&state, 480);
+    let world = world.start();
+    let first = world.page();
+    let stored = |shown: &serde_json::Value| shown["stored"]["number"].as_u64().unwrap_or(0);
+    world.until_shown(NAME, "a checkpoint", |shown| stored(shown) > 0);
+
+    let filler = fill(&state);
+    let complaint = "are needed; make room there";
+    until("a checkpoint that is refused", || world.log().contains(complaint).then_some(()));
+    assert_eq!(world.page().nonce, first.nonce);
+    let before = stored(&world.show(NAME));
+    fs::remove_file(&filler).unwrap();
+    world.until_shown(NAME, "the next checkpoint", |shown| stored(shown) > before);
+
+    world.put_to_sleep("hello");
+    world.until_shown(NAME, "to be in the store alone", |shown| shown["rung"] == "remote");
+    fill(&state);
+    let refused = world.refused(&["wake", "hello"]);
+    // Before anything is fetched, or in the middle of it: what is left of the disk is not the same each time.
+    assert!(refused.contains("No space left on device") || refused.contains(complaint), "{refused}");
+    assert_eq!(world.show(NAME)["rung"], "remote");
+    fs::remove_file(&filler).unwrap();
+    let woken = until("the end of the cool-off", || world.try_page(world.address(1)).ok());
+    assert_eq!(woken.nonce, first.nonce);
+    say("full disk: checkpoints and fetches refused, served on, done when there was room, nonce unchanged");
+}
+
+/// A file system of its own over the state directory, which keeps its images.
+fn mount_for(state: &Path, mib: u64) {
+    let images = fs::read_link(state.join("images")).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"])
+        .arg(state)
+        .status()
+        .unwrap();
+    assert!(mounted.success());
+    std::os::unix::fs::symlink(images, state.join("images")).unwrap();
 }
 
 /// Fills the disk of `dir` but for a little; returns the file that does it.
