@@ -94,6 +94,27 @@ impl Remote {
     }
 }
 
+/// A registry of container images.
+pub struct Registry(Server);
+
+impl Registry {
+    /// Where it is.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.0.port)
+    }
+}
+
+/// An empty registry, which needs no certificate; and `skopeo`, which speaks with it.
+pub fn registry(temp: &Path) -> Option<Registry> {
+    let (program, _) = (installed("", "docker-registry")?, installed("", "skopeo")?);
+    let (config, images) = (temp.join("registry.yml"), temp.join("registry"));
+    let storage = format!("storage: {{ filesystem: {{ rootdirectory: {} }} }}", images.display());
+    fs::write(&config, format!("version: 0.1\n{storage}\nhttp: {{ addr: '127.0.0.1:0' }}\n")).unwrap();
+    let (program, config) = (program.to_str()?, config.to_str()?);
+    let arguments = ["REGISTRY_HTTP_ADDR=127.0.0.1:{port}", program, "serve", config];
+    Some(Registry(Server::start(Path::new("/usr/bin/env"), &arguments)))
+}
+
 /// An S3 server with an empty bucket.
 pub fn s3(temp: &Path) -> Option<Remote> {
     let moto = installed("venv/bin", "moto_server")?;

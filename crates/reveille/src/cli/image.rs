@@ -10,6 +10,7 @@ use reveille_vm::image::{
 };
 
 use super::output::{bytes, table};
+use super::pull::pull;
 use super::remote::runtime;
 use super::{CONFIG_DEFAULT, Daemon, Output};
 use crate::config::Config;
@@ -52,8 +53,8 @@ pub struct Named {
 /// Options of `reveille image build`.
 #[derive(Debug, Args)]
 #[command(
-    group(ArgGroup::new("from").required(true).args(["root", "tar", "oci", "disk"]).multiple(true)),
-    after_help = "Examples:\n  reveille image build web --root ./rootfs\n  reveille image build web --tar rootfs.tar.zst --kernel ./vmlinuz --modules ./lib/modules/6.1.0\n\nThe root's own init (/sbin/init, /init, /etc/init or /bin/init, or --init) becomes PID 1 after the network\nis up as 10.0.2.15/24. The root is unpacked into the guest's memory.\n\nWith --disk each instance has a disk of its own (/dev/vda) that begins as the given one; what it writes there outlives\nsleep, crashes and cold boots. Without --root and --tar the root is on the disk, too: an ext4 file system, with an init.\n  reveille image build web --oci web.oci.tar        (skopeo copy docker://… oci-archive:web.oci.tar)\n  reveille image build db --tar rootfs.tar --disk empty.ext4\n  reveille image build debian --disk debian.qcow2 --root-device /dev/vda1"
+    group(ArgGroup::new("from").required(true).args(["root", "tar", "oci", "pull", "disk"]).multiple(true)),
+    after_help = "Examples:\n  reveille image build web --root ./rootfs\n  reveille image build web --tar rootfs.tar.zst --kernel ./vmlinuz --modules ./lib/modules/6.1.0\n\nThe root's own init (/sbin/init, /init, /etc/init or /bin/init, or --init) becomes PID 1 after the network\nis up as 10.0.2.15/24. The root is unpacked into the guest's memory.\n\nWith --disk each instance has a disk of its own (/dev/vda) that begins as the given one; what it writes there outlives\nsleep, crashes and cold boots. Without --root and --tar the root is on the disk, too: an ext4 file system, with an init.\n  reveille image build web --pull docker.io/library/nginx:1.27\n  reveille image build web --oci web.oci.tar\n  reveille image build db --tar rootfs.tar --disk empty.ext4\n  reveille image build debian --disk debian.qcow2 --root-device /dev/vda1"
 )]
 pub struct Build {
     /// Name for the image
@@ -67,11 +68,14 @@ pub struct Build {
     /// A container image: an OCI archive, or what `docker save` writes
     #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "tar"])]
     oci: Option<PathBuf>,
+    /// A container image in a registry, which `skopeo` gets
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["root", "tar", "oci"])]
+    pull: Option<String>,
     /// The disk that instances begin with: qcow2 or raw
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Where on the disk the root is, if neither a directory nor an archive is given
-    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", conflicts_with_all = ["root", "tar", "oci"])]
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda", conflicts_with_all = ["root", "tar", "oci", "pull"])]
     root_device: String,
     /// `debian` (the newest cloud kernel that apt offers), a Debian kernel package, or a kernel file
     #[arg(long, value_name = "KERNEL", default_value = "debian")]
@@ -183,13 +187,21 @@ fn uses(place: &Place, config: &Config, images: &[Image]) -> anyhow::Result<Vec<
 
 impl Build {
     fn run(self, output: Output) -> anyhow::Result<()> {
-        let root = match (self.root, self.tar, self.oci) {
+        // What is pulled is gone again when the image is built.
+        let pulled = self.pull.map(|reference| {
+            let directory = tempfile::tempdir()?;
+            let archive = pull(&reference, directory.path(), output.draws_progress())?;
+            anyhow::Ok((directory, archive))
+        });
+        let pulled = pulled.transpose()?;
+        let archive = pulled.as_ref().map(|(_, archive)| archive.clone());
+        let root = match (self.root, self.tar, self.oci.or(archive)) {
             (Some(root), ..) => RootSource::Directory(root),
             (None, Some(tar), _) => RootSource::Tar(tar),
             (None, None, Some(image)) => RootSource::Oci(image),
             (None, None, None) if self.disk.is_some() => RootSource::OnDisk { device: self.root_device },
             (None, None, None) => {
-                anyhow::bail!("name a root: --root DIR, --tar FILE, --oci FILE or --disk FILE")
+                anyhow::bail!("name a root: --root DIR, --tar FILE, --oci FILE, --pull IMAGE or --disk FILE")
             }
         };
         let is_package = self.kernel.to_ascii_lowercase().ends_with(".deb");

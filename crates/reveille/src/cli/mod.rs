@@ -6,6 +6,7 @@ mod doctor;
 mod doctor_tap;
 mod image;
 mod output;
+mod pull;
 mod reload;
 mod remote;
 mod service;

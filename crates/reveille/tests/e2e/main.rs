@@ -26,6 +26,7 @@ mod guest;
 mod loss;
 mod proxy;
 mod refusals;
+mod registry;
 mod rows;
 mod services;
 mod snapshots;
