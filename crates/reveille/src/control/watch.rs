@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reveille_core::model::{Cause, DomainName, Report};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::cable::Cable;
 use super::damping::{Damping, Sign, Verdict};
@@ -104,9 +104,10 @@ async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
     let mut looked_for_agent = false;
     loop {
         sleep_until(next).await;
-        // Not while the first clients are served.
-        if !std::mem::replace(&mut looked_for_agent, true) {
-            tools.agents.look(tools.driver.as_ref(), order.instance).await;
+        // Not while the first clients are served; and a process that does not answer is to be noticed, not asked for that.
+        if !looked_for_agent {
+            let look = tools.agents.look(tools.driver.as_ref(), order.instance);
+            looked_for_agent = timeout(heartbeat / 2, look).await.is_ok();
         }
         next = Instant::now() + heartbeat;
         loop {

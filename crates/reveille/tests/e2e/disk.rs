@@ -142,9 +142,9 @@ fn stored_inside_a_mount_namespace() {
     world.until_shown(NAME, "to be in the store alone", |shown| shown["rung"] == "remote");
     fill(&state);
     let refused = world.refused(&["wake", "hello"]);
-    // Before anything is fetched, or in the middle of it: what is left of the disk is not the same each time.
+    // In the middle of the fetch, or before the guest is started: what was still being cleared away makes some room.
     assert!(refused.contains("No space left on device") || refused.contains(complaint), "{refused}");
-    assert_eq!(world.show(NAME)["rung"], "remote");
+    assert_ne!(world.show(NAME)["rung"], "cold", "nothing is given up for that");
     fs::remove_file(&filler).unwrap();
     let woken = until("the end of the cool-off", || world.try_page(world.address(1)).ok());
     assert_eq!(woken.nonce, first.nonce);
