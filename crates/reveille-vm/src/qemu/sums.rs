@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,16 +22,24 @@ use crc_fast::{CrcAlgorithm, Digest};
 use reveille_core::model::Timestamp;
 use rustix::fs::{SeekFrom as Extent, seek};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, oneshot};
 
+use super::Slot;
+use super::layout::{private, sync_dir};
 use super::version::{Manifest, StateDir};
-use super::{Slot, blocking};
 
 /// The sums, in a state's directory.
 const FILE: &str = "sums.json";
+/// They, until they are known to be of what is there.
+const NEW: &str = "sums.new";
 /// Largest file of sums that is read.
 const FILE_BYTES_MAX: u64 = 16 << 10;
 /// Most that is read to check a version, so that a wake does not wait for it: some 0.2 s of one CPU.
 const CHECKED_BYTES_MAX: u64 = 1 << 30;
+/// Versions whose sums are taken at a time.
+static TAKEN_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+/// The priority with which they are taken: the least.
+const NICE: i32 = 19;
 /// Read at a time.
 const PIECE_BYTES: usize = 256 << 10;
 const PAGE_BYTES: usize = 4 << 10;
@@ -53,19 +61,29 @@ pub fn record_later(slot: &Arc<Slot>) {
     let slot = Arc::clone(slot);
     tokio::spawn(async move {
         let state = slot.state.clone();
-        let taken = blocking(move || {
-            let manifest = state.read().map_err(io::Error::other)?;
-            Ok(take(&state, &manifest)?.map(|sums| (manifest, sums)))
-        });
+        let taken = async {
+            let _one = TAKEN_AT_A_TIME.acquire().await.map_err(io::Error::other)?;
+            in_leisure(move || {
+                let manifest = state.read().map_err(io::Error::other)?;
+                let Some(sums) = take(&state, &manifest)? else { return Ok(None) };
+                write(&state, &sums)?;
+                Ok(Some(manifest))
+            })
+            .await
+        };
         match taken.await {
-            Ok(Some((manifest, sums))) => {
+            Ok(Some(manifest)) => {
                 let (turn, state) = (slot.take_turn().await, slot.state.clone());
-                // Read by a guest that runs by now, they would be of something else.
-                let write = turn.blocking(move || match state.read() {
-                    Ok(now) if now == manifest => write(&state, &sums),
+                // Read while a guest runs by now, they would be of something else.
+                let named = turn.blocking(move || match state.read() {
+                    Ok(now) if now == manifest => fs::rename(state.path().join(NEW), state.path().join(FILE)),
                     Ok(_) | Err(_) => Ok(()),
                 });
-                if let Err(error) = write.await {
+                let named = named.await;
+                drop(turn);
+                // Else the flush that a wake waits for would be this one's, too.
+                let state = slot.state.clone();
+                if let Err(error) = named.and(in_leisure(move || sync_dir(state.path())).await) {
                     tracing::warn!(instance = %slot.instance, %error, "the checksums of its version cannot be kept");
                 }
             }
@@ -74,6 +92,20 @@ pub fn record_later(slot: &Arc<Slot>) {
             Err(error) => tracing::debug!(instance = %slot.instance, %error, "no checksums of its version"),
         }
     });
+}
+
+/// Runs `work` on a thread of its own that gives way to all others: somebody may be waking.
+async fn in_leisure<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (sender, done) = oneshot::channel();
+    std::thread::Builder::new().name("sums".to_owned()).spawn(move || {
+        // On Linux that is the calling thread's alone (setpriority(2)).
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        // Nobody waits any more at the end of the daemon.
+        let _ = sender.send(work());
+    })?;
+    done.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
 }
 
 /// The first file of the version that is not what was captured. One that cannot be read is not, either.
@@ -105,11 +137,10 @@ fn take(state: &StateDir, manifest: &Manifest) -> io::Result<Option<Sums>> {
     Ok(Some(Sums { number: manifest.version.number, at: manifest.version.at, files }))
 }
 
-/// Not flushed: what is cut off by a loss of power is not read.
 fn write(state: &StateDir, sums: &Sums) -> io::Result<()> {
-    let temporary = state.path().join("sums.new");
-    fs::write(&temporary, serde_json::to_vec(sums)?)?;
-    fs::rename(temporary, state.path().join(FILE))
+    let mut file = private().write(true).create(true).truncate(true).open(state.path().join(NEW))?;
+    file.write_all(&serde_json::to_vec(sums)?)?;
+    file.sync_all()
 }
 
 /// Removes the sums.
