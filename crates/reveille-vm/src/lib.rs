@@ -5,6 +5,7 @@
 //! what came of it.
 
 pub mod driver;
+mod files;
 pub mod image;
 pub mod qcow2;
 pub mod qemu;

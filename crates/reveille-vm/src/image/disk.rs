@@ -1,7 +1,7 @@
 //! The disk of an image: checked, hashed, and stored once.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use super::build::{BuildError, BuildStep, OnProgress, Progress};
 use super::manifest::{DiskMark, FileMark};
 use super::space;
 use super::store::ImageStore;
+use crate::files::{allocated_bytes, read_full};
 use crate::qcow2::{self, DiskFault};
 
 /// Bytes that are read at a time; runs of zeros of this length become holes.
@@ -56,8 +57,7 @@ pub(super) fn add(
 
 /// Bytes that a file has on its disk.
 fn allocated(file: &File) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(file.metadata()?.blocks() * 512)
+    Ok(allocated_bytes(&file.metadata()?))
 }
 
 /// Reads a file to its end; each block that is not all zeros is passed on with its place.
@@ -69,15 +69,7 @@ fn read(
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
     let mut block = vec![0; BLOCK_BYTES];
     loop {
-        let mut filled = 0;
-        while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match file.read(rest) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = read_full(file, &mut block)?;
         let read = block.get(..filled).unwrap_or_default();
         if read.is_empty() {
             return Ok(FileMark { blake3: hasher.finalize().to_hex().to_string(), bytes });

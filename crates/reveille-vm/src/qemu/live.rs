@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reveille_core::model::{Cause, SnapshotVersion, Timestamp};
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::FallocateFlags;
 
 use reveille_failpoint::failpoint;
 
@@ -31,6 +31,7 @@ use super::version::{Devices, StateDir, memory_bytes};
 use super::vm::Vm;
 use super::{Qemu, Slot, Turn, blocking};
 use crate::driver::{Abandon, DriverError, Launch, VersionFiles};
+use crate::files::next_extent;
 
 /// For how long QEMU may stop the guest for the rest of its memory, as far as it can tell.
 const PAUSE_MS: u64 = 10;
@@ -313,23 +314,16 @@ fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
-    let end = from.metadata()?.len();
     let mut at = 0;
-    while at < end {
-        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let stop = rustix::fs::seek(from, SeekFrom::Hole(start))?;
-        let (mut source, mut target) = (start, start);
-        while source < stop {
-            let wanted = usize::try_from(stop - source).unwrap_or(usize::MAX);
+    while let Some(extent) = next_extent(from, at)? {
+        let (mut source, mut target) = (extent.start, extent.start);
+        while source < extent.end {
+            let wanted = usize::try_from(extent.end - source).unwrap_or(usize::MAX);
             if rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), wanted)? == 0 {
                 break;
             }
         }
-        at = stop;
+        at = extent.end;
     }
     Ok(())
 }

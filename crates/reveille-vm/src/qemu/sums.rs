@@ -14,19 +14,18 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, Digest};
 use reveille_core::model::Timestamp;
-use rustix::fs::{SeekFrom as Extent, seek};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::Slot;
 use super::layout::{private, sync_dir};
 use super::version::{Manifest, StateDir};
+use crate::files::{allocated_bytes, next_extent, read_full};
 
 /// The sums, in a state's directory.
 const FILE: &str = "sums.json";
@@ -43,8 +42,6 @@ const NICE: i32 = 19;
 /// Read at a time.
 const PIECE_BYTES: usize = 256 << 10;
 const PAGE_BYTES: usize = 4 << 10;
-/// Bytes of a block as `stat` counts them.
-const BLOCK_BYTES: u64 = 512;
 
 /// The sums of one version.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +124,7 @@ fn take(state: &StateDir, manifest: &Manifest) -> io::Result<Option<Sums>> {
     let names: Vec<String> = std::iter::once("memory".to_owned()).chain(layers).collect();
     let mut bytes = 0;
     for name in &names {
-        bytes += fs::metadata(state.path().join(name))?.blocks() * BLOCK_BYTES;
+        bytes += allocated_bytes(&fs::metadata(state.path().join(name))?);
     }
     if bytes > CHECKED_BYTES_MAX {
         return Ok(None);
@@ -145,10 +142,13 @@ fn write(state: &StateDir, sums: &Sums) -> io::Result<()> {
 
 /// Removes the sums.
 pub fn discard(state: &Path) -> io::Result<()> {
-    match fs::remove_file(state.join(FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+    for file in [FILE, NEW] {
+        match fs::remove_file(state.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
     }
+    Ok(())
 }
 
 fn sum(path: &Path) -> io::Result<u64> {
@@ -180,29 +180,6 @@ fn sum(path: &Path) -> io::Result<u64> {
 }
 
 static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-
-/// The next bytes at `at` or after it that are no hole; a file system that knows of none gives all that is left.
-fn next_extent(file: &File, at: u64) -> io::Result<Option<std::ops::Range<u64>>> {
-    let start = match seek(file, Extent::Data(at)) {
-        Ok(start) => start,
-        Err(rustix::io::Errno::NXIO) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(start..seek(file, Extent::Hole(start))?))
-}
-
-fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
 
 #[cfg(test)]
 mod tests {

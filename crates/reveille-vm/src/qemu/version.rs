@@ -28,6 +28,7 @@ use super::disk::{self, Chain, VersionDisk, layer_name};
 use super::layout::{private, replace_durably, sync_dir};
 use super::sums;
 use crate::driver::{VersionFiles, VersionNeeds};
+use crate::files::allocated_bytes;
 
 /// The layout of manifest and files that this code reads and writes.
 const FORMAT: u32 = 1;
@@ -35,8 +36,6 @@ const FORMAT: u32 = 1;
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 /// Largest device state that is read; usual are 0.1 MB.
 const DEVICE_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of a disk block as `stat` counts them.
-const BLOCK_BYTES: u64 = 512;
 
 /// What a version needs to be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -411,7 +410,7 @@ impl StateDir {
 
     /// Bytes that the memory takes on disk; the rest of it are holes.
     pub fn memory_blocks_bytes(&self) -> io::Result<u64> {
-        Ok(self.memory().metadata()?.blocks() * BLOCK_BYTES)
+        Ok(allocated_bytes(&self.memory().metadata()?))
     }
 }
 

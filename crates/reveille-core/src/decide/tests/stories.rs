@@ -208,9 +208,7 @@ fn a_version_that_does_not_restore_is_tried_again_and_then_booted_cold() {
     let cause = Cause::VmmDied { detail: "odd".into() };
     let mut now = 20_000;
     for expected in ["restore from local", "boot"] {
-        world.report(1, Report::Lost { cause: cause.clone() }, now);
-        world.plan(now);
-        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        world.lose(1, cause.clone(), Some(version(1)), now);
         now += 10_000;
         let plan = world.plan(now);
         assert!(plan[0].starts_with(&format!("i1 {expected}")), "{plan:?}");
@@ -243,9 +241,7 @@ fn a_host_that_cannot_start_anything_costs_no_guest() {
         assert!(plan[0].starts_with("i1 restore from local"), "{plan:?}");
         // One of another kind among them is one, and not the last of many.
         let cause = if number == 2 { anybodys.clone() } else { hosts_fault.clone() };
-        world.report(1, Report::Lost { cause }, now);
-        world.plan(now);
-        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        world.lose(1, cause, Some(version(1)), now);
         now += 30_000;
     }
 }
@@ -263,9 +259,7 @@ fn what_an_armed_process_could_not_load_is_tried_once_in_a_fresh_one() {
         let plan = world.plan(now);
         assert!(plan[0].starts_with(&format!("i1 {expected}")), "{plan:?}");
         let cause = Cause::VersionUnusable { detail: "load of migration failed".into() };
-        world.report(1, Report::Lost { cause }, now);
-        world.plan(now);
-        world.report(1, Report::Fenced { version: Some(version(1)) }, now);
+        world.lose(1, cause, Some(version(1)), now);
         now += 10_000;
     }
 }

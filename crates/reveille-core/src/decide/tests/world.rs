@@ -77,6 +77,13 @@ impl World {
         name
     }
 
+    /// A start or a guest is lost, and its process ended; what is left of its version.
+    pub(super) fn lose(&mut self, id: u64, cause: Cause, version: Option<SnapshotVersion>, ms: u64) {
+        self.report(id, Report::Lost { cause }, ms);
+        self.plan(ms);
+        self.report(id, Report::Fenced { version }, ms);
+    }
+
     pub(super) fn wake(&mut self, name: &DomainName, ms: u64) -> Result<Applied, RequestError> {
         self.fleet.apply(Event::WakeAsked { service: name.clone(), trigger: query() }, at(ms))
     }
