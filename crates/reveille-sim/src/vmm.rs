@@ -226,19 +226,6 @@ impl Driver for Vmm {
         self.spawn(launch, mapping, false).await
     }
 
-    async fn preload(
-        &self,
-        launch: &Launch,
-        mapping: Mapping,
-        on_stage: OnStage<'_>,
-    ) -> Result<(), DriverError> {
-        let _turn = self.turn(launch.instance).await;
-        if self.is(launch.instance, |doing| doing == Doing::Waits).await {
-            self.load(launch, mapping, on_stage).await?;
-        }
-        Ok(())
-    }
-
     async fn restore(
         &self,
         launch: &Launch,

@@ -355,17 +355,9 @@ pub trait Driver: Send + Sync {
     /// Starts a guest from its image; returns when the vCPUs run. A version that is there is set aside.
     async fn boot(&self, launch: &Launch, on_stage: OnStage<'_>) -> Result<(), DriverError>;
 
-    /// Brings the process up with the version mapped; the vCPUs do not run and the version stays intact.
+    /// Brings the process up with the version mapped and its device state loaded; the vCPUs do not run and the version stays
+    /// intact.
     async fn arm(&self, launch: &Launch, mapping: Mapping) -> Result<(), DriverError>;
-
-    /// Loads the version into the armed process, if there is one: a restore has less to do then. The vCPUs do not run and
-    /// the version stays intact.
-    async fn preload(
-        &self,
-        launch: &Launch,
-        mapping: Mapping,
-        on_stage: OnStage<'_>,
-    ) -> Result<(), DriverError>;
 
     /// Restores the version and lets the vCPUs run, in the armed or paused process if there is one. The version ceases
     /// to be one, durably, before the vCPUs run.

@@ -144,8 +144,8 @@ async fn before_stop(slot: &Slot, vm: &Vm, abandon: &Abandon) -> Result<(), Halt
     }
     let state = slot.state.clone();
     flush(abandon, blocking(move || state.sync_memory())).await?;
-    // QEMU cannot let go of a disk that it folds.
-    fold::settle(slot, vm).await?;
+    // What is given up is taken up again later; but QEMU cannot let go of a disk that it folds.
+    unless(abandon, fold::make_few(slot, vm)).await??;
     Ok(())
 }
 

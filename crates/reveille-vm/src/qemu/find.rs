@@ -4,13 +4,12 @@
 //! |---|---|---|---|
 //! | intact | none | | nothing, with the version |
 //! | none, or unfit | none | | nothing |
-//! | intact | answers | waits for a version | untouched, armed |
-//! | intact | answers | half loaded, loaded, or captured | untouched |
+//! | intact | answers | loaded, and noted as such | untouched, armed |
+//! | intact | answers | half loaded, warmed, or captured | untouched |
 //! | any | answers | runs | running: the manifest, if any, is no version |
 //! | none, or unfit | answers | stands still | stopped |
 //! | any | does not answer | | hung |
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ use super::layout::{SOCKET, sync_dir};
 use super::process::{Lock, Process};
 use super::qmp::{Qmp, QmpError};
 use super::version::Manifest;
-use super::vm::{Stand, Vm};
+use super::vm::{Origin, Stand, Vm};
 use super::{Qemu, Slot, Turn, blocking, guest, start};
 use crate::driver::Launch;
 
@@ -96,9 +95,8 @@ async fn state_of(
         return Err(QmpError::Timeout { command: "greeting", waited_ms: FIND_MS_MAX });
     }
     let status = vm.status(FIND_MS_MAX).await?;
-    let migration = vm.migration().await?;
     let version = fitting(qemu, slot, launch).await;
-    let waits = status == "inmigrate";
+    let loaded = matches!(vm.stand(), Stand::Loaded(_)) || slot.dir.is_noted_loaded(vm.process.pid);
     Ok(match (status.as_str(), version) {
         // Also a guest that crashed or shut down: it has run, and its next heartbeat says so.
         (
@@ -113,35 +111,27 @@ async fn state_of(
             Found::Running
         }
         (_, Some(version)) => {
-            let armed = waits && migration.is_none() && prepared(slot, vm, launch, &version).await?;
             let described = version.version.clone();
-            match vm.stand() {
-                _ if armed => vm.set_stand(Stand::Armed(Arc::new(version))),
-                Stand::Armed(_) => vm.set_stand(Stand::Open),
-                // What this daemon has loaded stays so.
-                Stand::Open | Stand::Loaded | Stand::Paused => {}
+            let armed = loaded && start::meet(vm, &launch.link).await.is_ok();
+            if armed {
+                vm.set_origin(Origin::of(&version));
+                vm.set_stand(Stand::Loaded(Arc::new(version)));
             }
             Found::Untouched { version: described, armed }
         }
-        // It waits for a version that it cannot be given: there is nothing in it. An intact one that does not fit
-        // is told all the same; the restore will say what about it does not.
+        // It waits for a version that it cannot be given, or has one that does not fit: there is nothing else in it. An intact
+        // one is told all the same; the restore will say what about it does not fit.
         ("inmigrate", None) => match slot.version().await {
             Some(version) => Found::Untouched { version, armed: false },
             None => Found::Hung { waited_ms: 0 },
         },
+        (_, None) if loaded => match slot.version().await {
+            Some(version) => Found::Untouched { version, armed: false },
+            // Nothing has run, but the manifest was taken away.
+            None => Found::Stopped,
+        },
         (_, None) => Found::Stopped,
     })
-}
-
-/// Whether a process that waits for a version is prepared for it: that is done again, for the daemon that started it
-/// may have ended in between.
-async fn prepared(slot: &Slot, vm: &Vm, launch: &Launch, version: &Manifest) -> Result<bool, QmpError> {
-    let Ok(device) = File::open(slot.state.device()) else { return Ok(false) };
-    match start::prepare_load(vm, version, device).await {
-        Ok(()) => Ok(start::meet(vm, &launch.link).await.is_ok()),
-        Err(QmpError::Refused { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// The version that is intact and can be restored for this launch.

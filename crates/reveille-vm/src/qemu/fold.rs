@@ -96,6 +96,18 @@ pub async fn catch_up(slot: &Slot, vm: &Vm) -> Result<(), FoldError> {
     settle(slot, vm).await
 }
 
+/// Folds before a capture, if there are many layers: a guest that is never awake for as long as between two heartbeats would
+/// have them become too many.
+///
+/// # Errors
+/// As [`catch_up`].
+pub async fn make_few(slot: &Slot, vm: &Vm) -> Result<(), FoldError> {
+    match recorded(slot).await? {
+        Some(chain) if chain.layers.len() > LAYERS_MANY => catch_up(slot, vm).await,
+        Some(_) | None => settle(slot, vm).await,
+    }
+}
+
 /// Folds for as long as there is something to fold, and no longer than that.
 async fn advance(slot: &Slot, vm: &Vm, limit_ms: u64) -> Result<(), FoldError> {
     let since = Instant::now();

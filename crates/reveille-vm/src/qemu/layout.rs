@@ -60,6 +60,8 @@ pub const AGENT: &str = "run/agent.sock";
 pub const REFRESH: &str = "run/refresh.sock";
 /// The serial log, from QEMU's working directory.
 pub const SERIAL: &str = "serial.log";
+/// Says which process has a version loaded that has not run since.
+const LOADED: &str = "loaded";
 /// Says that the disk is in the object store alone.
 const AWAY: &str = "away";
 /// The directory of the sockets, from QEMU's working directory.
@@ -103,6 +105,33 @@ impl InstanceDir {
     /// The lock file.
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    /// Notes that the process has a version loaded, and that no vCPU has run since. Nothing is flushed: where this is lost, the
+    /// process is, too.
+    pub fn note_loaded(&self, pid: i32) -> io::Result<()> {
+        private()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(self.root.join(LOADED))?
+            .write_all(pid.to_string().as_bytes())
+    }
+
+    /// Whether that is noted of this process.
+    pub fn is_noted_loaded(&self, pid: i32) -> bool {
+        fs::read_to_string(self.root.join(LOADED)).is_ok_and(|noted| noted == pid.to_string())
+    }
+
+    /// Takes that back, before a vCPU runs.
+    ///
+    /// # Errors
+    /// It is still noted.
+    pub fn forget_loaded(&self) -> io::Result<()> {
+        match fs::remove_file(self.root.join(LOADED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// The serial log.

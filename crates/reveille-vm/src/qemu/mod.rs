@@ -394,15 +394,6 @@ impl Driver for Qemu {
         start::arm(self, launch, mapping).await.map_err(DriverError::Lost)
     }
 
-    async fn preload(
-        &self,
-        launch: &Launch,
-        mapping: Mapping,
-        on_stage: OnStage<'_>,
-    ) -> Result<(), DriverError> {
-        start::preload(self, launch, mapping, on_stage).await.map_err(DriverError::Lost)
-    }
-
     async fn restore(
         &self,
         launch: &Launch,

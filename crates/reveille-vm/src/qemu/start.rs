@@ -47,27 +47,13 @@ pub async fn boot(qemu: &Qemu, launch: &Launch, on_stage: OnStage<'_>) -> Result
     Ok(())
 }
 
-/// Brings a process up that waits for the version; one that already does is left as it is.
+/// Brings a process up into which the version is loaded; one that is already there is left as it is.
 pub async fn arm(qemu: &Qemu, launch: &Launch, mapping: Mapping) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let (_turn, kills) = slot.take_marked_turn().await;
-    armed(qemu, &slot, launch, mapping, kills).await?;
+    let vm = load(qemu, &slot, launch, mapping, kills, &|_| ()).await?;
+    slot.dir.note_loaded(vm.process.pid).map_err(no_files)?;
     failpoint!("vm.arm.armed");
-    Ok(())
-}
-
-/// Loads the version into a process that is armed for it. Where none is, nothing is done.
-pub async fn preload(
-    qemu: &Qemu,
-    launch: &Launch,
-    mapping: Mapping,
-    on_stage: OnStage<'_>,
-) -> Result<(), Cause> {
-    let slot = qemu.slot(launch.instance);
-    let (_turn, kills) = slot.take_marked_turn().await;
-    if slot.live().is_ok_and(|vm| matches!(vm.stand(), Stand::Armed(_))) {
-        load(qemu, &slot, launch, mapping, kills, on_stage).await?;
-    }
     Ok(())
 }
 
@@ -81,8 +67,7 @@ pub async fn restore(
 ) -> Result<(), Cause> {
     let slot = qemu.slot(launch.instance);
     let (turn, kills) = slot.take_marked_turn().await;
-    let loaded = |vm: &Arc<Vm>| matches!(vm.stand(), Stand::Loaded | Stand::Paused);
-    let vm = match slot.live().ok().filter(loaded) {
+    let vm = match slot.live().ok().filter(|vm| matches!(vm.stand(), Stand::Paused)) {
         Some(vm) => vm,
         None => load(qemu, &slot, launch, mapping, kills, on_stage).await?,
     };
@@ -224,7 +209,8 @@ fn killed() -> Cause {
     Cause::VmmDied { detail: "it was killed while it started".to_owned() }
 }
 
-/// A process into which the version was loaded; its vCPUs stand still.
+/// A process into which the version was loaded; its vCPUs stand still. The one that is there, if it maps the memory as it
+/// has to, or a new one. What was loaded is not read again: nothing else may touch it meanwhile.
 async fn load(
     qemu: &Qemu,
     slot: &Arc<Slot>,
@@ -233,17 +219,24 @@ async fn load(
     kills: u64,
     on_stage: OnStage<'_>,
 ) -> Result<Arc<Vm>, Cause> {
-    let (vm, manifest) = armed(qemu, slot, launch, mapping, kills).await?;
+    let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
+    if let Ok(vm) = slot.live()
+        && let Stand::Loaded(manifest) = vm.stand()
+        && slot.state.has_manifest()
+        && misfit(&manifest, qemu, launch).is_none()
+        && (mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside))
+    {
+        return Ok(vm);
+    }
+    let (vm, manifest) = waiting(qemu, slot, launch, mapping, kills).await?;
     let busy = vm.busy();
     on_stage(Stage::Spawned);
-
-    vm.set_stand(Stand::Open);
-    vm.set_origin(Origin { listeners: manifest.listeners, clone_of: manifest.clone_of.clone() });
+    vm.set_origin(Origin::of(&manifest));
     let loaded = vm.load_device().await;
     drop(busy);
     match loaded {
         Ok(()) => {
-            vm.set_stand(Stand::Loaded);
+            vm.set_stand(Stand::Loaded(manifest));
             on_stage(Stage::Restored);
             Ok(vm)
         }
@@ -251,24 +244,14 @@ async fn load(
     }
 }
 
-/// The process that waits for the version, with what the version says: the process that is there, if it maps the memory
-/// as it has to, or a new one. What it was armed with is not read again: nothing else may touch it meanwhile.
-async fn armed(
+/// A new process that waits for the version, with what the version says.
+async fn waiting(
     qemu: &Qemu,
     slot: &Arc<Slot>,
     launch: &Launch,
     mapping: Mapping,
     kills: u64,
 ) -> Result<(Arc<Vm>, Arc<Manifest>), Cause> {
-    let mapping = if slot.state.is_memory_shared() { Mapping::Beside } else { mapping };
-    if let Ok(vm) = slot.live()
-        && let Stand::Armed(manifest) = vm.stand()
-        && slot.state.has_manifest()
-        && misfit(&manifest, qemu, launch).is_none()
-        && (mapping == Mapping::Consume || vm.mapping().await.is_ok_and(|own| own == Mapping::Beside))
-    {
-        return Ok((vm, manifest));
-    }
     let manifest = Arc::new(check_version(qemu, slot, launch).await?);
     check_files(launch)?;
     let lock = claim(slot).await?;
@@ -284,7 +267,11 @@ async fn armed(
     let start = Start::Incoming { mapping, ports };
     let vm = spawn(qemu, slot, lock, launch, chain.as_ref(), start, kills).await?;
     let device = File::open(slot.state.device()).map_err(no_files)?;
-    match prepare_load(&vm, &manifest, device).await {
+    let prepared = async {
+        vm.leave_memory_out(manifest.devices).await?;
+        vm.pass_device(OwnedFd::from(device)).await
+    };
+    match prepared.await {
         Ok(()) => {}
         Err(error) => return Err(vm.cause_of(error).await),
     }
@@ -297,14 +284,7 @@ async fn armed(
         blocking(move || state.consume()).await.map_err(no_files)?;
         return Err(Cause::VersionUnusable { detail: VersionFault::Contents(damage).to_string() });
     }
-    vm.set_stand(Stand::Armed(Arc::clone(&manifest)));
     Ok((vm, manifest))
-}
-
-/// Gives a process that waits for a version everything that it needs to load it.
-pub async fn prepare_load(vm: &Vm, manifest: &Manifest, device: File) -> Result<(), QmpError> {
-    vm.leave_memory_out(manifest.devices).await?;
-    vm.pass_device(OwnedFd::from(device)).await
 }
 
 /// Waits until the process has its network: a tap device it has from the beginning.

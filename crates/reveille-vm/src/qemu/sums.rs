@@ -37,8 +37,6 @@ const FILE_BYTES_MAX: u64 = 16 << 10;
 const CHECKED_BYTES_MAX: u64 = 1 << 30;
 /// Versions whose sums are taken at a time.
 static TAKEN_AT_A_TIME: Semaphore = Semaphore::const_new(1);
-/// The priority with which they are taken: the least.
-const NICE: i32 = 19;
 /// Read at a time.
 const PIECE_BYTES: usize = 256 << 10;
 const PAGE_BYTES: usize = 4 << 10;
@@ -97,12 +95,21 @@ async fn in_leisure<T: Send + 'static>(
 ) -> io::Result<T> {
     let (sender, done) = oneshot::channel();
     std::thread::Builder::new().name("sums".to_owned()).spawn(move || {
-        // On Linux that is the calling thread's alone (setpriority(2)).
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        give_way();
         // Nobody waits any more at the end of the daemon.
         let _ = sender.send(work());
     })?;
     done.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)))
+}
+
+/// Has the calling thread run only where no other wants to. At the least nice value it would still have its time slice to the
+/// end, some 3 ms, before a thread that wakes.
+#[expect(unsafe_code, reason = "neither std nor rustix sets a scheduling policy")]
+fn give_way() {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: it reads `priority`, which outlives the call, and changes nothing but the calling thread's policy (0).
+    // Should it be refused, the thread runs like any other.
+    let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) };
 }
 
 /// The first file of the version that is not what was captured. One that cannot be read is not, either.

@@ -6,17 +6,22 @@
 //! state/disk-N, disks  layers of its disk, if it has one, and which they are (see `disk`)
 //! state/manifest.json  what these belong to: written last, taken away first
 //! state/consumed.json  the manifest of the version that the guest was last restored from
+//! state/spent          the hash of the manifest that was last taken away
 //! state/sums.json      checksums of the version's large files, if it has any (see `sums`)
 //! ```
 //!
 //! **Invariant.** A manifest that is there means that `memory`, `device` and the layers that it names are exactly that
 //! version and that no vCPU has run since it was taken. It is published after both are durable, while the guest stands still, and it
 //! is durably taken away before a vCPU runs. Whoever finds it may end the process; whoever does not must not.
+//!
+//! **How it is taken away.** Its hash is written over what is in `spent`, and that is flushed: a manifest with this hash is
+//! none. To rename it comes after and is flushed by nobody. The flush of a directory waits for whatever else is being written
+//! to the file system's journal, milliseconds beside an upload; that of a block that is already there does not.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -34,6 +39,8 @@ use crate::files::allocated_bytes;
 const FORMAT: u32 = 1;
 /// Largest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of `spent`: a hash in hex.
+const SPENT_BYTES: usize = 64;
 /// Largest device state that is read; usual are 0.1 MB.
 const DEVICE_BYTES_MAX: u64 = 64 << 20;
 
@@ -180,9 +187,25 @@ impl StateDir {
         self.0.join("manifest.json")
     }
 
+    fn spent(&self) -> PathBuf {
+        self.0.join("spent")
+    }
+
     /// Whether there is a manifest, intact or not.
     pub fn has_manifest(&self) -> bool {
-        self.manifest().symlink_metadata().is_ok()
+        match self.manifest_text() {
+            Ok(text) => !self.is_spent(&text),
+            Err(_) => self.manifest().symlink_metadata().is_ok(),
+        }
+    }
+
+    fn manifest_text(&self) -> Result<Vec<u8>, VersionFault> {
+        read_limited(&self.manifest(), "manifest.json", MANIFEST_BYTES_MAX)
+    }
+
+    /// Whether this manifest was taken away, and may not be gone yet.
+    fn is_spent(&self, manifest: &[u8]) -> bool {
+        fs::read(self.spent()).is_ok_and(|spent| spent == blake3::hash(manifest).to_hex().as_bytes())
     }
 
     /// The version that is intact: its manifest and the files that it speaks of, all checked but the memory's
@@ -216,10 +239,11 @@ impl StateDir {
     }
 
     fn read_manifest(&self) -> Result<Manifest, VersionFault> {
-        let text = match read_limited(&self.manifest(), "manifest.json", MANIFEST_BYTES_MAX) {
+        let text = match self.manifest_text() {
             Err(VersionFault::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(VersionFault::None);
             }
+            Ok(text) if self.is_spent(&text) => return Err(VersionFault::None),
             read => String::from_utf8(read?).map_err(|error| VersionFault::Damaged(error.to_string()))?,
         };
         let mut lines = text.lines();
@@ -338,30 +362,58 @@ impl StateDir {
     pub fn publish(&self, manifest: &Manifest) -> io::Result<()> {
         let body = serde_json::to_string(manifest)?;
         let text = format!("{body}\n{}\n", checksum_line(&body));
+        if self.is_spent(text.as_bytes()) || self.spent().metadata().is_err() {
+            let mut spent = private().write(true).create(true).truncate(true).open(self.spent())?;
+            spent.write_all(&[b'0'; SPENT_BYTES])?;
+            spent.sync_all()?;
+        }
         replace_durably(&self.manifest(), text.as_bytes())
     }
 
     /// Takes the manifest away, durably: after this vCPUs may run. Without one nothing is done.
     pub fn consume(&self) -> io::Result<()> {
+        let noted = self
+            .manifest_text()
+            .is_ok_and(|text| self.spend(blake3::hash(&text).to_hex().as_bytes()).is_ok());
         match fs::rename(self.manifest(), self.0.join("consumed.json")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
+            Ok(()) if noted => Ok(()),
+            // It came here without the file, or it cannot be read: the long way.
             Ok(()) => sync_dir(&self.0),
         }
     }
 
+    /// Writes over what is in `spent`, durably.
+    fn spend(&self, hash: &[u8]) -> io::Result<()> {
+        let spent = private().write(true).open(self.spent())?;
+        spent.write_all_at(hash, 0)?;
+        spent.sync_data()
+    }
+
     /// Puts back the manifest that was taken away: nothing has run since.
     pub fn restore_manifest(&self) -> io::Result<()> {
+        match self.spend(&[b'0'; SPENT_BYTES]) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         fs::rename(self.0.join("consumed.json"), self.manifest())?;
         sync_dir(&self.0)
     }
 
     /// Makes durable whether there is a manifest: whoever wrote it, or took it away, may have ended before that.
     pub fn settle(&self) -> io::Result<()> {
-        match File::open(self.manifest()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) => {}
-            Ok(manifest) => manifest.sync_all()?,
+        match self.manifest_text() {
+            Ok(text) if self.is_spent(&text) => {
+                // Whoever wrote that may have ended before its flush.
+                File::open(self.spent())?.sync_all()?;
+                fs::rename(self.manifest(), self.0.join("consumed.json"))?;
+            }
+            Ok(_) | Err(_) => match File::open(self.manifest()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Err(_) => {}
+                Ok(manifest) => manifest.sync_all()?,
+            },
         }
         match sync_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -508,6 +560,28 @@ mod tests {
         state.consume().unwrap();
         assert!(matches!(state.read(), Err(VersionFault::None)));
         state.consume().unwrap();
+    }
+
+    #[test]
+    fn a_manifest_that_comes_back_after_it_was_taken_away_is_none() {
+        let (_temp, state, manifest) = published();
+        let text = fs::read(state.manifest()).unwrap();
+        state.consume().unwrap();
+        // As after a loss of power: that it was renamed was not flushed.
+        fs::write(state.manifest(), &text).unwrap();
+        assert!(matches!(state.read(), Err(VersionFault::None)));
+        assert!(!state.has_manifest());
+        state.settle().unwrap();
+        assert!(!state.manifest().exists());
+
+        state.restore_manifest().unwrap();
+        assert_eq!(state.read().unwrap(), manifest, "one that was put back is one");
+        state.consume().unwrap();
+        state.publish(&manifest).unwrap();
+        assert!(state.has_manifest(), "and one that is published again");
+        fs::remove_file(state.spent()).unwrap();
+        state.consume().unwrap();
+        assert!(!state.has_manifest(), "of an earlier release, too");
     }
 
     #[test]

@@ -75,10 +75,8 @@ pub enum Stand {
     /// Its guest runs, or nobody knows.
     #[default]
     Open,
-    /// It waits to load this version, and has been given its device state.
-    Armed(Arc<Manifest>),
-    /// The version is loaded; the vCPUs have not run.
-    Loaded,
+    /// This version is loaded; the vCPUs have not run.
+    Loaded(Arc<Manifest>),
     /// It was warmed beside its version and stopped; nobody has seen it run.
     Paused,
 }
@@ -90,6 +88,13 @@ pub struct Origin {
     pub listeners: Listeners,
     /// The service that it is a copy of, unless the guest knows already that it is another.
     pub clone_of: Option<String>,
+}
+
+impl Origin {
+    /// What the manifest says.
+    pub fn of(manifest: &Manifest) -> Self {
+        Self { listeners: manifest.listeners, clone_of: manifest.clone_of.clone() }
+    }
 }
 
 /// Marks a [`Vm`] busy until dropped.
@@ -237,6 +242,9 @@ impl Vm {
     /// guest that is busy from its first instruction can delay.
     pub async fn cont(&self, running: impl FnOnce()) -> Result<(), QmpError> {
         let qmp = self.qmp()?;
+        if let Err(error) = self.dir.forget_loaded() {
+            tracing::warn!(pid = self.process.pid, %error, "its process stays noted as one that has not run");
+        }
         let mut events = qmp.events();
         let mut running = Some(running);
         let answer = qmp.command("cont", json!({}));

@@ -41,9 +41,16 @@ async fn a_woken_guest_goes_on_where_it_was() {
     assert_eq!(qemu.find(&world.launch()).await, Found::Untouched { version: second.clone(), armed: true });
     qemu.disarm(world.launch().instance).await.unwrap();
     assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(second) });
+    let memory = || blake3::hash(&std::fs::read(world.dir().join("state/memory")).unwrap());
+    let before = memory();
     qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
+    assert_eq!(memory(), before, "an armed process writes nothing to the guest's memory");
     let armed = world.process();
-    restore(&world, &qemu).await;
+    drop(qemu);
+    let qemu = world.open().await;
+    let found = qemu.find(&world.launch()).await;
+    assert!(matches!(found, Found::Untouched { armed: true, .. }), "the next daemon has it armed: {found:?}");
+    assert_eq!(restore(&world, &qemu).await, [Stage::Running]);
     assert_eq!(world.process(), armed, "the armed process is the one that wakes");
     assert_eq!(world.tick_after(later).await.1, nonce);
 }

@@ -308,21 +308,12 @@ async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: A
         move |stage| tools.stage(&order, stage)
     };
     tools.unwatch(order.instance);
-    let prepared = async {
-        let launch = tools.launch(&order).await?;
-        // Nothing of the version is used up by that, and no process comes by it: the row may still be on its way.
-        if let Some(mapping) = restore {
-            tools.driver.preload(&launch, mapping, &on_stage).await.map_err(cause_of)?;
-        }
-        Ok(launch)
+    let durable = if is_on("start-before-row") { Ok(()) } else { saved(&order, restore, ack).await };
+    let launch = match durable {
+        Ok(()) => tools.launch(&order).await,
+        Err(cause) => Err(cause),
     };
-    let durable =
-        async { if is_on("start-before-row") { Ok(()) } else { saved(&order, restore, ack).await } };
-    let (durable, prepared) = tokio::join!(durable, prepared);
-    if let Err(cause) = durable {
-        return tools.report(&order, Report::Lost { cause }).await;
-    }
-    let launch = match prepared {
+    let launch = match launch {
         Ok(launch) => launch,
         Err(cause) => return tools.report(&order, Report::Lost { cause }).await,
     };
