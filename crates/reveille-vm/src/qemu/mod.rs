@@ -41,6 +41,7 @@ mod start;
 mod stored;
 mod stream;
 mod sums;
+mod transfer;
 mod tsc;
 mod users;
 mod version;

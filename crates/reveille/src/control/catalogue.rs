@@ -14,8 +14,9 @@ use reveille_depot::pages::PAGE;
 use reveille_depot::republish::restored_from;
 use reveille_depot::verify;
 
-use super::commands::{Command, Remote};
+use super::commands::Command;
 use super::keeping::{self, Relied};
+use super::remote::Remote;
 use super::stock::{Judged, Stock};
 use crate::clock::Clock;
 

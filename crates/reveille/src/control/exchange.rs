@@ -9,7 +9,8 @@ use reveille_failpoint::failpoint;
 use reveille_store::{Change, Origin, StoredService};
 use tokio::time::{Instant, timeout_at};
 
-use super::commands::{Command, Remote, Reply, Shown, WAIT_MAX};
+use super::commands::{Command, Reply, Shown};
+use super::remote::{Remote, WAIT_MAX};
 use super::run::Control;
 use super::write_back::Doubtful;
 

@@ -25,12 +25,14 @@ pub mod outbound;
 mod publish;
 pub mod ready;
 mod reload;
+mod remote;
 mod run;
 mod serials;
 pub mod shelf;
 pub mod startup;
 pub mod stock;
 mod stop;
+mod tasks;
 mod traffic;
 mod updates;
 pub mod versions;
@@ -46,9 +48,10 @@ use reveille_core::model::{
 };
 use reveille_store::WriteError;
 
-pub use commands::{Command, Remote};
+pub use commands::Command;
 pub use inputs::Inputs;
 pub use publish::Publisher;
+pub use remote::Remote;
 pub use run::{Control, Parts};
 pub use serials::Serials;
 pub use stop::stop;
