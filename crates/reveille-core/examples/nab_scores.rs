@@ -43,8 +43,8 @@ fn score_below(data: &Path, scores: &Path) -> Result<usize, Box<dyn Error>> {
 /// One line with a score for each line with a value. A point whose time is not later than the one before (clocks are set
 /// back in autumn) is scored as if it came a millisecond after.
 fn score(lines: &str) -> Result<String, Box<dyn Error>> {
-    // The series are in units of their own, from shares to bytes: no count is assumed.
-    let settings = Settings { least_spread: 1e-9, ..Settings::default() };
+    // The series are in units of their own, from shares to bytes: no grain is known.
+    let settings = Settings { least_spread: 1e-12, ..Settings::default() };
     let mut detector = Detector::new(settings).map_err(|faults| format!("{faults:?}"))?;
     let mut scored = String::from("timestamp,anomaly_score\n");
     let mut last: Option<Timestamp> = None;

@@ -67,47 +67,51 @@ impl Baseline {
     }
 
     fn predictions(&self, at: Timestamp) -> [Option<f64>; 3] {
-        [Some(self.level), self.day.expected(at), self.week.expected(at)]
+        let level = (self.points > 0.0).then_some(self.level);
+        [level, self.day.expected(at), self.week.expected(at)]
     }
 
     /// What the best predictor expects at that time.
     pub fn usual(&self, at: Timestamp, least_spread: f64) -> Usual {
-        let mut best = (self.level, self.errors[0].mean);
-        for (prediction, error) in self.predictions(at).into_iter().zip(&self.errors).skip(1) {
-            if let Some(expected) = prediction.filter(|_| error.count >= PREDICTIONS_MIN)
-                && error.mean < best.1
+        let (mut expected, mut error) = (self.level, self.errors[0].mean);
+        for (prediction, its) in self.predictions(at).into_iter().zip(&self.errors).skip(1) {
+            if let Some(prediction) = prediction.filter(|_| its.count >= PREDICTIONS_MIN)
+                && its.mean < error
             {
-                best = (expected, error.mean);
+                (expected, error) = (prediction, its.mean);
             }
         }
-        Usual { expected: best.0, spread: (SD_BY_MEAN_DEVIATION * best.1).max(least_spread) }
+        Usual { expected, spread: (SD_BY_MEAN_DEVIATION * error).max(least_spread) }
     }
 
-    /// Takes in what was observed where `usual` was expected.
-    pub fn learn(&mut self, at: Timestamp, value: f64, usual: Usual) {
-        // Until something is known of the spread, nothing is an outlier.
-        let clip = |sd: f64| if self.points < PREDICTIONS_MIN { f64::INFINITY } else { sd * usual.spread };
-        let (value_clip, error_clip) = (clip(CLIP_SD), clip(ERROR_CLIP_SD));
+    /// Takes in what was observed.
+    pub fn learn(&mut self, at: Timestamp, value: f64, least_spread: f64) {
+        let mut clipped = [value; 3];
         let predictions = self.predictions(at);
-        for (prediction, error) in
-            predictions.into_iter().zip(&mut self.errors).skip(usize::from(self.points < 1.0))
+        for ((prediction, error), clipped) in predictions.into_iter().zip(&mut self.errors).zip(&mut clipped)
         {
-            if let Some(prediction) = prediction {
-                error.learn((value - prediction).abs().min(error_clip));
-            }
+            let Some(prediction) = prediction else { continue };
+            // Each by its own error, so that one that is wrong is soon put right.
+            let spread = (SD_BY_MEAN_DEVIATION * error.mean).max(least_spread);
+            // Until something is known of the spread, nothing is an outlier.
+            let clip = |sd: f64| if error.count < PREDICTIONS_MIN { f64::MAX } else { sd * spread };
+            let (off, most) = (value - prediction, clip(CLIP_SD));
+            *clipped = prediction + off.clamp(-most, most);
+            error.learn(off.abs().min(clip(ERROR_CLIP_SD)));
         }
-        let clipped = usual.expected + (value - usual.expected).clamp(-value_clip, value_clip);
         self.points = (self.points + 1.0).min(LEVEL_POINTS);
-        self.level += (clipped - self.level) / self.points;
-        self.day.learn(at, clipped);
-        self.week.learn(at, clipped);
+        self.level += (clipped[0] - self.level) / self.points;
+        self.day.learn(at, clipped[1]);
+        self.week.learn(at, clipped[2]);
     }
 
-    /// Everything is higher by `offset` from now on.
-    pub fn shift_by(&mut self, offset: f64) {
-        self.level += offset;
-        self.day.shift_by(offset);
-        self.week.shift_by(offset);
+    /// The level is `level` from now on. A season that was believed is doubted: whether the other hours have changed as
+    /// well cannot be known yet, so it has to predict better than the level again, and learns faster until then.
+    pub fn start_anew(&mut self, level: f64) {
+        self.level = level;
+        self.day.doubt();
+        self.week.doubt();
+        self.errors[1..].fill(Error::default());
     }
 
     pub fn heap_bytes(&self) -> usize {
@@ -171,12 +175,10 @@ impl Season {
         self.count += 1.0;
     }
 
-    fn shift_by(&mut self, offset: f64) {
-        for hour in self.hours.iter_mut().filter(|hour| hour.cycles > 0) {
-            hour.mean = super::memory::single(f64::from(hour.mean) + offset);
+    fn doubt(&mut self) {
+        for hour in &mut self.hours {
+            hour.cycles = hour.cycles.min(CYCLES_MIN);
         }
-        // What was seen of the hour so far belongs to neither level.
-        (self.sum, self.count) = (0.0, 0.0);
     }
 
     fn is_sound(&self, hours: usize) -> bool {

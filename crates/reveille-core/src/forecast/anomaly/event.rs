@@ -8,8 +8,8 @@ use crate::model::Timestamp;
 
 /// A score from which on the point is an alarm: its surprise reaches the threshold.
 const ALARM_SCORE: f64 = 0.5;
-/// The weight of the newest point in the offset of what may become a level shift.
-const OFFSET_WEIGHT: f64 = 0.25;
+/// The weight of the newest point in what may become the new level.
+const LEVEL_WEIGHT: f64 = 0.25;
 
 /// In which way it is out of the ordinary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -107,8 +107,8 @@ pub(super) struct Step {
     pub event: Option<Event>,
     /// The event that is over.
     pub ended: Option<Event>,
-    /// How much higher the level is from now on.
-    pub shifted_by: Option<f64>,
+    /// Where the level is from now on.
+    pub new_level: Option<f64>,
 }
 
 /// The event under way, and what it may become.
@@ -121,8 +121,8 @@ pub(super) struct Tracker {
     run: u32,
     /// On which: above.
     above: bool,
-    /// About how far from the expected the last of them were.
-    offset: f64,
+    /// About where the last of them were.
+    level: f64,
 }
 
 impl Tracker {
@@ -153,20 +153,20 @@ impl Tracker {
         }
         event.kind = Kind::LevelShift;
         let shift = *event;
-        let shifted_by = Some(self.offset);
+        let new_level = Some(self.level);
         *self = Self::default();
-        Step { event: Some(shift), ended: Some(shift), shifted_by }
+        Step { event: Some(shift), ended: Some(shift), new_level }
     }
 
     fn note_side(&mut self, point: &Point, beyond: bool) {
-        let (above, offset) = (point.deviation_sd > 0.0, point.value - point.usual.expected);
+        let above = point.deviation_sd > 0.0;
         if !beyond {
             self.run = 0;
         } else if self.run > 0 && self.above == above {
             self.run = self.run.saturating_add(1);
-            self.offset += OFFSET_WEIGHT * (offset - self.offset);
+            self.level += LEVEL_WEIGHT * (point.value - self.level);
         } else {
-            (self.run, self.above, self.offset) = (1, above, offset);
+            (self.run, self.above, self.level) = (1, above, point.value);
         }
     }
 }

@@ -233,3 +233,7 @@ fn of(part: u64, whole: u64) -> f64 {
 fn rounded(value: f64) -> u64 {
     value.round() as u64
 }
+
+#[cfg(test)]
+#[path = "flood_tests.rs"]
+mod tests;

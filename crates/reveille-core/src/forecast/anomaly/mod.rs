@@ -210,9 +210,9 @@ impl State {
             if self.points < WARM_UP_POINTS { 0.0 } else { (value - usual.expected) / usual.spread };
         let point = event::Point { at, value, usual, deviation_sd, score };
         let step = self.tracker.step(&point, &self.settings);
-        match step.shifted_by {
-            Some(offset) => self.baseline.shift_by(offset),
-            None => self.baseline.learn(at, value, usual),
+        match step.new_level {
+            Some(level) => self.baseline.start_anew(level),
+            None => self.baseline.learn(at, value, self.settings.least_spread),
         }
         self.points += 1;
         let (expected, spread) = (usual.expected, usual.spread);
@@ -223,12 +223,14 @@ impl State {
     fn surprise(&mut self, at: Timestamp, first: Timestamp, value: f32) -> f64 {
         let warm = self.points >= WARM_UP_POINTS;
         let forget = u64::from(self.settings.memory_points);
-        let novelty = if warm { self.values.distance(value) } else { 0.0 };
+        // What differs by no more than the series' own grain is not novel.
+        let beyond_grain = |distance: f64| (distance - self.settings.least_spread).max(0.0);
+        let novelty = if warm { beyond_grain(self.values.distance(value)) } else { 0.0 };
         let at_value = self.value_surprise.next(novelty, warm, forget);
         self.values.remember(value, self.points, forget);
 
         let day_over = at.ms_since(first) >= memory::DAY_MS;
-        let novelty = self.trailing.next(at, value, self.points, forget);
+        let novelty = beyond_grain(self.trailing.next(at, value, self.points, forget));
         let novelty = if warm && day_over { novelty } else { 0.0 };
         let at_mean = self.trailing_surprise.next(novelty, warm, forget);
         at_value + TRAILING_WEIGHT * at_mean

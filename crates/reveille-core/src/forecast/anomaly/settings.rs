@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// From how many standard deviations on something is an anomaly; 0.5 to 100.
     pub threshold_sd: f64,
-    /// The least standard deviation that the baseline assumes, in the unit of the series; above 0. 1 suits counts: a
-    /// name that is never asked for has no spread at all, and its first query is no anomaly by itself.
+    /// The grain of the series, in its unit: the least standard deviation that the baseline assumes, and the least
+    /// distance that is novel; 1e-12 to 1e30. 1 suits counts: a name that was never asked for has no spread at all, and
+    /// its first query is no anomaly by itself.
     pub least_spread: f64,
     /// After so many points beyond the threshold on one side a spike or drop is a level shift, and the baseline starts
     /// anew there; 2 to 10,000.
@@ -52,12 +53,7 @@ impl Settings {
     pub fn faults(&self) -> Vec<SettingsFault> {
         let checks = [
             ("threshold_sd", self.threshold_sd, (0.5..=100.0).contains(&self.threshold_sd), "0.5 to 100"),
-            (
-                "least_spread",
-                self.least_spread,
-                (1e-9..=1e30).contains(&self.least_spread),
-                "above 0 (1e-9 to 1e30)",
-            ),
+            ("least_spread", self.least_spread, (1e-12..=1e30).contains(&self.least_spread), "1e-12 to 1e30"),
             (
                 "shift_points",
                 self.shift_points.into(),
