@@ -34,6 +34,8 @@ pub(super) struct Usual {
     pub expected: f64,
     /// Robust standard deviation, never below the least.
     pub spread: f64,
+    /// It is by the hour.
+    pub seasonal: bool,
 }
 
 /// A predictor's mean absolute error.
@@ -73,15 +75,15 @@ impl Baseline {
 
     /// What the best predictor expects at that time.
     pub fn usual(&self, at: Timestamp, least_spread: f64) -> Usual {
-        let (mut expected, mut error) = (self.level, self.errors[0].mean);
+        let (mut expected, mut error, mut seasonal) = (self.level, self.errors[0].mean, false);
         for (prediction, its) in self.predictions(at).into_iter().zip(&self.errors).skip(1) {
             if let Some(prediction) = prediction.filter(|_| its.count >= PREDICTIONS_MIN)
                 && its.mean < error
             {
-                (expected, error) = (prediction, its.mean);
+                (expected, error, seasonal) = (prediction, its.mean, true);
             }
         }
-        Usual { expected, spread: (SD_BY_MEAN_DEVIATION * error).max(least_spread) }
+        Usual { expected, spread: (SD_BY_MEAN_DEVIATION * error).max(least_spread), seasonal }
     }
 
     /// Takes in what was observed.
@@ -105,13 +107,13 @@ impl Baseline {
         self.week.learn(at, clipped[2]);
     }
 
-    /// The level is `level` from now on. A season that was believed is doubted: whether the other hours have changed as
-    /// well cannot be known yet, so it has to predict better than the level again, and learns faster until then.
-    pub fn start_anew(&mut self, level: f64) {
+    /// The level is `level` from now on. A season by which `usual` was is doubted: whether the other hours have changed
+    /// as well cannot be known yet, so it has to predict better than the level again.
+    pub fn start_anew(&mut self, level: f64, usual: Usual) {
         self.level = level;
-        self.day.doubt();
-        self.week.doubt();
-        self.errors[1..].fill(Error::default());
+        if usual.seasonal {
+            self.errors[1..].fill(Error::default());
+        }
     }
 
     pub fn heap_bytes(&self) -> usize {
@@ -173,12 +175,6 @@ impl Season {
         self.current = hour;
         self.sum += value;
         self.count += 1.0;
-    }
-
-    fn doubt(&mut self) {
-        for hour in &mut self.hours {
-            hour.cycles = hour.cycles.min(CYCLES_MIN);
-        }
     }
 
     fn is_sound(&self, hours: usize) -> bool {

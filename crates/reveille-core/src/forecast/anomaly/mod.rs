@@ -211,7 +211,7 @@ impl State {
         let point = event::Point { at, value, usual, deviation_sd, score };
         let step = self.tracker.step(&point, &self.settings);
         match step.new_level {
-            Some(level) => self.baseline.start_anew(level),
+            Some(level) => self.baseline.start_anew(level, usual),
             None => self.baseline.learn(at, value, self.settings.least_spread),
         }
         self.points += 1;
