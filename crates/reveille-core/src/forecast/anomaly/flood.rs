@@ -3,7 +3,7 @@
 //! | what | how it is told from the others |
 //! |---|---|
 //! | random subdomains (water torture) | names that do not exist, each asked for about once |
-//! | one source | a single client asks for most |
+//! | one source | a single client asks for most, and hardly anybody connects: a resolver that asks for many is none |
 //! | spoofed sources | sources are used about once, and hardly any proves its address or connects |
 //! | flash crowd | many clients, most of them for one name that exists, and they connect or come back |
 //!
@@ -12,6 +12,8 @@
 //! still wakes it.
 
 use serde::{Deserialize, Serialize};
+
+use super::SettingsFault;
 
 /// Counts of one interval, of one name or one zone. Distinct counts may be estimates of sketches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -23,7 +25,8 @@ pub struct Interval {
     pub expected: f64,
     /// The baseline's standard deviation.
     pub spread: f64,
-    /// Queries for names that do not exist.
+    /// Queries for names that do not exist. Names that exist by a wildcard alone and were never asked for before belong
+    /// here, too, unless a flood of them shall wake what is behind it.
     pub missing: u64,
     /// Distinct names among those.
     pub missing_names: u64,
@@ -37,8 +40,9 @@ pub struct Interval {
     pub top_client_existing: u64,
     /// Queries whose source address is proven: over TCP, TLS or HTTPS, or with a valid cookie.
     pub proven: u64,
-    /// Connections or first packets that clients made to the addresses that they were given.
-    pub connections: u64,
+    /// Distinct clients that connected, or sent first packets, to the addresses that were answered. Behind one resolver
+    /// there are many.
+    pub connected: u64,
 }
 
 /// From where on something is a flood or a crowd.
@@ -60,6 +64,26 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { threshold_sd: 3.0, majority: 0.5, crowd_clients: 20, queries_per_source: 1.5, believed: 0.02 }
+    }
+}
+
+impl Limits {
+    /// Every limit that is out of its range.
+    pub fn faults(&self) -> Vec<SettingsFault> {
+        let share = |value: f64| value > 0.0 && value <= 1.0;
+        let checks = [
+            ("threshold_sd", self.threshold_sd, (0.5..=100.0).contains(&self.threshold_sd), "0.5 to 100"),
+            ("majority", self.majority, share(self.majority), "above 0, to 1"),
+            ("crowd_clients", self.crowd_clients as f64, self.crowd_clients > 0, "1 or more"),
+            (
+                "queries_per_source",
+                self.queries_per_source,
+                (1.0..=100.0).contains(&self.queries_per_source),
+                "1 to 100",
+            ),
+            ("believed", self.believed, share(self.believed), "above 0, to 1"),
+        ];
+        SettingsFault::of(checks)
     }
 }
 
@@ -186,7 +210,7 @@ pub fn judge(interval: &Interval, limits: &Limits) -> Judgement {
         return Judgement { nature: Nature::RandomSubdomains, demand: existing, reason };
     }
     let share = of(interval.top_client, interval.queries);
-    if share >= limits.majority {
+    if share >= limits.majority && interval.connected < limits.crowd_clients {
         let demand = existing.saturating_sub(interval.top_client_existing);
         return Judgement { nature: Nature::SingleSource, demand, reason: Reason::TopClient { share } };
     }
@@ -195,7 +219,8 @@ pub fn judge(interval: &Interval, limits: &Limits) -> Judgement {
     if let Some(reason) = unproven(interval, limits) {
         return Judgement { nature: Nature::Spoofed, demand: as_expected, reason };
     }
-    let (clients, share) = (interval.clients, of(interval.top_name, interval.queries));
+    let (clients, share) =
+        (interval.clients.max(interval.connected), of(interval.top_name, interval.queries));
     if clients >= limits.crowd_clients && share >= limits.majority {
         let reason = Reason::Crowd { clients, share };
         return Judgement { nature: Nature::FlashCrowd, demand: existing, reason };
@@ -213,7 +238,7 @@ fn missing_names(interval: &Interval, limits: &Limits) -> Option<Reason> {
 
 fn unproven(interval: &Interval, limits: &Limits) -> Option<Reason> {
     let queries_per_source = interval.queries as f64 / (interval.clients as f64).max(1.0);
-    let believed = of(interval.proven.saturating_add(interval.connections), interval.clients);
+    let believed = of(interval.proven.saturating_add(interval.connected), interval.clients);
     let few = interval.clients < limits.crowd_clients;
     (!few && queries_per_source < limits.queries_per_source && believed < limits.believed)
         .then_some(Reason::Unproven { queries_per_source, believed })

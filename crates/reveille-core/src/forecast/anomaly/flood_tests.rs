@@ -14,7 +14,7 @@ fn judged(interval: &Interval) -> Judgement {
 #[test]
 fn many_real_clients_on_one_name_are_demand() {
     let judgement =
-        judged(&Interval { top_name: 1_900, top_client: 50, proven: 30, connections: 350, ..busy() });
+        judged(&Interval { top_name: 1_900, top_client: 50, proven: 30, connected: 350, ..busy() });
     assert_eq!((judgement.nature, judgement.demand), (Nature::FlashCrowd, 2_000));
     assert!(!judgement.nature.is_flood());
     assert_eq!(judgement.reason.to_string(), "400 clients, 95 % of their queries for one name");
@@ -33,8 +33,18 @@ fn random_subdomains_are_kept_out_and_what_else_is_asked_is_kept() {
 #[test]
 fn one_source_is_kept_out_and_the_others_are_kept() {
     let flood = Interval { top_name: 2_000, top_client: 1_880, top_client_existing: 1_880, ..busy() };
-    let judgement = judged(&Interval { connections: 60, clients: 60, ..flood });
+    let judgement = judged(&Interval { connected: 10, clients: 60, ..flood });
     assert_eq!((judgement.nature, judgement.demand), (Nature::SingleSource, 120));
+}
+
+#[test]
+fn a_resolver_that_asks_for_many_is_no_single_source() {
+    let crowd =
+        Interval { top_name: 2_000, top_client: 1_900, top_client_existing: 1_900, clients: 8, ..busy() };
+    let judgement = judged(&Interval { connected: 700, ..crowd });
+    assert_eq!((judgement.nature, judgement.demand), (Nature::FlashCrowd, 2_000));
+    assert_eq!(judgement.reason, Reason::Crowd { clients: 700, share: 1.0 });
+    assert_eq!(judged(&crowd).nature, Nature::SingleSource);
 }
 
 #[test]
@@ -43,7 +53,7 @@ fn sources_used_once_that_prove_nothing_are_made_up() {
     let judgement = judged(&flood);
     assert_eq!((judgement.nature, judgement.demand), (Nature::Spoofed, 100));
     // The same counts, but they connect: a crowd of which everybody asks once.
-    let judgement = judged(&Interval { connections: 1_800, ..flood });
+    let judgement = judged(&Interval { connected: 1_800, ..flood });
     assert_eq!((judgement.nature, judgement.demand), (Nature::FlashCrowd, 2_000));
 }
 
@@ -69,4 +79,13 @@ fn counts_that_contradict_each_other_are_survived() {
     assert_eq!(judged(&nonsense).demand, 0);
     let nonsense = Interval { expected: f64::NAN, spread: f64::NAN, ..busy() };
     assert_eq!(judged(&nonsense).nature, Nature::Usual);
+}
+
+#[test]
+fn every_limit_out_of_range_is_told() {
+    assert_eq!(Limits::default().faults(), []);
+    let limits =
+        Limits { threshold_sd: 0.0, majority: 0.0, crowd_clients: 0, queries_per_source: 0.5, believed: 2.0 };
+    let keys: Vec<&str> = limits.faults().iter().map(|fault| fault.key).collect();
+    assert_eq!(keys, ["threshold_sd", "majority", "crowd_clients", "queries_per_source", "believed"]);
 }

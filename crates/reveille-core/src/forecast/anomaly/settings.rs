@@ -74,10 +74,14 @@ impl Settings {
                 "100 to 10000000",
             ),
         ];
-        checks
-            .into_iter()
-            .filter(|(_, _, allowed, _)| !allowed)
-            .map(|(key, value, _, allowed)| SettingsFault { key, value: value.to_string(), allowed })
-            .collect()
+        SettingsFault::of(checks)
+    }
+}
+
+impl SettingsFault {
+    /// Those of (key, value, whether it is allowed, what is) that are not.
+    pub(super) fn of<const N: usize>(checks: [(&'static str, f64, bool, &'static str); N]) -> Vec<Self> {
+        let faults = checks.into_iter().filter(|(_, _, allowed, _)| !allowed);
+        faults.map(|(key, value, _, allowed)| Self { key, value: value.to_string(), allowed }).collect()
     }
 }

@@ -85,6 +85,17 @@ fn a_drop_is_told_from_a_spike() {
 }
 
 #[test]
+fn a_single_outlier_hardly_moves_the_baseline() {
+    let mut noise = Noise(10);
+    let mut detector = steady(&mut noise);
+    let tuesday = MONDAY.plus_ms(DAY_MS);
+    let said = feed(&mut detector, tuesday, MINUTE_MS, 2, |at| if at == tuesday { 1e6 } else { 30.0 });
+    let (before, after) = (said[0].1, said[1].1);
+    assert!((after.expected - before.expected).abs() < 0.5 && after.spread < 1.2 * before.spread, "{said:?}");
+    assert_eq!(after.event.map(|event| event.kind), Some(Kind::Spike));
+}
+
+#[test]
 fn a_level_that_stays_is_the_new_baseline() {
     let mut noise = Noise(3);
     let mut detector = steady(&mut noise);
