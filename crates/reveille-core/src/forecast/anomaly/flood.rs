@@ -51,6 +51,9 @@ pub struct Interval {
 pub struct Limits {
     /// Standard deviations above the expected from which on an interval is judged at all.
     pub threshold_sd: f64,
+    /// Queries below which an interval is never a flood: a quiet name's few first queries stand far above what is
+    /// expected of it, and are just what it is there for.
+    pub flood_queries: u64,
     /// The share that makes a part of the queries their nature, in (0, 1].
     pub majority: f64,
     /// Clients that make a crowd.
@@ -63,7 +66,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { threshold_sd: 3.0, majority: 0.5, crowd_clients: 20, queries_per_source: 1.5, believed: 0.02 }
+        Self {
+            threshold_sd: 3.0,
+            flood_queries: 100,
+            majority: 0.5,
+            crowd_clients: 20,
+            queries_per_source: 1.5,
+            believed: 0.02,
+        }
     }
 }
 
@@ -73,6 +83,7 @@ impl Limits {
         let share = |value: f64| value > 0.0 && value <= 1.0;
         let checks = [
             ("threshold_sd", self.threshold_sd, (0.5..=100.0).contains(&self.threshold_sd), "0.5 to 100"),
+            ("flood_queries", self.flood_queries as f64, self.flood_queries > 0, "1 or more"),
             ("majority", self.majority, share(self.majority), "above 0, to 1"),
             ("crowd_clients", self.crowd_clients as f64, self.crowd_clients > 0, "1 or more"),
             (
@@ -91,7 +102,7 @@ impl Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Nature {
-    /// About as many queries as ever.
+    /// About as many queries as ever, or too few to matter.
     Usual,
     /// Many real clients want one existing name.
     FlashCrowd,
@@ -131,6 +142,11 @@ pub enum Reason {
     WithinThreshold {
         /// (Queries − expected) ÷ spread.
         deviation_sd: f64,
+    },
+    /// Too few for a flood.
+    Few {
+        /// All of them.
+        queries: u64,
     },
     /// Most queries are for names that do not exist, hardly any twice.
     MissingNames {
@@ -174,6 +190,7 @@ impl std::fmt::Display for Reason {
             Self::WithinThreshold { deviation_sd } => {
                 write!(f, "{deviation_sd:.1} standard deviations from what was expected")
             }
+            Self::Few { queries } => write!(f, "{queries} queries are too few for a flood"),
             Self::MissingNames { share, names } => {
                 write!(f, "{} % of the queries are for {names} names that do not exist", percent(share))
             }
@@ -204,6 +221,10 @@ pub fn judge(interval: &Interval, limits: &Limits) -> Judgement {
     let deviation_sd = above / interval.spread.max(1.0);
     if deviation_sd.is_nan() || deviation_sd < limits.threshold_sd {
         let reason = Reason::WithinThreshold { deviation_sd };
+        return Judgement { nature: Nature::Usual, demand: existing, reason };
+    }
+    if interval.queries < limits.flood_queries {
+        let reason = Reason::Few { queries: interval.queries };
         return Judgement { nature: Nature::Usual, demand: existing, reason };
     }
     if let Some(reason) = missing_names(interval, limits) {
@@ -239,8 +260,7 @@ fn missing_names(interval: &Interval, limits: &Limits) -> Option<Reason> {
 fn unproven(interval: &Interval, limits: &Limits) -> Option<Reason> {
     let queries_per_source = interval.queries as f64 / (interval.clients as f64).max(1.0);
     let believed = of(interval.proven.saturating_add(interval.connected), interval.clients);
-    let few = interval.clients < limits.crowd_clients;
-    (!few && queries_per_source < limits.queries_per_source && believed < limits.believed)
+    (queries_per_source < limits.queries_per_source && believed < limits.believed)
         .then_some(Reason::Unproven { queries_per_source, believed })
 }
 

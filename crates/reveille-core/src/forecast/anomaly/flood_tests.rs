@@ -58,6 +58,14 @@ fn sources_used_once_that_prove_nothing_are_made_up() {
 }
 
 #[test]
+fn the_first_queries_for_a_quiet_name_are_demand() {
+    let first = Interval { queries: 12, top_name: 12, top_client: 12, clients: 1, ..Interval::default() };
+    let judgement = judged(&first);
+    assert_eq!((judgement.nature, judgement.demand), (Nature::Usual, 12));
+    assert_eq!(judgement.reason, Reason::Few { queries: 12 });
+}
+
+#[test]
 fn within_the_threshold_nothing_is_judged() {
     let judgement = judged(&Interval { queries: 150, missing: 150, missing_names: 150, ..busy() });
     assert_eq!((judgement.nature, judgement.demand), (Nature::Usual, 0));
@@ -84,8 +92,17 @@ fn counts_that_contradict_each_other_are_survived() {
 #[test]
 fn every_limit_out_of_range_is_told() {
     assert_eq!(Limits::default().faults(), []);
-    let limits =
-        Limits { threshold_sd: 0.0, majority: 0.0, crowd_clients: 0, queries_per_source: 0.5, believed: 2.0 };
+    let limits = Limits {
+        threshold_sd: 0.0,
+        flood_queries: 0,
+        majority: 0.0,
+        crowd_clients: 0,
+        queries_per_source: 0.5,
+        believed: 2.0,
+    };
     let keys: Vec<&str> = limits.faults().iter().map(|fault| fault.key).collect();
-    assert_eq!(keys, ["threshold_sd", "majority", "crowd_clients", "queries_per_source", "believed"]);
+    assert_eq!(
+        keys,
+        ["threshold_sd", "flood_queries", "majority", "crowd_clients", "queries_per_source", "believed"]
+    );
 }
