@@ -6,5 +6,6 @@
 
 pub mod answer;
 pub mod decide;
+pub mod forecast;
 pub mod model;
 pub mod mutation;

@@ -1,0 +1,271 @@
+//! Which models speak for a series: all candidates are back-tested, those that did well are weighted by how well, and
+//! the residuals of their combination calibrate its intervals. Choosing costs some milliseconds and is done seldom;
+//! forecasting with the chosen ones costs microseconds.
+
+use std::sync::Arc;
+
+use super::aggregate::Aggregated;
+use super::backtest::Backtest;
+use super::score::mae;
+use super::{
+    Autoregression, Calibration, Fault, Fitted, Forecaster, HORIZON_MAX, HoltWinters, LEVELS_MAX, Model,
+    Quantiles, SeasonalMeans, SeasonalNaive, Seasons, Series, Theta, Transform, Window, seasons_of,
+};
+
+/// Most models in one combination.
+const MEMBERS_MAX: usize = 6;
+/// A model's weight is its error, relative to the least one, to this power.
+const WEIGHT_POWER: i32 = -3;
+/// Those below this share of the best one's weight are left out.
+const WEIGHT_MIN: f64 = 0.1;
+/// A day of more steps than this is aggregated for the models that recur through it.
+const DAY_STEPS_MAX: usize = 144;
+/// Most seasons (the longest ones) of history that are used.
+const SEASONS_MAX: usize = 12;
+/// Most points of history of a series without seasons.
+const POINTS_WITHOUT_SEASON_MAX: usize = 2_048;
+/// How far a path may leave the range of its history, in parts of that range: beyond it a model has run away.
+const BEYOND_RANGE_MAX: f64 = 1.0;
+
+/// A model that was chosen.
+#[derive(Clone)]
+pub struct Member {
+    model: Arc<dyn Model>,
+    fitted: Arc<dyn Fitted>,
+    weight: f64,
+    error: f64,
+}
+
+impl Member {
+    /// The model's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.model.name()
+    }
+
+    /// Its share of the combination; all of them sum to 1.
+    #[must_use]
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// Its mean absolute error in the back-test.
+    #[must_use]
+    pub fn error(&self) -> f64 {
+        self.error
+    }
+}
+
+/// What forecasts one series: fitted models, weighted, and the calibration of their combination.
+#[derive(Clone)]
+pub struct Chosen {
+    members: Vec<Member>,
+    seasons: Seasons,
+    calibration: Calibration,
+}
+
+/// The candidates for a series with these seasons, the plainest first.
+#[must_use]
+pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
+    let Seasons { short, long } = seasons;
+    let mut models: Vec<Arc<dyn Model>> = vec![Arc::new(SeasonalNaive { season: short })];
+    if let Some(long) = long {
+        models.push(Arc::new(SeasonalNaive { season: long }));
+        models.push(Arc::new(SeasonalMeans { season: long }));
+    }
+    models.push(Arc::new(SeasonalMeans { season: short }));
+    let by = if short > DAY_STEPS_MAX {
+        (1..=short).find(|by| short % by == 0 && short / by <= DAY_STEPS_MAX)
+    } else {
+        None
+    };
+    let by = by.unwrap_or(1);
+    let coarse = seasons.coarser(by);
+    models.push(blocks(by, Theta { season: coarse.short }));
+    for transform in [Transform::Identity, Transform::Log] {
+        models.push(blocks(by, HoltWinters { seasons: Seasons { long: None, ..coarse }, transform }));
+        if coarse.long.is_some() {
+            models.push(blocks(by, HoltWinters { seasons: coarse, transform }));
+        }
+    }
+    for transform in [Transform::Identity, Transform::Sqrt, Transform::Log] {
+        models.push(blocks(by, Autoregression::on_lags(coarse, transform)));
+        models.push(blocks(by, Autoregression::on_differences(coarse, transform)));
+        models.push(blocks(by, Autoregression::harmonic(coarse, transform)));
+    }
+    models
+}
+
+fn blocks(by: usize, model: impl Model + 'static) -> Arc<dyn Model> {
+    if by > 1 { Arc::new(Aggregated { by, inner: model }) } else { Arc::new(model) }
+}
+
+/// Chooses among all own models.
+///
+/// # Errors
+/// As [`choose_among`].
+pub fn choose(history: &Series, horizon: usize) -> Result<Chosen, Fault> {
+    let seasons = seasons_of(history);
+    choose_among(&candidates(seasons), seasons, history, horizon)
+}
+
+/// Chooses among these models for forecasts of up to `horizon` steps. A model that cannot forecast the series, or gives
+/// values that are not finite, is left out.
+///
+/// # Errors
+/// [`Fault::TooShort`] for a history that no back-test fits into, [`Fault::NoModel`] where none is left.
+pub fn choose_among(
+    models: &[Arc<dyn Model>],
+    seasons: Seasons,
+    history: &Series,
+    horizon: usize,
+) -> Result<Chosen, Fault> {
+    if horizon == 0 || horizon > HORIZON_MAX {
+        return Err(Fault::Horizon { steps: horizon });
+    }
+    let history = recent(history, seasons);
+    let values = history.filled(seasons.short);
+    let window = Window { first: history.first, values: &values };
+    let backtest = Backtest::plan(values.len(), seasons, horizon)?;
+    let actual = backtest.actual(history.values());
+    let bounds = Bounds::of(&values);
+    let mut tried: Vec<(f64, Vec<f64>, &Arc<dyn Model>)> = Vec::new();
+    for model in models {
+        let paths =
+            model.fit(window.prefix(backtest.training)).and_then(|fitted| backtest.paths(&*fitted, window));
+        let Ok(mut paths) = paths else { continue };
+        bounds.apply(&mut paths);
+        tried.push((mae(&paths, &actual), paths, model));
+    }
+    tried.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let mut members = Vec::new();
+    let mut combined = vec![0.0; actual.len()];
+    let least = tried.first().ok_or(Fault::NoModel)?.0.max(f64::MIN_POSITIVE);
+    for (error, paths, model) in tried {
+        let weight = (error.max(f64::MIN_POSITIVE) / least).powi(WEIGHT_POWER);
+        if members.len() == MEMBERS_MAX || weight < WEIGHT_MIN {
+            break;
+        }
+        let Ok(fitted) = model.fit(window) else { continue };
+        combined.iter_mut().zip(&paths).for_each(|(sum, path)| *sum += weight * path);
+        members.push(Member { model: Arc::clone(model), fitted: fitted.into(), weight, error });
+    }
+    let weights: f64 = members.iter().map(|member| member.weight).sum();
+    if members.is_empty() {
+        return Err(Fault::NoModel);
+    }
+    members.iter_mut().for_each(|member| member.weight /= weights);
+    combined.iter_mut().for_each(|sum| *sum /= weights);
+    let calibration = Calibration::new(&backtest, &combined, &actual);
+    Ok(Chosen { members, seasons, calibration })
+}
+
+/// As much of the history as models are fitted on.
+fn recent(history: &Series, seasons: Seasons) -> Series {
+    let longest = seasons.longest();
+    history.last(if longest > 1 { SEASONS_MAX * longest } else { POINTS_WITHOUT_SEASON_MAX })
+}
+
+impl Chosen {
+    /// The models, the heaviest first.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The seasons that they work with.
+    #[must_use]
+    pub fn seasons(&self) -> Seasons {
+        self.seasons
+    }
+
+    /// Of the intervals, in the back-test.
+    #[must_use]
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Estimates the members' coefficients anew, on a later history of the same series. Who is a member, the weights and
+    /// the calibration stay. A member that fails keeps its old coefficients.
+    pub fn refit(&mut self, history: &Series) {
+        let history = recent(history, self.seasons);
+        let values = history.filled(self.seasons.short);
+        let window = Window { first: history.first, values: &values };
+        for member in &mut self.members {
+            if let Ok(fitted) = member.model.fit(window) {
+                member.fitted = fitted.into();
+            }
+        }
+    }
+
+    /// The weighted path, of the members that have one.
+    fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault> {
+        let bounds = Bounds::of(window.values);
+        let mut combined = vec![0.0; horizon];
+        let mut weights = 0.0;
+        let mut fault = Fault::NoModel;
+        for member in &self.members {
+            match member.fitted.path(window, horizon) {
+                Ok(mut path) if path.len() == horizon && path.iter().all(|value| value.is_finite()) => {
+                    bounds.apply(&mut path);
+                    combined.iter_mut().zip(&path).for_each(|(sum, value)| *sum += member.weight * value);
+                    weights += member.weight;
+                }
+                Ok(_) => fault = Fault::NotFinite,
+                Err(found) => fault = found,
+            }
+        }
+        if weights <= 0.0 {
+            return Err(fault);
+        }
+        combined.iter_mut().for_each(|sum| *sum /= weights);
+        Ok(combined)
+    }
+}
+
+impl Forecaster for Chosen {
+    fn forecast(&self, history: &Series, horizon: usize, levels: &[f64]) -> Result<Quantiles, Fault> {
+        if horizon == 0 || horizon > HORIZON_MAX {
+            return Err(Fault::Horizon { steps: horizon });
+        }
+        let inside = levels.iter().all(|&level| level > 0.0 && level < 1.0);
+        let ascending = levels.windows(2).all(|pair| pair[0] < pair[1]);
+        if levels.is_empty() || levels.len() > LEVELS_MAX || !inside || !ascending {
+            return Err(Fault::Levels);
+        }
+        let history = recent(history, self.seasons);
+        let values = history.filled(self.seasons.short);
+        let point = self.path(Window { first: history.first, values: &values }, horizon)?;
+        let not_negative = Bounds::of(&values).not_negative;
+        let mut quantiles = Vec::with_capacity(levels.len() * horizon);
+        for &level in levels {
+            for (ahead, &value) in point.iter().enumerate() {
+                let quantile = self.calibration.quantile(value, ahead, level);
+                quantiles.push(if not_negative { quantile.max(0.0) } else { quantile });
+            }
+        }
+        Ok(Quantiles { levels: levels.to_vec(), horizon, values: quantiles, point })
+    }
+}
+
+/// What a path of this series may be.
+struct Bounds {
+    least: f64,
+    most: f64,
+    not_negative: bool,
+}
+
+impl Bounds {
+    fn of(values: &[f64]) -> Self {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let room = BEYOND_RANGE_MAX * (most - least);
+        let not_negative = least >= 0.0;
+        let least = if not_negative { (least - room).max(0.0) } else { least - room };
+        Self { least, most: most + room, not_negative }
+    }
+
+    fn apply(&self, path: &mut [f64]) {
+        path.iter_mut().for_each(|value| *value = value.max(self.least).min(self.most));
+    }
+}

@@ -1,0 +1,1 @@
+//! Stories of forecasts: what a user would miss.
