@@ -2,6 +2,7 @@
 //! the residuals of their combination calibrate its intervals. Choosing costs some milliseconds and is done seldom;
 //! forecasting with the chosen ones costs microseconds.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::aggregate::Aggregated;
@@ -129,35 +130,68 @@ pub fn choose_among(
     let backtest = Backtest::plan(values.len(), seasons, horizon)?;
     let actual = backtest.actual(history.values());
     let bounds = Bounds::of(&values);
-    let mut tried: Vec<(f64, Vec<f64>, &Arc<dyn Model>)> = Vec::new();
+    let mut tried = Vec::new();
     for model in models {
         let paths =
             model.fit(window.prefix(backtest.training)).and_then(|fitted| backtest.paths(&*fitted, window));
         let Ok(mut paths) = paths else { continue };
         bounds.apply(&mut paths);
-        tried.push((mae(&paths, &actual), paths, model));
+        tried.push(Tried { model, paths });
     }
-    tried.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let combined = combine(&tried, &backtest, &actual);
+    let calibration = Calibration::new(&backtest, &combined, &actual);
     let mut members = Vec::new();
-    let mut combined = vec![0.0; actual.len()];
-    let least = tried.first().ok_or(Fault::NoModel)?.0.max(f64::MIN_POSITIVE);
-    for (error, paths, model) in tried {
-        let weight = (error.max(f64::MIN_POSITIVE) / least).powi(WEIGHT_POWER);
-        if members.len() == MEMBERS_MAX || weight < WEIGHT_MIN {
-            break;
-        }
-        let Ok(fitted) = model.fit(window) else { continue };
-        combined.iter_mut().zip(&paths).for_each(|(sum, path)| *sum += weight * path);
-        members.push(Member { model: Arc::clone(model), fitted: fitted.into(), weight, error });
+    for (weight, error, tried) in weigh(&tried, &actual, 0..actual.len()) {
+        let Ok(fitted) = tried.model.fit(window) else { continue };
+        members.push(Member { model: Arc::clone(tried.model), fitted: fitted.into(), weight, error });
     }
     let weights: f64 = members.iter().map(|member| member.weight).sum();
     if members.is_empty() {
         return Err(Fault::NoModel);
     }
     members.iter_mut().for_each(|member| member.weight /= weights);
-    combined.iter_mut().for_each(|sum| *sum /= weights);
-    let calibration = Calibration::new(&backtest, &combined, &actual);
     Ok(Chosen { members, seasons, calibration })
+}
+
+/// A candidate and its forecasts in the back-test.
+struct Tried<'m> {
+    model: &'m Arc<dyn Model>,
+    paths: Vec<f64>,
+}
+
+/// Those that are heard, the best first, with weight and mean absolute error, judged by the values in `judged_by` alone.
+fn weigh<'t, 'm>(
+    tried: &'t [Tried<'m>],
+    actual: &[f64],
+    judged_by: Range<usize>,
+) -> Vec<(f64, f64, &'t Tried<'m>)> {
+    let error = |tried: &Tried<'_>| mae(&tried.paths[judged_by.clone()], &actual[judged_by.clone()]);
+    let mut errors: Vec<(f64, &Tried<'_>)> = tried.iter().map(|tried| (error(tried), tried)).collect();
+    errors.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let least = errors.first().map_or(1.0, |best| best.0).max(f64::MIN_POSITIVE);
+    errors.truncate(MEMBERS_MAX);
+    let weighted = errors
+        .into_iter()
+        .map(|(error, tried)| ((error.max(f64::MIN_POSITIVE) / least).powi(WEIGHT_POWER), error, tried));
+    weighted.filter(|(weight, ..)| *weight >= WEIGHT_MIN).collect()
+}
+
+/// The combination's forecasts in the back-test. Each half of the origins is combined as the other half says: weights
+/// that have seen what they are judged by would make the intervals too narrow.
+fn combine(tried: &[Tried<'_>], backtest: &Backtest, actual: &[f64]) -> Vec<f64> {
+    let half = backtest.origins.len() / 2 * backtest.horizon;
+    let mut combined = vec![0.0; actual.len()];
+    for (part, other) in [(0..half, half..actual.len()), (half..actual.len(), 0..half)] {
+        // With one origin there is no other half.
+        let judged_by = if other.is_empty() { part.clone() } else { other };
+        let members = weigh(tried, actual, judged_by);
+        let weights: f64 = members.iter().map(|(weight, ..)| weight).sum();
+        for (weight, _, member) in members {
+            let pairs = combined[part.clone()].iter_mut().zip(&member.paths[part.clone()]);
+            pairs.for_each(|(sum, value)| *sum += weight / weights * value);
+        }
+    }
+    combined
 }
 
 /// As much of the history as models are fitted on.
