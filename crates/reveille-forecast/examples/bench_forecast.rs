@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         eprintln!("usage: bench_forecast DIR [--json] [--quick] [--m4]");
         return ExitCode::from(2);
     };
-    let options = Options { singles: !has("--quick"), rolling: !has("--quick") && !has("--m4") };
+    let options = Options { singles: !has("--quick"), rolling: !has("--m4") };
     match run(&dir, options, &mut |part, at, of| eprint!("\r{part} {at}/{of}        ")) {
         Ok(report) => {
             eprintln!();

@@ -81,7 +81,7 @@ pub fn run(
 ) -> Result<Report, BenchError> {
     let series = read::m4_hourly(dir)?;
     let m4_hourly = m4::run(&series, options, step)?;
-    let rolling = if options.rolling { rolling::run(&read::sets(dir)?, step)? } else { Vec::new() };
+    let rolling = if options.rolling { rolling::run(&read::sets(dir)?, options, step)? } else { Vec::new() };
     let speed = speed::run(&series, step)?;
     let all = m4_hourly.first().cloned().unwrap_or_default();
     Ok(Report {

@@ -9,7 +9,7 @@ use reveille_core::forecast::volume::{
 };
 use serde::Serialize;
 
-use super::{BenchError, read};
+use super::{BenchError, Options, read};
 
 /// Origins of each series: the last days of it, at most this many, and at most half of it.
 const ORIGINS_MAX: usize = 21;
@@ -56,9 +56,10 @@ impl Set {
 
 pub(super) fn run(
     sets: &[read::Set],
+    options: Options,
     step: &mut dyn FnMut(&str, usize, usize),
 ) -> Result<Vec<Set>, BenchError> {
-    sets.iter().map(|set| one(set, step)).collect()
+    sets.iter().map(|set| one(set, options, step)).collect()
 }
 
 /// Sums over origins; a model that misses one is out.
@@ -69,7 +70,11 @@ struct Losses {
     coverage: [f64; 2],
 }
 
-fn one(set: &read::Set, step: &mut dyn FnMut(&str, usize, usize)) -> Result<Set, BenchError> {
+fn one(
+    set: &read::Set,
+    options: Options,
+    step: &mut dyn FnMut(&str, usize, usize),
+) -> Result<Set, BenchError> {
     let mut totals: BTreeMap<String, Losses> = BTreeMap::new();
     let mut naive = String::new();
     let mut origins_of_all = 0;
@@ -95,7 +100,7 @@ fn one(set: &read::Set, step: &mut dyn FnMut(&str, usize, usize)) -> Result<Set,
             let models = candidates(seasons);
             let all = forecast(&models, seasons, &history, day).map_err(fault)?;
             totals.entry(COMBINATION.to_owned()).or_default().add(&all, actual, level);
-            for model in &models {
+            for model in models.iter().filter(|model| options.singles || model.name() == naive) {
                 if let Ok(alone) = forecast(std::slice::from_ref(model), seasons, &history, day) {
                     totals.entry(model.name()).or_default().add(&alone, actual, level);
                 }
