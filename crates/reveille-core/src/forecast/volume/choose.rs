@@ -22,7 +22,7 @@ const WEIGHT_MIN: f64 = 0.1;
 /// A day of more steps than this is aggregated for the models that recur through it.
 const DAY_STEPS_MAX: usize = 144;
 /// Most seasons (the longest ones) of history that are used.
-const SEASONS_MAX: usize = 12;
+const SEASONS_MAX: usize = 20;
 /// Most points of history of a series without seasons.
 const POINTS_WITHOUT_SEASON_MAX: usize = 2_048;
 /// How far a path may leave the range of its history, in parts of that range: beyond it a model has run away.
@@ -82,6 +82,9 @@ pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
     };
     let by = by.unwrap_or(1);
     let coarse = seasons.coarser(by);
+    if by > 1 {
+        models.push(blocks(by, SeasonalMeans { season: coarse.short }));
+    }
     models.push(blocks(by, Theta { season: coarse.short }));
     for transform in [Transform::Identity, Transform::Log] {
         models.push(blocks(by, HoltWinters { seasons: Seasons { long: None, ..coarse }, transform }));
@@ -125,7 +128,7 @@ pub fn choose_among(
         return Err(Fault::Horizon { steps: horizon });
     }
     let history = recent(history, seasons);
-    let values = history.filled(seasons.short);
+    let values = history.filled(seasons);
     let window = Window { first: history.first, values: &values };
     let backtest = Backtest::plan(values.len(), seasons, horizon)?;
     let actual = backtest.actual(history.values());
@@ -223,7 +226,7 @@ impl Chosen {
     /// the calibration stay. A member that fails keeps its old coefficients.
     pub fn refit(&mut self, history: &Series) {
         let history = recent(history, self.seasons);
-        let values = history.filled(self.seasons.short);
+        let values = history.filled(self.seasons);
         let window = Window { first: history.first, values: &values };
         for member in &mut self.members {
             if let Ok(fitted) = member.model.fit(window) {
@@ -268,7 +271,7 @@ impl Forecaster for Chosen {
             return Err(Fault::Levels);
         }
         let history = recent(history, self.seasons);
-        let values = history.filled(self.seasons.short);
+        let values = history.filled(self.seasons);
         let point = self.path(Window { first: history.first, values: &values }, horizon)?;
         let not_negative = Bounds::of(&values).not_negative;
         let mut quantiles = Vec::with_capacity(levels.len() * horizon);

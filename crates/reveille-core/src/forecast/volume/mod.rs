@@ -164,8 +164,9 @@ impl Series {
         }
     }
 
-    /// The series without gaps: a missing value is that of one season before, else one after, else the mean of all.
-    fn filled(&self, season: usize) -> Vec<f64> {
+    /// The series without gaps: a missing value is that of one season before (the longer one first: a Monday is no
+    /// Sunday), else one after, else the mean of all.
+    fn filled(&self, seasons: Seasons) -> Vec<f64> {
         let mut values = self.values.clone();
         if values.iter().all(|value| !value.is_nan()) {
             return values;
@@ -175,14 +176,16 @@ impl Series {
             .filter(|value| !value.is_nan())
             .fold((0.0, 0.0), |(sum, seen), value| (sum + value, seen + 1.0));
         let mean = if seen > 0.0 { sum / seen } else { 0.0 };
-        for at in season..values.len() {
-            if values[at].is_nan() {
-                values[at] = values[at - season];
+        for season in seasons.long.into_iter().chain([seasons.short]) {
+            for at in season..values.len() {
+                if values[at].is_nan() {
+                    values[at] = values[at - season];
+                }
             }
-        }
-        for at in (0..values.len().saturating_sub(season)).rev() {
-            if values[at].is_nan() {
-                values[at] = values[at + season];
+            for at in (0..values.len().saturating_sub(season)).rev() {
+                if values[at].is_nan() {
+                    values[at] = values[at + season];
+                }
             }
         }
         values.iter_mut().filter(|value| value.is_nan()).for_each(|value| *value = mean);

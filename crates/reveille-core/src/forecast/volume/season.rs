@@ -82,5 +82,5 @@ pub fn seasons_of(series: &Series) -> Seasons {
         let long = calendar.long.filter(|long| points >= 2 * long);
         return Seasons { long, ..calendar };
     }
-    detect(&series.filled(1)).map_or(Seasons::NONE, |short| Seasons { short, long: None })
+    detect(&series.filled(Seasons::NONE)).map_or(Seasons::NONE, |short| Seasons { short, long: None })
 }
