@@ -14,9 +14,9 @@ use super::{
 };
 
 /// Most models in one combination.
-const MEMBERS_MAX: usize = 6;
+const MEMBERS_MAX: usize = 5;
 /// A model's weight is its error, relative to the least one, to this power.
-const WEIGHT_POWER: i32 = -3;
+const WEIGHT_POWER: i32 = -5;
 /// Those below this share of the best one's weight are left out.
 const WEIGHT_MIN: f64 = 0.1;
 /// A day of more steps than this is aggregated for the models that recur through it.
