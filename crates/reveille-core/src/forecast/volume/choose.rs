@@ -9,8 +9,8 @@ use super::aggregate::Aggregated;
 use super::backtest::Backtest;
 use super::score::mae;
 use super::{
-    Autoregression, Calibration, Fault, Fitted, Forecaster, HORIZON_MAX, HoltWinters, LEVELS_MAX, Model,
-    Quantiles, SeasonalMeans, SeasonalNaive, Seasons, Series, Theta, Transform, Window, seasons_of,
+    Autoregression, Calibration, Fault, Fitted, Forecaster, HORIZON_MAX, HoltWinters, Model, Quantiles,
+    SeasonalMeans, SeasonalNaive, Seasons, Series, Theta, Transform, Window, asked_well, seasons_of,
 };
 
 /// Most models in one combination.
@@ -262,14 +262,7 @@ impl Chosen {
 
 impl Forecaster for Chosen {
     fn forecast(&self, history: &Series, horizon: usize, levels: &[f64]) -> Result<Quantiles, Fault> {
-        if horizon == 0 || horizon > HORIZON_MAX {
-            return Err(Fault::Horizon { steps: horizon });
-        }
-        let inside = levels.iter().all(|&level| level > 0.0 && level < 1.0);
-        let ascending = levels.windows(2).all(|pair| pair[0] < pair[1]);
-        if levels.is_empty() || levels.len() > LEVELS_MAX || !inside || !ascending {
-            return Err(Fault::Levels);
-        }
+        asked_well(horizon, levels)?;
         let history = recent(history, self.seasons);
         let values = history.filled(self.seasons);
         let point = self.path(Window { first: history.first, values: &values }, horizon)?;
@@ -281,7 +274,7 @@ impl Forecaster for Chosen {
                 quantiles.push(if not_negative { quantile.max(0.0) } else { quantile });
             }
         }
-        Ok(Quantiles { levels: levels.to_vec(), horizon, values: quantiles, point })
+        Quantiles::new(levels, point, quantiles)
     }
 }
 

@@ -231,6 +231,40 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
+    /// `point`: one value a step. `values`: the path of the first level, then that of the next. Where levels cross, which
+    /// models do, the values of a step are put in order.
+    ///
+    /// # Errors
+    /// Levels or a horizon out of range, a length that does not fit ([`Fault::Failed`]), values that are not finite.
+    pub fn new(levels: &[f64], point: Vec<f64>, mut values: Vec<f64>) -> Result<Self, Fault> {
+        let horizon = point.len();
+        asked_well(horizon, levels)?;
+        if values.len() != levels.len() * horizon {
+            return Err(Fault::Failed {
+                why: format!("{} values for {} quantiles", values.len(), levels.len() * horizon),
+            });
+        }
+        if values.iter().chain(&point).any(|value| !value.is_finite()) {
+            return Err(Fault::NotFinite);
+        }
+        let mut step = Vec::with_capacity(levels.len());
+        for ahead in 0..horizon {
+            step.clear();
+            step.extend(values.iter().skip(ahead).step_by(horizon));
+            if step.is_sorted() {
+                continue;
+            }
+            step.sort_by(f64::total_cmp);
+            values
+                .iter_mut()
+                .skip(ahead)
+                .step_by(horizon)
+                .zip(&step)
+                .for_each(|(value, sorted)| *value = *sorted);
+        }
+        Ok(Self { levels: levels.to_vec(), horizon, values, point })
+    }
+
     /// Ascending, within (0, 1).
     #[must_use]
     pub fn levels(&self) -> &[f64] {
@@ -284,6 +318,19 @@ pub trait Fitted: Send + Sync {
     /// # Errors
     /// [`Fault::TooShort`] where the window is shorter than what the model looks back.
     fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault>;
+}
+
+/// Whether a forecast of this kind can be had at all.
+fn asked_well(horizon: usize, levels: &[f64]) -> Result<(), Fault> {
+    if horizon == 0 || horizon > HORIZON_MAX {
+        return Err(Fault::Horizon { steps: horizon });
+    }
+    let inside = levels.iter().all(|&level| level > 0.0 && level < 1.0);
+    let ascending = levels.windows(2).all(|pair| pair[0] < pair[1]);
+    if levels.is_empty() || levels.len() > LEVELS_MAX || !inside || !ascending {
+        return Err(Fault::Levels);
+    }
+    Ok(())
 }
 
 /// Too few points for what is wanted.

@@ -195,3 +195,12 @@ fn estimating_anew_follows_what_has_changed() {
     let actual: Vec<f64> = (600..624).map(turned).collect();
     assert!(mae(forecast.point(), &actual) < 15.0, "{}", mae(forecast.point(), &actual));
 }
+
+#[test]
+fn levels_of_a_model_that_cross_are_put_in_order_and_nonsense_is_refused() {
+    let quantiles = Quantiles::new(&[0.1, 0.9], vec![5.0, 5.0], vec![6.0, 1.0, 4.0, 9.0]).unwrap();
+    assert_eq!((quantiles.path(0), quantiles.path(1)), (&[4.0, 1.0][..], &[6.0, 9.0][..]));
+    let infinite = Quantiles::new(&[0.5], vec![1.0], vec![f64::INFINITY]);
+    assert_eq!(infinite, Err(Fault::NotFinite));
+    assert!(Quantiles::new(&[0.5], vec![1.0], vec![1.0, 2.0]).is_err());
+}
