@@ -76,7 +76,7 @@ mod tests {
         fn forecast(&self, _: &Series, horizon: usize, _: &[f64]) -> Result<Quantiles, Fault> {
             match horizon {
                 1 => panic!("a bug of a model"),
-                2 => std::thread::sleep(Duration::from_millis(400)),
+                2 => std::thread::sleep(Duration::from_secs(6)),
                 _ => {}
             }
             Err(Fault::NoModel)
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_panic_costs_one_forecast_and_a_hang_all_until_it_is_over() {
-        let guarded = Guarded::new(Bad, Duration::from_millis(40));
+        let guarded = Guarded::new(Bad, Duration::from_secs(2));
         let history = Series::new(0, 60, vec![1.0]).unwrap();
         let forecast = |horizon| guarded.forecast(&history, horizon, &[0.5]);
         for _ in 0..3 {
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(why(forecast(2)), "the model failed: it was late");
         assert_eq!(why(forecast(2)), "the model failed: it was late");
         assert_eq!(why(forecast(3)), "the model failed: earlier forecasts of it still run");
-        std::thread::sleep(Duration::from_millis(600));
+        std::thread::sleep(Duration::from_secs(5));
         assert_eq!(forecast(3), Err(Fault::NoModel));
     }
 }

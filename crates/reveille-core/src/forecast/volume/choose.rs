@@ -9,8 +9,9 @@ use super::aggregate::Aggregated;
 use super::backtest::Backtest;
 use super::score::mae;
 use super::{
-    Autoregression, Calibration, Fault, Fitted, Forecaster, HORIZON_MAX, HoltWinters, Model, Quantiles,
-    SeasonalMeans, SeasonalNaive, Seasons, Series, Theta, Transform, Window, asked_well, seasons_of,
+    Arima, Autoregression, Calibration, Fault, Fitted, Forecaster, HORIZON_MAX, HoltWinters, Model,
+    Quantiles, SeasonalMeans, SeasonalNaive, Seasons, Series, Theta, Transform, Window, asked_well,
+    seasons_of,
 };
 
 /// Most models in one combination.
@@ -92,6 +93,8 @@ pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
             models.push(blocks(by, HoltWinters { seasons: coarse, transform }));
         }
     }
+    models.push(blocks(by, Arima { season: coarse.short, transform: Transform::Identity }));
+    models.push(blocks(by, Arima { season: coarse.short, transform: Transform::Log }));
     for transform in [Transform::Identity, Transform::Sqrt, Transform::Log] {
         models.push(blocks(by, Autoregression::on_lags(coarse, transform)));
         models.push(blocks(by, Autoregression::on_differences(coarse, transform)));

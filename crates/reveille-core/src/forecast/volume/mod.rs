@@ -11,6 +11,7 @@
 //! figures. All of it works on a regular series with missing values marked.
 
 mod aggregate;
+mod arima;
 mod autoregression;
 mod backtest;
 mod calibrate;
@@ -25,6 +26,7 @@ mod transform;
 #[cfg(test)]
 mod tests;
 
+pub use arima::Arima;
 pub use autoregression::Autoregression;
 pub use calibrate::{Calibration, Coverage};
 pub use choose::{Chosen, Member, candidates, choose, choose_among};
