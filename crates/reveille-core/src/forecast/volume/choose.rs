@@ -94,7 +94,6 @@ pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
         }
     }
     models.push(blocks(by, Arima { season: coarse.short, transform: Transform::Identity }));
-    models.push(blocks(by, Arima { season: coarse.short, transform: Transform::Log }));
     for transform in [Transform::Identity, Transform::Sqrt, Transform::Log] {
         models.push(blocks(by, Autoregression::on_lags(coarse, transform)));
         models.push(blocks(by, Autoregression::on_differences(coarse, transform)));
