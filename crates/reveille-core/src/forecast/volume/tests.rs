@@ -204,3 +204,41 @@ fn levels_of_a_model_that_cross_are_put_in_order_and_nonsense_is_refused() {
     assert_eq!(infinite, Err(Fault::NotFinite));
     assert!(Quantiles::new(&[0.5], vec![1.0], vec![1.0, 2.0]).is_err());
 }
+
+#[test]
+fn arima_finds_the_orders_of_what_it_is_given() {
+    // ARIMA(1, 0, 0)(0, 1, 0) of a season of 12: differences keep 0.8 of the last one.
+    let mut values: Vec<f64> = (0..12).map(|at| f64::from(at) * 10.0).collect();
+    let mut difference = 0.0;
+    for at in 12..600 {
+        difference = 0.8 * difference + noise(at);
+        values.push(values[at - 12] + difference);
+    }
+    let mut kept = difference;
+    let mut ahead = |at: usize| {
+        kept *= 0.8;
+        values[at - 12] + kept
+    };
+    let expected: Vec<f64> = (600..612).map(&mut ahead).collect();
+    let model = Arima { season: 12, transform: Transform::Identity };
+    let window = Window { first: 0, values: &values };
+    let path = model.fit(window).unwrap().path(window, 12).unwrap();
+    assert!(mae(&path, &expected) < 0.3, "{path:?} for {expected:?}");
+}
+
+#[test]
+fn no_path_runs_away() {
+    // A burst in the last hour, far beyond what was there: multiplicative models would go on with it.
+    let mut values: Vec<f64> = (0..700).map(|at| visits(at) + 5.0 * noise(at)).collect();
+    values[695..700].copy_from_slice(&[500.0, 2_000.0, 8_000.0, 32_000.0, 128_000.0]);
+    let history = series(HOUR_S, values);
+    let forecast = choose(&history, 48).unwrap().forecast(&history, 48, &LEVELS).unwrap();
+    assert!(forecast.point().iter().all(|&value| value <= 2.0 * 128_000.0), "{:?}", forecast.point());
+    let seasons = seasons_of(&history);
+    for model in candidates(seasons) {
+        // Some have no forecast of it, which is as well.
+        let Ok(alone) = choose_among(std::slice::from_ref(&model), seasons, &history, 48) else { continue };
+        let path = alone.forecast(&history, 48, &LEVELS).unwrap();
+        assert!(path.point().iter().all(|&value| value <= 2.0 * 128_000.0), "{}", model.name());
+    }
+}
