@@ -237,25 +237,23 @@ impl Chosen {
         }
     }
 
-    /// The weighted path, of the members that have one.
+    /// The weighted path, of the members that have one; where none has, that of the seasonal naive.
     fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault> {
         let bounds = Bounds::of(window.values);
         let mut combined = vec![0.0; horizon];
         let mut weights = 0.0;
-        let mut fault = Fault::NoModel;
         for member in &self.members {
-            match member.fitted.path(window, horizon) {
-                Ok(mut path) if path.len() == horizon && path.iter().all(|value| value.is_finite()) => {
-                    bounds.apply(&mut path);
-                    combined.iter_mut().zip(&path).for_each(|(sum, value)| *sum += member.weight * value);
-                    weights += member.weight;
-                }
-                Ok(_) => fault = Fault::NotFinite,
-                Err(found) => fault = found,
+            let Ok(mut path) = member.fitted.path(window, horizon) else { continue };
+            if path.len() != horizon || path.iter().any(|value| !value.is_finite()) {
+                continue;
             }
+            bounds.apply(&mut path);
+            combined.iter_mut().zip(&path).for_each(|(sum, value)| *sum += member.weight * value);
+            weights += member.weight;
         }
         if weights <= 0.0 {
-            return Err(fault);
+            let season = if window.values.len() < self.seasons.short { 1 } else { self.seasons.short };
+            return SeasonalNaive { season }.path(window, horizon);
         }
         combined.iter_mut().for_each(|sum| *sum /= weights);
         Ok(combined)
