@@ -1,5 +1,6 @@
 //! The benchmark of forecasts without the rest of the program, which takes longer to build:
-//! `cargo run --release -p reveille-forecast --example bench_forecast -- DIR [--json] [--quick]`.
+//! `cargo run --release -p reveille-forecast --example bench_forecast -- DIR [--json] [--quick] [--m4]`.
+//! `--quick` leaves out most models alone, `--m4` the seven other sets.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
