@@ -1,3 +1,4 @@
-//! What is seen of demand, and what will come of it: pure, online, in bounded state per name.
+//! What will be asked for, when and how much; and what is out of the ordinary. Pure; see design note 0005.
 
 pub mod anomaly;
+pub mod volume;
