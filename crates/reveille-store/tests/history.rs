@@ -204,7 +204,7 @@ fn a_busy_name_is_known_by_the_second_and_a_quiet_one_by_the_minute() {
     let answer = ask(&history, "quiet", START + 60, START + 120, 10);
     assert_eq!((answer.step_s, answer.resolution, sums(&answer)), (60, Resolution::Minute, vec![5]));
     let status = history.reader().status();
-    assert_eq!((status.points, status.open_names), (301, 3));
+    assert_eq!((status.points, status.open_names), (300, 3), "a zero is no point");
     assert_eq!(
         (status.busy_series, status.busy_refused),
         (3, 0),
@@ -379,9 +379,8 @@ fn over_the_limit_the_oldest_minutes_become_hours_and_that_is_told() {
     let sums_of = |history: &History| sums(&ask(history, "n7", START, START + 4 * DAY, HOUR));
     let before = sums_of(&history);
     drop(history);
-    // Room for about half of it.
-    let names = fs::metadata(dir.path().join("names.redb")).unwrap().len();
-    let limits = Limits { disk_bytes_max: names + (whole - names) / 2, ..Limits::default() };
+    // Room for two days of minutes, and hours.
+    let limits = Limits { disk_bytes_max: whole * 6 / 10, ..Limits::default() };
     let history = open_with(dir.path(), limits.clone());
     settle(&history, START + 4 * DAY + 2 * HOUR);
     let status = history.reader().status();
@@ -396,7 +395,7 @@ fn over_the_limit_the_oldest_minutes_become_hours_and_that_is_told() {
     assert_eq!(ask(&history, "n7", START + 3 * DAY, START + 4 * DAY, 60).step_s, 60);
     drop(history);
     // Room for next to nothing: the oldest goes, and nothing else goes wrong.
-    let history = open_with(dir.path(), Limits { disk_bytes_max: names + 1, ..Limits::default() });
+    let history = open_with(dir.path(), Limits { disk_bytes_max: 1, ..Limits::default() });
     settle(&history, START + 4 * DAY + 2 * HOUR);
     let status = history.reader().status();
     assert_eq!((status.files, status.hours_cut_until_s), (0, Some(START + 4 * DAY)));
@@ -583,6 +582,11 @@ fn told_or_right(dir: &Path, sums: &BTreeMap<String, Vec<u64>>, what: &str) -> u
                 continue;
             }
             missing += usize::from(bucket.sum != *amount);
+            // A journal that ends early between two batches says what was before, and no less than one that was not
+            // written on.
+            if what.starts_with("journal cut") && bucket.is_unseen() {
+                continue;
+            }
             let spans = |damage: &&Damage| damage.from_s <= at && at < damage.to_s;
             let told = answer.damaged.iter().chain(&damaged).any(|damage| spans(&damage));
             assert!(
@@ -676,7 +680,7 @@ fn damage_is_told_by_file_name_and_time_and_still_after_files_were_merged() {
 fn a_damaged_catalogue_is_put_aside_and_names_are_read_from_the_blocks_again() {
     let dir = tempfile::tempdir().unwrap();
     let history = open(dir.path());
-    record(&history, batch(START, vec![point("a", START + 5, 1), point("b", START + 65, 1)]));
+    record(&history, batch(START + 70, vec![point("a", START + 5, 1), point("b", START + 65, 1)]));
     settle(&history, START + 2 * HOUR);
     record(&history, batch(START + 2 * HOUR, vec![point("c", START + 2 * HOUR, 1)]));
     drop(history);

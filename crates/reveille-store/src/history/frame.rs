@@ -1,4 +1,4 @@
-//! How anything lies in a file: `mark (2) · CRC-32C of the body (4) · length of the body (4) · body`, little-endian.
+//! How anything lies in a file: `CRC-32C of the rest (4) · mark (2) · length of the body (4) · body`, little-endian.
 //!
 //! After damage the next frame is found by its mark and its checksum, so that a changed bit costs one frame and a
 //! file that was cut short all that was cut.
@@ -55,23 +55,23 @@ pub(super) fn put_frame(mark: Mark, out: &mut Vec<u8>, write: impl FnOnce(&mut V
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_HEAD]);
     write(out);
-    let body = &out[start + FRAME_HEAD..];
-    let (sum, len) = (checksum(body), u32::try_from(body.len()).unwrap_or(u32::MAX));
-    out[start..start + 2].copy_from_slice(&mark.bytes());
-    out[start + 2..start + 6].copy_from_slice(&sum.to_le_bytes());
+    let len = u32::try_from(out.len() - start - FRAME_HEAD).unwrap_or(u32::MAX);
+    out[start + 4..start + 6].copy_from_slice(&mark.bytes());
     out[start + 6..start + FRAME_HEAD].copy_from_slice(&len.to_le_bytes());
+    let sum = checksum(&out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The frame at the start of `bytes`: its mark and body. `None` where there is no whole one.
 pub(super) fn take_frame(bytes: &[u8]) -> Option<(Mark, &[u8])> {
     let (mark, sum, len) = head(bytes)?;
-    let body = bytes.get(FRAME_HEAD..FRAME_HEAD + len)?;
-    (checksum(body) == sum).then_some((mark, body))
+    let rest = bytes.get(4..FRAME_HEAD + len)?;
+    (checksum(rest) == sum).then(|| (mark, &rest[FRAME_HEAD - 4..]))
 }
 
 fn head(bytes: &[u8]) -> Option<(Mark, u32, usize)> {
-    let mark = Mark::of(*bytes.first_chunk()?)?;
-    let sum = u32::from_le_bytes(*bytes.get(2..)?.first_chunk()?);
+    let sum = u32::from_le_bytes(*bytes.first_chunk()?);
+    let mark = Mark::of(*bytes.get(4..)?.first_chunk()?)?;
     let len = u32::from_le_bytes(*bytes.get(6..)?.first_chunk()?) as usize;
     (len <= BODY_BYTES_MAX).then_some((mark, sum, len))
 }

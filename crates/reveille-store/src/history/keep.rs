@@ -286,8 +286,7 @@ impl Keeper {
     fn next_step(&self, now_s: u64) -> Option<Step> {
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
         let settled = self.clock.settled_s >= SETTLED_S;
-        let other = state.journal_bytes + self.shared.names.bytes();
-        next_step(&state.segments, other, now_s, settled, &self.shared.limits)
+        next_step(&state.segments, state.journal_bytes, now_s, settled, &self.shared.limits)
     }
 
     fn begin(&mut self, job: super::compact::Job) {

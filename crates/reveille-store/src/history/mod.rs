@@ -96,7 +96,7 @@ pub struct Limits {
     pub minutes_kept_s: u64,
     /// For how long hours are kept, in seconds: a year and a month, so that the same month of the year before is there.
     pub hours_kept_s: u64,
-    /// Bytes of all files together.
+    /// Bytes of all files of blocks and journals. The catalogue comes on top, with a row and a state for each name.
     pub disk_bytes_max: u64,
     /// Series whose last hour is kept second by second, at 3.6 kB (up to 255 a second) or 7.2 kB (up to 65,535).
     pub busy_series_max: usize,
@@ -170,7 +170,7 @@ impl History {
     /// [`OpenError`]; damage is none.
     pub fn open(dir: &Path, limits: Limits) -> Result<(Self, Vec<Damage>), OpenError> {
         let (keeper, shared, damaged, lock) = open::open(dir, limits)?;
-        let writer = Writer::start(keeper, std::sync::Arc::clone(&shared), lock)
+        let writer = Writer::start(keeper, std::sync::Arc::clone(&shared.counters), lock)
             .map_err(|source| OpenError::Unusable { path: dir.to_owned(), source })?;
         Ok((Self { writer, reader: Reader { shared } }, damaged))
     }

@@ -79,7 +79,7 @@ pub(super) fn open(dir: &Path, limits: Limits) -> Result<Opened, OpenError> {
     let applied = names.applied().unwrap_or(0);
     let unnoted = state.segments.iter().filter(|segment| segment.seq > applied).cloned().collect();
     let leaving = names.leaving().unwrap_or_default();
-    let counters = Counters::default();
+    let counters = Arc::new(Counters::default());
     counters.damaged.add(damaged.len() as u64);
     for damage in &damaged {
         tracing::error!(%damage, "history is damaged");

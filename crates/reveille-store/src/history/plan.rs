@@ -28,7 +28,7 @@ pub(super) enum Step {
 /// The next step, if any. Retention waits while the clock is not `settled`.
 pub(super) fn next_step(
     segments: &[Arc<Segment>],
-    other_bytes: u64,
+    journal_bytes: u64,
     now_s: u64,
     settled: bool,
     limits: &Limits,
@@ -37,7 +37,7 @@ pub(super) fn next_step(
         .or_else(|| days(segments, now_s))
         .map(Step::Merge)
         .or_else(|| if settled { retire(segments, now_s, limits) } else { None })
-        .or_else(|| shrink(segments, other_bytes, now_s, limits))
+        .or_else(|| shrink(segments, journal_bytes, now_s, limits))
 }
 
 /// Everything of the levels in a span, as a job that makes one file of it.
@@ -85,9 +85,9 @@ fn retire(segments: &[Arc<Segment>], now_s: u64, limits: &Limits) -> Option<Step
 }
 
 /// Over the limit the oldest minutes become hours; where there are none to spare, the oldest hours go.
-fn shrink(segments: &[Arc<Segment>], other_bytes: u64, now_s: u64, limits: &Limits) -> Option<Step> {
+fn shrink(segments: &[Arc<Segment>], journal_bytes: u64, now_s: u64, limits: &Limits) -> Option<Step> {
     let packed: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    if packed + other_bytes <= limits.disk_bytes_max {
+    if packed + journal_bytes <= limits.disk_bytes_max {
         return None;
     }
     let minutes = segments.iter().filter(|segment| segment.level.resolution() == Resolution::Minute);

@@ -17,7 +17,8 @@ pub(super) struct Shared {
     /// Written by one thread only, for moments; files are made and merged beside it.
     pub state: RwLock<State>,
     pub names: Names,
-    pub counters: Counters,
+    /// On their own, so that a recorder that outlives the history keeps no file open.
+    pub counters: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
@@ -93,8 +94,10 @@ pub struct Status {
     pub minutes_cut_until_s: Option<u64>,
     /// Up to here hours went before their time.
     pub hours_cut_until_s: Option<u64>,
-    /// Bytes of all files.
+    /// Bytes of the files of blocks and of journals.
     pub disk_bytes: u64,
+    /// Bytes of the catalogue: names and states of forecasts.
+    pub names_bytes: u64,
     /// Of them, journals of open hours.
     pub journal_bytes: u64,
     /// Files of blocks.
@@ -133,7 +136,8 @@ impl Shared {
             clock_jumps: counters.clock_jumps.get(),
             minutes_cut_until_s: cut(&counters.minutes_cut_s),
             hours_cut_until_s: cut(&counters.hours_cut_s),
-            disk_bytes: packed + state.journal_bytes + self.names.bytes(),
+            disk_bytes: packed + state.journal_bytes,
+            names_bytes: self.names.bytes(),
             journal_bytes: state.journal_bytes,
             files: state.segments.len(),
             open_names: state.head.names(),

@@ -11,7 +11,7 @@ use super::keep::{Keeper, RemoveError};
 use super::names::StoredForecast;
 use super::query::check_name;
 use super::series::Batch;
-use super::shared::Shared;
+use super::shared::Counters;
 use super::{QUEUE_MAX, STATE_BYTES_MAX};
 
 /// What waits for the thread.
@@ -46,7 +46,7 @@ pub enum StateError {
 #[derive(Debug, Clone)]
 pub struct Recorder {
     queue: SyncSender<Message>,
-    shared: Arc<Shared>,
+    counters: Arc<Counters>,
 }
 
 impl Recorder {
@@ -56,8 +56,8 @@ impl Recorder {
         let points = batch.points.len() as u64;
         let taken = self.queue.try_send(Message::Batch(batch)).is_ok();
         if !taken {
-            self.shared.counters.dropped_batches.add(1);
-            self.shared.counters.dropped_points.add(points);
+            self.counters.dropped_batches.add(1);
+            self.counters.dropped_points.add(points);
         }
         taken
     }
@@ -105,12 +105,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn start(keeper: Keeper, shared: Arc<Shared>, lock: File) -> io::Result<Self> {
+    pub fn start(keeper: Keeper, counters: Arc<Counters>, lock: File) -> io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("history-writer".to_owned())
             .spawn(move || write_until_ended(lock, keeper, &messages))?;
-        Ok(Self { recorder: Recorder { queue, shared }, thread: Some(thread) })
+        Ok(Self { recorder: Recorder { queue, counters }, thread: Some(thread) })
     }
 }
 
