@@ -25,7 +25,11 @@ const DAY: u64 = 86_400;
 fn main() -> Result<(), Failed> {
     let mut args = std::env::args().skip(1);
     let dir = PathBuf::from(args.next().ok_or("which directory?")?);
-    let minutes: u64 = args.next().map_or(Ok(10), |count| count.parse())?;
+    let rest = args.next();
+    if rest.as_deref() == Some("resident") {
+        return quiet_memory(&dir);
+    }
+    let minutes: u64 = rest.map_or(Ok(10), |count| count.parse())?;
     busy_and_quiet(&dir.join("mixed"), minutes)?;
     fortnight(&dir.join("fortnight"))?;
     for (index, file) in args.enumerate() {
@@ -111,6 +115,27 @@ fn busy_and_quiet(dir: &Path, minutes: u64) -> Result<(), Failed> {
     recorder.flush();
     let status = history.reader().status();
     println!("  packing the hour: {:.1?}; {} kB of blocks", began.elapsed(), status.disk_bytes >> 10);
+    save_states(&history)?;
+    for step in 1..40 {
+        recorder.record(batch(START + DAY + 2 * HOUR + step, Vec::new()));
+        recorder.flush();
+    }
+    drop(history);
+    let began = Instant::now();
+    let (history, _) = History::open(dir, Limits::default())?;
+    println!(
+        "  a day later: opened again in {:.1?}; a quiet name is read in {:.0?}",
+        began.elapsed(),
+        time_of(&history.reader(), "quiet-077777.example", START, START + DAY)?
+    );
+    drop(history);
+    // In a process of its own, which has no memory from before.
+    let status = std::process::Command::new(std::env::current_exe()?).arg(dir).arg("resident").status()?;
+    if status.success() { Ok(()) } else { Err("the other process failed".into()) }
+}
+
+fn save_states(history: &History) -> Result<(), Failed> {
+    let recorder = history.recorder();
     let state = |index| StoredForecast {
         name: format!("quiet-{index:06}.example").into_bytes().into(),
         version: 1,
@@ -126,23 +151,20 @@ fn busy_and_quiet(dir: &Path, minutes: u64) -> Result<(), Failed> {
         began.elapsed(),
         history.reader().status().names_bytes >> 10
     );
-    for step in 1..40 {
-        recorder.record(batch(START + DAY + 2 * HOUR + step, Vec::new()));
-        recorder.flush();
-    }
-    println!(
-        "  a day later, all names quiet: {} kB more than before opening, {} B per name; {} kB of blocks",
-        resident().saturating_sub(before) >> 10,
-        resident().saturating_sub(before) as u64 / (BUSY + QUIET),
-        history.reader().status().disk_bytes >> 10
-    );
-    drop(history);
-    let began = Instant::now();
+    Ok(())
+}
+
+/// What an open history of names that are all quiet takes.
+fn quiet_memory(dir: &Path) -> Result<(), Failed> {
+    let before = resident();
     let (history, _) = History::open(dir, Limits::default())?;
+    let opened = resident().saturating_sub(before);
+    time_of(&history.reader(), "quiet-077777.example", START, START + DAY)?;
+    let names = BUSY + QUIET;
     println!(
-        "  opened again in {:.1?}; a quiet name is read in {:.0?}",
-        began.elapsed(),
-        time_of(&history.reader(), "quiet-077777.example", START, START + DAY)?
+        "  memory with {names} names, all quiet: {} kB, {} B per name",
+        opened >> 10,
+        opened as u64 / names
     );
     Ok(())
 }
@@ -152,18 +174,22 @@ fn fortnight(dir: &Path) -> Result<(), Failed> {
     let (history, _) = History::open(dir, Limits::default())?;
     let (recorder, mut chance) = (history.recorder(), Chance(2));
     let days = 14;
-    for minute in 0..days * 1_440 {
-        let now = START + minute * 60;
-        let mean = 3 + (minute % 1_440).abs_diff(720) / 40;
-        let points = (0..200).map(|name| point(&busy_name(name), now, 1 + chance.count(mean))).collect();
-        recorder.record(batch(now, points));
+    for hour in 0..days * 24 {
+        // An hour's points at once: what is measured is files, and each batch may end in a synchronisation.
+        let mut batch = batch(START + (hour + 1) * HOUR - 60, Vec::new());
+        for minute in hour * 60..(hour + 1) * 60 {
+            let mean = 3 + (minute % 1_440).abs_diff(720) / 40;
+            let at_s = START + minute * 60;
+            batch.points.extend((0..200).map(|name| point(&busy_name(name), at_s, 1 + chance.count(mean))));
+        }
+        recorder.record(batch);
         recorder.flush();
     }
     let status = history.reader().status();
-    println!("a fortnight of minutes of 200 names, and who was watched:");
+    println!("a fortnight of minutes of 200 names:");
     println!(
         "  {:.2} B per point; {} files",
-        status.disk_bytes as f64 / (days * 1_440 * 201) as f64,
+        status.disk_bytes as f64 / (days * 1_440 * 200) as f64,
         status.files
     );
     let name = busy_name(77);
@@ -199,9 +225,10 @@ fn of_file(dir: &Path, file: &Path) -> Result<(), Failed> {
     let (history, _) = History::open(dir, limits)?;
     let recorder = history.recorder();
     let total = counts.len() as u64 * 60;
-    for (minute, count) in (0u64..).zip(&counts) {
-        let now = START + minute * 60;
-        recorder.record(Batch { now_s: now, seen: None, points: vec![point("a", now, *count)] });
+    for (hour, counts) in (0u64..).zip(counts.chunks(60)) {
+        let at_s = |minute: u64| START + hour * HOUR + minute * 60;
+        let points = (0u64..).zip(counts).map(|(minute, count)| point("a", at_s(minute), *count)).collect();
+        recorder.record(Batch { now_s: at_s(59), seen: None, points });
         recorder.flush();
     }
     for step in 0..20 {

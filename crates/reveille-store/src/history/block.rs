@@ -82,3 +82,39 @@ pub(super) fn add_columns(columns: &mut Columns, more: Columns, place: impl Fn(u
         *there = sums.into_iter().collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::history::frame::take_frame;
+
+    proptest! {
+        #[test]
+        fn no_body_ends_reading_by_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>()) {
+            let read = |body: &[u8]| Block::of(body).map(|block| (block.columns(60), block.points(1, 60), block.bounds(60)));
+            read(&bytes);
+            // One that was whole, with a byte that is not.
+            let columns = Columns::from([(1, vec![(3, 7), (4, 9)]), (9, vec![(0, u64::MAX)])]);
+            let mut frame = Vec::new();
+            encode(b"a.vm.test", &columns, &mut frame);
+            let (_, body) = take_frame(&frame).unwrap();
+            prop_assert_eq!(Block::of(body).unwrap().columns(60), Some(columns));
+            let mut changed = body.to_vec();
+            let place = at.index(changed.len());
+            changed[place] = bytes.first().copied().unwrap_or(0);
+            read(&changed);
+        }
+    }
+
+    #[test]
+    fn points_of_the_same_place_are_added_whatever_the_order() {
+        let mut columns = Columns::new();
+        add_columns(&mut columns, Columns::from([(1, vec![(59, 1), (60, 2), (61, u64::MAX)])]), |slot| {
+            slot / 60
+        });
+        add_columns(&mut columns, Columns::from([(1, vec![(0, 5)]), (2, vec![(3, 1)])]), |slot| slot / 60);
+        assert_eq!(columns, Columns::from([(1, vec![(0, 6), (1, u64::MAX)]), (2, vec![(0, 1)])]));
+    }
+}

@@ -14,7 +14,7 @@ pub(super) type Slot = (u32, u64);
 /// Quotients from this on are written as the number of bits and the bits themselves.
 const QUOTIENT_MAX: u32 = 16;
 /// Weight of the newest amount in the prediction is one in this many.
-const PREDICT_RATE: i128 = 6;
+const PREDICT_RATE: i128 = 3;
 /// The same of the size of what was left.
 const SIZE_RATE: i128 = 16;
 /// Fraction bits of both means.

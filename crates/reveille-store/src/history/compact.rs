@@ -25,6 +25,8 @@ pub(super) struct Job {
     pub inputs: Vec<Arc<Segment>>,
 }
 
+type ByName = BTreeMap<Box<[u8]>, Columns>;
+
 /// A job that is being done.
 pub(super) struct Compaction {
     pub job: Job,
@@ -71,12 +73,8 @@ impl Compaction {
     }
 
     /// Everything of one hash, which is one name unless two share it, and of how many blocks.
-    fn take(
-        &mut self,
-        hash: u64,
-        damaged: &mut Vec<Damage>,
-    ) -> io::Result<(BTreeMap<Box<[u8]>, Columns>, usize)> {
-        let mut names: BTreeMap<Box<[u8]>, Columns> = BTreeMap::new();
+    fn take(&mut self, hash: u64, damaged: &mut Vec<Damage>) -> io::Result<(ByName, usize)> {
+        let mut names = ByName::new();
         let (mut blocks, mut lost) = (0, Vec::new());
         let (level, start_s) = (self.job.level, self.job.start_s);
         for source in &mut self.sources {

@@ -177,8 +177,7 @@ fn replay_batch(
     let first = usize::try_from(take_varint(&mut body)?).ok()?;
     let count = take_varint(&mut body)?;
     // Frames before this one may be lost, but not more names than a batch each can have brought.
-    if first < names.len() || first - names.len() > super::BATCH_POINTS_MAX * 64 || count > body.len() as u64
-    {
+    if first < names.len() || first - names.len() > super::BATCH_POINTS_MAX * 4 || count > body.len() as u64 {
         return None;
     }
     let mut lost = false;
@@ -200,4 +199,43 @@ fn replay_batch(
         }
     }
     (!lost).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_batch_ends_reading_by_a_panic_or_takes_much_memory(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut names = Vec::new();
+            let _ = replay_batch(&bytes, &mut names, &mut |_, _, _, _| ());
+            prop_assert!(names.len() <= crate::history::BATCH_POINTS_MAX * 4 + bytes.len());
+        }
+    }
+
+    #[test]
+    fn amounts_of_a_second_are_added_and_names_keep_their_numbers_from_batch_to_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path(), 7_200, 1).unwrap();
+        let entry = |second, number, amount| Entry { second, kind: 1, number, amount };
+        journal
+            .append(
+                &[b"a"[..].into(), b"b"[..].into()],
+                &mut vec![entry(5, 1, 2), entry(5, 0, 1), entry(5, 1, 3)],
+            )
+            .unwrap();
+        journal.append(&[b"c"[..].into()], &mut vec![entry(6, 2, 9), entry(4, 0, 8)]).unwrap();
+        let (mut told, mut damaged) = (Vec::new(), Vec::new());
+        let path = dir.path().join(file_name(7_200, 1));
+        replay(&path, 7_200, &mut damaged, |name, kind, second, amount| {
+            told.push((name.to_vec(), kind, second, amount))
+        })
+        .unwrap();
+        let point = |name: &[u8], second, amount| (name.to_vec(), 1, second, amount);
+        assert_eq!(told, [point(b"a", 5, 1), point(b"b", 5, 5), point(b"a", 4, 8), point(b"c", 6, 9)]);
+        assert_eq!(damaged, []);
+    }
 }

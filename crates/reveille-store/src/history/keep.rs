@@ -27,6 +27,8 @@ const JUMP_S: u64 = 60;
 const SETTLED_S: u64 = HOUR_S;
 /// Time between synchronisations: what a power cut may cost.
 const SYNC_S: u64 = 10;
+/// Groups of states that are saved between two synchronisations: the catalogue reuses no room before one.
+const STATES_PER_SYNC: u32 = 16;
 /// Blocks that are merged between two batches: some 20 ms.
 const BLOCKS_PER_STEP: usize = 10_000;
 
@@ -42,6 +44,7 @@ pub(super) struct Keeper {
     synced_s: u64,
     /// When hours may be packed again after that failed.
     retry_s: u64,
+    unsynced_states: u32,
 }
 
 /// What the batches say of the wall clock.
@@ -82,6 +85,7 @@ impl Keeper {
             unnoted,
             synced_s: 0,
             retry_s: 0,
+            unsynced_states: 0,
         }
     }
 
@@ -333,6 +337,7 @@ impl Keeper {
 
     /// What was written so far survives a power cut.
     pub fn sync(&mut self) {
+        self.unsynced_states = 0;
         let synced: io::Result<()> = self.journals.values_mut().try_for_each(Journal::sync);
         if let Err(error) = synced {
             self.fault(&error, "a journal could not be synchronised");
@@ -350,6 +355,10 @@ impl Keeper {
     pub fn put_states(&mut self, states: &[StoredForecast]) {
         if let Err(error) = self.shared.names.put_states(states) {
             self.fault(&error, "states of forecasts could not be saved");
+        }
+        self.unsynced_states += 1;
+        if self.unsynced_states >= STATES_PER_SYNC {
+            self.sync();
         }
     }
 
@@ -380,12 +389,22 @@ impl Keeper {
                 return Err(RemoveError::Unpacked);
             }
         }
+        let failed = |segment: &Segment| {
+            let file = segment.path.clone();
+            move |source| RemoveError::Io { file, source }
+        };
+        let mut overwritten = Vec::new();
         // No look may meet half of what is overwritten.
         let state = self.state();
         for segment in &state.segments {
-            segment.erase(name).map_err(|source| RemoveError::Io { file: segment.path.clone(), source })?;
+            if segment.erase(name).map_err(failed(segment))? {
+                overwritten.push(Arc::clone(segment));
+            }
         }
         drop(state);
+        for segment in overwritten {
+            segment.sync().map_err(failed(&segment))?;
+        }
         Ok(self.shared.names.end_removal(name)?)
     }
 

@@ -139,7 +139,6 @@ impl Reader {
         for damage in &damaged {
             // What was counted there is not known, so it does not count as watched.
             frame.clear(&mut seen, damage.from_s, damage.to_s);
-            tracing::warn!(%damage, "history is damaged");
         }
         self.shared.counters.damaged.add(damaged.len() as u64);
         let width = usize::try_from(frame.step_s / frame.base_s()).unwrap_or(usize::MAX);

@@ -11,6 +11,7 @@ use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use siphasher::sip::SipHasher24;
 
@@ -86,6 +87,8 @@ pub(super) struct Segment {
     /// Where the blocks begin and end.
     blocks: (u64, u64),
     index: Index,
+    /// Damage that was met while reading is in the log.
+    told: AtomicBool,
 }
 
 /// Level, start and number by the name of a file.
@@ -156,6 +159,7 @@ impl Segment {
             file,
             blocks: (first, bytes),
             index: Index::Made { entries: Vec::new(), lost: true },
+            told: AtomicBool::new(false),
         };
         if header.is_none() {
             damaged.push(segment.damage(None, "its header is damaged"));
@@ -276,6 +280,15 @@ impl Segment {
 
     /// The body of a name's block. Several, where hashes are equal, are told apart by name.
     pub fn find(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
+        self.look_up(name).inspect_err(|damage| {
+            // Each answer tells it; the log needs no line for each.
+            if !self.told.swap(true, Ordering::Relaxed) {
+                tracing::error!(%damage, "history is damaged");
+            }
+        })
+    }
+
+    fn look_up(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
         let failed = |error: io::Error| self.damage(Some(name), &format!("it cannot be read: {error}"));
         for place in self.places(hash_of(name)).map_err(failed)? {
             let mut frame = vec![0; place.len as usize];
@@ -302,7 +315,8 @@ impl Segment {
         }
     }
 
-    /// Overwrites the block of a name. Nothing is left of it but its length.
+    /// Overwrites the block of a name; nothing is left of it but its length. True if there was one, and [`Segment::sync`]
+    /// has to follow.
     pub fn erase(&self, name: &[u8]) -> io::Result<bool> {
         let mut erased = false;
         for place in self.places(hash_of(name))? {
@@ -319,10 +333,12 @@ impl Segment {
             self.file.write_all_at(&zeros, place.at)?;
             erased = true;
         }
-        if erased {
-            self.file.sync_data()?;
-        }
         Ok(erased)
+    }
+
+    /// Makes what was overwritten durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     pub fn damage(&self, name: Option<&[u8]>, detail: &str) -> Damage {
