@@ -159,7 +159,7 @@ fn files_that_were_replaced_and_are_there_again_after_a_crash_are_not_counted_tw
         record(&history, batch(at, vec![point("a", at, 5)]));
         keep("journal");
     }
-    settle(&history, START + DAY);
+    settle(&history, START + DAY + 400);
     keep("minutes1h");
     settle(&history, START + DAY + 2 * HOUR);
     assert_eq!(files(dir.path(), "blocks").len(), 1);
