@@ -138,3 +138,35 @@ fn over_the_limit_the_oldest_minutes_become_hours_and_that_is_told() {
         ask(&history, "n7", START, START + 4 * DAY, HOUR).buckets.iter().all(|bucket| bucket.is_unseen())
     );
 }
+
+#[test]
+fn an_hour_that_is_packed_before_its_end_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { open_names_max: 10, ..Limits::default() };
+    let mut history = open_with(dir.path(), limits.clone());
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for second in 0..120 {
+        let names = (0..3).map(|index| format!("n{}", (second * 3 + index) % 20));
+        let points: Vec<_> = names.map(|name| (name, second + 1)).collect();
+        record(
+            &history,
+            batch(
+                START + second,
+                points.iter().map(|(name, amount)| point(name, START + second, *amount)).collect(),
+            ),
+        );
+        for (name, amount) in points {
+            *sums.entry(name).or_default() += amount;
+        }
+        if second % 13 == 0 {
+            drop(history);
+            history = open_with(dir.path(), limits.clone());
+        }
+        for (name, amount) in &sums {
+            assert_eq!(total(&history, name, START, START + HOUR), *amount, "{name} at second {second}");
+        }
+        assert!(history.reader().status().open_names <= 10 + 3);
+    }
+    // The pieces of an hour are put together before there are many.
+    assert!(files(dir.path(), "minutes1h").len() < 12, "{:?}", files(dir.path(), ""));
+}
