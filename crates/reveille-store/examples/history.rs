@@ -4,7 +4,8 @@
 //!
 //! 5,000 busy names with a point a second for MINUTES (default 10), among 100,000 quiet names; then a fortnight of minutes
 //! of 200 names, and how long one of them takes to be read. Each file with lines of `time,count`, one a minute, is
-//! recorded as a name of its own, and its bytes per point are told.
+//! recorded as a name of its own, and its bytes per point are told; of a file with lines of `time,name,…` each line is an
+//! arrival at that name.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -33,7 +34,10 @@ fn main() -> Result<(), Failed> {
     busy_and_quiet(&dir.join("mixed"), minutes)?;
     fortnight(&dir.join("fortnight"))?;
     for (index, file) in args.enumerate() {
-        of_file(&dir.join(format!("file-{index}")), Path::new(&file))?;
+        let (dir, text) = (dir.join(format!("file-{index}")), std::fs::read_to_string(&file)?);
+        println!("{file}:");
+        let arrivals: Vec<_> = text.lines().filter_map(arrival).collect();
+        if arrivals.is_empty() { of_counts(&dir, &text)? } else { of_arrivals(&dir, arrivals)? }
     }
     Ok(())
 }
@@ -217,8 +221,47 @@ fn time_of(reader: &Reader, name: &str, from_s: u64, to_s: u64) -> Result<Durati
     Ok(times[times.len() / 2])
 }
 
-fn of_file(dir: &Path, file: &Path) -> Result<(), Failed> {
-    let text = std::fs::read_to_string(file)?;
+/// Time and name of an arrival; a number is no name.
+fn arrival(line: &str) -> Option<(u64, &str)> {
+    let mut fields = line.split(',');
+    let (time, name) = (fields.next()?, fields.next()?);
+    let parts: Option<Vec<u64>> = time.split(['-', ' ', ':']).map(|part| part.parse().ok()).collect();
+    let [year, month, day, hour, minute, second] = parts?[..] else { return None };
+    // Months of 31 days are as good as real ones here.
+    let days = (year * 12 + month) * 31 + day;
+    name.parse::<u64>().is_err().then_some((days * DAY + hour * HOUR + minute * 60 + second, name))
+}
+
+fn of_arrivals(dir: &Path, mut arrivals: Vec<(u64, &str)>) -> Result<(), Failed> {
+    arrivals.sort_unstable();
+    let limits = Limits { minutes_kept_s: 400 * DAY, ..Limits::default() };
+    let (history, _) = History::open(dir, limits)?;
+    let recorder = history.recorder();
+    for hour in arrivals.chunk_by(|one, two| one.0 / HOUR == two.0 / HOUR) {
+        let points = hour.iter().map(|(at_s, name)| point(name, *at_s, 1)).collect();
+        recorder.record(Batch { now_s: hour[hour.len() - 1].0, seen: None, points });
+        recorder.flush();
+    }
+    let last = arrivals.last().map_or(0, |last| last.0);
+    for step in 0..60 {
+        recorder.record(Batch { now_s: last + 2 * DAY + step, ..Batch::default() });
+        recorder.flush();
+    }
+    let bytes = history.reader().status().disk_bytes as f64;
+    let count = arrivals.len();
+    let names: std::collections::BTreeSet<_> = arrivals.iter().map(|(_, name)| name).collect();
+    let points: std::collections::BTreeSet<_> =
+        arrivals.iter().map(|(at_s, name)| (at_s / 60, name)).collect();
+    println!(
+        "  {count} arrivals at {} names, {} points: {bytes} B, {:.2} B per point",
+        names.len(),
+        points.len(),
+        bytes / points.len() as f64
+    );
+    Ok(())
+}
+
+fn of_counts(dir: &Path, text: &str) -> Result<(), Failed> {
     let counts: Vec<u64> =
         text.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.parse().ok()).collect();
     let limits = Limits { minutes_kept_s: 400 * DAY, ..Limits::default() };
@@ -240,8 +283,7 @@ fn of_file(dir: &Path, file: &Path) -> Result<(), Failed> {
     let points = counts.iter().filter(|count| **count > 0).count();
     let mean = counts.iter().sum::<u64>() / counts.len().max(1) as u64;
     println!(
-        "{}: {points} points of {} minutes, mean {mean}: {:.2} B per point",
-        file.display(),
+        "  {points} points of {} minutes, mean {mean}: {:.2} B per point",
         counts.len(),
         bytes as f64 / points as f64
     );

@@ -51,6 +51,8 @@ pub(super) struct Keeper {
 #[derive(Debug, Default)]
 struct Clock {
     now_s: Option<u64>,
+    /// The last second that the journals knew of: the clock may have been set back while the daemon was down.
+    journals_s: u64,
     settled_s: u64,
 }
 
@@ -63,7 +65,7 @@ enum Passed {
 
 impl Clock {
     fn step(&mut self, now_s: u64) -> Passed {
-        let before = self.now_s.replace(now_s).unwrap_or(now_s);
+        let before = self.now_s.replace(now_s).unwrap_or(now_s.max(self.journals_s));
         if now_s.abs_diff(before) > JUMP_S {
             self.settled_s = 0;
             return if now_s > before { Passed::Forward } else { Passed::Back };
@@ -76,11 +78,14 @@ impl Clock {
 impl Keeper {
     pub fn new(shared: Arc<Shared>, next_seq: u64, unnoted: Vec<Arc<Segment>>) -> Self {
         let journals = BTreeMap::new();
+        let state = shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        let journals_s = state.head.hours.values().map(|hour| hour.touched_s).max().unwrap_or(0);
+        drop(state);
         Self {
             shared,
             journals,
             next_seq,
-            clock: Clock::default(),
+            clock: Clock { journals_s, ..Clock::default() },
             merging: None,
             unnoted,
             synced_s: 0,
@@ -99,6 +104,7 @@ impl Keeper {
         }
         if passed == Passed::Back {
             self.state().head.seconds.clear();
+            self.retry_s = 0;
         }
         let points = self.accepted(batch);
         self.open_journals(&points);

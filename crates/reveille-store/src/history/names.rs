@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -197,9 +197,9 @@ impl Names {
         })
     }
 
-    /// Bytes of the file.
+    /// Bytes that the file takes on the disk; redb makes it longer than that.
     pub fn bytes(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |about| about.len())
+        std::fs::metadata(&self.path).map_or(0, |about| about.blocks() * 512)
     }
 
     fn read<T>(&self, look: impl FnOnce(&Database) -> Result<T, NamesError>) -> Result<T, NamesError> {

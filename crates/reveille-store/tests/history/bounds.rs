@@ -29,6 +29,30 @@ fn a_clock_that_goes_back_adds_and_one_that_goes_forward_leaves_a_gap_and_no_his
 }
 
 #[test]
+fn seconds_are_kept_again_after_the_clock_was_set_back_while_nothing_ran() {
+    let dir = tempfile::tempdir().unwrap();
+    let busy = |history: &History, from_s: u64| {
+        for second in from_s..from_s + 60 {
+            record(history, batch(second, vec![point("a", second, 2)]));
+        }
+        ask(history, "a", from_s + 40, from_s + 50, 10)
+    };
+    let history = open(dir.path());
+    assert_eq!(busy(&history, START + 5 * HOUR).resolution, Resolution::Second);
+    drop(history);
+    let history = open(dir.path());
+    let again = ask(&history, "a", START + 5 * HOUR + 40, START + 5 * HOUR + 50, 10);
+    assert_eq!(
+        (again.resolution, sums(&again)),
+        (Resolution::Second, vec![20]),
+        "the journal has the seconds"
+    );
+    let answer = busy(&history, START);
+    assert_eq!((answer.resolution, sums(&answer)), (Resolution::Second, vec![20]));
+    assert_eq!(total(&history, "a", START, START + 6 * HOUR), 240);
+}
+
+#[test]
 fn what_is_too_late_or_from_the_future_is_counted_and_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     let history = open(dir.path());
