@@ -12,7 +12,7 @@ use super::names::{NamesError, StoredForecast};
 use super::pack::Pack;
 use super::plan::{Step, next_step};
 use super::segment::{Segment, Unfit};
-use super::series::{BATCH_POINTS_MAX, Batch, HOUR_S, Level, NAME_BYTES_MAX, Point, WATCHED};
+use super::series::{Batch, HOUR_S, Level, NAME_BYTES_MAX, Point, WATCHED};
 use super::shared::{Shared, State};
 
 /// An hour is packed this long after its end: what comes later makes a small file of its own.
@@ -134,7 +134,7 @@ impl Keeper {
         let watched = watched
             .map(|(kind, at_s)| Point { name: WATCHED.into(), kind, at_s, amount: 1 })
             .collect::<Vec<_>>();
-        for point in points.into_iter().take(BATCH_POINTS_MAX) {
+        for point in points {
             if point.name.is_empty() || point.name.len() > NAME_BYTES_MAX {
                 counters.refused_names.add(1);
             } else {

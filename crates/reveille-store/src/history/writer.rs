@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use super::keep::{Keeper, RemoveError};
 use super::names::StoredForecast;
 use super::query::check_name;
-use super::series::Batch;
+use super::series::{BATCH_POINTS_MAX, Batch};
 use super::shared::Counters;
 use super::{QUEUE_MAX, STATE_BYTES_MAX};
 
@@ -50,11 +50,12 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Hands a batch over. Where [`QUEUE_MAX`] wait already it is dropped and counted, and its second stays unseen; false
-    /// then.
+    /// Hands a batch over. Where [`QUEUE_MAX`] wait already, or it has more than [`BATCH_POINTS_MAX`] points, it is dropped
+    /// and counted, and its second stays unseen; false then.
     pub fn record(&self, batch: Batch) -> bool {
         let points = batch.points.len() as u64;
-        let taken = self.queue.try_send(Message::Batch(batch)).is_ok();
+        let fits = batch.points.len() <= BATCH_POINTS_MAX;
+        let taken = fits && self.queue.try_send(Message::Batch(batch)).is_ok();
         if !taken {
             self.counters.dropped_batches.add(1);
             self.counters.dropped_points.add(points);

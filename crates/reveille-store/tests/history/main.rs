@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use reveille_store::history::{
-    Answer, Batch, Damage, History, Kind, KindSet, Limits, Point, QUEUE_MAX, Query, QueryError, Resolution,
-    STATE_BYTES_MAX, Seen, StateError, StoredForecast,
+    Answer, BATCH_POINTS_MAX, Batch, Damage, History, Kind, KindSet, Limits, Point, QUEUE_MAX, Query,
+    QueryError, Resolution, STATE_BYTES_MAX, Seen, StateError, StoredForecast,
 };
 
 const HOUR: u64 = 3_600;
@@ -293,6 +293,10 @@ fn a_queue_that_is_full_drops_and_counts_and_the_sender_goes_on() {
     // What was dropped was not watched either.
     let bucket = ask(&history, "n5", START, START + 60, 60).buckets[0];
     assert_eq!((bucket.sum, bucket.seen_s), (taken, taken));
+    // Too long a batch is dropped as a whole, too.
+    assert!(!recorder.record(batch(START, vec![point("long", START, 1); BATCH_POINTS_MAX + 1])));
+    assert!(recorder.flush());
+    assert_eq!(ask(&history, "long", START, START + 60, 60).buckets[0].seen_s, taken);
     drop(history);
     assert!(!recorder.record(batch(START, vec![])) && !recorder.flush(), "a closed history takes nothing");
 }
