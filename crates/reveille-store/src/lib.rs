@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod change;
+pub mod history;
 mod load;
 mod open;
 mod read;

@@ -26,7 +26,7 @@ const LOCK: &str = "lock";
 const CACHE_BYTES_MAX: usize = 16 << 20;
 /// Only the daemon's user: specs name addresses and images, and the token hashes are nobody's business.
 const FILE_MODE: u32 = 0o600;
-const DIR_MODE: u32 = 0o700;
+pub(crate) const DIR_MODE: u32 = 0o700;
 
 /// Why the database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +128,7 @@ impl Shared {
     }
 }
 
-fn take_lock(dir: &Path) -> Result<File, OpenError> {
+pub(crate) fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
     let unusable = |source| OpenError::Unusable { path: path.clone(), source };
     let mut lock = OpenOptions::new()
