@@ -1,0 +1,3 @@
+//! Replay.
+pub mod tape;
+pub mod trace;
