@@ -6,7 +6,7 @@ use super::host::Host;
 use super::name::Name;
 
 /// How many features there are.
-pub const FEATURES: usize = 72;
+pub const FEATURES: usize = 85;
 
 /// The features at one moment. The first is one.
 pub type Features = [f32; FEATURES];
@@ -38,8 +38,26 @@ pub(super) fn at(name: &Name, host: &Host, idle_ms: u64) -> Option<Features> {
     for intervals in BUSY_OVER {
         row.push((host.rate(at_ms, intervals) + 1.0).ln() / 2.0 - 1.0);
     }
+    // The same time of yesterday and of a week ago, and how it went on.
+    for ago_ms in [86_400_000, 604_800_000 - 3_600_000] {
+        row.push((host.rate(at_ms.saturating_sub(ago_ms) + 1_800_000, 12) + 1.0).ln() / 2.0 - 1.0);
+    }
     of_client(&mut row, name, log_idle);
     of_work(&mut row, name, log_idle, idle_s);
+    let wrong = name.misjudged(idle_s);
+    row.push(wrong);
+    row.push(wrong * (log_idle - 6.0) / 2.0);
+    for count in name.clients(idle_s) {
+        row.push((count + 0.02).ln() / 2.0 + 1.0);
+        row.push((count + 0.02).ln().max(0.0));
+    }
+    // Who is busy in the short run goes on; in the long run what counts is the day.
+    let rates = name.rates(idle_s).map(|per_hour| (per_hour + 1e-3).ln());
+    row.push((rates[5] / 3.0) * (log_idle - 6.0) / 2.0);
+    row.push((rates[3] / 3.0) * (log_idle - 6.0) / 2.0);
+    row.push((name.variance / 4.0 - 1.0) * rates[5] / 3.0);
+    row.push((host.rate(at_ms, 12) + 1.0).ln() / 2.0 * (log_idle - 6.0) / 2.0);
+    row.push(rates[1] * rates[6] / 9.0);
     Some(row.features)
 }
 

@@ -94,13 +94,15 @@ impl Gaps {
         self.host.size_bytes() + self.regression.size_bytes()
     }
 
-    fn learn(&mut self, name: &Name, gap_ms: u64) {
+    fn learn(&mut self, name: &mut Name, gap_ms: u64) {
         for index in 0..PIECES {
             let Some((from_ms, until_ms)) = piece(index) else { return };
             let Some(features) = features::at(name, &self.host, from_ms) else { return };
             let ended = gap_ms <= until_ms;
             let exposure_ms = gap_ms.min(until_ms).saturating_sub(from_ms);
-            self.regression.learn(&features, exposure_ms as f64 / 3_600_000.0, ended);
+            let hours = exposure_ms as f64 / 3_600_000.0;
+            let expected = self.regression.learn(&features, hours, ended);
+            name.judged(from_ms as f32 / 1_000.0, expected as f32, ended);
             if ended {
                 return;
             }

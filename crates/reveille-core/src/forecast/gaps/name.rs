@@ -19,6 +19,13 @@ const FIRST_BIN_S: f32 = 8.0;
 /// With each gap the histogram forgets so much.
 const FORGET: f32 = 0.005;
 
+/// Bands of idle time, in seconds, in which the regression's error about this name is kept apart.
+const BAND_ENDS_S: [f32; BANDS - 1] = [120.0, 1_800.0, 14_400.0];
+const BANDS: usize = 4;
+
+/// Half-lives of the decaying counts of distinct clients, in seconds.
+pub(super) const CLIENT_HALF_LIVES_S: [f32; 2] = [600.0, 3_600.0];
+
 /// See the module. At most 400 bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Name {
@@ -36,6 +43,11 @@ pub struct Name {
     /// Gaps that ended in each bin, and hours spent in it.
     ended: [f32; BINS],
     hours: [f32; BINS],
+    /// Arrivals that the regression expected and those that came, per band of idle time.
+    expected: [f32; BANDS],
+    came: [f32; BANDS],
+    /// Distinct clients, halved every half-life, as of the last arrival.
+    clients: [f32; CLIENT_HALF_LIVES_S.len()],
     /// Arrivals per hour of the day.
     by_hour: [u16; 24],
     /// Who asked last.
@@ -67,6 +79,9 @@ impl Default for Name {
             variance: 0.0,
             ended: [0.0; BINS],
             hours: [0.0; BINS],
+            expected: [0.0; BANDS],
+            came: [0.0; BANDS],
+            clients: [0.0; CLIENT_HALF_LIVES_S.len()],
             by_hour: [0; 24],
             client: None,
             busy_ms: None,
@@ -89,7 +104,10 @@ impl Name {
     pub(super) fn arrived(&mut self, arrival: Arrival, host: &mut Host) {
         let at_ms = arrival.at.as_ms();
         match self.idle_ms(arrival.at) {
-            Some(gap_ms) => self.gap_ended(gap_ms, host),
+            Some(gap_ms) => {
+                self.gap_ended(gap_ms, host);
+                self.clients = self.clients(gap_ms as f32 / 1_000.0);
+            }
             None => {
                 self.first_ms = at_ms;
                 self.gaps = [host.log_gap; 2];
@@ -130,6 +148,13 @@ impl Name {
     }
 
     fn asked_by(&mut self, client: Option<u64>, host: &Host) {
+        if let Some(known) = client.and_then(|id| host.client(id)) {
+            for (count, half_life) in self.clients.iter_mut().zip(CLIENT_HALF_LIVES_S) {
+                // It was counted when it came before.
+                let counted = if known.count > 1 { (-known.log_last.exp() / half_life).exp2() } else { 0.0 };
+                *count = (*count - counted).max(0.0) + 1.0;
+            }
+        }
         let before = self.client.map(|asker| asker.id);
         self.run = if client.is_some() && client == before { self.run.saturating_add(1) } else { 0 };
         self.client = client.map(|id| {
@@ -141,6 +166,31 @@ impl Name {
                 log_last: known.map_or(13.0, |known| known.log_last),
             }
         });
+    }
+
+    /// Notes what the regression expected of one piece of a gap.
+    pub(super) fn judged(&mut self, idle_s: f32, expected: f32, came: bool) {
+        let band = band(idle_s);
+        self.expected[band] += expected.min(EXPECTED_MAX);
+        self.came[band] += f32::from(u8::from(came));
+        if came {
+            self.expected.iter_mut().chain(&mut self.came).for_each(|count| *count *= 1.0 - crate::forecast::gaps::regression::env("BF",0.02) as f32);
+        }
+    }
+
+    /// Logarithm of how many times more often it came than expected in the band of this idle time, drawn to zero.
+    pub(super) fn misjudged(&self, idle_s: f32) -> f32 {
+        let band = band(idle_s); let d=crate::forecast::gaps::regression::env("BD",2.0) as f32;
+        ((self.came[band] + d) / (self.expected[band] + d)).ln()
+    }
+
+    /// The decaying counts of distinct clients after this idle time.
+    pub(super) fn clients(&self, idle_s: f32) -> [f32; CLIENT_HALF_LIVES_S.len()] {
+        let mut clients = self.clients;
+        for (count, half_life) in clients.iter_mut().zip(CLIENT_HALF_LIVES_S) {
+            *count *= (-idle_s / half_life).exp2();
+        }
+        clients
     }
 
     /// When it began to be idle, in ms since 1970.
@@ -188,6 +238,13 @@ impl Name {
 }
 
 const HOUR_MS: u64 = 3_600_000;
+
+/// One piece counts for no more than this.
+const EXPECTED_MAX: f32 = 4.0;
+
+fn band(idle_s: f32) -> usize {
+    BAND_ENDS_S.iter().position(|end_s| idle_s < *end_s).unwrap_or(BANDS - 1)
+}
 
 fn hour_of_day(at_ms: u64) -> usize {
     (at_ms / HOUR_MS % 24) as usize

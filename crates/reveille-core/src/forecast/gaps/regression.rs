@@ -26,7 +26,7 @@ impl Default for Regression {
     fn default() -> Self {
         let mut covariance = vec![[0.0; FEATURES]; FEATURES];
         for (index, row) in covariance.iter_mut().enumerate() {
-            row[index] = if index == 0 { LEVEL_VARIANCE } else { PRIOR_VARIANCE };
+            row[index] = if index == 0 { env("LV", LEVEL_VARIANCE) } else { env("PV", PRIOR_VARIANCE) };
         }
         let mut weights = [0.0; FEATURES];
         for (index, weight) in PRIOR {
@@ -44,8 +44,9 @@ impl Regression {
     }
 
     /// Learns that within `hours` an arrival came (at their end) or did not.
-    pub fn learn(&mut self, features: &Features, hours: f64, came: bool) {
+    pub fn learn(&mut self, features: &Features, hours: f64, came: bool) -> f64 {
         let expected = self.rate(features) * hours;
+        let inflate = env("INFL", 0.0);
         let surprise = (f64::from(u8::from(came)) - expected).max(-SURPRISE_MAX);
         let x: [f64; FEATURES] = features.map(f64::from);
         let mut gain = [0.0; FEATURES];
@@ -63,10 +64,23 @@ impl Regression {
                 let own = own * factor;
                 row.iter_mut().zip(&gain).for_each(|(c, other)| *c -= own * other);
             }
+            if came && inflate > 0.0 {
+                for (i, row) in self.covariance.iter_mut().enumerate() {
+                    if row[i] < env("CAP", 0.05) { row.iter_mut().for_each(|c| *c *= 1.0 + inflate); }
+                }
+            }
         }
+        expected
     }
 
     pub(super) fn size_bytes(&self) -> usize {
         size_of::<Self>() + self.covariance.len() * size_of::<[f64; FEATURES]>()
     }
+}
+
+#[allow(missing_docs)]
+pub fn env(name: &'static str, default: f64) -> f64 {
+    use std::cell::RefCell; use std::collections::BTreeMap;
+    thread_local! { static C: RefCell<BTreeMap<&'static str, f64>> = const { RefCell::new(BTreeMap::new()) }; }
+    C.with(|c| *c.borrow_mut().entry(name).or_insert_with(|| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)))
 }
