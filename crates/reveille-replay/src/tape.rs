@@ -88,6 +88,7 @@ impl Recorder {
     }
 
     fn look(&mut self, at_ms: u64, name: usize, index: usize) {
+        self.gaps.silent(&mut self.names[name], Timestamp::from_ms(at_ms));
         if let Some(piece) = self.gaps.hazard(&self.names[name], index) {
             self.open[name].push(piece);
             let length_ms = piece.until_ms - piece.from_ms;

@@ -68,10 +68,18 @@ impl Gaps {
     /// Arrivals come in the order of time; one that is earlier than the last counts as simultaneous with it.
     pub fn arrived(&mut self, name: &mut Name, arrival: Arrival) {
         if let Some(gap_ms) = name.idle_ms(arrival.at) {
-            self.learn(name, gap_ms);
+            self.learn(name, gap_ms, true);
         }
         self.host.arrived(arrival);
         name.arrived(arrival, &mut self.host);
+    }
+
+    /// Learns of `name` that it was not asked for until `now`. It need not be called: what is left out is learned with the
+    /// next arrival; but names that are silent for long teach most.
+    pub fn silent(&mut self, name: &mut Name, now: Timestamp) {
+        if let Some(idle_ms) = name.idle_ms(now) {
+            self.learn(name, idle_ms, false);
+        }
     }
 
     /// The hazard of `name` in the piece of idle time with this index, as far as can be said at its beginning.
@@ -94,15 +102,17 @@ impl Gaps {
         self.host.size_bytes() + self.regression.size_bytes()
     }
 
-    fn learn(&mut self, name: &mut Name, gap_ms: u64) {
-        for index in 0..PIECES {
+    fn learn(&mut self, name: &mut Name, gap_ms: u64, over: bool) {
+        for index in name.learned()..PIECES {
             let Some((from_ms, until_ms)) = piece(index) else { return };
+            let ended = over && gap_ms <= until_ms;
+            if !ended && gap_ms < until_ms {
+                return;
+            }
             let Some(features) = features::at(name, &self.host, from_ms) else { return };
-            let ended = gap_ms <= until_ms;
-            let exposure_ms = gap_ms.min(until_ms).saturating_sub(from_ms);
-            let hours = exposure_ms as f64 / 3_600_000.0;
+            let hours = gap_ms.min(until_ms).saturating_sub(from_ms) as f64 / 3_600_000.0;
             let expected = self.regression.learn(&features, hours, ended);
-            name.judged(from_ms as f32 / 1_000.0, expected as f32, ended);
+            name.judged(index, from_ms as f32 / 1_000.0, expected as f32, ended);
             if ended {
                 return;
             }

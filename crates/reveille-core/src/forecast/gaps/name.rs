@@ -56,6 +56,8 @@ pub struct Name {
     busy_ms: Option<u32>,
     /// Arrivals in a row of the last client.
     run: u16,
+    /// So many pieces of the gap were learned from.
+    learned: u16,
 }
 
 /// What was known of the client that asked last, when it asked.
@@ -86,6 +88,7 @@ impl Default for Name {
             client: None,
             busy_ms: None,
             run: 0,
+            learned: 0,
         }
     }
 }
@@ -99,6 +102,11 @@ impl Name {
     /// How many arrivals it has had.
     pub fn arrivals(&self) -> u32 {
         self.count
+    }
+
+    /// The first piece of the gap that was not learned from.
+    pub(super) fn learned(&self) -> usize {
+        usize::from(self.learned)
     }
 
     pub(super) fn arrived(&mut self, arrival: Arrival, host: &mut Host) {
@@ -117,6 +125,7 @@ impl Name {
         }
         self.count = self.count.saturating_add(1);
         self.last_ms = self.last_ms.max(at_ms);
+        self.learned = 0;
         let hour = &mut self.by_hour[hour_of_day(at_ms)];
         *hour = hour.saturating_add(1);
         self.busy_ms = arrival.busy_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX));
@@ -169,7 +178,8 @@ impl Name {
     }
 
     /// Notes what the regression expected of one piece of a gap.
-    pub(super) fn judged(&mut self, idle_s: f32, expected: f32, came: bool) {
+    pub(super) fn judged(&mut self, index: usize, idle_s: f32, expected: f32, came: bool) {
+        self.learned = u16::try_from(index + 1).unwrap_or(u16::MAX);
         let band = band(idle_s);
         self.expected[band] += expected.min(EXPECTED_MAX);
         self.came[band] += f32::from(u8::from(came));
