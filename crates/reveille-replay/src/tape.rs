@@ -53,11 +53,14 @@ impl Tape {
         };
         for (done, request) in trace.requests.iter().enumerate() {
             recorder.look_until(request.at_ms);
-            recorder.arrived(request.name, Arrival {
-                at: Timestamp::from_ms(request.at_ms),
-                client: request.client,
-                busy_ms: request.busy_ms,
-            });
+            recorder.arrived(
+                request.name,
+                Arrival {
+                    at: Timestamp::from_ms(request.at_ms),
+                    client: request.client,
+                    busy_ms: request.busy_ms,
+                },
+            );
             if done % 1_024 == 0 {
                 progress(done);
             }

@@ -138,13 +138,17 @@ impl Trace {
                 },
                 None => None,
             };
-            found.add(row.get(name), |name| Request {
-                at_ms: 0,
-                name,
-                client: client.map(|column| hash(row.get(column))),
-                busy_ms,
-                requests: 1,
-            }, row.time(time)?)
+            found.add(
+                row.get(name),
+                |name| Request {
+                    at_ms: 0,
+                    name,
+                    client: client.map(|column| hash(row.get(column))),
+                    busy_ms,
+                    requests: 1,
+                },
+                row.time(time)?,
+            )
         })?;
         Ok(found.finish())
     }
@@ -155,7 +159,9 @@ impl Trace {
         let name = table.find(NAME);
         let counts: Vec<usize> = match table.find(COUNT) {
             Some(count) => vec![count],
-            None => (0..table.header.len()).filter(|column| *column != time && Some(*column) != name).collect(),
+            None => {
+                (0..table.header.len()).filter(|column| *column != time && Some(*column) != name).collect()
+            }
         };
         let mut found = Found::default();
         table.each(|row| {
@@ -305,7 +311,12 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn add(&mut self, name: &'a str, request: impl Fn(usize) -> Request, at_ms: u64) -> Result<(), TraceError> {
+    fn add(
+        &mut self,
+        name: &'a str,
+        request: impl Fn(usize) -> Request,
+        at_ms: u64,
+    ) -> Result<(), TraceError> {
         if self.requests.len() == ARRIVALS_MAX {
             return Err(TraceError::TooMany { what: "arrivals", limit: ARRIVALS_MAX });
         }

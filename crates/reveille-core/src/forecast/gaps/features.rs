@@ -6,7 +6,7 @@ use super::host::Host;
 use super::name::Name;
 
 /// How many features there are.
-pub const FEATURES: usize = 85;
+pub const FEATURES: usize = 91;
 
 /// The features at one moment. The first is one.
 pub type Features = [f32; FEATURES];
@@ -58,6 +58,10 @@ pub(super) fn at(name: &Name, host: &Host, idle_ms: u64) -> Option<Features> {
     row.push((name.variance / 4.0 - 1.0) * rates[5] / 3.0);
     row.push((host.rate(at_ms, 12) + 1.0).ln() / 2.0 * (log_idle - 6.0) / 2.0);
     row.push(rates[1] * rates[6] / 9.0);
+    for wrong in host.misjudged() {
+        row.push(wrong);
+        row.push(wrong * (log_idle - 6.0) / 2.0);
+    }
     Some(row.features)
 }
 

@@ -3,7 +3,8 @@
 
 /// Where the first pieces begin, in seconds. Further ones are longer by a ninth each.
 const FINE_S: [u64; 28] = [
-    0, 3, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 55, 60, 66, 73, 81, 90, 100, 111, 123, 137, 152, 169, 188, 209,
+    0, 3, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 55, 60, 66, 73, 81, 90, 100, 111, 123, 137, 152,
+    169, 188, 209,
 ];
 
 /// From here on pieces are equally long.

@@ -11,6 +11,9 @@ pub const CLIENTS_MAX: usize = 4_096;
 const INTERVAL_MS: u64 = 300_000;
 const INTERVALS: usize = 2_016;
 
+/// Half-lives of the memory for the regression's error.
+const HALF_LIVES_S: [f32; 3] = [1_800.0, 10_800.0, 86_400.0];
+
 /// What is known of one client.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client {
@@ -36,6 +39,10 @@ pub struct Host {
     by_last: BTreeSet<(u64, u64)>,
     /// Mean of the logarithm of all names' gaps, in seconds: what a new name is taken to have.
     pub(super) log_gap: f32,
+    /// Arrivals of all names that the regression expected and those that came, halved every half-life.
+    expected: [f32; 3],
+    came: [f32; 3],
+    judged_ms: u64,
     /// Variance of it.
     pub(super) log_gap_variance: f32,
 }
@@ -46,6 +53,9 @@ impl Default for Host {
             counts: vec![0; INTERVALS],
             newest: 0,
             clients: BTreeMap::new(),
+            expected: [0.0; 3],
+            came: [0.0; 3],
+            judged_ms: 0,
             by_last: BTreeSet::new(),
             // An hour, give or take a factor of seven, before anything was seen.
             log_gap: 8.2,
@@ -59,7 +69,8 @@ impl Host {
     pub(super) fn rate(&self, at_ms: u64, intervals: u64) -> f32 {
         let now = at_ms / INTERVAL_MS;
         let oldest = self.newest.saturating_sub(INTERVALS as u64 - 1);
-        let seen = (now.saturating_sub(intervals)..now).filter(|interval| (oldest..=self.newest).contains(interval));
+        let seen =
+            (now.saturating_sub(intervals)..now).filter(|interval| (oldest..=self.newest).contains(interval));
         let count: u64 = seen.map(|interval| u64::from(self.counts[place(interval)])).sum();
         count as f32 * 12.0 / intervals as f32
     }
@@ -88,6 +99,22 @@ impl Host {
         let off = log_gap - self.log_gap;
         self.log_gap += 0.01 * off;
         self.log_gap_variance += 0.01 * (off * off - self.log_gap_variance);
+    }
+
+    /// Notes what the regression expected of one piece of any name's gap.
+    pub(super) fn judged(&mut self, at_ms: u64, expected: f32, came: bool) {
+        let passed_s = at_ms.saturating_sub(self.judged_ms) as f32 / 1_000.0;
+        self.judged_ms = self.judged_ms.max(at_ms);
+        for (scale, half_life_s) in HALF_LIVES_S.iter().enumerate() {
+            let kept = (-passed_s / half_life_s).exp2();
+            self.expected[scale] = self.expected[scale] * kept + expected.min(4.0);
+            self.came[scale] = self.came[scale] * kept + f32::from(u8::from(came));
+        }
+    }
+
+    /// Logarithm of how many times more often names were asked for than expected lately, drawn to zero.
+    pub(super) fn misjudged(&self) -> [f32; 3] {
+        std::array::from_fn(|scale| ((self.came[scale] + 3.0) / (self.expected[scale] + 3.0)).ln())
     }
 
     fn client_arrived(&mut self, client: u64, at_ms: u64) {

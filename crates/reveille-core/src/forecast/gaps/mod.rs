@@ -94,7 +94,9 @@ impl Gaps {
     pub fn hazards(&self, name: &Name, now: Timestamp, pieces: usize) -> Vec<Piece> {
         let Some(idle_ms) = name.idle_ms(now) else { return Vec::new() };
         let first = piece_at(idle_ms);
-        (first..first.saturating_add(pieces).min(PIECES)).filter_map(|index| self.hazard(name, index)).collect()
+        (first..first.saturating_add(pieces).min(PIECES))
+            .filter_map(|index| self.hazard(name, index))
+            .collect()
     }
 
     /// What is shared, in bytes.
@@ -112,6 +114,7 @@ impl Gaps {
             let Some(features) = features::at(name, &self.host, from_ms) else { return };
             let hours = gap_ms.min(until_ms).saturating_sub(from_ms) as f64 / 3_600_000.0;
             let expected = self.regression.learn(&features, hours, ended);
+            self.host.judged(name.last_ms() + gap_ms.min(until_ms), expected as f32, ended);
             name.judged(index, from_ms as f32 / 1_000.0, expected as f32, ended);
             if ended {
                 return;

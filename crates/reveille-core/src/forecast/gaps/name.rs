@@ -16,7 +16,10 @@ pub(super) const BINS: usize = 16;
 /// The first bin of the histogram ends here, in seconds.
 const FIRST_BIN_S: f32 = 8.0;
 
-/// With each gap the histogram forgets so much.
+/// As many arrivals as would draw a name's error to zero.
+const DRAWN_BY: f32 = 2.0;
+
+/// With each gap the histogram and the errors forget so much.
 const FORGET: f32 = 0.005;
 
 /// Bands of idle time, in seconds, in which the regression's error about this name is kept apart.
@@ -184,14 +187,14 @@ impl Name {
         self.expected[band] += expected.min(EXPECTED_MAX);
         self.came[band] += f32::from(u8::from(came));
         if came {
-            self.expected.iter_mut().chain(&mut self.came).for_each(|count| *count *= 1.0 - crate::forecast::gaps::regression::env("BF",0.02) as f32);
+            self.expected.iter_mut().chain(&mut self.came).for_each(|count| *count *= 1.0 - FORGET);
         }
     }
 
     /// Logarithm of how many times more often it came than expected in the band of this idle time, drawn to zero.
     pub(super) fn misjudged(&self, idle_s: f32) -> f32 {
-        let band = band(idle_s); let d=crate::forecast::gaps::regression::env("BD",2.0) as f32;
-        ((self.came[band] + d) / (self.expected[band] + d)).ln()
+        let band = band(idle_s);
+        ((self.came[band] + DRAWN_BY) / (self.expected[band] + DRAWN_BY)).ln()
     }
 
     /// The decaying counts of distinct clients after this idle time.
@@ -273,7 +276,8 @@ mod tests {
     fn an_hour_of_the_day_counts_how_often_it_was_there() {
         let mut name = Name::default();
         let mut host = Host::default();
-        let at = |hours: u64| Arrival { at: Timestamp::from_ms(hours * HOUR_MS + 1), client: None, busy_ms: None };
+        let at =
+            |hours: u64| Arrival { at: Timestamp::from_ms(hours * HOUR_MS + 1), client: None, busy_ms: None };
         for day in 10..14 {
             name.arrived(at(day * 24 + 9), &mut host);
         }
