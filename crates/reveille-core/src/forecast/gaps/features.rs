@@ -23,9 +23,10 @@ const BUSY_OVER: [u64; 5] = [1, 3, 12, 36, 144];
 
 /// The features of `name` when it has been idle for `idle_ms`; `None` before its first arrival.
 pub(super) fn at(name: &Name, host: &Host, idle_ms: u64) -> Option<Features> {
-    if name.arrivals() == 0 {
-        return None;
-    }
+    (name.arrivals() > 0).then(|| filled(name, host, idle_ms).features)
+}
+
+fn filled(name: &Name, host: &Host, idle_ms: u64) -> Row {
     let mut row = Row { features: [0.0; FEATURES], next: 0 };
     let idle_s = idle_ms as f32 / 1_000.0;
     let at_ms = name.last_ms().saturating_add(idle_ms);
@@ -44,25 +45,9 @@ pub(super) fn at(name: &Name, host: &Host, idle_ms: u64) -> Option<Features> {
     }
     of_client(&mut row, name, log_idle);
     of_work(&mut row, name, log_idle, idle_s);
-    let wrong = name.misjudged(idle_s);
-    row.push(wrong);
-    row.push(wrong * (log_idle - 6.0) / 2.0);
-    for count in name.clients(idle_s) {
-        row.push((count + 0.02).ln() / 2.0 + 1.0);
-        row.push((count + 0.02).ln().max(0.0));
-    }
-    // Who is busy in the short run goes on; in the long run what counts is the day.
-    let rates = name.rates(idle_s).map(|per_hour| (per_hour + 1e-3).ln());
-    row.push((rates[5] / 3.0) * (log_idle - 6.0) / 2.0);
-    row.push((rates[3] / 3.0) * (log_idle - 6.0) / 2.0);
-    row.push((name.variance / 4.0 - 1.0) * rates[5] / 3.0);
-    row.push((host.rate(at_ms, 12) + 1.0).ln() / 2.0 * (log_idle - 6.0) / 2.0);
-    row.push(rates[1] * rates[6] / 9.0);
-    for wrong in host.misjudged() {
-        row.push(wrong);
-        row.push(wrong * (log_idle - 6.0) / 2.0);
-    }
-    Some(row.features)
+    of_errors(&mut row, name, host, log_idle, idle_s);
+    of_both(&mut row, name, host, log_idle, idle_s);
+    row
 }
 
 fn of_idle_time(row: &mut Row, log_idle: f32) {
@@ -142,6 +127,30 @@ fn of_work(row: &mut Row, name: &Name, log_idle: f32, idle_s: f32) {
     }
 }
 
+fn of_errors(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32) {
+    row.push(name.misjudged(idle_s));
+    row.push(name.misjudged(idle_s) * (log_idle - 6.0) / 2.0);
+    for wrong in host.misjudged() {
+        row.push(wrong);
+        row.push(wrong * (log_idle - 6.0) / 2.0);
+    }
+}
+
+/// Products: who is busy in the short run goes on being asked for soon; in the long run what counts is the day.
+fn of_both(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32) {
+    for count in name.clients(idle_s) {
+        row.push((count + 0.02).ln() / 2.0 + 1.0);
+        row.push((count + 0.02).ln().max(0.0));
+    }
+    let rates = name.rates(idle_s).map(|per_hour| (per_hour + 1e-3).ln() / 3.0);
+    let late = (log_idle - 6.0) / 2.0;
+    row.push(rates[5] * late);
+    row.push(rates[3] * late);
+    row.push((name.variance / 4.0 - 1.0) * rates[5]);
+    row.push((host.rate(name.last_ms().saturating_add((idle_s * 1_000.0) as u64), 12) + 1.0).ln() / 2.0 * late);
+    row.push(rates[1] * rates[6]);
+}
+
 /// Features as they are filled in.
 struct Row {
     features: Features,
@@ -182,17 +191,12 @@ mod tests {
                 }
             }
         }
-        let mut row = Row { features: [0.0; FEATURES], next: 0 };
         let (mut name, mut host) = (Name::default(), Host::default());
-        name.arrived(Arrival { at: Timestamp::from_ms(0), client: Some(1), busy_ms: Some(1) }, &mut host);
-        row.push(1.0);
-        of_idle_time(&mut row, 1.0);
-        of_counts(&mut row, &name, 1.0);
-        of_gaps(&mut row, &name, 1.0, 1.0, 1);
-        of_calendar(&mut row, &name, 1.0, 1);
-        BUSY_OVER.iter().for_each(|_| row.push(0.0));
-        of_client(&mut row, &name, 1.0);
-        of_work(&mut row, &name, 1.0, 1.0);
-        assert_eq!(row.next, FEATURES);
+        for (client, busy_ms) in [(None, None), (Some(1), Some(2_000))] {
+            name.arrived(Arrival { at: Timestamp::from_ms(0), client, busy_ms }, &mut host);
+            for idle_ms in [1_000, 3_000] {
+                assert_eq!(filled(&name, &host, idle_ms).next, FEATURES);
+            }
+        }
     }
 }

@@ -283,6 +283,6 @@ mod tests {
         }
         assert_eq!(name.at_hour((14 * 24 + 9) * HOUR_MS), (4.0, 5.0));
         assert_eq!(name.at_hour((14 * 24 + 8) * HOUR_MS), (0.0, 4.0));
-        assert_eq!(name.at_hour((13 * 24 + 10) * HOUR_MS), (0.0, 3.0));
+        assert_eq!(name.at_hour((13 * 24 + 10) * HOUR_MS), (0.0, 4.0));
     }
 }
