@@ -147,7 +147,9 @@ fn of_both(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32) 
     row.push(rates[5] * late);
     row.push(rates[3] * late);
     row.push((name.variance / 4.0 - 1.0) * rates[5]);
-    row.push((host.rate(name.last_ms().saturating_add((idle_s * 1_000.0) as u64), 12) + 1.0).ln() / 2.0 * late);
+    row.push(
+        (host.rate(name.last_ms().saturating_add((idle_s * 1_000.0) as u64), 12) + 1.0).ln() / 2.0 * late,
+    );
     row.push(rates[1] * rates[6]);
 }
 
