@@ -27,6 +27,17 @@ pub enum Measure {
     ColdStarts,
     /// All delay in seconds against GiB-hours held on all rungs.
     Delay,
+    /// The same with the idle vCPUs of running instances priced as memory.
+    PricedDelay,
+}
+
+impl Measure {
+    fn costs(self, settings: &Settings) -> Vec<RungCost> {
+        match self {
+            Self::ColdStarts | Self::Delay => settings.rungs.clone(),
+            Self::PricedDelay => settings.priced_rungs(),
+        }
+    }
 }
 
 /// A policy at one setting, in a measure.
@@ -87,6 +98,7 @@ pub struct Runs {
     pub(crate) ladders: Vec<Run>,
     pub(crate) keep_or_not: Vec<Run>,
     pub(crate) rungs: Vec<Run>,
+    pub(crate) priced: Vec<Run>,
 }
 
 /// Replays every policy of `settings`. `progress` is told how many of how many are done.
@@ -131,8 +143,9 @@ pub fn run_all(
     }
     let bare = |rung, held_mib, wake_ms| RungCost { rung, held_mib, wake_ms };
     let keep_or_not = hazard(&[bare(settings.rest, 0.0, 1_000.0), bare(Rung::Active, 1_024.0, 0.0)])?;
-    let sweeps: [Vec<(String, Policy)>; 6] =
-        [fixed, hybrid(false), hybrid(true), ladders, keep_or_not, hazard(&settings.rungs)?];
+    let (plain, priced) = (hazard(&settings.rungs)?, hazard(&settings.priced_rungs())?);
+    let sweeps: [Vec<(String, Policy)>; 7] =
+        [fixed, hybrid(false), hybrid(true), ladders, keep_or_not, plain, priced];
     let (mut done, all) = (0, sweeps.iter().map(Vec::len).sum());
     let mut replay = |sweep: &[(String, Policy)]| -> Vec<Run> {
         sweep
@@ -144,9 +157,9 @@ pub fn run_all(
             })
             .collect()
     };
-    let [fixed, hybrid, hybrid_arima, ladders, keep_or_not, rungs] =
+    let [fixed, hybrid, hybrid_arima, ladders, keep_or_not, rungs, priced] =
         sweeps.each_ref().map(|sweep| replay(sweep));
-    Ok(Runs { fixed, hybrid, hybrid_arima, ladders, keep_or_not, rungs })
+    Ok(Runs { fixed, hybrid, hybrid_arima, ladders, keep_or_not, rungs, priced })
 }
 
 /// One policy over the trace: its account for each name. A name with one request has nothing to be judged by.
@@ -179,12 +192,13 @@ pub fn compare(
         run.names.iter().zip(member).filter(|(_, member)| **member).for_each(|(name, _)| sum.add(name));
         sum
     };
+    let costs = measure.costs(settings);
     let point = |run: &Run| {
         let account = total(run);
         let (held, lost) = match measure {
             Measure::ColdStarts => (account.warm_hours(), account.cold() as f64),
-            Measure::Delay => {
-                (account.gib_hours(&settings.rungs).values().sum(), account.delay_s(&settings.rungs))
+            Measure::Delay | Measure::PricedDelay => {
+                (account.gib_hours(&costs).values().sum(), account.delay_s(&costs))
             }
         };
         Point { setting: run.setting.clone(), held, lost }
@@ -202,9 +216,10 @@ pub fn compare(
             curve("hybrid+arima", &runs.hybrid_arima),
             curve("reveille", &runs.keep_or_not),
         ],
-        Measure::Delay => {
+        Measure::Delay | Measure::PricedDelay => {
             let ladder = curve("fixed ladder", &runs.ladders).best();
-            vec![fixed, ladder, curve("reveille", &runs.rungs)]
+            let own = if measure == Measure::Delay { &runs.rungs } else { &runs.priced };
+            vec![fixed, ladder, curve("reveille", own)]
         }
     };
     let budgets: Vec<AtBudget> =
@@ -225,11 +240,12 @@ fn held_at(runs: &Runs, settings: &Settings, measure: Measure, total: impl Fn(&R
     };
     let reach = settings.reaches_min.iter().position(|reach| *reach == settings.budget_reach_min);
     let hybrid = reach.and_then(|index| runs.hybrid.get(index));
+    let costs = measure.costs(settings);
     let held = |run: &Run| {
         let account = total(run);
         match measure {
             Measure::ColdStarts => account.warm_hours(),
-            Measure::Delay => account.gib_hours(&settings.rungs).values().sum(),
+            Measure::Delay | Measure::PricedDelay => account.gib_hours(&costs).values().sum(),
         }
     };
     settings.budgets_min.iter().filter_map(|minutes| closest(*minutes)).chain(hybrid).map(held).collect()
@@ -246,7 +262,7 @@ fn at(curves: &[Curve], measure: Measure, held: f64) -> AtBudget {
         others.iter().map(|curve| (curve.policy, curve.at(held))).collect();
     let counts = match measure {
         Measure::ColdStarts => others.len(),
-        Measure::Delay => 1,
+        Measure::Delay | Measure::PricedDelay => 1,
     };
     let baseline = others.iter().take(counts).filter_map(|(_, lost)| *lost).min_by(f64::total_cmp);
     let ratio =

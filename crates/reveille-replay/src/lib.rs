@@ -79,7 +79,7 @@ pub fn replay(
         .map_or_else(Vec::new, |run| run.names.iter().map(|account| account.requests > 0).collect());
     let all = runs.fixed.first().map_or(0, |run| run.names.iter().map(|account| account.requests).sum());
     let mut comparisons = Vec::new();
-    for measure in [Measure::ColdStarts, Measure::Delay] {
+    for measure in [Measure::ColdStarts, Measure::Delay, Measure::PricedDelay] {
         for (of, which) in
             [("all names", None), ("first, third, … name", Some(0)), ("second, fourth, … name", Some(1))]
         {
@@ -102,6 +102,7 @@ pub fn replay(
         bytes_shared: tape.shared_bytes,
         cold_ratio_worst: worst(Measure::ColdStarts),
         delay_ratio_worst: worst(Measure::Delay),
+        priced_delay_ratio_worst: worst(Measure::PricedDelay),
         details: Report::details(&trace.names, &runs, settings, DETAIL_MIN),
         comparisons,
     })

@@ -77,6 +77,7 @@ fn panel(out: &mut String, comparison: &Comparison) {
     let (held, lost) = match comparison.measure {
         Measure::ColdStarts => ("idle-warm hours", "cold starts"),
         Measure::Delay => ("GiB-hours held", "seconds of added delay"),
+        Measure::PricedDelay => ("GiB-hours held, idle vCPUs as memory", "seconds of added delay"),
     };
     for tick in x.ticks() {
         let (at, end) = (x.place(tick), HEIGHT - BOTTOM);

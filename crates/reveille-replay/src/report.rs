@@ -25,8 +25,10 @@ pub struct Report {
     pub bytes_shared: usize,
     /// The largest ratio of cold starts, over all names.
     pub cold_ratio_worst: Option<f64>,
-    /// The largest ratio of delays, over all names.
+    /// The largest ratio of delays at equal memory, over all names.
     pub delay_ratio_worst: Option<f64>,
+    /// The same with the idle vCPUs of running instances priced as memory.
+    pub priced_delay_ratio_worst: Option<f64>,
     /// Both measures, over all names and over each half of them.
     pub comparisons: Vec<Comparison>,
     /// Policies at one budget, in detail.
@@ -120,6 +122,7 @@ impl fmt::Display for Report {
             let held = cost.held_mib;
             writeln!(f, "  {:8} {held:6.1} MiB held, wakes in {:7.1} ms", cost.rung.word(), cost.wake_ms)?;
         }
+        writeln!(f, "  idle vCPUs priced as {:.1} MiB where they are priced", self.settings.idle_cpu_mib)?;
         writeln!(f, "state: {} bytes per name, {} shared", self.bytes_per_name, self.bytes_shared)?;
         for comparison in &self.comparisons {
             write!(f, "\n{comparison}")?;
@@ -137,6 +140,7 @@ impl fmt::Display for Comparison {
         let (held, lost) = match self.measure {
             Measure::ColdStarts => ("idle-warm h", "cold starts"),
             Measure::Delay => ("GiB-hours", "seconds of delay, without first requests"),
+            Measure::PricedDelay => ("GiB-hours", "seconds of delay, idle vCPUs priced as memory"),
         };
         writeln!(f, "{} ({lost})", self.of)?;
         write!(f, "{held:>12}")?;
