@@ -29,7 +29,9 @@ fn kpss(series: &[f64]) -> f64 {
     let n = series.len() as f64;
     let mean = series.iter().sum::<f64>() / n;
     let off: Vec<f64> = series.iter().map(|x| x - mean).collect();
-    let lags = (4.0 * (n / 100.0).powf(0.25)) as usize;
+    // 4 (n/100)^¼, rounded down.
+    let lags =
+        (1..4).rev().find(|lags| 4.0 * (n / 100.0).powf(0.25) >= f64::from(*lags)).unwrap_or(0) as usize;
     let covariance = |lag: usize| off.iter().zip(&off[lag..]).map(|(a, b)| a * b).sum::<f64>() / n;
     let weighted = |lag: usize| 2.0 * (1.0 - lag as f64 / (lags + 1) as f64) * covariance(lag);
     let long_run = covariance(0) + (1..=lags).map(weighted).sum::<f64>();
@@ -45,12 +47,15 @@ fn kpss(series: &[f64]) -> f64 {
 }
 
 fn next_stationary(series: &[f64]) -> Option<f64> {
-    // Shocks are taken from a longer autoregression.
-    let long = fit(series, &vec![0.0; series.len()], 3.min(series.len() / 4), 0, 0)?;
+    let mean = series.iter().sum::<f64>() / series.len() as f64;
+    let series: &[f64] = &series.iter().map(|x| x - mean).collect::<Vec<_>>();
+    // Shocks are taken from a longer autoregression, as long as can be fitted.
+    let none = vec![0.0; series.len()];
+    let long = (0..=3.min(series.len() / 4)).rev().find_map(|order| fit(series, &none, order, 0, 0))?;
     let candidates = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)];
     let fits = candidates.iter().filter_map(|(p, q)| fit(series, &long.shocks, *p, *q, 4));
     fits.min_by(|a, b| a.criterion.total_cmp(&b.criterion))
-        .map(|best| best.next)
+        .map(|best| mean + best.next)
         .filter(|next| next.is_finite())
 }
 
@@ -72,11 +77,11 @@ fn fit(series: &[f64], shocks: &[f64], p: usize, q: usize, skip: usize) -> Optio
         return None;
     }
     let mut normal = vec![vec![0.0; width + 1]; width];
-    for at in first..series.len() {
+    for (at, value) in series.iter().enumerate().skip(first) {
         let x = row(at);
         for (i, line) in normal.iter_mut().enumerate() {
             for (j, cell) in line.iter_mut().enumerate() {
-                *cell += x[i] * if j < width { x[j] } else { series[at] };
+                *cell += x[i] * x.get(j).unwrap_or(value);
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::policy::{Policy, over};
 use crate::settings::Settings;
 use crate::tape::Tape;
 use crate::trace::Trace;
+use crate::whole_ms;
 
 /// One policy with one setting, replayed.
 #[derive(Debug, Clone)]
@@ -112,7 +113,7 @@ pub fn run_all(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Runs, Vec<CostFault>> {
     let ladder = |steps: &[(Rung, f64)]| {
-        Policy::Ladder(steps.iter().map(|(rung, minutes)| (*rung, (minutes * 60_000.0) as u64)).collect())
+        Policy::Ladder(steps.iter().map(|(rung, minutes)| (*rung, whole_ms(minutes * 60_000.0))).collect())
     };
     let hazard = |rungs: &[RungCost]| {
         let costs = |price: &f64| {

@@ -116,3 +116,12 @@ impl Report {
         picture::svg(&over_all)
     }
 }
+
+/// Milliseconds without their fraction; no less than none.
+#[expect(clippy::cast_possible_truncation, reason = "a cast of a float saturates")]
+pub(crate) fn whole_ms(ms: f64) -> u64 {
+    ms as u64
+}
+
+#[cfg(test)]
+mod tests;

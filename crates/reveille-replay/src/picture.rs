@@ -56,7 +56,7 @@ impl Axis {
 
     /// 1, 2, 5, 10, … within it.
     fn ticks(&self) -> Vec<f64> {
-        let decades = (self.low / std::f64::consts::LN_10).floor() as i32..=12;
+        let decades = (-9..=12).filter(|decade| 10_f64.powi(*decade + 1).ln() > self.low);
         let values = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade)));
         values.filter(|value| (self.low..=self.high).contains(&value.ln())).take(40).collect()
     }

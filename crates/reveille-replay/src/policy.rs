@@ -5,6 +5,7 @@ use reveille_core::model::Rung;
 
 use crate::arima;
 use crate::tape::{Gap, Tape};
+use crate::whole_ms;
 
 /// What is done with a name that nobody asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +115,7 @@ impl Histogram {
         if self.gaps >= GAPS_MIN && self.inside * 2 < self.gaps && arima {
             let next_min = arima::next(&self.recent).filter(|next| *next > 0.0);
             return next_min
-                .map_or((0, reach_ms), |next| ((next * 51_000.0) as u64, (next * 18_000.0) as u64));
+                .map_or((0, reach_ms), |next| (whole_ms(next * 51_000.0), whole_ms(next * 18_000.0)));
         }
         if self.gaps < GAPS_MIN || self.inside * 2 < self.gaps || self.variation() < VARIATION_MIN {
             return (0, reach_ms);
@@ -141,5 +142,57 @@ impl Histogram {
             f64::from(total) >= wanted
         };
         self.bins.iter().position(reached).unwrap_or(self.bins.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::Account;
+
+    fn tape(gaps_min: &[u64]) -> Tape {
+        let gap = |min: &u64| Gap { name: 0, ms: min * 60_000, looks: Vec::new() };
+        Tape { gaps: gaps_min.iter().map(gap).collect(), shared_bytes: 0 }
+    }
+
+    /// Cold starts and idle-warm minutes.
+    fn cost(gaps_min: &[u64], policy: &Policy) -> (u64, f64) {
+        let mut account = Account::default();
+        account.begin();
+        over(&tape(gaps_min), policy, Rung::Local, |gap, parts| account.gap(gap.ms, parts));
+        (account.cold(), (account.warm_hours() * 60.0 * 1e3).round() / 1e3)
+    }
+
+    #[test]
+    fn fixed_keep_alive_pays_each_gap_up_to_its_time() {
+        let fixed = Policy::Ladder(vec![(Rung::Active, 10 * 60_000)]);
+        // The first is cold; 10 is not, 11 is.
+        assert_eq!(cost(&[5, 10, 11, 300], &fixed), (3, 35.0));
+    }
+
+    #[test]
+    fn a_hybrid_histogram_waits_for_its_head_and_keeps_to_its_tail() {
+        let hybrid = Policy::Hybrid { reach_min: 240, arima: false };
+        // Ten gaps are kept for the reach: it is not representative before. From then on all are in the bin of minute 30:
+        // it loads after 30 × 0.9 and keeps until 31 × 1.1.
+        assert_eq!(cost(&[30; 10], &hybrid), (1, 300.0));
+        let mut gaps = vec![30; 10];
+        gaps.push(30);
+        assert_eq!(cost(&gaps, &hybrid), (1, 303.0));
+        *gaps.last_mut().unwrap() = 26;
+        assert_eq!(cost(&gaps, &hybrid), (2, 300.0));
+        *gaps.last_mut().unwrap() = 50;
+        assert_eq!(cost(&gaps, &hybrid), (2, 307.1));
+    }
+
+    #[test]
+    fn gaps_out_of_the_histograms_range_are_forecast_by_arima() {
+        let gaps: Vec<u64> = (0..40).map(|at| 600 + at % 3).collect();
+        let (cold, warm_min) = cost(&gaps, &Policy::Hybrid { reach_min: 240, arima: true });
+        let (without, warm_without) = cost(&gaps, &Policy::Hybrid { reach_min: 240, arima: false });
+        assert_eq!(without, 41);
+        // Only those before the tenth are late, and each of the others waits for 15 % of its gap.
+        assert_eq!(cold, 11);
+        assert!(warm_min < warm_without, "{warm_min} {warm_without}");
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::whole_ms;
+
 /// So many arrivals at most are read of a trace.
 pub const ARRIVALS_MAX: usize = 5_000_000;
 
@@ -132,7 +134,7 @@ impl Trace {
             let busy_ms = match seconds.map(|column| row.get(column)).filter(|text| !text.is_empty()) {
                 Some(text) => match text.parse::<f64>() {
                     // What was never begun has a negative time in some traces.
-                    Ok(seconds) if seconds >= 0.0 => Some((seconds * 1_000.0) as u64),
+                    Ok(seconds) if seconds >= 0.0 => Some(whole_ms(seconds * 1_000.0)),
                     Ok(_) => None,
                     Err(_) => return Err(row.bad(seconds.unwrap_or(0), "a number of seconds")),
                 },
@@ -271,7 +273,7 @@ fn hash(text: &str) -> u64 {
 /// `2024-11-15 18:36:50.5`, also with `T` and `Z`, or seconds since 1970.
 fn time_ms(text: &str) -> Option<u64> {
     if let Ok(seconds) = text.parse::<f64>() {
-        return (0.0..1e12).contains(&seconds).then_some((seconds * 1_000.0) as u64);
+        return (0.0..1e12).contains(&seconds).then_some(whole_ms(seconds * 1_000.0));
     }
     let text = text.strip_suffix('Z').unwrap_or(text);
     let (date, time) = text.split_once(['T', ' '])?;
@@ -337,5 +339,63 @@ impl<'a> Found<'a> {
         self.requests.iter_mut().for_each(|request| request.name = place[request.name]);
         self.requests.sort_by_key(|request| request.at_ms);
         Trace { names: self.names.keys().map(|name| (*name).to_owned()).collect(), requests: self.requests }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_csv_of_arrivals_is_read_in_the_order_of_time() {
+        let text = "gmt_create,checkpoint_model_version_id,groupId,exec_time_seconds,predict_status\n\
+                    1970-01-02 00:00:01,B,g,32.5,SUCCEED\n\
+                    1970-01-01T00:00:00.250Z,A,h,,FAILED\n\
+                    86402,B,g,-1,PENDING\n";
+        let trace = Trace::parse(text).unwrap();
+        assert_eq!(trace.names, ["A", "B"]);
+        let seen: Vec<_> = trace.requests.iter().map(|one| (one.at_ms, one.name, one.busy_ms)).collect();
+        assert_eq!(seen, [(250, 0, None), (86_401_000, 1, Some(32_500)), (86_402_000, 1, None)]);
+        assert_eq!(trace.requests[1].client, trace.requests[2].client);
+        assert_ne!(trace.requests[0].client, trace.requests[1].client);
+        assert_eq!(time_ms("2024-02-29 12:00:00"), Some(1_709_208_000_000));
+    }
+
+    #[test]
+    fn counts_per_minute_are_spread_over_the_minute_and_none_is_lost() {
+        let trace =
+            Trace::parse("period,count\n1970-01-01 00:01:00,2\n1970-01-01 00:02:00,0\n180,100\n").unwrap();
+        assert_eq!(trace.names, ["count"]);
+        let seen: Vec<_> = trace.requests.iter().map(|one| (one.at_ms, one.requests)).collect();
+        assert_eq!(seen[..3], [(60_000, 1), (90_000, 1), (180_000, 9)]);
+        assert_eq!((seen.len(), seen.iter().map(|one| one.1).sum::<u64>()), (14, 102));
+        let wide = Trace::parse("minute,a,b\n60,1,0\n120,0,1\n").unwrap();
+        assert_eq!(wide.names, ["a", "b"]);
+        let long = Trace::parse("minute,name,count\n60,x,1\n60,y,1\n").unwrap();
+        assert_eq!((long.names.len(), long.requests.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_by_line_column_and_value() {
+        let told = |text: &str| Trace::parse(text).unwrap_err().to_string();
+        assert_eq!(told(""), "the trace is empty: its first line must name the columns");
+        assert!(told("when,name\n").starts_with("no column for the time: it has to be called one of time,"));
+        assert_eq!(
+            told("time,name\n5,a\n2024-13-01 00:00:00,a\n"),
+            "line 3: time \"2024-13-01 00:00:00\" is not YYYY-MM-DD HH:MM:SS or seconds since 1970"
+        );
+        assert_eq!(told("time,name,seconds\n5,a\n"), "line 2 has 2 values, the header 3");
+        assert_eq!(told("time,count\n5,-1\n"), "line 2: count \"-1\" is not a number of requests");
+        for odd in [
+            "1969-01-01 00:00:00",
+            "2024-01-01 24:00:00",
+            "2024-01-01",
+            "-1",
+            "NaN",
+            "1e300",
+            "2024-01-01 0:0:0:0",
+        ] {
+            assert_eq!(time_ms(odd), None, "{odd}");
+        }
     }
 }

@@ -46,7 +46,7 @@ fn filled(name: &Name, host: &Host, idle_ms: u64) -> Row {
     of_client(&mut row, name, log_idle);
     of_work(&mut row, name, log_idle, idle_s);
     of_errors(&mut row, name, host, log_idle, idle_s);
-    of_both(&mut row, name, host, log_idle, idle_s);
+    of_both(&mut row, name, host, (log_idle, idle_s, at_ms));
     row
 }
 
@@ -137,7 +137,7 @@ fn of_errors(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32
 }
 
 /// Products: who is busy in the short run goes on being asked for soon; in the long run what counts is the day.
-fn of_both(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32) {
+fn of_both(row: &mut Row, name: &Name, host: &Host, (log_idle, idle_s, at_ms): (f32, f32, u64)) {
     for count in name.clients(idle_s) {
         row.push((count + 0.02).ln() / 2.0 + 1.0);
         row.push((count + 0.02).ln().max(0.0));
@@ -147,9 +147,7 @@ fn of_both(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32) 
     row.push(rates[5] * late);
     row.push(rates[3] * late);
     row.push((name.variance / 4.0 - 1.0) * rates[5]);
-    row.push(
-        (host.rate(name.last_ms().saturating_add((idle_s * 1_000.0) as u64), 12) + 1.0).ln() / 2.0 * late,
-    );
+    row.push((host.rate(at_ms, 12) + 1.0).ln() / 2.0 * late);
     row.push(rates[1] * rates[6]);
 }
 

@@ -144,5 +144,44 @@ impl Host {
 }
 
 fn place(interval: u64) -> usize {
-    (interval % INTERVALS as u64) as usize
+    usize::try_from(interval % INTERVALS as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    fn arrival(at_ms: u64, client: u64) -> Arrival {
+        Arrival { at: Timestamp::from_ms(at_ms), client: Some(client), busy_ms: None }
+    }
+
+    #[test]
+    fn clients_are_remembered_up_to_a_limit_and_the_longest_silent_goes_first() {
+        let mut host = Host::default();
+        let most = CLIENTS_MAX as u64;
+        for client in 0..most {
+            host.arrived(arrival(client, client));
+        }
+        host.arrived(arrival(most, 0));
+        host.arrived(arrival(most + 1, most));
+        assert_eq!((host.clients.len(), host.by_last.len()), (CLIENTS_MAX, CLIENTS_MAX));
+        assert!(host.client(1).is_none());
+        assert_eq!(host.client(0).unwrap().count, 2);
+    }
+
+    #[test]
+    fn arrivals_are_counted_in_complete_intervals_and_forgotten_after_a_week() {
+        let mut host = Host::default();
+        let start = 1_000 * INTERVAL_MS;
+        (0..6).for_each(|ms| host.arrived(arrival(start + ms, 1)));
+        // The interval that goes on does not count.
+        assert_eq!((host.rate(start + 10, 1), host.rate(start + INTERVAL_MS, 1)), (0.0, 72.0));
+        assert_eq!(host.rate(start + 12 * INTERVAL_MS, 12), 6.0);
+        host.arrived(arrival(start + INTERVALS as u64 * INTERVAL_MS, 1));
+        assert_eq!(host.rate(start + INTERVAL_MS, 1), 0.0);
+        // A clock that was set back adds to what is newest.
+        host.arrived(arrival(start, 1));
+        assert_eq!(host.rate(start + (INTERVALS as u64 + 1) * INTERVAL_MS, 1), 24.0);
+    }
 }

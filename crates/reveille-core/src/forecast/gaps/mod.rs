@@ -24,6 +24,8 @@ mod grid;
 mod host;
 mod name;
 mod regression;
+#[cfg(test)]
+mod tests;
 
 pub use features::FEATURES;
 pub use grid::{PIECES, piece, piece_at};
@@ -114,8 +116,8 @@ impl Gaps {
             let Some(features) = features::at(name, &self.host, from_ms) else { return };
             let hours = gap_ms.min(until_ms).saturating_sub(from_ms) as f64 / 3_600_000.0;
             let expected = self.regression.learn(&features, hours, ended);
-            self.host.judged(name.last_ms() + gap_ms.min(until_ms), expected as f32, ended);
-            name.judged(index, from_ms as f32 / 1_000.0, expected as f32, ended);
+            self.host.judged(name.last_ms() + gap_ms.min(until_ms), expected, ended);
+            name.judged(index, from_ms as f32 / 1_000.0, expected, ended);
             if ended {
                 return;
             }

@@ -233,10 +233,11 @@ impl Name {
 
     /// Arrivals in the hour of the day of `at_ms` so far, and how often that hour has begun since the first one.
     pub(super) fn at_hour(&self, at_ms: u64) -> (f32, f32) {
-        let (first, now, hour) = (self.first_ms / HOUR_MS, at_ms / HOUR_MS, hour_of_day(at_ms) as u64);
+        let (first, now) = (self.first_ms / HOUR_MS, at_ms / HOUR_MS);
+        let hour = now % 24;
         let upto = |last: u64| (last + 24 - hour) / 24;
         let times = upto(now).saturating_sub(if first == 0 { 0 } else { upto(first - 1) });
-        (f32::from(self.by_hour[hour as usize]), times as f32)
+        (f32::from(self.by_hour[hour_of_day(at_ms)]), times as f32)
     }
 
     /// Who asked last, and how often in a row before that.
@@ -260,7 +261,7 @@ fn band(idle_s: f32) -> usize {
 }
 
 fn hour_of_day(at_ms: u64) -> usize {
-    (at_ms / HOUR_MS % 24) as usize
+    usize::try_from(at_ms / HOUR_MS % 24).unwrap_or(0)
 }
 
 #[cfg(test)]
