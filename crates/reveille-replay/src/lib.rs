@@ -26,6 +26,7 @@
 
 mod account;
 mod arima;
+mod bench;
 mod compare;
 mod picture;
 mod policy;
@@ -35,6 +36,7 @@ mod tape;
 mod trace;
 
 pub use account::Account;
+pub use bench::{BenchError, PolicyBench, TraceBench, policies};
 pub use compare::{AtBudget, Comparison, Curve, Measure, Point};
 pub use report::{Detail, Figures, Report};
 pub use settings::Settings;

@@ -2,10 +2,11 @@
 
 use reveille_core::decide::keep::RungCost;
 use reveille_core::model::Rung;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// See the module. Everything here is stated in the report.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The rungs and their costs.
     pub rungs: Vec<RungCost>,

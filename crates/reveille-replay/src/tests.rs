@@ -102,3 +102,19 @@ fn what_cannot_be_replayed_is_refused() {
     let refused = replay(&trace(&[&[1, 2]]), &wrong, |_, _| ()).unwrap_err();
     assert_eq!(refused.to_string(), "costs: wake_ms of cold is NaN: it must be a number of at least 0");
 }
+
+#[test]
+fn a_directory_is_replayed_as_far_as_it_holds_arrivals() {
+    let directory = std::env::temp_dir().join(format!("reveille-replay-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("arrivals")).unwrap();
+    let none = crate::policies(&directory, |_, _| ()).unwrap_err().to_string();
+    assert!(none.ends_with("no CSV file with a column for the time and one for the name"), "{none}");
+    std::fs::write(directory.join("latency.csv"), "timestamp,value\nnonsense,1\n").unwrap();
+    std::fs::write(directory.join("arrivals/a.csv"), "time,name\n0,a\n600,a\n1200,a\n").unwrap();
+    let bench = crate::policies(&directory, |_, _| ()).unwrap();
+    assert_eq!((bench.traces.len(), bench.traces[0].report.requests), (1, 3));
+    std::fs::write(directory.join("arrivals/b.csv"), "time,name\n0,a\nx,a\n").unwrap();
+    let damaged = crate::policies(&directory, |_, _| ()).unwrap_err().to_string();
+    assert!(damaged.contains("b.csv: line 3: time \"x\" is not "), "{damaged}");
+    std::fs::remove_dir_all(&directory).unwrap();
+}
