@@ -80,8 +80,11 @@ pub fn policies(directory: &Path, mut progress: impl FnMut(usize, usize)) -> Res
             if Format::of(&text) != Ok(Format::Arrivals) {
                 continue;
             }
-            let trace =
-                Trace::parse(&text).map_err(|source| BenchError::Trace { path: path.clone(), source })?;
+            let trace = match Trace::parse(&text) {
+                Ok(trace) => trace,
+                Err(TraceError::NoColumn { .. }) => continue,
+                Err(source) => return Err(BenchError::Trace { path, source }),
+            };
             let report = replay(&trace, &Settings::default(), &mut progress)
                 .map_err(|source| BenchError::Replay { path: path.clone(), source })?;
             traces.push(TraceBench { file: path, report });

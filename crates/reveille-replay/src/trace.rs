@@ -102,14 +102,14 @@ const SECONDS: &[&str] = &["seconds", "exec_time_seconds", "duration_s"];
 const COUNT: &[&str] = &["count", "value", "requests"];
 
 impl Format {
-    /// The format that a header is of: one with a time, a name and no count holds arrivals.
+    /// The format that a header is of: one with a name and without a count holds arrivals.
     ///
     /// # Errors
     /// If the text is empty.
     pub fn of(text: &str) -> Result<Self, TraceError> {
         let header: Vec<&str> = fields(text.lines().next().ok_or(TraceError::Empty)?);
         let has = |names: &[&str]| header.iter().any(|column| names.contains(column));
-        Ok(if has(TIME) && has(NAME) && !has(COUNT) { Self::Arrivals } else { Self::MinuteCounts })
+        Ok(if has(NAME) && !has(COUNT) { Self::Arrivals } else { Self::MinuteCounts })
     }
 }
 
