@@ -68,10 +68,13 @@ fn a_pattern_is_seen_and_costs_less_than_a_fixed_keep_alive() {
     let trace = trace(&[&bursts, &hourly]);
     let report = replay(&trace, &settings(), |_, _| ()).unwrap();
     assert_eq!((report.names, report.requests), (2, 220));
-    let worst = report.cold_ratio_worst.unwrap();
-    assert!(worst < 0.95, "{report}");
     let first = &report.comparisons[0];
-    assert!(first.measure == Measure::ColdStarts && first.ratio_mean.unwrap() < 0.9, "{report}");
+    assert_eq!((first.measure, first.budgets.len()), (Measure::ColdStarts, 3));
+    for budget in &first.budgets {
+        let (policy, fixed) = budget.others[0];
+        assert_eq!(policy, "fixed");
+        assert!(budget.reveille.unwrap() < 0.65 * fixed.unwrap(), "{report}");
+    }
     shows_itself(&report);
 }
 

@@ -6,14 +6,17 @@ use super::host::Host;
 use super::name::Name;
 
 /// How many features there are.
-pub const FEATURES: usize = 91;
+pub const FEATURES: usize = 95;
 
 /// The features at one moment. The first is one.
 pub type Features = [f32; FEATURES];
 
 /// Weights before anything was learned: a hazard that falls with idle time as 1/t does, as it would for gaps of any
-/// order of magnitude, of one arrival per hour after one hour.
-pub(super) const PRIOR: [(usize, f64); 2] = [(0, 0.0), (1, -2.0)];
+/// order of magnitude, of one arrival per hour after one hour; and where gaps are regular their own hazard.
+pub(super) const PRIOR: [(usize, f64); 2] = [(1, -2.0), (REGULAR_HAZARD, 0.4)];
+
+/// The place of the hazard of a regular name's own gaps, weighed by how regular it is.
+const REGULAR_HAZARD: usize = 83;
 
 /// Idle times, in seconds, at which the hazard may bend.
 const BENDS_S: [f32; 9] = [15.0, 40.0, 70.0, 120.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0];
@@ -46,6 +49,7 @@ fn filled(name: &Name, host: &Host, idle_ms: u64) -> Row {
     of_client(&mut row, name, log_idle);
     of_work(&mut row, name, log_idle, idle_s);
     of_errors(&mut row, name, host, log_idle, idle_s);
+    of_regularity(&mut row, name, idle_s);
     of_both(&mut row, name, host, (log_idle, idle_s, at_ms));
     row
 }
@@ -134,6 +138,24 @@ fn of_errors(row: &mut Row, name: &Name, host: &Host, log_idle: f32, idle_s: f32
         row.push(wrong);
         row.push(wrong * (log_idle - 6.0) / 2.0);
     }
+}
+
+/// The hazard of a log-logistic gap of the name's own centre and spread: near none before the centre, high after it, the
+/// more the more regular it is; and how long it is overdue.
+fn of_regularity(row: &mut Row, name: &Name, idle_s: f32) {
+    let (centre, deviation) = name.regularity();
+    // The logistic distribution's scale is √3/π of its standard deviation.
+    let slope = 1.814 / deviation;
+    let log_idle = (idle_s + 1.0).ln();
+    let due = slope * (log_idle - centre);
+    let log_share = if due > 0.0 { -(-due).exp().ln_1p() } else { due - due.exp().ln_1p() };
+    let log_hazard = (slope.ln() - log_idle + log_share + 3_600_f32.ln()).clamp(-7.0, 7.0) / 3.0;
+    let regular = -deviation.ln().clamp(-3.0, 0.0);
+    row.push(log_hazard);
+    debug_assert_eq!(row.next, REGULAR_HAZARD);
+    row.push(log_hazard * regular);
+    row.push(regular);
+    row.push(((log_idle - centre) / deviation - 2.0).clamp(0.0, 6.0) / 2.0 * regular);
 }
 
 /// Products: who is busy in the short run goes on being asked for soon; in the long run what counts is the day.

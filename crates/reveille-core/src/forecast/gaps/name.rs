@@ -16,6 +16,12 @@ pub(super) const BINS: usize = 16;
 /// The first bin of the histogram ends here, in seconds.
 const FIRST_BIN_S: f32 = 8.0;
 
+/// Weight of a gap in its regularity, once there are many.
+const SLOWEST: f32 = 0.05;
+
+/// As many gaps as would draw the regularity to none.
+const VAGUE: f32 = 0.2;
+
 /// As many arrivals as would draw a name's error to zero.
 const DRAWN_BY: f32 = 2.0;
 
@@ -43,6 +49,9 @@ pub struct Name {
     pub(super) means: [f32; 3],
     /// Variance around the middle one.
     pub(super) variance: f32,
+    /// Mean and variance of the logarithm of all gaps while they are few, then of the last ones: how regular it is.
+    centre: f32,
+    spread: f32,
     /// Gaps that ended in each bin, and hours spent in it.
     ended: [f32; BINS],
     hours: [f32; BINS],
@@ -82,6 +91,8 @@ impl Default for Name {
             gaps: [0.0; 2],
             means: [0.0; 3],
             variance: 0.0,
+            centre: 0.0,
+            spread: 0.0,
             ended: [0.0; BINS],
             hours: [0.0; BINS],
             expected: [0.0; BANDS],
@@ -124,6 +135,7 @@ impl Name {
                 self.gaps = [host.log_gap; 2];
                 self.means = [host.log_gap; 3];
                 self.variance = host.log_gap_variance;
+                self.centre = host.log_gap;
             }
         }
         self.count = self.count.saturating_add(1);
@@ -143,6 +155,11 @@ impl Name {
         let log_gap = gap_s.max(1.0).ln();
         host.gap_ended(log_gap);
         self.gaps = [log_gap, self.gaps[0]];
+        // Before this arrival there were as many gaps as arrivals but one.
+        let weight = (1.0 / self.count.max(1) as f32).max(SLOWEST);
+        let away = log_gap - self.centre;
+        self.centre += weight * away;
+        self.spread += weight * (away * (log_gap - self.centre) - self.spread);
         let off = log_gap - self.means[1];
         self.variance += 0.1 * (off * off - self.variance);
         for (mean, weight) in self.means.iter_mut().zip(MEANS) {
@@ -238,6 +255,13 @@ impl Name {
         let upto = |last: u64| (last + 24 - hour) / 24;
         let times = upto(now).saturating_sub(if first == 0 { 0 } else { upto(first - 1) });
         (f32::from(self.by_hour[hour_of_day(at_ms)]), times as f32)
+    }
+
+    /// How regular it is: centre of the logarithm of its gaps, in seconds, and standard deviation, drawn to one.
+    pub(super) fn regularity(&self) -> (f32, f32) {
+        let gaps = self.count.saturating_sub(1).min(20) as f32;
+        let variance = (self.spread * gaps + VAGUE) / (gaps + VAGUE);
+        (self.centre, if gaps > 0.0 { variance.max(1e-4).sqrt() } else { 1.0 })
     }
 
     /// Who asked last, and how often in a row before that.
