@@ -3,6 +3,7 @@
 //! `decide` looks only at instances that are not at rest, so a host with many sleeping services costs nothing.
 //! Waiting is an action too, with its reason, so that `reveille why` can tell why nothing happens.
 
+pub mod keep;
 mod reason;
 mod room;
 

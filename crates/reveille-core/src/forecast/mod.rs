@@ -1,4 +1,5 @@
 //! What will be asked for, when and how much; and what is out of the ordinary. Pure; see design note 0005.
 
 pub mod anomaly;
+pub mod gaps;
 pub mod volume;

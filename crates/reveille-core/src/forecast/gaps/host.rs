@@ -1,0 +1,187 @@
+//! What the names of a group share: how busy their host was lately, who asks, and what gap is usual.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Arrival;
+
+/// So many clients are remembered, those that asked last.
+pub const CLIENTS_MAX: usize = 4_096;
+
+/// Arrivals are counted per so many ms, for so many intervals: a week.
+const INTERVAL_MS: u64 = 300_000;
+const INTERVALS: usize = 2_016;
+
+/// Half-lives of the memory for the regression's error.
+const HALF_LIVES_S: [f32; 3] = [1_800.0, 10_800.0, 86_400.0];
+
+/// What is known of one client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    /// Its last arrival at any name, in ms.
+    last_ms: u64,
+    /// How many there were.
+    pub(super) count: u32,
+    /// Mean of the logarithm of its last gaps, in seconds.
+    pub(super) log_gap: f32,
+    /// Logarithm of its last gap, in seconds.
+    pub(super) log_last: f32,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Arrivals per interval, a ring.
+    counts: Vec<u32>,
+    /// The newest interval in the ring, since 1970; zero before the first arrival.
+    newest: u64,
+    clients: BTreeMap<u64, Client>,
+    /// Clients by their last arrival, the longest silent first.
+    by_last: BTreeSet<(u64, u64)>,
+    /// Mean of the logarithm of all names' gaps, in seconds: what a new name is taken to have.
+    pub(super) log_gap: f32,
+    /// Arrivals of all names that the regression expected and those that came, halved every half-life.
+    expected: [f32; 3],
+    came: [f32; 3],
+    judged_ms: u64,
+    /// Variance of it.
+    pub(super) log_gap_variance: f32,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            counts: vec![0; INTERVALS],
+            newest: 0,
+            clients: BTreeMap::new(),
+            expected: [0.0; 3],
+            came: [0.0; 3],
+            judged_ms: 0,
+            by_last: BTreeSet::new(),
+            // An hour, give or take a factor of seven, before anything was seen.
+            log_gap: 8.2,
+            log_gap_variance: 4.0,
+        }
+    }
+}
+
+impl Host {
+    /// Arrivals per hour in the last `intervals` complete intervals before `at_ms`.
+    pub(super) fn rate(&self, at_ms: u64, intervals: u64) -> f32 {
+        let now = at_ms / INTERVAL_MS;
+        let oldest = self.newest.saturating_sub(INTERVALS as u64 - 1);
+        let seen =
+            (now.saturating_sub(intervals)..now).filter(|interval| (oldest..=self.newest).contains(interval));
+        let count: u64 = seen.map(|interval| u64::from(self.counts[place(interval)])).sum();
+        count as f32 * 12.0 / intervals as f32
+    }
+
+    /// What is known of a client.
+    pub(super) fn client(&self, client: u64) -> Option<&Client> {
+        self.clients.get(&client)
+    }
+
+    pub(super) fn arrived(&mut self, arrival: Arrival) {
+        let interval = arrival.at.as_ms() / INTERVAL_MS;
+        if interval > self.newest {
+            let first = (self.newest + 1).max(interval.saturating_sub(INTERVALS as u64 - 1));
+            (first..=interval).for_each(|passed| self.counts[place(passed)] = 0);
+            self.newest = interval;
+        }
+        let count = &mut self.counts[place(self.newest)];
+        *count = count.saturating_add(1);
+        if let Some(client) = arrival.client {
+            self.client_arrived(client, arrival.at.as_ms());
+        }
+    }
+
+    /// Takes in the logarithm of one name's gap.
+    pub(super) fn gap_ended(&mut self, log_gap: f32) {
+        let off = log_gap - self.log_gap;
+        self.log_gap += 0.01 * off;
+        self.log_gap_variance += 0.01 * (off * off - self.log_gap_variance);
+    }
+
+    /// Notes what the regression expected of one piece of any name's gap.
+    pub(super) fn judged(&mut self, at_ms: u64, expected: f32, came: bool) {
+        let passed_s = at_ms.saturating_sub(self.judged_ms) as f32 / 1_000.0;
+        self.judged_ms = self.judged_ms.max(at_ms);
+        for (scale, half_life_s) in HALF_LIVES_S.iter().enumerate() {
+            let kept = (-passed_s / half_life_s).exp2();
+            self.expected[scale] = self.expected[scale] * kept + expected.min(4.0);
+            self.came[scale] = self.came[scale] * kept + f32::from(u8::from(came));
+        }
+    }
+
+    /// Logarithm of how many times more often names were asked for than expected lately, drawn to zero.
+    pub(super) fn misjudged(&self) -> [f32; 3] {
+        std::array::from_fn(|scale| ((self.came[scale] + 3.0) / (self.expected[scale] + 3.0)).ln())
+    }
+
+    fn client_arrived(&mut self, client: u64, at_ms: u64) {
+        let fresh = Client { last_ms: at_ms, count: 0, log_gap: 11.0, log_last: 13.0 };
+        let known = self.clients.entry(client).or_insert(fresh);
+        self.by_last.remove(&(known.last_ms, client));
+        if known.count > 0 {
+            let log = (at_ms.saturating_sub(known.last_ms) as f32 / 1_000.0).max(1.0).ln();
+            known.log_last = log;
+            known.log_gap += if known.count == 1 { 1.0 } else { 0.3 } * (log - known.log_gap);
+        }
+        known.count = known.count.saturating_add(1);
+        known.last_ms = at_ms.max(known.last_ms);
+        self.by_last.insert((known.last_ms, client));
+        if self.by_last.len() > CLIENTS_MAX
+            && let Some((_, silent)) = self.by_last.pop_first()
+        {
+            self.clients.remove(&silent);
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        // The trees' nodes are at least half full.
+        let client = size_of::<(u64, Client)>() + size_of::<(u64, u64)>();
+        size_of::<Self>() + self.counts.len() * size_of::<u32>() + 2 * self.clients.len() * client
+    }
+}
+
+fn place(interval: u64) -> usize {
+    usize::try_from(interval % INTERVALS as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    fn arrival(at_ms: u64, client: u64) -> Arrival {
+        Arrival { at: Timestamp::from_ms(at_ms), client: Some(client), busy_ms: None }
+    }
+
+    #[test]
+    fn clients_are_remembered_up_to_a_limit_and_the_longest_silent_goes_first() {
+        let mut host = Host::default();
+        let most = CLIENTS_MAX as u64;
+        for client in 0..most {
+            host.arrived(arrival(client, client));
+        }
+        host.arrived(arrival(most, 0));
+        host.arrived(arrival(most + 1, most));
+        assert_eq!((host.clients.len(), host.by_last.len()), (CLIENTS_MAX, CLIENTS_MAX));
+        assert!(host.client(1).is_none());
+        assert_eq!(host.client(0).unwrap().count, 2);
+    }
+
+    #[test]
+    fn arrivals_are_counted_in_complete_intervals_and_forgotten_after_a_week() {
+        let mut host = Host::default();
+        let start = 1_000 * INTERVAL_MS;
+        (0..6).for_each(|ms| host.arrived(arrival(start + ms, 1)));
+        // The interval that goes on does not count.
+        assert_eq!((host.rate(start + 10, 1), host.rate(start + INTERVAL_MS, 1)), (0.0, 72.0));
+        assert_eq!(host.rate(start + 12 * INTERVAL_MS, 12), 6.0);
+        host.arrived(arrival(start + INTERVALS as u64 * INTERVAL_MS, 1));
+        assert_eq!(host.rate(start + INTERVAL_MS, 1), 0.0);
+        // A clock that was set back adds to what is newest.
+        host.arrived(arrival(start, 1));
+        assert_eq!(host.rate(start + (INTERVALS as u64 + 1) * INTERVAL_MS, 1), 24.0);
+    }
+}

@@ -1,0 +1,80 @@
+//! What a user of these forecasts would miss.
+
+use super::*;
+
+const MINUTE_MS: u64 = 60_000;
+
+fn asked(at_min: u64) -> Arrival {
+    Arrival { at: Timestamp::from_ms(at_min * MINUTE_MS), client: None, busy_ms: None }
+}
+
+/// A name that was asked for `times` times, every so many minutes.
+fn every(gaps: &mut Gaps, minutes: u64, times: u64) -> Name {
+    let mut name = Name::default();
+    (0..times).for_each(|time| gaps.arrived(&mut name, asked(time * minutes)));
+    name
+}
+
+/// Arrivals per hour that are expected after so many idle minutes.
+fn after(gaps: &Gaps, name: &Name, idle_min: u64) -> f64 {
+    gaps.hazard(name, piece_at(idle_min * MINUTE_MS)).unwrap().per_hour
+}
+
+#[test]
+fn a_name_that_is_asked_for_every_hour_is_expected_when_the_hour_is_nearly_over() {
+    let mut gaps = Gaps::default();
+    let name = every(&mut gaps, 60, 60);
+    let (early, due) = (after(&gaps, &name, 15), after(&gaps, &name, 57));
+    assert!(due > 2.0 * early && due > 1.0, "{early} {due}");
+}
+
+#[test]
+fn a_new_name_inherits_what_its_group_has_taught() {
+    let hazard = |minutes: u64| {
+        let (mut gaps, mut name, mut at_min) = (Gaps::default(), Name::default(), 0);
+        for gap in 0..60 {
+            // Irregular ones: a quarter of it up to twice it.
+            at_min += minutes * (1 + gap * gap * 5 % 8) / 4;
+            gaps.arrived(&mut name, asked(at_min));
+        }
+        let mut new = Name::default();
+        gaps.arrived(&mut new, asked(at_min));
+        after(&gaps, &new, 10)
+    };
+    let (busy, quiet) = (hazard(5), hazard(300));
+    assert!(busy > 1.5 * quiet, "{busy} {quiet}");
+}
+
+#[test]
+fn silence_is_learned_once_however_often_it_is_told() {
+    let told = |looks: &[u64]| {
+        let mut gaps = Gaps::default();
+        let mut name = every(&mut gaps, 30, 10);
+        for look in looks.iter().copied() {
+            gaps.silent(&mut name, Timestamp::from_ms((270 + look) * MINUTE_MS));
+        }
+        gaps.arrived(&mut name, asked(270 + 100));
+        gaps.hazards(&name, Timestamp::from_ms(400 * MINUTE_MS), 50)
+    };
+    let once = told(&[]);
+    assert_eq!(once.len(), 50);
+    assert_eq!(told(&[0, 7, 7, 20, 99]), once);
+    // And long silence makes an arrival less likely.
+    let mut gaps = Gaps::default();
+    let mut name = every(&mut gaps, 30, 10);
+    let before = after(&gaps, &name, 2_000);
+    gaps.silent(&mut name, Timestamp::from_ms((270 + 2_000) * MINUTE_MS));
+    assert!(after(&gaps, &name, 2_000) < before);
+}
+
+#[test]
+fn hazards_begin_with_the_piece_that_goes_on_and_end_with_the_last() {
+    let mut gaps = Gaps::default();
+    let name = every(&mut gaps, 30, 3);
+    let at = |min: u64| Timestamp::from_ms((60 + min) * MINUTE_MS);
+    let pieces = gaps.hazards(&name, at(10), 4);
+    assert!(pieces[0].from_ms <= 10 * MINUTE_MS && 10 * MINUTE_MS < pieces[0].until_ms);
+    assert!(pieces.windows(2).all(|pair| pair[0].until_ms == pair[1].from_ms));
+    assert_eq!(gaps.hazards(&name, at(30 * 24 * 60), 4), []);
+    assert_eq!(gaps.hazards(&Name::default(), at(0), 4), []);
+}
