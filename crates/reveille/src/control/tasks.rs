@@ -25,14 +25,13 @@ pub(super) async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mappi
         move |stage| tools.stage(&order, stage)
     };
     tools.unwatch(order.instance);
-    let durable = if is_on("start-before-row") { Ok(()) } else { saved(&order, restore, ack).await };
-    let launch = match durable {
-        Ok(()) => tools.launch(&order).await,
-        Err(cause) => Err(cause),
-    };
-    let launch = match launch {
-        Ok(launch) => launch,
-        Err(cause) => return tools.report(&order, Report::Lost { cause }).await,
+    let durable =
+        async { if is_on("start-before-row") { Ok(()) } else { saved(&order, restore, ack).await } };
+    let launch = match tokio::join!(durable, tools.launch(&order)) {
+        (Ok(()), Ok(launch)) => launch,
+        (Err(cause), _) | (Ok(()), Err(cause)) => {
+            return tools.report(&order, Report::Lost { cause }).await;
+        }
     };
     let started = match restore {
         Some(mapping) => tools.driver.restore(&launch, mapping, &on_stage).await,
