@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::Slot;
-use super::layout::{private, sync_dir};
+use super::layout::private;
 use super::version::{Manifest, StateDir};
 use crate::files::{allocated_bytes, next_extent, read_full};
 
@@ -51,11 +51,11 @@ struct Sums {
     files: BTreeMap<String, u64>,
 }
 
-/// Takes the sums of the version that is there, in the background.
+/// Takes the sums of the version that is there, in the background. That may take long on a busy host: nothing of the instance
+/// is held meanwhile.
 pub fn record_later(slot: &Arc<Slot>) {
-    let slot = Arc::clone(slot);
+    let (state, slot) = (slot.state.clone(), Arc::downgrade(slot));
     tokio::spawn(async move {
-        let state = slot.state.clone();
         let taken = async {
             let _one = TAKEN_AT_A_TIME.acquire().await.map_err(io::Error::other)?;
             in_leisure(move || {
@@ -66,7 +66,9 @@ pub fn record_later(slot: &Arc<Slot>) {
             })
             .await
         };
-        match taken.await {
+        let taken = taken.await;
+        let Some(slot) = slot.upgrade() else { return };
+        match taken {
             Ok(Some(manifest)) => {
                 let (turn, state) = (slot.take_turn().await, slot.state.clone());
                 // Read while a guest runs by now, they would be of something else.
@@ -74,11 +76,7 @@ pub fn record_later(slot: &Arc<Slot>) {
                     Ok(now) if now == manifest => fs::rename(state.path().join(NEW), state.path().join(FILE)),
                     Ok(_) | Err(_) => Ok(()),
                 });
-                let named = named.await;
-                drop(turn);
-                // Else the flush that a wake waits for would be this one's, too.
-                let state = slot.state.clone();
-                if let Err(error) = named.and(in_leisure(move || sync_dir(state.path())).await) {
+                if let Err(error) = named.await {
                     tracing::warn!(instance = %slot.instance, %error, "the checksums of its version cannot be kept");
                 }
             }
