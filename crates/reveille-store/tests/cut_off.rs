@@ -7,34 +7,24 @@
     reason = "a test says what failed by failing"
 )]
 
-use std::io::{BufRead, BufReader, Write};
+mod child;
+
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::process::Command;
+use std::time::Instant;
 
 use reveille_core::model::{DomainName, Instance, InstanceId, Timestamp, Trigger, WakeRecord};
 use reveille_core::model::{Rung, Stage};
 use reveille_store::{Change, OpenError, Store, WriteError};
 
-/// The directory that the child writes to.
-const DIR: &str = "REVEILLE_TEST_STORE_DIR";
+use child::{DIR, Delays, MARK, assert_survived, on_small_disk, this_test, told_until_killed};
+
 /// A shell command by which the child gets room on its disk again.
 const RELIEF: &str = "REVEILLE_TEST_STORE_RELIEF";
-/// What tells the child's lines from those of the test harness.
-const MARK: &str = "@@ ";
 const KILLS: u32 = 30;
 /// Instances that the child writes round and round.
 const ROWS: u64 = 40;
-
-/// A child that is gone when the test ends, however it ends.
-struct Reaped(Child);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn row(id: u64, step: u64) -> Change {
     let service: DomainName = format!("s{id}.vm.test").parse().unwrap();
@@ -54,13 +44,6 @@ fn wake(step: u64) -> Change {
         stages_us: vec![(Stage::Decided, 1)],
         outcome: None,
     }))
-}
-
-fn this_test(name: &str, dir: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([name, "--exact", "--ignored", "--nocapture", "--test-threads=1"]).env(DIR, dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command
 }
 
 // --- kill -9 ---------------------------------------------------------------------------------------------------
@@ -96,27 +79,11 @@ fn child_writes_until_killed() {
 #[test]
 fn every_acknowledged_change_survives_kill_9_at_random_moments() {
     let dir = tempfile::tempdir().unwrap();
-    let mut seed: u64 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
-    println!("seed {seed}");
+    let mut delays = Delays::new();
     let mut acknowledged = 0;
     for round in 0..KILLS {
-        let mut child = Reaped(this_test("child_writes_until_killed", dir.path()).spawn().unwrap());
-        let pid = child.0.id();
-        // The first rounds may hit the creation of the database; later ones wait for a random step.
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = Duration::from_micros(if round < 6 { seed >> 50 } else { (seed >> 40) % 120_000 });
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(delay);
-            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap()
-        });
-        for line in BufReader::new(child.0.stdout.take().unwrap()).lines() {
-            let Ok(line) = line else { break };
-            if let Some(step) = line.split(MARK).nth(1) {
-                acknowledged = acknowledged.max(step.parse().unwrap_or(0));
-            }
-        }
-        killer.join().unwrap();
-        child.0.wait().unwrap();
+        let delay = delays.next(round, 14, 120_000);
+        acknowledged = acknowledged.max(told_until_killed("child_writes_until_killed", dir.path(), delay));
         check(dir.path(), acknowledged, round);
     }
     assert!(acknowledged > 50, "only {acknowledged} steps in all rounds");
@@ -199,12 +166,6 @@ fn big(id: u64) -> Vec<Change> {
     vec![Change::PutInstance(Box::new(instance))]
 }
 
-fn assert_survived(mut command: Command) {
-    let output = command.stderr(Stdio::piped()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains(&format!("{MARK}survived")), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn writes_work_again_after_the_largest_file_size_was_reached_and_raised() {
     let dir = tempfile::tempdir().unwrap();
@@ -220,16 +181,8 @@ fn writes_work_again_after_the_largest_file_size_was_reached_and_raised() {
 #[test]
 fn writes_work_again_after_a_full_file_system_got_room() {
     let dir = tempfile::tempdir().unwrap();
-    let own_mounts = Command::new("unshare").args(["-rm", "true"]).output();
-    if !own_mounts.is_ok_and(|output| output.status.success()) {
-        println!("not run: this host lets nobody mount in a namespace of its own");
-        return;
+    if let Some(mut command) = on_small_disk("child_fills_its_disk", dir.path(), 4) {
+        command.env(RELIEF, format!("mount -o remount,size=64m {}", dir.path().display()));
+        assert_survived(command);
     }
-    let child = this_test("child_fills_its_disk", dir.path());
-    let mut command = Command::new("unshare");
-    let mount = "mount -t tmpfs -o size=4m none \"$0\" && exec \"$@\"";
-    command.args(["-rm", "sh", "-c", mount]).arg(dir.path());
-    command.arg(child.get_program()).args(child.get_args());
-    command.env(DIR, dir.path()).env(RELIEF, format!("mount -o remount,size=64m {}", dir.path().display()));
-    assert_survived(command);
 }

@@ -7,39 +7,21 @@
     reason = "a test says what failed by failing"
 )]
 
-use std::io::{BufRead, BufReader, Write};
+mod child;
+
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::process::Command;
 
 use reveille_store::history::{Batch, History, Kind, KindSet, Limits, Point, Query, Seen};
 
-/// The directory that the child writes to.
-const DIR: &str = "REVEILLE_TEST_HISTORY_DIR";
-/// What tells the child's lines from those of the test harness.
-const MARK: &str = "@@ ";
+use child::{DIR, Delays, MARK, assert_survived, on_small_disk, told_until_killed};
+
 const KILLS: u32 = 30;
 const NAMES: u64 = 20;
 const START: u64 = 20_010 * 86_400;
 /// Seconds between two batches: hours and days end often, so kills meet packing and merging.
 const STEP_S: u64 = 400;
-
-/// A child that is gone when the test ends, however it ends.
-struct Reaped(Child);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn this_test(name: &str, dir: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([name, "--exact", "--ignored", "--nocapture", "--test-threads=1"]).env(DIR, dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command
-}
 
 fn amount(name: u64, step: u64) -> u64 {
     1 + (name * 37 + step * 11) % 500
@@ -102,26 +84,11 @@ fn child_records_until_killed() {
 #[test]
 fn what_was_flushed_survives_kill_9_at_random_moments_and_nothing_counts_twice() {
     let dir = tempfile::tempdir().unwrap();
-    let mut seed: u64 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
-    println!("seed {seed}");
+    let mut delays = Delays::new();
     let mut told = 0;
     for round in 0..KILLS {
-        let mut child = Reaped(this_test("child_records_until_killed", dir.path()).spawn().unwrap());
-        let pid = child.0.id();
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = Duration::from_micros(if round < 6 { seed >> 49 } else { (seed >> 40) % 400_000 });
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(delay);
-            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap()
-        });
-        for line in BufReader::new(child.0.stdout.take().unwrap()).lines() {
-            let Ok(line) = line else { break };
-            if let Some(step) = line.split(MARK).nth(1) {
-                told = told.max(step.parse().unwrap_or(0));
-            }
-        }
-        killer.join().unwrap();
-        child.0.wait().unwrap();
+        let delay = delays.next(round, 15, 400_000);
+        told = told.max(told_until_killed("child_records_until_killed", dir.path(), delay));
         let (history, _) = History::open(dir.path(), Limits::default()).unwrap();
         let there = steps(&history, told);
         println!("round {round}: {told} flushed, {there} there");
@@ -181,17 +148,7 @@ fn child_fills_its_disk() {
 #[test]
 fn nothing_is_lost_while_a_full_file_system_has_no_room() {
     let dir = tempfile::tempdir().unwrap();
-    let own_mounts = Command::new("unshare").args(["-rm", "true"]).output();
-    if !own_mounts.is_ok_and(|output| output.status.success()) {
-        println!("not run: this host lets nobody mount in a namespace of its own");
-        return;
+    if let Some(command) = on_small_disk("child_fills_its_disk", dir.path(), 8) {
+        assert_survived(command);
     }
-    let child = this_test("child_fills_its_disk", dir.path());
-    let mut command = Command::new("unshare");
-    let mount = "mount -t tmpfs -o size=8m none \"$0\" && exec \"$@\"";
-    command.args(["-rm", "sh", "-c", mount]).arg(dir.path());
-    command.arg(child.get_program()).args(child.get_args()).env(DIR, dir.path());
-    let output = command.stderr(Stdio::piped()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains(&format!("{MARK}survived")), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
