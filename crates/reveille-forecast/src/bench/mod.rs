@@ -5,6 +5,7 @@
 //! a minute ([`speed`]). Everything is seeded by the data alone, so a run can be repeated to the last digit, but for the
 //! times.
 
+pub mod caching;
 pub mod m4;
 pub mod read;
 pub mod rolling;
