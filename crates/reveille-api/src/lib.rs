@@ -18,6 +18,7 @@ mod guard;
 mod metrics;
 mod places;
 pub mod problem;
+pub mod request_log;
 mod routes;
 mod server;
 pub mod time;
