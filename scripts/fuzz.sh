@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- question fast framing transfer update zonefile depot
+[ $# -gt 0 ] || set -- question fast framing transfer update zonefile dnstap depot
 
 command -v c++ >/dev/null || {
     echo "fuzz.sh: libFuzzer is compiled with c++, which is missing; scripts/setup.sh test installs it" >&2

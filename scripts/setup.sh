@@ -16,7 +16,7 @@ fail() {
 # Package a line, with a file that tells that it is there.
 wanted_demo="qemu-system-x86:qemu-system-x86_64 busybox-static:/bin/busybox bind9-dnsutils:dig curl:curl gcc:cc libc6-dev:/usr/include/stdio.h"
 wanted_tap="iproute2:ip nftables:/usr/sbin/nft"
-wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound dnsperf:dnsperf openssl:openssl g++:c++"
+wanted_servers="knot:/usr/sbin/knotd nsd:/usr/sbin/nsd bind9:/usr/sbin/named unbound:/usr/sbin/unbound knot-module-dnstap:/usr/share/doc/knot-module-dnstap fstrm-bin:fstrm_capture dnsperf:dnsperf openssl:openssl g++:c++"
 wanted_test="$wanted_demo $wanted_tap $wanted_servers knot-dnsutils:kdig cpio:cpio procps:ps kmod:modinfo bind9-utils:dnssec-signzone util-linux:setpriv nodejs:node npm:npm python3-venv:python3 skopeo:skopeo docker-registry:docker-registry"
 
 case $purpose in

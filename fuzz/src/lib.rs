@@ -5,6 +5,7 @@
 //! `scripts/fuzz.sh` and in `crates/reveille-dns/tests/fuzz.rs` (the depot's is in `crates/reveille-depot/tests/fuzz.rs`).
 
 pub mod depot;
+pub mod dnstap;
 pub mod fast;
 pub mod framing;
 #[path = "../../crates/reveille-dns/tests/common/message.rs"]

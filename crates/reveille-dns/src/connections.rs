@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::dnstap::{Tapped, with_shared};
 use crate::hold::{HoldRoom, Waiting, stopped};
 use crate::https;
 use crate::limit::{Gate, GateTally, Writers};
@@ -185,6 +186,15 @@ impl Shared {
             (None, Some(transfer)) => Next::Transfer(Arc::clone(at.view), transfer),
             (None, None) => Next::Send,
         };
+        if let Some(tap) = &self.hold.tap {
+            let tapped = Tapped { at: setting.now, transport: from.transport, client: from.peer, own: None };
+            with_shared(tap, |tap| {
+                tap.query(&tapped, packet);
+                if matches!(next, Next::Send) {
+                    tap.response(&tapped, out);
+                }
+            });
+        }
         Answered { next, keepalive: outcome.keepalive }
     }
 
@@ -334,6 +344,7 @@ pub(crate) mod alone {
                 clock: Arc::new(move || now),
                 places: Arc::new(Semaphore::new(1)),
                 tally: Arc::default(),
+                tap: None,
             };
             let asker = WakeAsker::new(wakes, Arc::default());
             let common = Common::new(None, Arc::default(), ring().0, asker);

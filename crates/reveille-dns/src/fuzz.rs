@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::connections::Speech;
 use crate::connections::alone::Alone;
+use crate::dnstap::Addresses;
 use crate::fast::{Head, look, write};
 use crate::respond::{Origin, Setting, Transport, respond};
 use crate::tcp::Connection;
@@ -27,6 +28,11 @@ impl Streams {
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, peer: SocketAddr) {
         Connection::new(stream, peer, Transport::Tcp, &self.0.shared).run().await;
     }
+}
+
+/// Hides all but the networks of clients in a DNS message; false if it is not to be shown at all.
+pub fn mask_message(message: &mut [u8]) -> bool {
+    Addresses::Network.mask_message(message)
 }
 
 /// The answer of the fast way over UDP; `None` where it leaves the question to the general one.

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::dnstap::{SharedTap, Tapped, with_shared};
 use crate::respond::{Origin, Outcome, Setting, Transport, respond};
 use crate::server::Clock;
 use crate::tally::{Tally, bump};
@@ -40,6 +41,8 @@ pub(crate) struct HoldRoom {
     pub clock: Clock,
     pub places: Arc<Semaphore>,
     pub tally: Arc<Tally>,
+    /// Where messages of connections, and answers that come later, are handed over for dnstap, if they are.
+    pub tap: Option<SharedTap>,
 }
 
 impl fmt::Debug for HoldRoom {
@@ -84,7 +87,16 @@ impl HoldRoom {
     /// Waits and gives the answer.
     pub async fn bring(self, waiting: Waiting) -> Vec<u8> {
         match waiting {
-            Waiting::Question(held) => self.wait(held).await,
+            Waiting::Question(held) => {
+                let (tap, clock) = (self.tap.clone(), Arc::clone(&self.clock));
+                let (client, transport) = (held.peer, held.transport);
+                let answer = self.wait(held).await;
+                if let Some(tap) = tap {
+                    let tapped = Tapped { at: clock(), transport, client, own: None };
+                    with_shared(&tap, |tap| tap.response(&tapped, &answer));
+                }
+                answer
+            }
             Waiting::Update(update) => update.answer().await,
         }
     }

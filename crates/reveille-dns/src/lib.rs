@@ -13,7 +13,9 @@
 
 mod base64;
 mod bind;
+mod cells;
 mod connections;
+pub mod dnstap;
 mod fast;
 #[doc(hidden)]
 pub mod fuzz;

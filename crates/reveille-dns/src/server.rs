@@ -1,8 +1,8 @@
 //! The server: its sockets, threads and tasks, from bind to shutdown.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::bind::{BindError, Sockets, open, open_tcp};
 use crate::connections::{self, Common, Shared, Speech};
+use crate::dnstap::{DnstapOut, Emitter, EmitterStatus, EmitterWatch, TapReader, TapWriter, tap};
 use crate::hold::{HELD_QUERIES_MAX, HoldRoom};
 use crate::limit::Gate;
 use crate::observe::{Consumer, Counters, NameCounts, ring};
@@ -34,6 +35,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Longest wait for TCP clients to take their last answers at a shutdown.
 const SHUTDOWN_MS_MAX: u64 = 2_000;
+/// As what the server speaks of itself.
+const VERSION: &str = concat!("Reveille ", env!("CARGO_PKG_VERSION"));
 /// Most threads for each address.
 const UDP_THREADS_MAX: usize = 64;
 
@@ -53,6 +56,8 @@ pub struct DnsConfig {
     pub notify: Vec<ZoneNotify>,
     /// Where updates go whose signature is right; without it the server does not know updates.
     pub updates: Option<Sender<UpdateAsk>>,
+    /// Where dnstap of its queries goes, if anywhere.
+    pub dnstap: DnstapOut,
 }
 
 impl Default for DnsConfig {
@@ -65,6 +70,7 @@ impl Default for DnsConfig {
             keys: Keyring::default(),
             notify: Vec::new(),
             updates: None,
+            dnstap: DnstapOut::default(),
         }
     }
 }
@@ -101,6 +107,10 @@ pub struct DnsServer {
     notify: NotifyList,
     /// Of TCP, TLS and HTTPS.
     streams: Arc<Common>,
+    /// Rings for dnstap, until there is somebody to empty them.
+    taps: Taps,
+    /// Ends after the threads that answer, so that it has the last of their queries.
+    emitter: Option<Emitter>,
 }
 
 impl DnsServer {
@@ -132,7 +142,9 @@ impl DnsServer {
         let asker = WakeAsker::new(wakes.clone(), Arc::clone(&tally));
         let keys = config.keys.clone();
         let updates = config.updates.clone().map(|asks| UpdateDoor::new(asks, Arc::clone(&tally)));
-        let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally };
+        let mut taps = Taps::new(&config.dnstap);
+        let tap = taps.open().map(|tap| Arc::new(Mutex::new(tap)));
+        let hold = HoldRoom { runtime, shared, keys, updates, generation, stop, clock, places, tally, tap };
         let counts = Arc::new(NameCounts::default());
         counts.reserve(hold.shared.load().names().len() + 1);
         let (producer, consumer) = ring();
@@ -154,6 +166,8 @@ impl DnsServer {
             hold,
             notify: NotifyList::new(&config.notify),
             streams: Arc::new(streams),
+            taps,
+            emitter: None,
         };
         let connections = server.connections(Speech::Dns);
         for Sockets { address, tcp, udp } in opened? {
@@ -164,6 +178,8 @@ impl DnsServer {
                 server.start_worker(socket, &hold, wakes.clone()).map_err(BindError::NoThread)?;
             }
         }
+        let readers = std::mem::take(&mut server.taps.readers);
+        server.emitter = Emitter::start(&config.dnstap, readers, VERSION).map_err(BindError::NoThread)?;
         let notifiers = start_notifying(&config.notify, &server.addresses, &server.hold)
             .map_err(BindError::NoNotifier)?;
         let (list, own, room) = (server.notify.clone(), server.addresses.clone(), server.hold.clone());
@@ -261,6 +277,16 @@ impl DnsServer {
         std::mem::take(&mut self.rings)
     }
 
+    /// What was told by dnstap since the start; `None` if nothing is.
+    pub fn dnstap(&self) -> Option<EmitterStatus> {
+        self.emitter.as_ref().map(Emitter::status)
+    }
+
+    /// The same, to be looked at at any time.
+    pub fn watch_dnstap(&self) -> Option<EmitterWatch> {
+        self.emitter.as_ref().map(Emitter::watch)
+    }
+
     /// Stops: held questions are answered as things stand, TCP clients get a moment to take what is theirs.
     pub async fn shutdown(mut self) {
         self.stop();
@@ -313,6 +339,7 @@ impl DnsServer {
             tally,
             counts: Arc::clone(&counts),
             ring: producer,
+            tap: self.taps.open(),
             gate: self.gate.clone(),
             stop: Arc::clone(&self.stop_threads),
         };
@@ -332,6 +359,31 @@ impl DnsServer {
             // the thread looks up by itself when its receive times out.
             let _ = socket2::SockRef::from(&**socket).shutdown(std::net::Shutdown::Read);
         }
+    }
+}
+
+/// The rings for dnstap, one a thread and one for all connections; none if nothing is told.
+#[derive(Debug)]
+struct Taps {
+    bytes: usize,
+    responses: bool,
+    is_on: bool,
+    readers: Vec<TapReader>,
+}
+
+impl Taps {
+    fn new(config: &DnstapOut) -> Self {
+        let bytes = usize::try_from(config.buffer_kib).unwrap_or(0) << 10;
+        let is_on = config.destination().is_some();
+        Self { bytes, responses: config.responses, is_on, readers: Vec::new() }
+    }
+
+    fn open(&mut self) -> Option<TapWriter> {
+        self.is_on.then(|| {
+            let (writer, reader) = tap(self.bytes, self.responses);
+            self.readers.push(reader);
+            writer
+        })
     }
 }
 

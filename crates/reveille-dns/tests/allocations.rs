@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::{WAIT_MAX, World, active, name, service, zone};
 use reveille_core::answer::{View, Zones};
 use reveille_dns::DnsConfig;
+use reveille_dns::dnstap::DnstapOut;
 
 /// The threads whose allocations are counted.
 static THREADS: [AtomicI32; 64] = [const { AtomicI32::new(0) }; 64];
@@ -78,13 +79,26 @@ fn counted() -> u64 {
 
 #[test]
 fn an_ordinary_query_allocates_nothing() {
+    ordinary_queries(DnstapOut::default());
+}
+
+#[test]
+fn nor_does_it_while_dnstap_tells_of_it_and_of_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = format!("file:{}", dir.path().join("own.fstrm").display());
+    ordinary_queries(DnstapOut { to, responses: true, ..DnstapOut::default() });
+}
+
+fn ordinary_queries(dnstap: DnstapOut) {
     const QUERIES: u16 = 5_000;
+    let is_told = dnstap.is_on();
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let services = [active(service("awake.vm.test", 1)), service("asleep.vm.test", 2)].map(Arc::new);
     let zones = Zones::new([Arc::new(zone())]);
     let view = View::new(1, zones, services, View::default_monitors());
     let listen = vec![SocketAddr::from(([127, 0, 0, 53], 0))];
-    let world = World::serving(view, &DnsConfig { listen, udp_threads: 1, ..DnsConfig::default() });
+    let world = World::serving(view, &DnsConfig { listen, udp_threads: 1, dnstap, ..DnsConfig::default() });
+    world.until("dnstap", |world| world.server.dnstap().is_none_or(|told| told.is_connected));
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(WAIT_MAX)).unwrap();
     socket.connect(world.address()).unwrap();
@@ -119,6 +133,8 @@ fn an_ordinary_query_allocates_nothing() {
     // The count is not zero because nothing is counted: the state is written on the heap.
     assert_eq!(ask("_vmstate.asleep.vm.test", 16, false), 0);
     assert!(counted() > 0);
+    let told = || world.server.dnstap().map_or(0, |told| told.sent);
+    world.until("everything is told", |_| !is_told || told() >= 2 * u64::from(QUERIES));
 }
 
 #[test]

@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "the seeds need a part of what draws questions")]
 
 mod common;
+#[path = "../../../fuzz/src/dnstap.rs"]
+mod dnstap;
 #[path = "../../../fuzz/src/fast.rs"]
 mod fast;
 #[path = "../../../fuzz/src/framing.rs"]
@@ -121,6 +123,11 @@ fn transfers() {
 }
 
 #[test]
+fn dnstap_streams() {
+    mutate("dnstap", dnstap::run, &[], 20_000);
+}
+
+#[test]
 fn updates() {
     mutate("update", update::run, &[], 4_000);
 }
@@ -152,7 +159,7 @@ fn seeds_are_there() {
         write_seeds();
     }
     assert!(
-        ["question", "framing", "transfer", "update", "zonefile"]
+        ["question", "framing", "transfer", "update", "zonefile", "dnstap"]
             .iter()
             .all(|target| !seeds(target).is_empty())
     );

@@ -4,134 +4,66 @@
 //! waits: without room the query is dropped and counted.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use reveille_core::model::Timestamp;
 
 use super::{Observed, Sighting};
+use crate::cells::{CELL_BYTES, Reader, WORDS, Writer, cells};
 use crate::respond::Transport;
 use crate::wire::Subnet;
 
 /// Cells of one ring; a power of two. 128 KiB: a small part of a core's cache.
 pub const CELLS_MAX: usize = 2_048;
-/// Numbers of one cell.
-const WORDS: usize = 8;
-/// Bytes of one cell.
-const CELL_BYTES: usize = WORDS * 8;
-
-type Cell = [AtomicU64; WORDS];
-
-#[derive(Debug)]
-#[repr(align(128))]
-struct Index(AtomicUsize);
-
-#[derive(Debug)]
-struct Shared {
-    cells: Box<[Cell]>,
-    /// Cells written since the start.
-    written: Index,
-    /// Cells read since the start.
-    read: Index,
-    dropped: AtomicU64,
-}
 
 /// The end that writes.
 #[derive(Debug)]
-pub struct Producer {
-    shared: Arc<Shared>,
-    written: usize,
-    /// As last seen; looked up again only when there seems to be no room.
-    read: usize,
-}
+pub struct Producer(Writer);
 
 /// The end that reads.
 #[derive(Debug)]
-pub struct Consumer {
-    shared: Arc<Shared>,
-}
+pub struct Consumer(Reader);
 
 /// Both ends of a new ring.
 pub fn ring() -> (Producer, Consumer) {
-    let cells = std::iter::repeat_with(Cell::default).take(CELLS_MAX).collect();
-    let index = || Index(AtomicUsize::new(0));
-    let shared = Arc::new(Shared { cells, written: index(), read: index(), dropped: AtomicU64::new(0) });
-    (Producer { shared: Arc::clone(&shared), written: 0, read: 0 }, Consumer { shared })
+    let (writer, reader) = cells(CELLS_MAX);
+    (Producer(writer), Consumer(reader))
 }
 
 impl Producer {
     /// Hands a query over, or drops it. Visible to the reader after [`Producer::flush`].
     pub(crate) fn push(&mut self, seen: &Sighting<'_>) {
         let name = if seen.counter == 0 { seen.name } else { &[] };
-        let cells = 1 + name.len().div_ceil(CELL_BYTES);
-        if self.written + cells - self.read > CELLS_MAX {
-            self.read = self.shared.read.0.load(Ordering::Acquire);
-            if self.written + cells - self.read > CELLS_MAX {
-                let dropped = &self.shared.dropped;
-                dropped.store(dropped.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-                return;
-            }
-        }
-        self.write(head_words(seen, name.len()));
-        for chunk in name.chunks(CELL_BYTES) {
-            let mut words = [0; WORDS];
-            for (word, bytes) in words.iter_mut().zip(chunk.chunks(8)) {
-                *word = bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-            }
-            self.write(words);
+        if self.0.has_room(1 + name.len().div_ceil(CELL_BYTES)) {
+            self.0.put(head_words(seen, name.len()));
+            self.0.put_bytes(name);
         }
     }
 
     /// Makes everything that was pushed visible to the reader; once a batch.
     pub(crate) fn flush(&self) {
-        self.shared.written.0.store(self.written, Ordering::Release);
-    }
-
-    fn write(&mut self, words: [u64; WORDS]) {
-        if let Some(cell) = self.shared.cells.get(self.written % CELLS_MAX) {
-            for (place, word) in cell.iter().zip(words) {
-                place.store(word, Ordering::Relaxed);
-            }
-        }
-        self.written += 1;
+        self.0.flush();
     }
 }
 
 impl Consumer {
     /// Takes out what is there, up to `max` queries.
     pub fn drain(&mut self, max: usize, mut each: impl FnMut(Observed)) {
-        let written = self.shared.written.0.load(Ordering::Acquire);
-        let mut at = self.shared.read.0.load(Ordering::Relaxed);
+        let readable = self.0.readable();
+        let mut at = readable.start;
         for _ in 0..max {
-            if at == written {
+            if at == readable.end {
                 break;
             }
-            let (mut seen, name_bytes) = observed(self.cell(at));
-            at += 1;
-            for start in (0..name_bytes).step_by(CELL_BYTES) {
-                let bytes = self.cell(at).map(u64::to_le_bytes);
-                let take = (name_bytes - start).min(CELL_BYTES);
-                seen.name.extend(bytes.as_flattened().iter().take(take));
-                at += 1;
-            }
+            let (mut seen, name_bytes) = observed(self.0.cell(at));
+            at = self.0.bytes(at + 1, name_bytes, &mut seen.name);
             each(seen);
         }
-        self.shared.read.0.store(at, Ordering::Release);
+        self.0.release(at);
     }
 
     /// Queries that did not fit since the start.
     pub fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
-    }
-
-    fn cell(&self, at: usize) -> [u64; WORDS] {
-        let mut words = [0; WORDS];
-        if let Some(cell) = self.shared.cells.get(at % CELLS_MAX) {
-            for (word, place) in words.iter_mut().zip(cell) {
-                *word = place.load(Ordering::Relaxed);
-            }
-        }
-        words
+        self.0.dropped()
     }
 }
 

@@ -144,6 +144,13 @@ impl Batch {
         }
     }
 
+    /// The answers that are ready, each with the index of its query.
+    pub fn ready(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        self.ready
+            .iter()
+            .filter_map(|&(index, length)| Some((index, self.answers.get(index)?.get(..length)?)))
+    }
+
     /// Sends what is ready; gives how many answers could not be sent.
     pub fn send(&mut self, socket: &UdpSocket) -> usize {
         let places = self.sent.iter_mut().zip(self.vectors.iter_mut());

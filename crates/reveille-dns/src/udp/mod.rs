@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use reveille_core::answer::{Kinds, Place, Slot, View};
+use reveille_core::model::Timestamp;
 
+use crate::dnstap::{TapWriter, Tapped};
 use crate::fast::{self, Head};
 use crate::hold::{HoldRoom, Waiting};
 use crate::limit::{Arrival, Client, Entry, Gate, RateVerdict, Writers};
@@ -53,6 +55,8 @@ pub(crate) struct Worker {
     pub tally: Arc<Tally>,
     pub counts: Arc<NameCounts>,
     pub ring: Producer,
+    /// Where messages are handed over for dnstap, if they are.
+    pub tap: Option<TapWriter>,
     pub gate: Option<Arc<Gate>>,
     pub stop: Arc<AtomicBool>,
 }
@@ -98,9 +102,9 @@ impl Worker {
                 }
             };
             let mut tally = BatchTally::default();
+            let now = (self.clock)();
             {
                 let view = self.shared.load();
-                let now = (self.clock)();
                 let gate =
                     gate.as_ref().map(|(gate, tally)| gate.judge_for(view.zones().numbering(), now, tally));
                 let setting = Setting { view: &view, now, judge: gate.as_ref(), keys: Some(&keys) };
@@ -110,6 +114,9 @@ impl Worker {
             // Counted before it is sent: who has an answer finds it counted.
             self.tally.add(&tally);
             self.ring.flush();
+            if let Some(tap) = &mut self.tap {
+                hand_over(tap, &batch, got, self.bound, now);
+            }
             let failed = batch.send(&self.socket);
             if failed > 0 {
                 self.tally.socket_errors.fetch_add(failed as u64, Relaxed);
@@ -312,6 +319,31 @@ impl Worker {
             thread::sleep(Duration::from_millis(ERROR_PAUSE_MS));
         }
     }
+}
+
+/// Hands over a batch of messages, and the answers to them, for dnstap.
+fn hand_over(tap: &mut TapWriter, batch: &Batch, got: usize, bound: SocketAddr, at: Timestamp) {
+    let tapped = |index| {
+        let own = match batch.leave_from(index) {
+            LeaveFrom::Bound => Some(bound),
+            LeaveFrom::Address(own) => Some(SocketAddr::new(own, bound.port())),
+            LeaveFrom::Nowhere => None,
+        };
+        Some(Tapped { at, transport: Transport::Udp, client: batch.peer(index)?, own })
+    };
+    for index in 0..got {
+        if let Some(tapped) = tapped(index) {
+            tap.query(&tapped, batch.packet(index));
+        }
+    }
+    if tap.wants_responses() {
+        for (index, answer) in batch.ready() {
+            if let Some(tapped) = tapped(index) {
+                tap.response(&tapped, answer);
+            }
+        }
+    }
+    tap.flush();
 }
 
 /// Whether there is somebody to answer: a port that can be sent to, and not this very socket, which a forged sender

@@ -132,6 +132,16 @@ impl Query {
     }
 }
 
+/// The one question of an ordinary message, be it a query or a response, whatever comes after it.
+pub(crate) fn question_of(message: &[u8]) -> Option<Question> {
+    let mut cursor = Cursor { packet: message, at: 0 };
+    let (header, counts) = cursor.header()?;
+    if header.opcode != 0 || counts.questions != 1 {
+        return None;
+    }
+    cursor.question()
+}
+
 impl Subnet {
     /// Reads the data of the option; `None` if it is malformed (RFC 7871 §6: FORMERR).
     fn parse(data: &[u8]) -> Option<Self> {

@@ -4,6 +4,7 @@
 
 #[path = "../e2e/addresses.rs"]
 mod addresses;
+mod dnstap;
 mod load;
 mod place;
 #[path = "../../../reveille-dns/tests/primaries/mod.rs"]

@@ -4,6 +4,7 @@
 //! process's own user and system time over the queries that were answered, so it does not depend on what the load
 //! generator takes. Servers are measured in turn, and medians are compared.
 
+mod collect;
 mod floor;
 mod knot;
 mod latency;
@@ -45,6 +46,9 @@ pub struct Dns {
     /// Leave out what takes a million services
     #[arg(long)]
     quick: bool,
+    /// Have Reveille tell a collector of every query and answer by dnstap
+    #[arg(long)]
+    dnstap: bool,
     /// A process of this benchmark
     #[command(subcommand)]
     part: Option<Part>,
@@ -59,6 +63,9 @@ enum Part {
     /// Send every datagram back
     #[command(hide = true)]
     Floor(floor::Floor),
+    /// Take dnstap
+    #[command(hide = true)]
+    Collect(collect::Collect),
 }
 
 /// The figures. Ratios are of medians of microseconds of CPU a query.
@@ -66,6 +73,8 @@ enum Part {
 struct Report {
     services: u32,
     rounds: usize,
+    /// Every query and answer was told by dnstap.
+    dnstap: bool,
     us_cpu_per_query: f64,
     queries_per_second: f64,
     floor_us_cpu_per_query: f64,
@@ -107,6 +116,7 @@ impl Dns {
         match self.part {
             Some(Part::Serve(serve)) => return serve.run(),
             Some(Part::Floor(floor)) => return floor.run(),
+            Some(Part::Collect(collect)) => return collect.run(),
             None => {}
         }
         anyhow::ensure!(self.rounds > 0 && self.seconds > 0, "--rounds and --seconds must be at least 1");
@@ -125,8 +135,11 @@ impl Dns {
         let load = Load::write(scratch, "queries", self.services, self.seconds)?;
         let knot = knot::start(scratch, &zone)?;
         let floor = floor::start()?;
-        let own = serve::start(self.services, 0)?;
-        let many = if self.quick { None } else { Some(serve::start(MANY_SERVICES, 0)?) };
+        let socket = scratch.join("dnstap.sock");
+        let collector = self.dnstap.then(|| collect::start(&socket)).transpose()?;
+        let tells = self.dnstap.then_some(socket.as_path());
+        let own = serve::start(self.services, 0, tells)?;
+        let many = if self.quick { None } else { Some(serve::start(MANY_SERVICES, 0, tells)?) };
         let many_load = Load::write(scratch, "queries-many", MANY_SERVICES, self.seconds)?;
 
         let steps = self.rounds * (7 + usize::from(knot.is_some()) + usize::from(many.is_some()));
@@ -155,8 +168,9 @@ impl Dns {
         let million_bytes_per_service = many.as_ref().map(|many| many.bytes_per_service);
         drop(many);
         drop(floor);
-        let latencies =
-            self.latencies(own.server.address, figures.own.rate() * LATENCY_SHARE, bar.as_ref())?;
+        let rate = figures.own.rate() * LATENCY_SHARE;
+        let latencies = self.latencies(own.server.address, rate, tells, bar.as_ref())?;
+        drop(collector);
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
@@ -165,6 +179,7 @@ impl Dns {
         Ok(Report {
             services: self.services,
             rounds: self.rounds,
+            dnstap: self.dnstap,
             us_cpu_per_query: cost,
             queries_per_second: figures.own.rate(),
             floor_us_cpu_per_query: figures.floor.cost(),
@@ -183,8 +198,14 @@ impl Dns {
     }
 
     /// Latency at that rate: alone, while the view is changed, and beside other questions.
-    fn latencies(&self, own: SocketAddr, rate: f64, bar: Option<&ProgressBar>) -> anyhow::Result<Latencies> {
-        let changed = serve::start(self.services, serve::CHANGE_EVERY_MS)?;
+    fn latencies(
+        &self,
+        own: SocketAddr,
+        rate: f64,
+        tells: Option<&Path>,
+        bar: Option<&ProgressBar>,
+    ) -> anyhow::Result<Latencies> {
+        let changed = serve::start(self.services, serve::CHANGE_EVERY_MS, tells)?;
         let (mut steady, mut rebuilt) = (Vec::new(), Vec::new());
         let (mut harmless, mut flooded) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds {
@@ -253,9 +274,14 @@ fn text(report: &Report) -> String {
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
     let knot = report.knot.as_deref().unwrap_or("Knot DNS (not installed: apt-get install knot)");
     let mut lines = format!(
-        "CPU a query over UDP, {} services, medians of {} rounds\n\n\
+        "CPU a query over UDP, {} services, medians of {} rounds{}\n\n\
          {:34} {:>9} {:>9}\n",
-        report.services, report.rounds, "server", "µs", "ratio"
+        report.services,
+        report.rounds,
+        if report.dnstap { ", dnstap on" } else { "" },
+        "server",
+        "µs",
+        "ratio"
     );
     let mut line = |what: &str, us: Option<f64>, of: &str, value: Option<f64>| {
         let us = us.map_or("-".to_owned(), |us| format!("{us:.2}"));

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use arc_swap::ArcSwap;
 use clap::Args;
 use reveille_core::answer::{ServiceView, View, ZoneDefaults, Zones};
 use reveille_core::model::{DomainName, Phase, Timestamp, VmState};
+use reveille_dns::dnstap::DnstapOut;
 use reveille_dns::limit::{Gate, GateConfig, WakeMode};
 use reveille_dns::{DnsConfig, DnsServer};
 use tokio::sync::{mpsc, watch};
@@ -38,6 +40,9 @@ pub struct Serve {
     /// Change the view this often, in milliseconds; 0: never
     #[arg(long)]
     change_every_ms: u64,
+    /// Tell of queries and answers at this socket
+    #[arg(long)]
+    dnstap: Option<PathBuf>,
 }
 
 /// The process, and what it says of itself.
@@ -69,6 +74,11 @@ impl Serve {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
             udp_threads: 1,
             gate: Some(Arc::new(gate(clock.now())?)),
+            dnstap: DnstapOut {
+                to: self.dnstap.map_or(String::new(), |socket| format!("unix:{}", socket.display())),
+                responses: true,
+                ..DnstapOut::default()
+            },
             ..DnsConfig::default()
         };
         let now = Arc::new(move || clock.now());
@@ -110,10 +120,14 @@ impl Serve {
 }
 
 /// Starts the process.
-pub fn start(services: u32, change_every_ms: u64) -> anyhow::Result<Own> {
-    let mut child = pinned(SERVER_CPU, std::env::current_exe()?)
-        .args(["bench", "dns", "serve", "--services", &services.to_string()])
-        .args(["--change-every-ms", &change_every_ms.to_string()])
+pub fn start(services: u32, change_every_ms: u64, dnstap: Option<&Path>) -> anyhow::Result<Own> {
+    let mut command = pinned(SERVER_CPU, std::env::current_exe()?);
+    command.args(["bench", "dns", "serve"]);
+    if let Some(socket) = dnstap {
+        command.arg("--dnstap").arg(socket);
+    }
+    let mut child = command
+        .args(["--services", &services.to_string(), "--change-every-ms", &change_every_ms.to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the server")?;
