@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Arrival;
+use super::stored::{Number, Reader};
 
 /// So many clients are remembered, those that asked last.
 pub const CLIENTS_MAX: usize = 4_096;
@@ -140,6 +141,30 @@ impl Host {
         // The trees' nodes are at least half full.
         let client = size_of::<(u64, Client)>() + size_of::<(u64, u64)>();
         size_of::<Self>() + self.counts.len() * size_of::<u32>() + 2 * self.clients.len() * client
+    }
+}
+
+impl Host {
+    /// Without the clients: they are known again soon.
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.counts.iter().for_each(|count| count.put(out));
+        self.newest.put(out);
+        self.log_gap.put(out);
+        self.log_gap_variance.put(out);
+        self.expected.put(out);
+        self.came.put(out);
+        self.judged_ms.put(out);
+    }
+
+    pub(super) fn get(from: &mut Reader<'_>) -> Option<Self> {
+        let counts = (0..INTERVALS).map(|_| Number::get(from)).collect::<Option<_>>()?;
+        let newest = Number::get(from)?;
+        let (log_gap, log_gap_variance) = (Number::get(from)?, Number::get(from)?);
+        let (expected, came) = (Number::get(from)?, Number::get(from)?);
+        let judged_ms = Number::get(from)?;
+        let known =
+            Self { counts, newest, log_gap, log_gap_variance, expected, came, judged_ms, ..Self::default() };
+        Some(known)
     }
 }
 

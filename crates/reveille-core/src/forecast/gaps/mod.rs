@@ -19,11 +19,13 @@
 //! by extended Kalman filtering for multivariate dynamic generalized linear models", JASA 87, 1992). What decays is an
 //! exponential kernel of Hawkes (1971). Nothing of the future is used: a hazard rests on arrivals up to that moment.
 
+mod clock;
 mod features;
 mod grid;
 mod host;
 mod name;
 mod regression;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,9 @@ pub use grid::{PIECES, piece, piece_at};
 pub use host::{CLIENTS_MAX, Host};
 pub use name::Name;
 pub use regression::Regression;
+pub use stored::Damaged;
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::Timestamp;
 
@@ -47,7 +52,7 @@ pub struct Arrival {
 }
 
 /// One step of a hazard over idle time: constant from `from_ms` until `until_ms`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Piece {
     /// Idle time at which it begins, in ms since the last arrival.
     pub from_ms: u64,
@@ -76,6 +81,11 @@ impl Gaps {
         name.arrived(arrival, &mut self.host);
     }
 
+    /// The last arrival of `name` keeps it in use until `at` at least: its gap begins then. Nothing is learned from that.
+    pub fn in_use(&mut self, name: &mut Name, at: Timestamp) {
+        name.in_use(at);
+    }
+
     /// Learns of `name` that it was not asked for until `now`. It need not be called: what is left out is learned with the
     /// next arrival; but names that are silent for long teach most.
     pub fn silent(&mut self, name: &mut Name, now: Timestamp) {
@@ -89,7 +99,8 @@ impl Gaps {
     pub fn hazard(&self, name: &Name, index: usize) -> Option<Piece> {
         let (from_ms, until_ms) = piece(index)?;
         let features = features::at(name, &self.host, from_ms)?;
-        Some(Piece { from_ms, until_ms, per_hour: self.regression.rate(&features) })
+        let per_hour = clock::mixed(name, from_ms, until_ms, self.regression.rate(&features));
+        Some(Piece { from_ms, until_ms, per_hour })
     }
 
     /// The hazard of `name` from `now` on, at most `pieces` steps. What is known of the host is as it is now.
@@ -117,6 +128,10 @@ impl Gaps {
             let hours = gap_ms.min(until_ms).saturating_sub(from_ms) as f64 / 3_600_000.0;
             let expected = self.regression.learn(&features, hours, ended);
             self.host.judged(name.last_ms() + gap_ms.min(until_ms), expected, ended);
+            if ended {
+                let probability = name.unasked() * (1.0 - (-expected).exp());
+                name.odds = clock::judged(name, from_ms, until_ms, probability);
+            }
             name.judged(index, from_ms as f32 / 1_000.0, expected, ended);
             if ended {
                 return;

@@ -2,6 +2,8 @@
 
 use crate::model::Timestamp;
 
+use super::clock::ODDS_AT_FIRST;
+use super::stored::{Number, Reader};
 use super::{Arrival, Host};
 
 /// Half-lives of the decaying counts of arrivals, in seconds: two minutes to a week.
@@ -21,6 +23,9 @@ const SLOWEST: f32 = 0.05;
 
 /// As many gaps as would draw the regularity to none.
 const VAGUE: f32 = 0.2;
+
+/// Sum of squares that a clock is taken to be off by before anything is known of it.
+const UNSURE: f32 = 0.05;
 
 /// As many arrivals as would draw a name's error to zero.
 const DRAWN_BY: f32 = 2.0;
@@ -70,12 +75,16 @@ pub struct Name {
     run: u16,
     /// So many pieces of the gap were learned from.
     learned: u16,
+    /// Arrivals that the regression expected in them.
+    foreseen: f32,
+    /// Log odds that it is asked for by a clock.
+    pub(super) odds: f32,
 }
 
 /// What was known of the client that asked last, when it asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asker {
-    id: u64,
+    pub(super) id: u64,
     pub(super) log_count: f32,
     pub(super) log_gap: f32,
     pub(super) log_last: f32,
@@ -103,6 +112,8 @@ impl Default for Name {
             busy_ms: None,
             run: 0,
             learned: 0,
+            foreseen: 0.0,
+            odds: ODDS_AT_FIRST,
         }
     }
 }
@@ -111,6 +122,11 @@ impl Name {
     /// For how long it has been idle; `None` before its first arrival.
     pub fn idle_ms(&self, now: Timestamp) -> Option<u64> {
         (self.count > 0).then(|| now.as_ms().saturating_sub(self.last_ms))
+    }
+
+    /// When its gap began; `None` before its first arrival.
+    pub fn last(&self) -> Option<Timestamp> {
+        (self.count > 0).then(|| Timestamp::from_ms(self.last_ms))
     }
 
     /// How many arrivals it has had.
@@ -141,10 +157,24 @@ impl Name {
         self.count = self.count.saturating_add(1);
         self.last_ms = self.last_ms.max(at_ms);
         self.learned = 0;
+        self.foreseen = 0.0;
         let hour = &mut self.by_hour[hour_of_day(at_ms)];
         *hour = hour.saturating_add(1);
         self.busy_ms = arrival.busy_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX));
         self.asked_by(arrival.client, host);
+    }
+
+    /// Its gap begins at `at`, as long as that is later than it was thought to.
+    pub(super) fn in_use(&mut self, at: Timestamp) {
+        let Some(later_ms) = self.idle_ms(at).filter(|ms| *ms > 0) else { return };
+        let later_s = later_ms as f32 / 1_000.0;
+        for (count, half_life) in self.decayed.iter_mut().zip(HALF_LIVES_S) {
+            *count *= (-later_s / half_life).exp2();
+        }
+        self.clients = self.clients(later_s);
+        self.last_ms = at.as_ms();
+        self.learned = 0;
+        self.foreseen = 0.0;
     }
 
     fn gap_ended(&mut self, gap_ms: u64, host: &mut Host) {
@@ -200,6 +230,7 @@ impl Name {
     /// Notes what the regression expected of one piece of a gap.
     pub(super) fn judged(&mut self, index: usize, idle_s: f32, expected: f32, came: bool) {
         self.learned = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        self.foreseen += expected;
         let band = band(idle_s);
         self.expected[band] += expected.min(EXPECTED_MAX);
         self.came[band] += f32::from(u8::from(came));
@@ -264,6 +295,18 @@ impl Name {
         (self.centre, if gaps > 0.0 { variance.max(1e-4).sqrt() } else { 1.0 })
     }
 
+    /// The probability of no arrival in the pieces of the gap that were learned from, by the regression.
+    pub(super) fn unasked(&self) -> f32 {
+        (-self.foreseen).exp()
+    }
+
+    /// Centre and standard deviation of the logarithm of its gaps, in seconds, as far as they are alike; `None` with fewer
+    /// than two.
+    pub(super) fn beat(&self) -> Option<(f32, f32)> {
+        let gaps = self.count.saturating_sub(1).min(20) as f32;
+        (gaps >= 2.0).then(|| (self.centre, ((self.spread * gaps + UNSURE) / (gaps + 1.0)).max(1e-5).sqrt()))
+    }
+
     /// Who asked last, and how often in a row before that.
     pub(super) fn asker(&self) -> Option<(Asker, u16)> {
         self.client.map(|client| (client, self.run))
@@ -272,6 +315,58 @@ impl Name {
     /// For how long the last arrival keeps it busy, in ms, if that was told.
     pub(super) fn busy_ms(&self) -> Option<u64> {
         self.busy_ms.map(u64::from)
+    }
+}
+
+impl Number for Name {
+    fn put(self, out: &mut Vec<u8>) {
+        self.first_ms.put(out);
+        self.last_ms.put(out);
+        self.count.put(out);
+        self.decayed.put(out);
+        self.gaps.put(out);
+        self.means.put(out);
+        self.variance.put(out);
+        self.centre.put(out);
+        self.spread.put(out);
+        self.ended.put(out);
+        self.hours.put(out);
+        self.expected.put(out);
+        self.came.put(out);
+        self.clients.put(out);
+        self.by_hour.put(out);
+        self.client.put(out);
+        self.busy_ms.put(out);
+        self.run.put(out);
+        self.learned.put(out);
+        self.foreseen.put(out);
+        self.odds.put(out);
+    }
+
+    fn get(from: &mut Reader<'_>) -> Option<Self> {
+        Some(Self {
+            first_ms: Number::get(from)?,
+            last_ms: Number::get(from)?,
+            count: Number::get(from)?,
+            decayed: Number::get(from)?,
+            gaps: Number::get(from)?,
+            means: Number::get(from)?,
+            variance: Number::get(from)?,
+            centre: Number::get(from)?,
+            spread: Number::get(from)?,
+            ended: Number::get(from)?,
+            hours: Number::get(from)?,
+            expected: Number::get(from)?,
+            came: Number::get(from)?,
+            clients: Number::get(from)?,
+            by_hour: Number::get(from)?,
+            client: Number::get(from)?,
+            busy_ms: Number::get(from)?,
+            run: Number::get(from)?,
+            learned: Number::get(from)?,
+            foreseen: Number::get(from)?,
+            odds: Number::get(from)?,
+        })
     }
 }
 

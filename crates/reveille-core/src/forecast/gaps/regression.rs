@@ -1,6 +1,7 @@
 //! A Poisson regression that learns online: weights with a Gaussian posterior, moved by an extended Kalman filter.
 
 use super::features::{FEATURES, Features, PRIOR};
+use super::stored::{Number, Reader};
 
 /// Variance of a weight before anything was seen.
 const PRIOR_VARIANCE: f64 = 0.005;
@@ -99,6 +100,17 @@ impl Regression {
                 row[index] += DRIFT_VARIANCE;
             }
         }
+    }
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.weights.put(out);
+        self.covariance.iter().for_each(|row| row.put(out));
+    }
+
+    pub(super) fn get(from: &mut Reader<'_>) -> Option<Self> {
+        let weights = Number::get(from)?;
+        let covariance = (0..FEATURES).map(|_| Number::get(from)).collect::<Option<_>>()?;
+        Some(Self { weights, covariance })
     }
 
     pub(super) fn size_bytes(&self) -> usize {

@@ -1,6 +1,8 @@
 //! What a user of these forecasts would miss.
 
 use super::*;
+use crate::decide::keep::{Costs, Prices, RungCost};
+use crate::model::Rung;
 
 const MINUTE_MS: u64 = 60_000;
 
@@ -77,4 +79,34 @@ fn hazards_begin_with_the_piece_that_goes_on_and_end_with_the_last() {
     assert!(pieces.windows(2).all(|pair| pair[0].until_ms == pair[1].from_ms));
     assert_eq!(gaps.hazards(&name, at(30 * 24 * 60), 4), []);
     assert_eq!(gaps.hazards(&Name::default(), at(0), 4), []);
+}
+
+/// Gaps of about ten minutes, each up to 5 % off.
+fn about_ten_minutes(time: u64) -> u64 {
+    10 * MINUTE_MS / 1_000 * (950 + time * 37 % 101)
+}
+
+#[test]
+fn who_is_asked_for_by_a_clock_is_warm_when_it_strikes_and_asleep_before() {
+    let rung = |rung, held_mib, wake_ms| RungCost { rung, held_mib, wake_ms };
+    let rungs =
+        vec![rung(Rung::Active, 128.0, 0.0), rung(Rung::Paused, 75.0, 20.0), rung(Rung::Local, 0.0, 190.0)];
+    let costs = Costs::new(rungs, Prices { gib_hour: 1.0, delay_second: 0.5, change: 0.0 }).unwrap();
+    let (mut gaps, mut name, mut at) = (Gaps::default(), Name::default(), Timestamp::from_ms(0));
+    for time in 0..26 {
+        let gap_ms = about_ten_minutes(time);
+        if time >= 8 {
+            let stays = costs.schedule(&gaps.hazards(&name, at, PIECES), Rung::Active);
+            let found = stays.iter().find(|stay| stay.until_ms > gap_ms).unwrap();
+            assert!(found.rung >= Rung::Paused, "{time}: {stays:?}");
+            let warm = stays.iter().filter(|stay| stay.rung > Rung::Local);
+            let warm_ms: u64 = warm.map(|stay| stay.until_ms.min(gap_ms).saturating_sub(stay.from_ms)).sum();
+            assert!(warm_ms * 10 <= gap_ms * 3, "{time}: warm for {warm_ms} of {gap_ms} ms: {stays:?}");
+        }
+        at = at.plus_ms(gap_ms);
+        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None });
+    }
+    // A clock that has stopped is not waited for: an hour later as little is expected as of anybody.
+    let (due, late) = (after(&gaps, &name, 10), after(&gaps, &name, 60));
+    assert!(due > 20.0 * late, "{due} {late}");
 }
