@@ -1,7 +1,7 @@
 #!/bin/sh
 # The long forms of the tests that repeat and draw at random. Of DNS: 20,000 questions compared with Knot's answers, a
 # flood of 2,000,000, the fuzz targets, and the corpora of packets in REVEILLE_DNS_CORPUS if that names a directory. With the installed QEMU and with the one of Debian's backports: hibernate-wake cycles under clients,
-# kills of the daemon, cold boots in a row, kills of guests that write to their disks. Of the control loop: 20,000 seeds
+# demand that is seen coming, kills of the daemon, cold boots in a row, kills of guests that write to their disks. Of the control loop: 20,000 seeds
 # of the simulation. Of the store: 5,000 random sequences. Prints their figures.
 #
 #   scripts/soak.sh [CYCLES [KILLS [BOOTS [FUZZ_SECONDS]]]]       default: 200 60 100 900
@@ -30,6 +30,9 @@ scripts/fuzz.sh "${4:-900}"
 # Versions stored, deleted and collected side by side, with kills at any request.
 REVEILLE_TEST_SEQUENCES=5000 cargo test --workspace --locked --test sequences
 
+# A request log of a million lines, 1 % of them damaged.
+REVEILLE_TEST_LOG_LINES=1000000 cargo test --workspace --locked --lib request_log
+
 # Wakes through tap devices, at random moments: the activator alone, and below the daemon.
 REVEILLE_TEST_TAP_WAKES=500 cargo test --workspace --locked --test tap -- --nocapture clients_at_random
 
@@ -40,6 +43,7 @@ soak() {
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_OUTAGE_S=60 cargo test --workspace --locked --test e2e -- faults:: steps:: stored::
+    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ASKS=20 cargo test --workspace --locked --test e2e -- --nocapture forecast::
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test e2e -- --nocapture \
         tap::clients_elsewhere
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ROWS=200 cargo test --workspace --locked --test qemu -- --nocapture \

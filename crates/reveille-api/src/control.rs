@@ -345,6 +345,7 @@ impl From<RequestError> for ControlError {
             RequestError::Busy { .. } | RequestError::Unstored { .. } => Self::Busy { detail },
             RequestError::GaveUp { wait_ms, .. } => Self::GaveUp { detail, retry_ms: wait_ms },
             RequestError::UnknownInstance(_)
+            | RequestError::NotAtRest(_)
             | RequestError::Retiring(_)
             | RequestError::Foreign { .. }
             | RequestError::Awake { .. }

@@ -54,6 +54,13 @@ fn about_queries(page: &mut Page, dns: &DnsReport) {
             page.sample("reveille_dns_gate_total", &[("judged", judged), ("verdict", verdict)], count);
         }
     }
+    page.family("reveille_dns_dnstap_total", "counter", "What became of dnstap messages.");
+    for (direction, counts) in &dns.dnstap {
+        for (event, count) in counts {
+            let labels: [Label; 2] = [("direction", direction), ("event", event)];
+            page.sample("reveille_dns_dnstap_total", &labels, count);
+        }
+    }
     page.counters("reveille_dns_wakes_total", "Wakes that questions asked for.", "event", &dns.wakes);
     page.counters("reveille_dns_holds_total", "Questions that were to wait.", "event", &dns.holds);
     page.counters("reveille_dns_transfers_total", "Zone transfers.", "event", &dns.transfers);

@@ -6,8 +6,8 @@ use reveille_core::answer::Network;
 use reveille_core::decide::{Action, Decision, Reason};
 use reveille_core::model::{
     DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Remains,
-    Resources, Role, Rung, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState, WakeOutcome,
-    WakeRecord,
+    Resources, Role, Rung, RungMeasured, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState,
+    WakeOutcome, WakeRecord,
 };
 use serde::{Deserialize, Serialize};
 
@@ -146,6 +146,12 @@ pub struct ServiceDetail {
     pub boot_ms_p50: Option<u32>,
     /// Measured cold boots, trigger to ready: 95th percentile.
     pub boot_ms_p95: Option<u32>,
+    /// What was measured on each rung, coldest first.
+    #[serde(default)]
+    pub rungs: Vec<RungReport>,
+    /// What follows from what is foreseen, from now on; empty if nothing is, or nothing but its resting rung.
+    #[serde(default)]
+    pub foreseen: Vec<StayReport>,
     /// The readiness check in force.
     pub ready: ReadyCheck,
     /// What the guest may reach by itself.
@@ -210,6 +216,8 @@ impl ServiceDetail {
             wake_ms_p95: instance.restores.percentile_ms(95),
             boot_ms_p50: instance.boots.percentile_ms(50),
             boot_ms_p95: instance.boots.percentile_ms(95),
+            rungs: instance.measured.iter().map(|(rung, measured)| RungReport::of(rung, measured)).collect(),
+            foreseen: StayReport::of(service),
             ready: service.spec.ready_check(),
             egress: service.spec.egress,
             egress_allow: service.spec.egress_allow.clone(),
@@ -219,6 +227,66 @@ impl ServiceDetail {
         }
     }
 }
+
+/// What was measured of a service on one rung.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RungReport {
+    /// The rung.
+    pub rung: Rung,
+    /// Wakes from there that are remembered, 32 at most.
+    pub wakes: usize,
+    /// Of these, trigger to ready: median.
+    pub wake_ms_p50: Option<u32>,
+    /// Trigger to ready: 95th percentile.
+    pub wake_ms_p95: Option<u32>,
+    /// Memory of the host that its process held there, in KiB; what it shared with others in part.
+    pub held_kib: Option<u64>,
+}
+
+impl RungReport {
+    fn of(rung: Rung, measured: &RungMeasured) -> Self {
+        let RungMeasured { wakes, held_kib } = measured;
+        Self {
+            rung,
+            wakes: wakes.count(),
+            wake_ms_p50: wakes.percentile_ms(50),
+            wake_ms_p95: wakes.percentile_ms(95),
+            held_kib: *held_kib,
+        }
+    }
+}
+
+/// A time on one rung, if nobody comes meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StayReport {
+    /// The rung.
+    pub rung: Rung,
+    /// When it begins.
+    pub from: Time,
+    /// When it ends.
+    pub until: Time,
+    /// Why, with the numbers.
+    pub why: String,
+}
+
+impl StayReport {
+    fn of(service: &Service) -> Vec<Self> {
+        let Some(outlook) = &service.outlook else { return Vec::new() };
+        let at = |idle_ms| Time(outlook.foresight().since.plus_ms(idle_ms));
+        let stays = outlook.stays().iter().take(STAYS_SHOWN_MAX);
+        stays
+            .map(|stay| Self {
+                rung: stay.rung,
+                from: at(stay.from_ms),
+                until: at(stay.until_ms),
+                why: stay.because.to_string(),
+            })
+            .collect()
+    }
+}
+
+/// Most stays that are shown of a forecast.
+const STAYS_SHOWN_MAX: usize = 16;
 
 /// Why a service was lost or did not start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -414,7 +482,7 @@ impl Wake {
 }
 
 /// One decision with its reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionReport {
     /// When.
     pub at: Time,

@@ -32,7 +32,7 @@ impl Story {
         let spec: ServiceSpec = serde_json::from_str(&text).unwrap();
         let spec = ServiceSpec { policy, ..spec };
         let address = Ipv4Addr::new(127, 64, 0, 1);
-        let service = Service { spec, address, created_at: now, primary: ID, demand: None, foreign: None };
+        let service = Service::new(spec, address, now, ID);
         let mut instance = Instance::new(ID, name.clone(), now);
         row(&mut instance);
         let mut fleet = Fleet::new(HostLimits { has_depot: true, ..HostLimits::default() });

@@ -123,7 +123,7 @@ impl Host {
             policy,
         };
         let address = Ipv4Addr::new(127, 64, 0, 1);
-        let service = Service { spec, address, created_at: now, primary: ID, demand: None, foreign: None };
+        let service = Service::new(spec, address, now, ID);
         let instance = Instance::new(ID, name.clone(), now);
         let mut fleet = Fleet::new(HostLimits { has_depot, ..HostLimits::default() });
         let added = Event::Added { service: Box::new(service), instance: Box::new(instance) };

@@ -175,6 +175,7 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
         zones: Vec::new(),
         updates: UpdateDesk::new(StaticBook::default()),
         on_stop: (OnStop::Hibernate, Duration::from_secs(30)),
+        forecasts: None,
     });
     let inputs = Inputs { asks: asks_end, relay, updates, inbox: inbox_end };
     end_with_life(&life, tokio::spawn(control.run(inputs)));

@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use reveille::control::{Command, Message};
+use reveille_core::decide::Foresight;
+use reveille_core::forecast::gaps::Piece;
 use reveille_core::model::{
-    AfterCrash, DomainName, Egress, HostLimits, Kind, Policy, Resources, Rung, ServiceSpec, SleepAsked,
+    AfterCrash, DomainName, Egress, ForecastMode, HostLimits, Kind, Policy, Resources, Rung, ServiceSpec,
+    SleepAsked,
 };
 use reveille_core::mutation::switch_on;
 use reveille_dns::{AskKind, WakeAsk};
@@ -185,12 +188,15 @@ fn make(seed: u64, traced: bool) -> Arc<World> {
 
 fn spec(dice: &mut Dice, number: u64, has_depot: bool) -> ServiceSpec {
     let rests = [Rung::Remote, Rung::Local, Rung::Local, Rung::Armed, Rung::Paused];
+    let modes = [ForecastMode::On, ForecastMode::On, ForecastMode::Only, ForecastMode::Off];
     let policy = Policy {
         idle_ms: dice.between(1_000, 8_000),
         min_on_ms: dice.between(0, 3_000),
         grace_ms: 0,
         sleep_with_connections: dice.chance(100),
         rest: dice.one(&rests).copied().unwrap_or(Rung::Local),
+        forecast: dice.one(&modes).copied().unwrap_or_default(),
+        change_mib_hours: 0,
         checkpoint_ms: if has_depot && dice.chance(300) { dice.between(1_000, 10_000) } else { 0 },
         after_crash: if has_depot && dice.chance(400) { AfterCrash::LastVersion } else { AfterCrash::Boot },
         boot_ms_max: 10_000,
@@ -308,7 +314,7 @@ impl Story {
 
     async fn happen(&mut self) {
         let (host, service) = (self.any_host(), self.any_service());
-        match self.dice.below(100) {
+        match self.dice.below(108) {
             0..=39 => {
                 let stay = Duration::from_millis(self.dice.between(10, 4_000));
                 let patience = Duration::from_millis(self.dice.between(500, 30_000));
@@ -329,6 +335,7 @@ impl Story {
             83..=90 => self.part(host),
             91..=93 => self.damage(host, &service),
             94..=96 => self.set_rates(),
+            97..=104 => self.foresee(host, service),
             _ => self.start_if_down(host).await,
         }
     }
@@ -368,6 +375,23 @@ impl Story {
             self.world.lock().truths.give_up(service);
         }
         let _ = daemon.inbox.try_send(Message::Command(command));
+    }
+
+    /// Tells of a forecast, as likely wrong as right.
+    fn foresee(&mut self, host: usize, service: DomainName) {
+        let mut from_ms = 0;
+        let mut piece = || {
+            let until_ms = from_ms + self.dice.between(500, 20_000);
+            let per_hour = if self.dice.chance(500) { self.dice.below(2_000) as f64 } else { 0.0 };
+            Piece { from_ms: std::mem::replace(&mut from_ms, until_ms), until_ms, per_hour }
+        };
+        let pieces = (0..6).map(|_| piece()).collect();
+        let since = self.world.lock().now();
+        self.world.lock().tell(|| format!("h{host} {service}: a forecast"));
+        if let Some(Some(daemon)) = self.daemons.get(host) {
+            let foresight = Foresight { since, pieces };
+            let _ = daemon.inbox.try_send(Message::Foreseen(vec![(service, foresight)]));
+        }
     }
 
     fn hurt_a_guest(&mut self, host: usize) {

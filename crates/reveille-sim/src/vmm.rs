@@ -20,6 +20,8 @@ use crate::world::{Disk, Doing, Inside, Life, Manifest, Process};
 
 /// Bytes of a version on the disk.
 pub const VERSION_BYTES: u64 = 64 << 20;
+/// What each process holds of its host's memory, in KiB.
+const PROCESS_KIB: u64 = 40 << 10;
 
 /// The driver of one life of a daemon.
 pub struct Vmm {
@@ -475,6 +477,11 @@ impl Driver for Vmm {
             }
             Some(process.looks)
         })?
+    }
+
+    fn held_kib(&self, instance: InstanceId) -> Option<u64> {
+        self.life
+            .at_once(|inside, host| inside.hosts.get(host)?.processes.get(&instance).map(|_| PROCESS_KIB))?
     }
 
     fn is_held_up(&self, _: InstanceId) -> bool {

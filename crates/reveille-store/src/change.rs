@@ -9,7 +9,7 @@ use reveille_core::model::{DomainName, Instance, InstanceId, ServiceSpec, Timest
 use serde::{Deserialize, Serialize};
 
 /// One change of the state. Rows are replaced whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// The instance is as given.
     PutInstance(Box<Instance>),
@@ -95,7 +95,7 @@ pub enum Origin {
 }
 
 /// A decision and when it was taken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredDecision {
     /// When.
     pub at: Timestamp,

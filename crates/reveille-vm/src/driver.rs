@@ -466,6 +466,10 @@ pub trait Driver: Send + Sync {
     /// that is busy or starved from one that hangs.
     fn cpu_ms(&self, instance: InstanceId) -> Option<u64>;
 
+    /// Memory of the host that the instance's process holds, in KiB; what it shares with others counts in part. `None`
+    /// without a process. Takes a few milliseconds with much memory.
+    fn held_kib(&self, instance: InstanceId) -> Option<u64>;
+
     /// Whether the host holds the instance's process up: it waits for a disk, or for a CPU. Then its silence is not its own.
     fn is_held_up(&self, instance: InstanceId) -> bool;
 }

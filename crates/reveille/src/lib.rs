@@ -5,12 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod announce;
 mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
 mod encrypted;
+mod forecasts;
 mod keys;
 mod reload;
 mod room;

@@ -12,6 +12,7 @@ use reveille_api::types::{DnsReport, QueriesReport, ZoneKeys, ZoneSummary};
 use reveille_api::{ControlError, RolloverStep, Time};
 use reveille_core::answer::View;
 use reveille_core::model::{DomainName, Timestamp};
+use reveille_dns::dnstap::{Collector, CollectorError, DnstapIn, EmitterWatch};
 use reveille_dns::limit::Gate;
 use reveille_dns::observe::Observer;
 use reveille_dns::publish::{PublishConfig, PublishStatus, PublishTask};
@@ -32,6 +33,8 @@ pub struct QueryRoom {
     looks: Looks,
     publications: Vec<(PublishConfig, watch::Receiver<PublishStatus>)>,
     observer: Observer,
+    /// Out and in, if they are on.
+    dnstap: (Option<EmitterWatch>, Option<Arc<Collector>>),
     clock: Clock,
 }
 
@@ -51,7 +54,26 @@ impl QueryRoom {
         let publications = published.iter().map(|task| (task.config().clone(), task.watch())).collect();
         let observer = Observer::start(dns.take_rings(), Arc::new(move || clock.now()))?;
         let (tallies, secondaries) = (dns.tallies(), dns.secondaries());
-        Ok(Self { view, tallies, secondaries, gate, signing, looks, publications, observer, clock })
+        let dnstap = (dns.watch_dnstap(), None);
+        Ok(Self { view, tallies, secondaries, gate, signing, looks, publications, observer, dnstap, clock })
+    }
+
+    /// The same, with a collector of other servers' dnstap if the settings have one; it ends with the room.
+    ///
+    /// # Errors
+    /// If something cannot be listened on.
+    pub fn collecting(mut self, config: &DnstapIn) -> Result<Self, CollectorError> {
+        if config.is_on() {
+            let (view, clock) = (Arc::clone(&self.view), self.clock);
+            let collector = Collector::start(config, view, Arc::new(move || clock.now()))?;
+            self.dnstap.1 = Some(Arc::new(collector));
+        }
+        Ok(self)
+    }
+
+    /// What takes other servers' dnstap in, if anything does.
+    pub fn collector(&self) -> Option<&Arc<Collector>> {
+        self.dnstap.1.as_ref()
     }
 
     /// What was counted since the start and seen of late.

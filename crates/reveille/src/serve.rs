@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use reveille_api::token_file::{Places, TokenFile};
-use reveille_api::types::{HostSummary, ServiceCounts};
-use reveille_api::{Access, Scope, Time, Token, TokenGrant};
+use reveille_api::{Access, Scope, Token, TokenGrant};
 use reveille_core::answer::{View, Zone};
-use reveille_core::model::{DomainName, Protocol, Service, ServiceSpec, SpecFault, Timestamp};
+use reveille_core::model::{DomainName, Service, ServiceSpec, SpecFault, Timestamp};
 use reveille_dns::limit::Gate;
 use reveille_dns::publish::PublishTask;
 use reveille_dns::sign::Signing;
 use reveille_dns::tsig::Keyring;
 use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk, UpdateDesk};
-use reveille_dns::{DnsConfig, DnsServer};
+use reveille_dns::{DnsConfig, DnsServer, WakeAsk};
 use reveille_net::tap::{TapLimits, Taps};
 use reveille_net::{Activator, Binding, Relay, RelayEvents, RelayLimits, raise_open_files};
 use reveille_store::{Store, StoredStaticSet, WriteError};
@@ -28,15 +28,18 @@ use reveille_vm::qemu::{AccelChoice, ProbeGuest, Qemu, QemuConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::announce::{about, ready_lines};
 use crate::clock::Clock;
 use crate::config::{self, Accelerator, Anonymous, Config, NetMode};
 use crate::control::executor::Executor;
+use crate::control::forecasts::Forecasts;
 use crate::control::wiring::{HostWiring, Wiring, egress_policy};
 use crate::control::{
     Control, INBOX_MAX, Inputs, Parts, Publisher, Remote, TakenUp, outbound, startup, take_up_updates,
 };
 use crate::control::{keeping, versions};
 use crate::encrypted;
+use crate::forecasts::{self, Forecasting, Questions};
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
@@ -121,17 +124,16 @@ struct Daemon {
     dns: DnsServer,
     inbox: mpsc::Sender<crate::control::Message>,
     control: tokio::task::JoinHandle<()>,
+    /// Ends after the control loop.
+    forecasting: Option<std::thread::JoinHandle<()>>,
     api: ApiTask,
     keys: tokio::task::JoinHandle<()>,
     reloader: Reloader,
     /// In tap mode.
     taps: Option<Taps>,
-    /// External primaries; left alone when the daemon stops.
-    _published: Vec<PublishTask>,
-    /// Looks at the files of the certificate; ended with the daemon.
-    _certificate: Option<encrypted::Watched>,
-    /// Removed with the daemon.
-    _token: TokenFile,
+    /// External primaries, left alone when the daemon stops; who looks at the files of the certificate; the operator's
+    /// token, removed with the daemon.
+    _kept: (Vec<PublishTask>, Option<encrypted::Watched>, TokenFile),
 }
 
 impl Daemon {
@@ -146,6 +148,9 @@ impl Daemon {
             let _ = done.await;
         }
         let _ = self.control.await;
+        if let Some(thread) = self.forecasting {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
         if let Some(taps) = self.taps {
             taps.close().await;
         }
@@ -222,24 +227,16 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let mut publisher = Publisher::new(Arc::clone(&view), generation, Arc::clone(&wiring), serials);
     publisher.begin(&found.fleet, clock.now());
 
-    let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
-    let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
-    let now: reveille_dns::Clock = Arc::new(move || clock.now());
-    let published =
-        outbound::start(config::publications(config), &files.keys, notes, &view.load(), &store, &now);
+    let seen = (view, generations.clone());
+    let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions } =
+        open_room(config, seen, files.keys, &signing, notes, &store, clock)?;
     publisher.publish_to(&published);
-    let gate = gate(config, &view.load(), clock)?;
-    let dns_config = dns_config(config, Arc::clone(&gate), files.keys, update_sender);
-    let mut dns = DnsServer::bind(&dns_config, Arc::clone(&view), generations.clone(), ask_sender, now)?;
-    let certificate = encrypted::listen(config, &mut dns)?;
-    let looks = Looks::default();
-    let keys_of = (Arc::clone(&signing), looks.clone());
-    let room = QueryRoom::open(&mut dns, view, dns_config.gate, keys_of, &published, clock)?;
-    publisher.count_with(dns.counters());
+    publisher.count_with(questions.counters.clone());
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
+    let forecasting = forecasting(config, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
     let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
@@ -270,13 +267,68 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
         updates,
         on_stop: (config.daemon.on_stop, Duration::from_millis(config.daemon.stop_ms_max)),
+        forecasts: forecasting.as_ref().map(|forecasting| Forecasts::new(forecasting.told.clone())),
     });
+    let forecasting = forecasting.map(|forecasting| forecasting.thread);
     let inputs = Inputs { asks, relay: relay_events, updates: update_asks, inbox: inbox_end };
     let control = tokio::spawn(control.run(inputs));
     let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, looks, clock);
-    let (_published, _certificate, _token) = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, api, keys, reloader, taps, _published, _certificate, _token })
+    let _kept = (published, certificate, token);
+    Ok(Daemon { services, dns, inbox, control, forecasting, api, keys, reloader, taps, _kept })
+}
+
+/// Who forecasts. Without a history nothing is foreseen, and the daemon serves all the same.
+fn forecasting(
+    config: &Config,
+    questions: Questions,
+    inbox: &mpsc::Sender<crate::control::Message>,
+    clock: Clock,
+) -> Option<Forecasting> {
+    let (dir, limits) = (&config.daemon.state_dir, config.history.limits());
+    forecasts::start(dir, limits, questions, inbox.clone(), clock)
+        .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "nothing is recorded or foreseen"))
+        .ok()
+}
+
+/// The query room, with everybody who listens for questions.
+struct Opened {
+    dns: DnsServer,
+    asks: mpsc::Receiver<WakeAsk>,
+    update_asks: mpsc::Receiver<UpdateAsk>,
+    published: Vec<PublishTask>,
+    gate: Arc<Gate>,
+    certificate: Option<encrypted::Watched>,
+    looks: Looks,
+    room: QueryRoom,
+    questions: Questions,
+}
+
+/// Opens the query room on the view and its generations.
+fn open_room(
+    config: &Config,
+    (view, generations): (Arc<ArcSwap<View>>, watch::Receiver<u64>),
+    keys: Keyring,
+    signing: &Arc<Signing>,
+    notes: outbound::Notes,
+    store: &Arc<Store>,
+    clock: Clock,
+) -> anyhow::Result<Opened> {
+    let (ask_sender, asks) = mpsc::channel(ASKS_MAX);
+    let (update_sender, update_asks) = mpsc::channel(UPDATES_WAITING_MAX);
+    let now: reveille_dns::Clock = Arc::new(move || clock.now());
+    let published = outbound::start(config::publications(config), &keys, notes, &view.load(), store, &now);
+    let gate = gate(config, &view.load(), clock)?;
+    let dns_config = dns_config(config, Arc::clone(&gate), keys, update_sender);
+    let mut dns = DnsServer::bind(&dns_config, Arc::clone(&view), generations, ask_sender, now)?;
+    let certificate = encrypted::listen(config, &mut dns)?;
+    let looks = Looks::default();
+    let keys_of = (Arc::clone(signing), looks.clone());
+    let counters = dns.counters();
+    let room = QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, clock)?;
+    let room = room.collecting(&config.observe.dnstap_in)?;
+    let questions = Questions { view, counters, collector: room.collector().cloned() };
+    Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions })
 }
 
 /// The zones as they are served first, with what updates have changed, and who signs them.
@@ -419,6 +471,7 @@ fn dns_config(
         notify: config::notify(config),
         // Zones that take updates may come with a reload.
         updates: Some(updates),
+        dnstap: config.observe.dnstap_out.clone(),
         ..dns_threads(config.dns.udp_threads)
     }
 }
@@ -439,55 +492,4 @@ fn operator_token(config: &Config) -> anyhow::Result<(TokenFile, Arc<Access>)> {
     access.grant(token.hash(), grant).map_err(|_| anyhow::anyhow!("no room for the operator's token"))?;
     let file = TokenFile::write(&Places::of_process(), config.api.listen, token)?;
     Ok((file, access))
-}
-
-fn about(config: &Config, driver: &dyn Driver, clock: Clock) -> HostSummary {
-    let capabilities = driver.capabilities();
-    HostSummary {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: Time(clock.now()),
-        zones: config.zone.iter().map(|zone| zone.name.clone()).collect(),
-        dns: config.dns.listen.clone(),
-        driver: format!("{} {}", capabilities.driver, capabilities.version),
-        accelerator: capabilities.accelerator.clone(),
-        services: ServiceCounts::default(),
-        starts_running: 0,
-        starts_max: 0,
-        generation: 0,
-    }
-}
-
-// --- What is printed ---------------------------------------------------------------------------------------------
-
-/// The line that scripts wait for, and what a person may type next.
-fn ready_lines(config: &Config, services: &[(ServiceSpec, Ipv4Addr)]) -> String {
-    let zones: Vec<String> = config.zone.iter().map(|zone| zone.name.to_string()).collect();
-    let dns: Vec<String> = config.dns.listen.iter().map(ToString::to_string).collect();
-    let mut text = format!(
-        "reveille is ready: DNS on {} for {}, API on http://{}, {} services\n",
-        dns.join(" and "),
-        if zones.is_empty() { "no zone".to_owned() } else { zones.join(", ") },
-        config.api.listen,
-        services.len()
-    );
-    let Some((spec, address)) = services.first() else { return text };
-    let Some(listen) = config.dns.listen.first() else { return text };
-    text += "\n  Type next, in another terminal:\n";
-    let asked = match listen.ip() {
-        IpAddr::V4(own) if own.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(own) if own.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        own @ (IpAddr::V4(_) | IpAddr::V6(_)) => own,
-    };
-    text += &format!("    dig +short @{asked} -p {} {}\n", listen.port(), spec.name);
-    if let Some(port) = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp) {
-        text += &format!("    curl http://{address}:{}/\n", port.number);
-    }
-    let program = std::env::args().next().unwrap_or_else(|| "reveille".to_owned());
-    let api = if config.api == config::Api::default() {
-        String::new()
-    } else {
-        format!(" --api http://{}", config.api.listen)
-    };
-    text += &format!("    {program} why {}{api}\n\n", spec.name.first_label().unwrap_or_default());
-    text
 }

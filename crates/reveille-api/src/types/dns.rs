@@ -48,6 +48,11 @@ pub struct DnsReport {
     pub updates: Counts,
     /// Signatures: `made`, `reused`; answers for which none was made: `truncated`, `refused`, `failed`.
     pub signing: Counts,
+    /// dnstap of own queries (`out`): `sent`, `dropped`, and `withheld` of what was sent; of other servers (`in`):
+    /// questions `counted` and for names `outside` of the zones, messages of `other_types`, `unreadable` and `dropped`,
+    /// connections `refused` and `broken`. What is not on is not there.
+    #[serde(default)]
+    pub dnstap: BTreeMap<String, Counts>,
     /// Where each secondary stands.
     pub secondaries: Vec<SecondaryReport>,
     /// How far each external primary is in step.

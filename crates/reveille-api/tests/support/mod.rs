@@ -88,12 +88,15 @@ impl Memory {
             image: "b3:aa".to_owned(),
         });
         instance.restores.push_ms(180);
+        instance.measured.note_wake(Rung::Local, 180);
+        instance.measured.note_held(Rung::Armed, 41 << 10);
         let service = Service {
             address: spec.address.unwrap_or([127, 64, 0, 1].into()),
             created_at: Timestamp::from_ms(1_000),
             primary: id,
             demand: None,
             foreign: None,
+            outlook: None,
             spec,
         };
         services.insert(service.spec.name.clone(), (service, instance));
@@ -343,6 +346,7 @@ impl Control for Memory {
             notifies: Counts::new(),
             updates: Counts::new(),
             signing: Counts::new(),
+            dnstap: BTreeMap::from([("out".to_owned(), counts(&[("dropped", 6)]))]),
             secondaries: vec![SecondaryReport {
                 zone: name("vm.test"),
                 address: "127.0.0.1:5301".parse().unwrap(),

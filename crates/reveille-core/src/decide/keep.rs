@@ -2,11 +2,12 @@
 //! wake would.
 //!
 //! At idle time *t* with hazard *h(t)* (arrivals per hour) a rung costs, per hour,
-//! `held memory × price of memory + h(t) × wake time × price of delay`. Going from rung to rung is taken to be done in no
-//! time: pieces of the hazard are seconds long at the least, changes a fraction of one. So each piece is decided for
-//! itself, and the sequence is the optimum over the gap when changes are free: stay, go down, come up again before a
-//! likely arrival. With a price on changes a piece moves only if it saves more than that by itself, which is on the
-//! safe side of moving too often. The same prices for all services equalise what the last MiB is worth between them.
+//! `held memory × price of memory + h(t) × wake time × price of delay`; going from one to another costs the price of a
+//! change. The sequence of rungs over the gap (stay, go down, come up again before a likely arrival) is the one that is
+//! expected to cost least until the next arrival, by backward induction over the pieces of the hazard (Bellman, "Dynamic
+//! Programming", 1957): what comes later counts as far as the gap lasts so long. Changes take no time here: pieces are
+//! seconds long at the least, changes a fraction of one. The same prices for all services equalise what the last MiB is
+//! worth between them.
 
 use std::fmt;
 
@@ -78,7 +79,8 @@ pub struct Stay {
     pub because: KeepReason,
 }
 
-/// The numbers that a rung was chosen by, at the beginning of its stay.
+/// The numbers that a rung was chosen by, at the beginning of its stay. As text they are in GiB of memory held all the time, with
+/// prices by which one is worth 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct KeepReason {
     /// The hazard: arrivals per hour.
@@ -94,9 +96,9 @@ pub struct KeepReason {
 impl fmt::Display for KeepReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { per_hour, holding, late, instead } = self;
-        write!(f, "{per_hour:.2} arrivals an hour are expected: holding costs {holding:.4} an hour, ")?;
-        write!(f, "late wakes {late:.4}")?;
-        instead.map_or(Ok(()), |(rung, cost)| write!(f, "; {rung} would cost {cost:.4}"))
+        write!(f, "{per_hour:.2} arrivals an hour are expected; held {holding:.3} GiB, late wakes ")?;
+        write!(f, "as much as {late:.3}")?;
+        instead.map_or(Ok(()), |(rung, cost)| write!(f, "; {rung} as much as {cost:.3}"))
     }
 }
 
@@ -164,17 +166,71 @@ impl Costs {
     /// The rungs over the pieces of a gap, coming from `held`. Pieces on the same rung are one stay; where it ends, the
     /// control loop looks again. An arrival ends the schedule.
     pub fn schedule(&self, pieces: &[Piece], held: Rung) -> Vec<Stay> {
+        let next = self.best_next(pieces);
         let mut stays: Vec<Stay> = Vec::new();
-        for piece in pieces {
-            let hours = piece.until_ms.saturating_sub(piece.from_ms) as f64 / 3_600_000.0;
-            let before = stays.last().map_or(held, |stay| stay.rung);
-            let (rung, because) = self.cheapest(piece.per_hour, hours, before);
+        let mut place = self.rungs.iter().position(|cost| cost.rung == held);
+        for (piece, next) in pieces.iter().zip(&next) {
+            // What is held at first may be none of the rungs: then the change costs the same to each.
+            let best = place.map_or(next.anew, |place| next.from[place]);
+            place = Some(best);
             match stays.last_mut() {
-                Some(stay) if stay.rung == rung => stay.until_ms = piece.until_ms,
-                _ => stays.push(Stay { rung, from_ms: piece.from_ms, until_ms: piece.until_ms, because }),
+                Some(stay) if stay.rung == self.rungs[best].rung => stay.until_ms = piece.until_ms,
+                _ => stays.push(Stay {
+                    rung: self.rungs[best].rung,
+                    from_ms: piece.from_ms,
+                    until_ms: piece.until_ms,
+                    because: self.reason(best, piece.per_hour),
+                }),
             }
         }
         stays
+    }
+
+    /// For each piece the rung to be on, by the one that is held before it. From the last piece back to the first.
+    fn best_next(&self, pieces: &[Piece]) -> Vec<Next> {
+        // What is expected to be paid from the next piece on, by the rung that it begins on.
+        let mut ahead = vec![0.0; self.rungs.len()];
+        let mut found: Vec<Next> = pieces
+            .iter()
+            .rev()
+            .map(|piece| {
+                let hours = piece.until_ms.saturating_sub(piece.from_ms) as f64 / 3_600_000.0;
+                let ends = -(-piece.per_hour * hours).exp_m1();
+                // A piece is paid for until the arrival that ends it.
+                let paid_hours = if piece.per_hour > 0.0 { ends / piece.per_hour } else { hours };
+                let on: Vec<f64> = self
+                    .rungs
+                    .iter()
+                    .zip(&ahead)
+                    .map(|(cost, ahead)| {
+                        paid_hours * (self.holding(cost) + self.late(cost, piece.per_hour))
+                            + (1.0 - ends) * ahead
+                    })
+                    .collect();
+                let anew = least(on.iter().copied());
+                let from: Vec<usize> = (0..on.len())
+                    .map(|held| {
+                        // Of equal ones what is held stays.
+                        let moves = on[anew] + self.prices.change < on[held];
+                        if moves { anew } else { held }
+                    })
+                    .collect();
+                ahead = (0..on.len())
+                    .map(|held| on[from[held]] + if from[held] == held { 0.0 } else { self.prices.change })
+                    .collect();
+                Next { from, anew }
+            })
+            .collect();
+        found.reverse();
+        found
+    }
+
+    fn reason(&self, place: usize, per_hour: f64) -> KeepReason {
+        let total = |cost: &RungCost| self.holding(cost) + self.late(cost, per_hour);
+        let others = self.rungs.iter().enumerate().filter(|(other, _)| *other != place);
+        let instead = others.map(|(_, cost)| (cost.rung, total(cost))).min_by(|a, b| a.1.total_cmp(&b.1));
+        let best = &self.rungs[place];
+        KeepReason { per_hour, holding: self.holding(best), late: self.late(best, per_hour), instead }
     }
 
     fn holding(&self, cost: &RungCost) -> f64 {
@@ -184,6 +240,19 @@ impl Costs {
     fn late(&self, cost: &RungCost, per_hour: f64) -> f64 {
         per_hour * cost.wake_ms / 1_000.0 * self.prices.delay_second
     }
+}
+
+/// The rung to be on in a piece.
+struct Next {
+    /// By the place of the rung that is held before it.
+    from: Vec<usize>,
+    /// When none of them is.
+    anew: usize,
+}
+
+/// The place of the least, of equal ones the first.
+fn least(costs: impl Iterator<Item = f64>) -> usize {
+    costs.enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(place, _)| place)
 }
 
 #[cfg(test)]
@@ -236,7 +305,7 @@ mod tests {
         assert_eq!(instead.unwrap().0, Rung::Paused);
         assert_eq!(
             stays[2].because.to_string(),
-            "0.42 arrivals an hour are expected: holding costs 0.0000 an hour, late wakes 0.0798; paused would cost 0.0816"
+            "0.42 arrivals an hour are expected; held 0.000 GiB, late wakes as much as 0.080; paused as much as 0.082"
         );
     }
 
@@ -253,6 +322,23 @@ mod tests {
         let same = Costs::new(same, Prices { gib_hour: 1.0, delay_second: 1.0, change: 0.0 }).unwrap();
         assert_eq!(same.cheapest(1.0, 1.0, Rung::Active).0, Rung::Active);
         assert_eq!(same.cheapest(1.0, 1.0, Rung::Local).0, Rung::Local);
+    }
+
+    #[test]
+    fn a_change_is_paid_by_all_that_follows_and_not_by_its_first_piece() {
+        let ten_seconds = |index: u64, per_hour| Piece {
+            from_ms: index * 10_000,
+            until_ms: (index + 1) * 10_000,
+            per_hour,
+        };
+        let quiet: Vec<Piece> = (0..360).map(|index| ten_seconds(index, 0.0)).collect();
+        // An hour of Active costs 0.125, ten seconds of it 0.0003.
+        let down = costs(0.01).schedule(&quiet, Rung::Active);
+        assert_eq!((down.len(), down[0].rung), (1, Rung::Local));
+        // Who is sure to come in a minute is not worth going down and up for.
+        let sure: Vec<Piece> =
+            (0..12).map(|index| ten_seconds(index, if index < 6 { 0.0 } else { 9_000.0 })).collect();
+        assert_eq!(costs(0.01).schedule(&sure, Rung::Active).len(), 1);
     }
 
     #[test]

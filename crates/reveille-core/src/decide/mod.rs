@@ -4,22 +4,28 @@
 //! Waiting is an action too, with its reason, so that `reveille why` can tell why nothing happens.
 
 pub mod keep;
+mod outlook;
 mod reason;
 mod room;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DnsLease, DomainName, Fleet, Instance, InstanceId, Phase, Remains, RollBack, Rung, Service,
-    SleepAsked, Timestamp,
+    Cause, DnsLease, DomainName, Fleet, ForecastMode, Instance, InstanceId, Phase, Remains, RollBack, Rung,
+    Service, SleepAsked, Timestamp,
 };
 
 use crate::mutation::is_on;
 
+pub use outlook::{Best, Foresight, OUTLOOK_PIECES_MAX, Outlook};
 pub use reason::Reason;
 
 /// Without a packet for this long an instance may be put to sleep for another one that waits.
 const PRESSURE_IDLE_MS: u64 = 1_000;
+
+/// Without a packet for this long, or for its idle time if that is shorter, a service is quiet: then it goes to sleep if
+/// forecasts say so, and what comes next is another arrival.
+pub const QUIET_MS: u64 = 10_000;
 
 /// One thing to do with one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +103,7 @@ pub enum Action {
 }
 
 /// An action with its reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// The service.
     pub service: DomainName,
@@ -110,7 +116,7 @@ pub struct Decision {
 }
 
 /// Everything to do now, and when to look again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The generation of the fleet that it was made from; it is applied only if that still holds.
     pub generation: u64,
@@ -131,7 +137,17 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
         if let Some((action, reason)) = choose_beside(fleet, instance, service, now, &mut plan) {
             plan.push(instance, action, reason);
         }
-        match choose(fleet, instance, service, now) {
+        let best = service.outlook.as_ref().and_then(|outlook| outlook.best(instance, now));
+        if let Some(best) = &best {
+            plan.look_at(best.until);
+        }
+        let choice = choose(fleet, instance, service, now);
+        if let Choice::LookAt(_) | Choice::Nothing = &choice
+            && let Some((action, reason)) = best.and_then(|best| would_keep(instance, service, best, now))
+        {
+            plan.push(instance, action, reason);
+        }
+        match choice {
             Choice::Start(reason) => wishes.starts.push((instance, service, reason)),
             Choice::Rest(action, reason) => wishes.rests.push((instance, service, action, reason)),
             Choice::Do(action, reason) => plan.push(instance, action, reason),
@@ -140,6 +156,9 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
         }
     }
     room::admit(fleet, wishes, now, &mut plan);
+    if let Some(when) = fleet.next_on_agenda() {
+        plan.look_at(when);
+    }
     plan
 }
 
@@ -176,6 +195,31 @@ impl Plan {
     fn look_at(&mut self, when: Timestamp) {
         self.next_look = Some(self.next_look.map_or(when, |next| next.min(when)));
     }
+}
+
+/// What is foreseen, if decisions go by it.
+fn foreseen(instance: &Instance, service: &Service, now: Timestamp) -> Option<Best> {
+    let decides = service.spec.policy.forecast == ForecastMode::On;
+    service.outlook.as_ref().filter(|_| decides)?.best(instance, now)
+}
+
+/// What forecasts would lead to if decisions went by them: nothing is done, only the record says so.
+fn would_keep(
+    instance: &Instance,
+    service: &Service,
+    best: Best,
+    now: Timestamp,
+) -> Option<(Action, Reason)> {
+    let settled = matches!(instance.phase, Phase::Active | Phase::Hibernated) && !instance.in_flight;
+    let policy = &service.spec.policy;
+    let used = now.ms_since(instance.last_activity) < QUIET_MS.min(policy.idle_ms)
+        || (instance.open_connections > 0 && !policy.sleep_with_connections)
+        || service.foreign.is_some()
+        || instance.retiring
+        || instance.outdated;
+    let says = policy.forecast == ForecastMode::Only && settled && !used && best.rung != instance.rung;
+    let Best { rung, until, because } = best;
+    says.then_some((Action::Wait { until: Some(until) }, Reason::WouldKeep { rung, because }))
 }
 
 /// What is done beside the life of the instance: its versions on their way to the object store.
@@ -303,7 +347,7 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
     if instance.open_connections > 0 && !cut {
         return Choice::LookAt(now.plus_ms(policy.idle_ms));
     }
-    let due = sleeps_at(instance, service);
+    let due = sleeps_at(instance, service, now);
     if now < due {
         return Choice::LookAt(due);
     }
@@ -313,24 +357,35 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
         let reason = Reason::CannotSleep { cause: cause.clone() };
         return Choice::Do(Action::Wait { until: Some(*retry_at) }, reason);
     }
-    let reason = Reason::Idle {
-        idle_ms: now.ms_since(instance.last_activity),
-        limit_ms: policy.idle_ms,
-        awake_ms: now.ms_since(awake_since(instance)),
-    };
+    let idle_ms = now.ms_since(instance.last_activity);
+    if let Some(Best { rung, because, .. }) = foreseen(instance, service, now) {
+        // Connections are cut by the policy's time alone.
+        let open = instance.open_connections > 0;
+        let idle_for_ms = if open { policy.idle_ms } else { policy.idle_ms.min(QUIET_MS) };
+        let reason = Reason::Foreseen { idle_ms, rung, because };
+        return Choice::Do(Action::Drain { idle_ms: idle_for_ms, force: cut }, reason);
+    }
+    let awake_ms = now.ms_since(awake_since(instance));
+    let reason = Reason::Idle { idle_ms, limit_ms: policy.idle_ms, awake_ms };
     Choice::Do(Action::Drain { idle_ms: policy.idle_ms, force: cut }, reason)
 }
 
-/// When an awake instance goes to sleep if nothing more is seen of it and nobody asks for its sleep.
-pub fn sleeps_at(instance: &Instance, service: &Service) -> Timestamp {
+/// When an awake instance goes to sleep, as far as is known at `now`, if nothing more is seen of it and nobody asks for its
+/// sleep.
+pub fn sleeps_at(instance: &Instance, service: &Service, now: Timestamp) -> Timestamp {
     let policy = &service.spec.policy;
     let leased_until = match policy.dns_lease {
         DnsLease::Always => instance.leased_until,
         // The relay is the only activator so far, and covers every address.
         DnsLease::Uncovered => Timestamp::default(),
     };
+    let idle = match foreseen(instance, service, now) {
+        Some(best) if best.rung == Rung::Active => best.until,
+        Some(_) => instance.last_activity.plus_ms(policy.idle_ms.min(QUIET_MS)),
+        None => instance.last_activity.plus_ms(policy.idle_ms),
+    };
     let due = [
-        instance.last_activity.plus_ms(policy.idle_ms),
+        idle,
         awake_since(instance).plus_ms(policy.min_on_ms),
         service.created_at.plus_ms(policy.grace_ms),
         leased_until,
@@ -377,7 +432,13 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
             Choice::Start(reason)
         };
     }
-    let rest = service.spec.policy.rest;
+    let idle_ms = now.ms_since(instance.last_activity);
+    // Nothing is warmed for who may come before it is known whose the service is.
+    let best = foreseen(instance, service, now).filter(|_| !fleet.is_unasked(&service.spec.name));
+    let (rest, reason) = match best {
+        Some(Best { rung, because, .. }) => (rung, Reason::Foreseen { idle_ms, rung, because }),
+        None => (service.spec.policy.rest, Reason::RestRung { rest: service.spec.policy.rest }),
+    };
     if instance.rung == rest || (instance.outdated && rest > Rung::Local) {
         return Choice::Nothing;
     }
@@ -386,7 +447,6 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
     {
         return Choice::LookAt(retry_at);
     }
-    let reason = Reason::RestRung { rest };
     match instance.rung {
         // There is nothing to keep warm.
         Rung::Cold | Rung::Active => Choice::Nothing,
@@ -394,19 +454,31 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
         Rung::Remote if rest == Rung::Local => Choice::Nothing,
         Rung::Remote => Choice::Rest(Action::Fetch, reason),
         Rung::Local => match rest {
-            Rung::Armed => {
-                let keep = fleet.limits.has_depot && !instance.stored_is_current;
-                Choice::Rest(Action::Arm { keep }, reason)
-            }
+            Rung::Armed => Choice::Rest(Action::Arm { keep: is_unstored(fleet, instance) }, reason),
             Rung::Paused => Choice::Rest(Action::Pause, reason),
+            Rung::Active => Choice::Rest(restore(instance, is_unstored(fleet, instance)), reason),
             Rung::Remote if instance.stored_is_current || is_on("evict-unstored") => {
                 Choice::Do(Action::Evict, reason)
             }
-            Rung::Cold | Rung::Remote | Rung::Local | Rung::Active => Choice::Nothing,
+            Rung::Cold | Rung::Remote | Rung::Local => Choice::Nothing,
         },
+        Rung::Armed | Rung::Paused if rest == Rung::Active => {
+            Choice::Rest(restore(instance, is_unstored(fleet, instance)), reason)
+        }
         // Whether the version is mapped beside itself or not is settled when the process starts.
         Rung::Armed | Rung::Paused => Choice::Do(Action::Disarm, reason),
     }
+}
+
+/// Whether the version's files have to stay as they are, since the object store does not have them yet.
+fn is_unstored(fleet: &Fleet, instance: &Instance) -> bool {
+    fleet.limits.has_depot && !instance.stored_is_current
+}
+
+/// The way up from the version that it has.
+fn restore(instance: &Instance, keep: bool) -> Action {
+    let keep = (keep || instance.publishing.is_some()) && !is_on("write-while-sent");
+    Action::Restore { from: instance.rung, keep }
 }
 
 /// Failed: tried again when somebody wants it and the pause is over.

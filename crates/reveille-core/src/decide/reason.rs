@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::keep::KeepReason;
 use crate::model::{Cause, DomainName, Rung, Trigger};
 
 /// Why an action was chosen, with the numbers that it was chosen by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "why")]
 pub enum Reason {
     /// Somebody wants the service, which sleeps.
@@ -138,11 +139,28 @@ pub enum Reason {
         /// The rung.
         rest: Rung,
     },
+    /// By what is foreseen it is best kept on that rung.
+    Foreseen {
+        /// Time without traffic.
+        idle_ms: u64,
+        /// The rung.
+        rung: Rung,
+        /// The numbers.
+        because: KeepReason,
+    },
+    /// By what is foreseen it would be kept on that rung, if decisions went by forecasts.
+    WouldKeep {
+        /// The rung.
+        rung: Rung,
+        /// The numbers.
+        because: KeepReason,
+    },
     /// A process of a failed start may be left.
     Leftover,
 }
 
 impl fmt::Display for Reason {
+    #[expect(clippy::too_many_lines, reason = "one sentence for each reason")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Asked { trigger, asks: 1 } => write!(f, "{trigger} asked for it"),
@@ -161,12 +179,14 @@ impl fmt::Display for Reason {
                 write!(f, "{running} of {limit} starts are under way and {ahead} others go first")
             }
             Self::NoRoom { needed_mib, held_mib, limit_mib, making_room } => {
-                write!(f, "it needs {needed_mib} MiB and {held_mib}")?;
-                match limit_mib {
-                    Some(limit) => write!(f, " of {limit} MiB are held")?,
-                    None => f.write_str(" MiB are held; the host has no processor left")?,
-                }
-                write!(f, "; {making_room} go to sleep to make room")
+                let limit = limit_mib.map_or_else(
+                    || " MiB are held; the host has no processor left".to_owned(),
+                    |limit| format!(" of {limit} MiB are held"),
+                );
+                write!(
+                    f,
+                    "it needs {needed_mib} MiB and {held_mib}{limit}; {making_room} go to sleep to make room"
+                )
             }
             Self::TooLarge { needed_mib, limit_mib } => match limit_mib {
                 Some(limit) => write!(f, "it needs {needed_mib} MiB, the host may give {limit} in all"),
@@ -209,6 +229,12 @@ impl fmt::Display for Reason {
             Self::RollBackAsked { from } => write!(f, "an operator wants version {from} back"),
             Self::TooSlow { limit_ms } => write!(f, "it was not ready after {} s", seconds(*limit_ms)),
             Self::RestRung { rest } => write!(f, "its policy is to sleep on the rung {rest}"),
+            Self::Foreseen { idle_ms, rung, because } => {
+                write!(f, "after {} s without traffic it is best kept {rung}: {because}", seconds(*idle_ms))
+            }
+            Self::WouldKeep { rung, because } => {
+                write!(f, "with forecast = \"on\" it would be kept {rung}: {because}")
+            }
             Self::Leftover => f.write_str("a process of the failed start may be left"),
         }
     }

@@ -3,9 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::{Action, Plan, Reason, sleeps_at_pressure};
+use super::{Action, Plan, Reason, foreseen, restore, sleeps_at_pressure};
 use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Rung, Service, Timestamp};
-use crate::mutation::is_on;
 
 /// What instances want, before the limits of the host are applied.
 #[derive(Default)]
@@ -61,19 +60,16 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
         } else {
             begun += 1;
             room.held = after;
-            let keep = instance.publishing.is_some() && !is_on("write-while-sent");
-            let action = if instance.restores_next() {
-                Action::Restore { from: instance.rung, keep }
-            } else {
-                Action::Boot
-            };
+            let action = if instance.restores_next() { restore(instance, false) } else { Action::Boot };
             plan.push(instance, action, reason);
         }
     }
     if waiting == 0 {
-        warm(wishes.rests, &mut room, plan);
+        // One place is left for who comes meanwhile.
+        let free = most.saturating_sub(under_way + begun).saturating_sub(usize::from(most > 1));
+        warm(wishes.rests, &mut room, free, plan);
     }
-    evict(fleet, plan);
+    evict(fleet, now, plan);
 }
 
 /// Its place among those that wait to be started: higher priority first, then who waited longest.
@@ -121,14 +117,16 @@ impl Room<'_> {
             }
             // One that is kept warm and waits behind this one: else each would wait for the other.
             let behind = asleep && turn_of(instance, owner) > turn_of(waiting, service);
+            // Awake for who may come, and for nobody else.
+            let ahead = !asleep && now >= instance.last_activity.plus_ms(owner.spec.policy.idle_ms);
             let stays = instance.in_flight
                 || (owner.demand.is_some() && !behind)
                 // Who is only kept warm has no client to lose.
-                || (!asleep && owner.spec.priority > service.spec.priority)
+                || (!asleep && !ahead && owner.spec.priority > service.spec.priority)
                 || instance.open_connections > 0;
             if !stays && (asleep || instance.phase == Phase::Active) {
                 candidates.push((
-                    !asleep,
+                    (!asleep && !ahead, !asleep),
                     owner.spec.priority,
                     instance.last_activity,
                     instance,
@@ -137,9 +135,8 @@ impl Room<'_> {
                 ));
             }
         }
-        candidates
-            .sort_by_key(|(awake, priority, last, instance, ..)| (*awake, *priority, *last, instance.id));
-        for (awake, priority, last_activity, instance, owner, held) in candidates {
+        candidates.sort_by_key(|(used, priority, last, instance, ..)| (*used, *priority, *last, instance.id));
+        for ((_, awake), priority, last_activity, instance, owner, held) in candidates {
             if short.is_met() {
                 break;
             }
@@ -170,13 +167,35 @@ impl Room<'_> {
     }
 }
 
-/// Brings to their resting rungs those for which there is room.
-fn warm(rests: Vec<(&Instance, &Service, Action, Reason)>, room: &mut Room<'_>, plan: &mut Plan) {
+/// Brings to their resting rungs those for which there is room, higher priority first; of those that are woken ahead of
+/// demand as many as may start beside the others.
+fn warm(
+    mut rests: Vec<(&Instance, &Service, Action, Reason)>,
+    room: &mut Room<'_>,
+    mut starts: usize,
+    plan: &mut Plan,
+) {
+    rests.sort_by_key(|(_, service, ..)| Reverse(service.spec.priority));
     for (instance, service, action, reason) in rests {
+        let foreseen = matches!(reason, Reason::Foreseen { .. });
+        let wakes = matches!(action, Action::Restore { .. } | Action::Arm { .. } | Action::Pause) && foreseen;
+        if wakes && starts == 0 {
+            continue;
+        }
         let before = Held::by(instance, service.spec.resources);
         let warmer = Held::running(service.spec.resources);
         let after = room.held + warmer - before;
-        if matches!(action, Action::Fetch) || after.fits(&room.fleet.limits) {
+        // Fetched for nobody yet, it has to have a place, and room for what it is fetched for.
+        let bytes = instance.stored.as_ref().map_or(0, |version| version.stored_bytes);
+        let cached = room.held.cached_bytes.saturating_add(bytes);
+        let cacheable = room.fleet.limits.cache_bytes().is_none_or(|most| cached <= most);
+        let fits = match (matches!(action, Action::Fetch), foreseen) {
+            (true, false) => true,
+            (true, true) => cacheable && after.fits(&room.fleet.limits),
+            (false, _) => after.fits(&room.fleet.limits),
+        };
+        if fits {
+            starts -= usize::from(wakes);
             room.held = after;
             plan.push(instance, action, reason);
         }
@@ -185,13 +204,16 @@ fn warm(rests: Vec<(&Instance, &Service, Action, Reason)>, room: &mut Room<'_>, 
 
 /// Takes from the local disk what the object store has too, as long as the cache is over its limit: lowest priority
 /// first, then what was asked for longest ago.
-fn evict(fleet: &Fleet, plan: &mut Plan) {
+fn evict(fleet: &Fleet, now: Timestamp, plan: &mut Plan) {
     let Some(limit_bytes) = fleet.limits.cache_bytes() else { return };
     let mut over = fleet.held().beyond(&fleet.limits).cached_bytes;
     if over == 0 {
         return;
     }
     let cached_bytes = fleet.held().cached_bytes;
+    // Nothing of what this plan begins with is taken from under it.
+    let begun = plan.decisions.iter().filter(|decision| !matches!(decision.action, Action::Wait { .. }));
+    let busy: BTreeSet<InstanceId> = begun.map(|decision| decision.instance).collect();
     let mut candidates: Vec<_> = fleet
         .holders()
         .filter(|(instance, service, held)| {
@@ -200,8 +222,10 @@ fn evict(fleet: &Fleet, plan: &mut Plan) {
                 && !instance.in_flight
                 && instance.publishing.is_none()
                 && instance.stored_is_current
-                && service.spec.policy.rest <= Rung::Local
+                && foreseen(instance, service, now).map_or(service.spec.policy.rest, |best| best.rung)
+                    <= Rung::Local
                 && service.demand.is_none()
+                && !busy.contains(&instance.id)
         })
         .collect();
     candidates

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::instance::{Cause, Instance, InstanceId, SleepAsked, SnapshotVersion};
 use super::name::DomainName;
-use super::phase::{Phase, Refusal};
+use super::phase::{Phase, Refusal, Rung};
 use super::service::ServiceSpec;
 use super::time::Timestamp;
 use super::wake::Trigger;
+use crate::decide::{Foresight, Outlook};
 
 /// Limits of the host that every decision keeps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ pub struct Demand {
 }
 
 /// A service and what is known of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// What the user said.
     pub spec: ServiceSpec,
@@ -77,6 +78,15 @@ pub struct Service {
     pub demand: Option<Demand>,
     /// The host that has taken it over; it does not run here.
     pub foreign: Option<String>,
+    /// What is foreseen for it, as long as that may lead to anything.
+    pub outlook: Option<Box<Outlook>>,
+}
+
+impl Service {
+    /// A service that nobody has asked for yet.
+    pub fn new(spec: ServiceSpec, address: Ipv4Addr, created_at: Timestamp, primary: InstanceId) -> Self {
+        Self { spec, address, created_at, primary, demand: None, foreign: None, outlook: None }
+    }
 }
 
 /// Whose a service is, as the object store says.
@@ -96,7 +106,7 @@ pub enum Ownership {
 }
 
 /// What can happen to a fleet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A service was added; its instance is new, or as the state database had it.
     Added {
@@ -194,6 +204,22 @@ pub enum Event {
         number: u64,
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
+    },
+    /// What is foreseen for a service, in place of what was before.
+    Foreseen {
+        /// The service.
+        service: DomainName,
+        /// The hazard of the gap that it is in.
+        foresight: Foresight,
+    },
+    /// What the instance's process held of the host's memory on a rung.
+    Measured {
+        /// The instance.
+        instance: InstanceId,
+        /// The rung.
+        rung: Rung,
+        /// In KiB.
+        held_kib: u64,
     },
     /// What the executor did.
     Reported {
@@ -294,6 +320,9 @@ pub enum RequestError {
     /// No such instance.
     #[error("there is no instance {0}")]
     UnknownInstance(InstanceId),
+    /// Its version is in use, or not on the local disk.
+    #[error("the instance {0} is not at rest on the local disk")]
+    NotAtRest(InstanceId),
     /// The name is taken.
     #[error("the service {0} exists already; remove it first")]
     Exists(DomainName),

@@ -10,10 +10,10 @@ use super::instance::{Instance, InstanceId, Remains, RollBack, SleepAsked};
 use super::name::DomainName;
 use super::phase::{Move, Phase, Rung};
 use super::room::{Held, Ledger};
-use super::service::ServiceSpec;
+use super::service::{ForecastMode, ServiceSpec};
 use super::time::Timestamp;
 use super::wake::Trigger;
-use crate::decide::{Action, Decision};
+use crate::decide::{Action, Decision, Foresight, Outlook};
 use crate::mutation::is_on;
 
 /// All services and instances of this host at one generation.
@@ -26,6 +26,10 @@ pub struct Fleet {
     instances: BTreeMap<InstanceId, Instance>,
     /// Instances for which a decision may be due; all others are at rest.
     attention: BTreeSet<InstanceId>,
+    /// Those at rest for which something else is foreseen, with the time from which on it is.
+    agenda: BTreeSet<(Timestamp, InstanceId)>,
+    /// The same by instance.
+    agenda_of: BTreeMap<InstanceId, Timestamp>,
     /// Instances changed since [`Fleet::take_changed`].
     changed: BTreeSet<InstanceId>,
     ledger: Ledger,
@@ -88,6 +92,16 @@ impl Fleet {
             let instance = self.instances.get(id)?;
             Some((instance, self.services.get(&instance.service)?))
         })
+    }
+
+    /// Instances that are awake.
+    pub fn awake(&self) -> impl Iterator<Item = (&Instance, &Service)> {
+        self.attention().filter(|(instance, _)| instance.phase == Phase::Active)
+    }
+
+    /// When the next of those that are at rest is to be looked at, by what is foreseen.
+    pub(crate) fn next_on_agenda(&self) -> Option<Timestamp> {
+        self.agenda.first().map(|(at, _)| *at)
     }
 
     /// Whether it is not known yet if another host has the service, or what the object store has of it.
@@ -163,7 +177,7 @@ impl Fleet {
                 })
             }
             Event::Awaited { service } => self.awaited(&service),
-            Event::SleepAsked { service, how } => self.sleep_asked(&service, how),
+            Event::SleepAsked { service, how } => self.sleep_asked(&service, how, now),
             Event::RemoveAsked { service } => {
                 let id = self.known(&service)?.primary;
                 self.change(id, |instance, _| {
@@ -212,6 +226,11 @@ impl Fleet {
                 instance.take_checkpointed(service, number, result, now);
                 Ok(())
             }),
+            Event::Foreseen { service, foresight } => self.foreseen(&service, foresight, now),
+            Event::Measured { instance, rung, held_kib } => self.change(instance, |instance, _| {
+                instance.measured.note_held(rung, held_kib);
+                Ok(())
+            }),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }
@@ -231,6 +250,7 @@ impl Fleet {
         self.limits.starts_max = 0;
         for service in self.services.values_mut() {
             service.demand = None;
+            service.outlook = None;
         }
         let all: Vec<InstanceId> = self.instances.keys().copied().collect();
         for id in all {
@@ -266,6 +286,13 @@ impl Fleet {
             instance.note_other_spec(&service.spec, &spec);
         }
         service.spec = spec;
+        // What follows from a forecast depends on prices and limits.
+        let foresight = service.outlook.take().map(|outlook| outlook.foresight().clone());
+        if let (Some(foresight), Some(instance)) = (foresight, self.instances.get(&id))
+            && service.spec.policy.forecast != ForecastMode::Off
+        {
+            service.outlook = Outlook::new(foresight, service, instance).map(Box::new);
+        }
         // Whether it is at rest may depend on its policy.
         self.settle(id);
         Ok(Applied::Changed)
@@ -336,7 +363,12 @@ impl Fleet {
         Ok(Applied::Changed)
     }
 
-    fn sleep_asked(&mut self, name: &DomainName, how: SleepAsked) -> Result<Applied, RequestError> {
+    fn sleep_asked(
+        &mut self,
+        name: &DomainName,
+        how: SleepAsked,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
         let id = self.known(name)?.primary;
         let name = name.clone();
         self.change(id, move |instance, service| {
@@ -344,6 +376,9 @@ impl Fleet {
                 let open_connections = instance.open_connections;
                 return Err(RequestError::Busy { service: name, open_connections });
             }
+            // Who wants it asleep does not want it woken for somebody who may come.
+            service.outlook = None;
+            instance.put_to_sleep_at = Some(now);
             let asleep = matches!(
                 instance.phase,
                 Phase::Off | Phase::Hibernated | Phase::Failed | Phase::Hibernating | Phase::Draining
@@ -408,6 +443,79 @@ impl Fleet {
         })
     }
 
+    fn foreseen(
+        &mut self,
+        name: &DomainName,
+        foresight: Foresight,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
+        let id = self.known(name)?.primary;
+        let (Some(instance), Some(service)) = (self.instances.get(&id), self.services.get_mut(name)) else {
+            return Err(RequestError::UnknownInstance(id));
+        };
+        let had = service.outlook.take().is_some();
+        let overruled = instance.put_to_sleep_at.is_some_and(|at| foresight.since <= at);
+        if service.spec.policy.forecast != ForecastMode::Off && !overruled {
+            service.outlook = Outlook::new(foresight, service, instance).map(Box::new);
+        }
+        if is_spent(service, instance, now) {
+            service.outlook = None;
+        }
+        if service.outlook.is_none() && !had {
+            return Ok(Applied::Unchanged);
+        }
+        self.generation += 1;
+        self.attend(id);
+        Ok(Applied::Changed)
+    }
+
+    /// Before a plan is made: whatever is due of what is foreseen gets a decision, and forecasts that can lead to nothing any
+    /// more are dropped.
+    pub fn take_due(&mut self, now: Timestamp) {
+        while let Some((at, id)) = self.agenda.first().copied()
+            && at <= now
+        {
+            self.agenda.remove(&(at, id));
+            self.agenda_of.remove(&id);
+            self.attention.insert(id);
+        }
+        let spent = |id: &InstanceId| {
+            let instance = self.instances.get(id)?;
+            let service = self.services.get(&instance.service)?;
+            is_spent(service, instance, now).then(|| (*id, instance.service.clone()))
+        };
+        let spent: Vec<_> = self.attention.iter().filter_map(spent).collect();
+        for (id, name) in spent {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.outlook = None;
+            }
+            self.generation += 1;
+            self.attend(id);
+        }
+    }
+
+    /// After decisions: those asleep for which nothing else is foreseen for a while are at rest until then. So many names that
+    /// are foreseen cost a turn no more than few.
+    pub fn rest_until_due(&mut self, now: Timestamp) {
+        let quiet = |id: &InstanceId| {
+            let instance = self.instances.get(id)?;
+            let service = self.services.get(&instance.service)?;
+            if instance.phase != Phase::Hibernated || is_wanted(instance, service, &self.limits) {
+                return None;
+            }
+            let best = service.outlook.as_ref()?.best(instance, now)?;
+            // Else it is on its way there, or has no room yet.
+            let there = service.spec.policy.forecast != ForecastMode::On || best.rung == instance.rung;
+            there.then_some((*id, best.until))
+        };
+        let quiet: Vec<_> = self.attention.iter().filter_map(quiet).collect();
+        for (id, until) in quiet {
+            self.attention.remove(&id);
+            self.agenda.insert((until, id));
+            self.agenda_of.insert(id, until);
+        }
+    }
+
     fn reported(
         &mut self,
         id: InstanceId,
@@ -425,6 +533,9 @@ impl Fleet {
             self.services.remove(&instance.service);
             self.asked.remove(&instance.service);
             self.attention.remove(&id);
+            if let Some(at) = self.agenda_of.remove(&id) {
+                self.agenda.remove(&(at, id));
+            }
             self.ledger.set(id, Held::default());
         }
         Ok(applied)
@@ -453,6 +564,14 @@ impl Fleet {
     fn settle(&mut self, id: InstanceId) {
         self.generation += 1;
         self.changed.insert(id);
+        self.attend(id);
+    }
+
+    /// Whether decisions about the instance may be due, and what it holds.
+    fn attend(&mut self, id: InstanceId) {
+        if let Some(at) = self.agenda_of.remove(&id) {
+            self.agenda.remove(&(at, id));
+        }
         let (mut at_rest, mut held) = (true, Held::default());
         if let Some(instance) = self.instances.get(&id)
             && let Some(service) = self.services.get(&instance.service)
@@ -469,9 +588,18 @@ impl Fleet {
     }
 }
 
-/// Whether nothing is to be decided for the instance until something happens to it.
-fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
-    let to_do = service.demand.is_some()
+/// Whether a service sleeps on its resting rung, or on a warmer one, and its forecast leads to nothing else.
+fn is_spent(service: &Service, instance: &Instance, now: Timestamp) -> bool {
+    let rest = service.spec.policy.rest;
+    let sleeps = matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed);
+    let leads_nowhere =
+        |outlook: &Outlook| outlook.is_spent(rest, now) || outlook.best(instance, now).is_none();
+    sleeps && service.outlook.as_deref().is_some_and(leads_nowhere)
+}
+
+/// Whether something is asked of the instance, or under way with it, whatever is foreseen.
+fn is_wanted(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
+    service.demand.is_some()
         || (limits.has_depot && instance.wants_publishing())
         || instance.retiring
         || (instance.outdated && instance.rung >= Rung::Armed)
@@ -480,13 +608,18 @@ fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bo
         || instance.in_flight
         || instance.sleep_asked.is_some()
         || instance.wake_at.is_some()
-        || (service.foreign.is_some() && instance.rung >= Rung::Armed);
-    !to_do
+        || (service.foreign.is_some() && instance.rung >= Rung::Armed)
+}
+
+/// Whether nothing is to be decided for the instance until something happens to it.
+fn is_at_rest(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
+    !is_wanted(instance, service, limits)
         && match instance.phase {
             Phase::Off | Phase::Failed => true,
             Phase::Hibernated => {
                 let rest = service.spec.policy.rest;
-                instance.rung == rest || (instance.rung, rest) == (Rung::Remote, Rung::Local)
+                service.outlook.is_none()
+                    && (instance.rung == rest || (instance.rung, rest) == (Rung::Remote, Rung::Local))
             }
             Phase::Booting
             | Phase::Restoring
@@ -510,6 +643,7 @@ impl Fleet {
                 Action::Boot => {
                     instance.step(Move::Boot, now)?;
                     instance.begin_start(Rung::Cold, now);
+                    instance.ahead = service.demand.is_none();
                     instance.leave_outdated();
                     instance.version = None;
                     instance.stored_is_current = false;
@@ -518,8 +652,12 @@ impl Fleet {
                 Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
                     instance.begin_start(*from, now);
+                    instance.ahead = service.demand.is_none();
                     // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
                     instance.stored_is_current = false;
+                }
+                Action::Evict if !instance.is_kept_here() => {
+                    return Err(RequestError::NotAtRest(instance.id));
                 }
                 Action::Arm { .. }
                 | Action::Pause

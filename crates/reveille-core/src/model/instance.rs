@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::measured::{Measured, RecentDurations};
 use super::name::DomainName;
 use super::phase::{Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 use super::service::Resources;
@@ -157,32 +158,6 @@ pub struct Failure {
     pub gave_up: bool,
 }
 
-/// How many durations are remembered for an estimate.
-const RECENT_MAX: usize = 32;
-
-/// The last few durations of one kind, for estimates from what was measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(transparent)]
-pub struct RecentDurations(Vec<u32>);
-
-impl RecentDurations {
-    /// Adds a duration in milliseconds, forgetting the oldest beyond 32.
-    pub fn push_ms(&mut self, ms: u64) {
-        if self.0.len() >= RECENT_MAX {
-            self.0.remove(0);
-        }
-        self.0.push(u32::try_from(ms).unwrap_or(u32::MAX));
-    }
-
-    /// The smallest remembered duration that at least `percent` % do not exceed; `None` without any.
-    pub fn percentile_ms(&self, percent: usize) -> Option<u32> {
-        let mut sorted = self.0.clone();
-        sorted.sort_unstable();
-        let rank = (sorted.len() * percent.min(100)).div_ceil(100).saturating_sub(1);
-        sorted.get(rank).copied()
-    }
-}
-
 /// One virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -250,6 +225,9 @@ pub struct Instance {
     pub outdated: bool,
     /// When it last hibernated.
     pub hibernated_at: Option<Timestamp>,
+    /// When an operator last wanted it asleep: what was foreseen before that wakes it no more.
+    #[serde(default)]
+    pub put_to_sleep_at: Option<Timestamp>,
     /// When it is to be woken though nobody asks for it.
     #[serde(default)]
     pub wake_at: Option<Timestamp>,
@@ -262,6 +240,9 @@ pub struct Instance {
     pub restores: RecentDurations,
     /// Measured wakes by cold boot, trigger to ready.
     pub boots: RecentDurations,
+    /// The same by the rung that the wake began from, and what is held on each.
+    #[serde(default)]
+    pub measured: Measured,
 
     /// Counts starts and changes of rung, so that a report of an earlier one is told from a report of this one.
     pub start: u64,
@@ -283,6 +264,12 @@ pub struct Instance {
     /// a restart.
     #[serde(skip)]
     pub in_flight: bool,
+    /// The start under way is for nobody who asked, but for who is expected.
+    #[serde(skip)]
+    pub ahead: bool,
+    /// Its version was fetched since somebody waits: that wake is one from the rung `remote`.
+    #[serde(skip)]
+    pub fetched_for_wake: bool,
     /// The number of the version that is being sent to the object store. It may go on while the instance wakes.
     #[serde(skip)]
     pub publishing: Option<u64>,
@@ -345,6 +332,10 @@ impl Instance {
             sleep_retry: None,
             restores: RecentDurations::default(),
             boots: RecentDurations::default(),
+            measured: Measured::default(),
+            fetched_for_wake: false,
+            ahead: false,
+            put_to_sleep_at: None,
             start: 0,
             start_since: now,
             start_from: Rung::Cold,
@@ -380,6 +371,24 @@ impl Instance {
     pub fn is_given_up(&self, now: Timestamp) -> bool {
         matches!(self.phase, Phase::Failed | Phase::Hibernated)
             && self.failure.as_ref().is_some_and(|failure| failure.gave_up && failure.retry_at > now)
+    }
+
+    /// Durations of wakes as the next one is likely to be: from the rung that it is on, or from any version as long as
+    /// there was none from there; without a version, cold boots.
+    pub fn likely_wakes(&self) -> &RecentDurations {
+        if self.version.is_none() && self.rung != Rung::Remote {
+            return &self.boots;
+        }
+        self.measured
+            .on(self.rung)
+            .map(|measured| &measured.wakes)
+            .filter(|wakes| wakes.count() > 0)
+            .unwrap_or(&self.restores)
+    }
+
+    /// Whether it sleeps on the local disk and nothing is done with it.
+    pub fn is_kept_here(&self) -> bool {
+        self.phase == Phase::Hibernated && self.rung == Rung::Local && !self.in_flight
     }
 
     /// The state shown to the outside.

@@ -3,6 +3,7 @@
 mod event;
 mod fleet;
 mod instance;
+mod measured;
 mod name;
 mod phase;
 mod reconcile;
@@ -15,16 +16,16 @@ mod wake;
 pub use event::{Applied, Demand, Event, HostLimits, Ownership, Report, RequestError, Service};
 pub use fleet::{Fleet, Gate};
 pub use instance::{
-    Cause, Failure, Former, Instance, InstanceId, RecentDurations, Remains, RollBack, SleepAsked,
-    SnapshotVersion,
+    Cause, Failure, Former, Instance, InstanceId, Remains, RollBack, SleepAsked, SnapshotVersion,
 };
+pub use measured::{Measured, RecentDurations, RungMeasured};
 pub use name::{DomainName, NameError};
 pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
 pub use reconcile::{Found, Reconciled, reconcile};
 pub use room::{ARMED_MIB, Held};
 pub use service::{
-    AfterCrash, AnswerPolicy, DnsLease, Egress, Policy, PortSpec, Protocol, ReadyCheck, Resources,
-    ServiceSpec, SpecFault,
+    AfterCrash, AnswerPolicy, DnsLease, Egress, ForecastMode, Policy, PortSpec, Protocol, ReadyCheck,
+    Resources, ServiceSpec, SpecFault,
 };
 pub use time::Timestamp;
 pub use wake::{Stage, Trigger, WakeOutcome, WakeRecord};

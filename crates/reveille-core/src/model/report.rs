@@ -67,7 +67,7 @@ impl Instance {
             }
             Report::Armed => self.take_rest(Rung::Armed, now)?,
             Report::Paused => self.take_rest(Rung::Paused, now)?,
-            Report::Fetched { version } => self.take_fetched(version, now),
+            Report::Fetched { version } => self.take_fetched(service, version, now),
             Report::Evicted => {
                 self.take_rest(Rung::Remote, now)?;
                 self.version = None;
@@ -108,16 +108,21 @@ impl Instance {
         if !self.step(Move::Ready, now)? {
             return Ok(());
         }
-        let asked = service.demand.take().map_or(self.start_since, |demand| demand.since);
-        let waited_ms = now.ms_since(asked);
+        let demand = service.demand.take();
+        let waited_ms = now.ms_since(demand.as_ref().map_or(self.start_since, |demand| demand.since));
+        if !std::mem::take(&mut self.ahead) || demand.is_some() {
+            self.last_activity = self.last_activity.max(now);
+        }
+        let fetched = std::mem::take(&mut self.fetched_for_wake);
         if self.start_from > Rung::Cold {
             self.restores.push_ms(waited_ms);
+            self.measured.note_wake(if fetched { Rung::Remote } else { self.start_from }, waited_ms);
         } else {
             self.boots.push_ms(waited_ms);
+            self.measured.note_wake(Rung::Cold, waited_ms);
         }
         self.failure = None;
         self.unusable_fetches = 0;
-        self.last_activity = self.last_activity.max(now);
         Ok(())
     }
 
@@ -143,8 +148,9 @@ impl Instance {
         Ok(())
     }
 
-    fn take_fetched(&mut self, version: SnapshotVersion, now: Timestamp) {
+    fn take_fetched(&mut self, service: &Service, version: SnapshotVersion, now: Timestamp) {
         self.in_flight = false;
+        self.fetched_for_wake = service.demand.is_some();
         self.rung = Rung::Local;
         self.version = Some(version);
         self.rest_retry_at = None;
@@ -467,10 +473,19 @@ impl Instance {
             return Ok(());
         }
         let before = self.failure.as_ref().map_or(0, |failure| failure.attempts);
-        let attempts = if was_starting { before + 1 } else { 0 };
+        // What failed for nobody is not held against who comes.
+        let ahead = std::mem::take(&mut self.ahead) && service.demand.is_none();
+        let attempts = if ahead {
+            before
+        } else if was_starting {
+            before + 1
+        } else {
+            0
+        };
         let gave_up = attempts >= policy.attempts_max;
         let pause_ms = match attempts {
             0 => 0,
+            _ if ahead => 0,
             _ if gave_up => policy.cooloff_ms,
             n => policy.backoff_ms.saturating_mul(1 << (n - 1).min(20)).min(policy.backoff_ms_max),
         };
@@ -491,6 +506,7 @@ impl Instance {
         self.failure = Some(Failure { cause, at: now, attempts, version_suspected, retry_at, gave_up });
         self.unfenced = true;
         self.in_flight = false;
+        self.fetched_for_wake = false;
         self.sleep_asked = None;
         self.open_connections = 0;
         Ok(())

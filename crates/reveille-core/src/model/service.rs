@@ -155,6 +155,19 @@ pub enum AfterCrash {
     LastVersion,
 }
 
+/// What is done with forecasts of a service's arrivals (D3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum ForecastMode {
+    /// None are made.
+    Off,
+    /// What they would lead to is recorded; nothing is done.
+    #[default]
+    Only,
+    /// The rung on which the service is kept while nobody uses it follows from them.
+    On,
+}
+
 /// What a guest may reach by itself (W6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
@@ -180,6 +193,13 @@ pub struct Policy {
     pub sleep_with_connections: bool,
     /// The rung on which the service sleeps: `remote`, `local`, `armed` or `paused`.
     pub rest: Rung,
+    /// What is done with forecasts. With `on` they decide instead of `idle_ms` when it sleeps, and on which rung from
+    /// `rest` up to awake it waits for the next arrival.
+    pub forecast: ForecastMode,
+    /// What it is worth that one client waits one second less, in MiB of memory held for an hour.
+    pub delay_mib_hours: u32,
+    /// What going from one rung to another costs, in the same unit.
+    pub change_mib_hours: u32,
     /// While it runs, a version no older than this is kept in the object store; 0: only those of its sleep.
     pub checkpoint_ms: u64,
     /// What it starts from after its guest was lost.
@@ -222,6 +242,9 @@ impl Default for Policy {
             grace_ms: 60_000,
             sleep_with_connections: false,
             rest: Rung::Local,
+            forecast: ForecastMode::Only,
+            delay_mib_hours: 500,
+            change_mib_hours: 1,
             checkpoint_ms: 0,
             after_crash: AfterCrash::Boot,
             answer: AnswerPolicy::Immediate,
@@ -321,6 +344,8 @@ impl Policy {
             ("hold_ms_max", self.hold_ms_max, 0, 4_000),
             ("boot_ms_max", self.boot_ms_max, 1_000, 3_600_000),
             ("restore_ms_max", self.restore_ms_max, 500, 3_600_000),
+            ("delay_mib_hours", self.delay_mib_hours.into(), 0, 1_000_000),
+            ("change_mib_hours", self.change_mib_hours.into(), 0, 1_000_000),
             ("attempts_max", self.attempts_max.into(), 1, 100),
             ("backoff_ms", self.backoff_ms, 10, 600_000),
             ("backoff_ms_max", self.backoff_ms_max, 10, 3_600_000),

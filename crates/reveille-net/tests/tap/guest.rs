@@ -159,7 +159,7 @@ impl Guest {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             disk: None,
-            resources: Resources { cpus: 1, memory_mib: 96, ..Resources::default() },
+            resources: Resources { cpus: 1, memory_mib: 128, ..Resources::default() },
             egress: Egress::None,
             link: Link::Tap(Tap {
                 mac: self.binding.addresses.mac(),

@@ -570,6 +570,10 @@ impl Driver for Qemu {
         self.live(instance).ok()?.1.process.cpu_ms()
     }
 
+    fn held_kib(&self, instance: InstanceId) -> Option<u64> {
+        self.live(instance).ok()?.1.process.held_kib()
+    }
+
     fn is_held_up(&self, instance: InstanceId) -> bool {
         self.live(instance).is_ok_and(|(_, vm)| vm.process.is_held_up())
     }

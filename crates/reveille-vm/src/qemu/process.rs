@@ -216,6 +216,12 @@ impl Process {
         self.ended().is_none().then(|| cpu_ms(&stat)).flatten()
     }
 
+    /// Its proportional share of memory (proc_pid_smaps(5), `Pss`), in KiB.
+    pub fn held_kib(&self) -> Option<u64> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
+        self.ended().is_none().then(|| pss_kib(&rollup)).flatten()
+    }
+
     /// Whether one of its threads can run and does not, or waits in the kernel for what cannot be interrupted (proc(5),
     /// field 3): a disk, mostly.
     pub fn is_held_up(&self) -> bool {
@@ -243,6 +249,12 @@ fn cpu_ms(stat: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some((user + system) * TICK_MS)
+}
+
+/// The line `Pss:` of a text of the form of `/proc/PID/smaps_rollup`.
+fn pss_kib(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// Whether the standard input of process `pid` is the file at `lock`.

@@ -57,6 +57,7 @@ fn text(report: &DnsReport) -> String {
     ];
     rows.extend(groups.into_iter().map(|(what, counts)| [what.to_owned(), parts(counts)]));
     rows.extend(report.gate.iter().map(|(judged, verdicts)| [format!("gate, {judged}"), parts(verdicts)]));
+    rows.extend(report.dnstap.iter().map(|(way, counts)| [format!("dnstap, {way}"), parts(counts)]));
     let clients = format!("about {} different clients", seen.unique_clients);
     rows.push([format!("since {}", seen.since), format!("{} queries seen, {clients}", seen.queries)]);
     if seen.dropped_total > 0 {

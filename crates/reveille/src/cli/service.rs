@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use reveille_api::types::{DeployReply, ServiceDetail, ServiceSummary, VerbReply};
+use reveille_api::types::{DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply};
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
-use reveille_core::model::{DomainName, PortSpec};
+use reveille_core::model::{DomainName, PortSpec, Rung};
 
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
@@ -257,15 +257,28 @@ fn list(services: &[ServiceSummary]) -> String {
     table(["NAME", "STATE", "PHASE", "RUNG", "ADDRESS", "PORTS", "OPEN"], &rows)
 }
 
-fn show(detail: &ServiceDetail) -> String {
-    let summary = &detail.summary;
-    let ports: Vec<String> = summary.ports.iter().map(ToString::to_string).collect();
-    let wakes = |p50: Option<u32>, p95: Option<u32>| match (p50, p95) {
+fn wakes(p50: Option<u32>, p95: Option<u32>) -> String {
+    match (p50, p95) {
         (Some(p50), Some(p95)) => {
             format!("{} (p50), {} (p95)", duration(p50.into()), duration(p95.into()))
         }
         _ => "not measured yet".to_owned(),
-    };
+    }
+}
+
+/// What was measured on one rung.
+fn on_rung(of: &RungReport) -> (&'static str, String) {
+    let woken = (of.wakes > 0).then(|| format!("wakes in {}", wakes(of.wake_ms_p50, of.wake_ms_p95)));
+    let held = of.held_kib.map(|kib| format!("holds {}", bytes(kib << 10)));
+    (of.rung.word(), woken.into_iter().chain(held).collect::<Vec<_>>().join("; "))
+}
+
+/// Most rungs of a forecast that are shown.
+const FORESEEN_SHOWN_MAX: usize = 4;
+
+fn show(detail: &ServiceDetail) -> String {
+    let summary = &detail.summary;
+    let ports: Vec<String> = summary.ports.iter().map(ToString::to_string).collect();
     let version = detail.version.as_ref().map_or_else(
         || "none".to_owned(),
         |version| format!("{} of {}, {}", version.number, version.at, bytes(version.stored_bytes)),
@@ -293,11 +306,15 @@ fn show(detail: &ServiceDetail) -> String {
         ("in the object store", stored),
         ("wake", wakes(detail.wake_ms_p50, detail.wake_ms_p95)),
         ("cold boot", wakes(detail.boot_ms_p50, detail.boot_ms_p95)),
-        (
-            "sleeps after",
-            format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
-        ),
     ];
+    rows.extend(detail.rungs.iter().filter(|of| of.rung > Rung::Cold).map(on_rung));
+    rows.extend([(
+        "sleeps after",
+        format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),
+    )]);
+    rows.extend(detail.foreseen.iter().take(FORESEEN_SHOWN_MAX).map(|stay| {
+        ("foreseen", format!("{} from {} until {}: {}", stay.rung, stay.from, stay.until, stay.why))
+    }));
     if let Some(at) = &detail.wake_at {
         rows.push(("woken at", at.to_string()));
     }

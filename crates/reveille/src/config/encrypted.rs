@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use reveille_core::model::SpecFault;
+use reveille_dns::dnstap::DnstapIn;
 use serde::{Deserialize, Serialize};
 
 /// Most addresses of one kind.
@@ -50,11 +51,12 @@ impl Tls {
 }
 
 /// Every address that is to be listened on more than once. Port 0 is another port each time.
-pub(super) fn shared_addresses(dns: &super::Dns, api: SocketAddr) -> Vec<SpecFault> {
+pub(super) fn shared_addresses(dns: &super::Dns, dnstap: &DnstapIn, api: SocketAddr) -> Vec<SpecFault> {
     let lists = [
         ("dns.listen", &dns.listen),
         ("dns.tls.listen", &dns.tls.listen),
         ("dns.https.listen", &dns.https.listen),
+        ("observe.dnstap_in.listen", &dnstap.listen),
     ];
     let (mut taken, mut faults) = (BTreeSet::new(), Vec::new());
     let listened = lists.into_iter().flat_map(|(key, list)| list.iter().map(move |address| (key, *address)));

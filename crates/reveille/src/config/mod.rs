@@ -3,7 +3,9 @@
 mod depot;
 mod encrypted;
 mod faults;
+mod history;
 mod net;
+mod observe;
 mod overlay;
 mod pool6;
 mod quote;
@@ -26,7 +28,9 @@ use serde::{Deserialize, Serialize};
 pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
+pub use history::History;
 pub use net::{Net, NetMode};
+pub use observe::Observe;
 pub use pool6::{Network6, Pools};
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
@@ -45,6 +49,8 @@ pub struct Config {
     pub dns: Dns,
     /// Who is answered, how often, and who may wake how much.
     pub gate: GateConfig,
+    /// What is seen of demand beside the own queries, and what is told of these.
+    pub observe: Observe,
     /// The HTTP API.
     pub api: Api,
     /// How clients reach guests.
@@ -55,6 +61,8 @@ pub struct Config {
     pub host: HostLimits,
     /// The object store.
     pub depot: Depot,
+    /// What was asked of whom.
+    pub history: History,
     /// The QEMU driver.
     pub qemu: Qemu,
     /// How long caches keep what the keys of signed zones have to wait for.
@@ -345,6 +353,8 @@ impl Config {
         let secrets = &mut config.gate.cookies.secret_file;
         *secrets = secrets.take().map(|file| below(base, &file));
         config.dns.tls.rebase(|file| below(base, file));
+        config.observe.dnstap_in.rebase(|file| below(base, file));
+        config.observe.dnstap_out.rebase(|file| below(base, file));
         for zone in &mut config.zone {
             zone.file = zone.file.take().map(|file| below(base, &file));
         }
@@ -392,16 +402,18 @@ impl Config {
             faults.push(SpecFault::new("daemon.stop_ms_max", self.daemon.stop_ms_max, "1000 to 600000"));
         }
         faults.extend(self.depot.faults());
+        faults.extend(self.history.faults());
         faults.extend(self.network_faults());
         if let Err(detail) = self.qemu_users() {
             let allowed = format!("\"auto\", \"daemon\", or a user: {detail}");
             faults.push(SpecFault::new("qemu.user", &self.qemu.user, allowed));
         }
         faults.extend(prefixed("gate", self.gate.faults()));
+        faults.extend(self.observe.faults());
         faults.extend(secondaries::faults(self));
         faults.extend(updates::faults(self));
         faults.extend(encrypted::faults(&self.dns.tls, &self.dns.https));
-        faults.extend(encrypted::shared_addresses(&self.dns, self.api.listen));
+        faults.extend(encrypted::shared_addresses(&self.dns, &self.observe.dnstap_in, self.api.listen));
         faults.extend(prefixed("policy", self.policy.faults()));
         let keys = self.dnssec.faults().into_iter();
         faults.extend(

@@ -24,19 +24,21 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "daemon" => config.daemon = section(&key, value, f),
             "dns" => config.dns = section(&key, value, f),
             "gate" => config.gate = section(&key, value, f),
+            "observe" => config.observe = section(&key, value, f),
             "api" => config.api = section(&key, value, f),
             "net" => config.net = section(&key, value, f),
             "relay" => config.relay = section(&key, value, f),
             "depot" => config.depot = section(&key, value, f),
             "host" => config.host = section(&key, value, f),
             "dnssec" => config.dnssec = section(&key, value, f),
+            "history" => config.history = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
             "key" => config.key = entries(&key, value, &key_base(), f),
             "publish" => config.publish = entries(&key, value, &publish_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, dnssec, gate, api, net, relay, host, depot, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, observe, api, net, relay, host, depot, history, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
                 f.push(SpecFault::new(&key, quote::value(&key, &value), known));
             }
         }

@@ -57,6 +57,12 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         [dns.https]
         listen = ["192.0.2.1:853", "127.0.0.1:8443"]
         plain = true
+        [observe.dnstap_in]
+        listen = ["127.0.0.1:8443"]
+        count = ["client_query", "client_response"]
+        [observe.dnstap_out]
+        to = "tcp:192.0.2.1:6000"
+        buffer_kib = 1
         [api]
         listen = "192.0.2.1:80"
         [relay]
@@ -87,6 +93,10 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         "dns.tls.key_file = \"\"",
         "dns.https.listen = 192.0.2.1:853\n      allowed: an address and port that nothing else here has",
         "dns.https.listen = 192.0.2.1:853\n      allowed: a loopback address",
+        "observe.dnstap_in.listen = 127.0.0.1:8443\n      allowed: an address and port that nothing else here has",
+        "observe.dnstap_in.count = client_response\n      allowed: client_query once",
+        "observe.dnstap_out.to = tcp:192.0.2.1:6000\n      allowed: a loopback address",
+        "observe.dnstap_out.buffer_kib = 1\n      allowed: 128 to 65536",
         "api.listen = 192.0.2.1:80",
         "relay.pool = 127.64.0.1/10",
         "policy.idle_ms = 1\n      allowed: 100 to 2592000000",

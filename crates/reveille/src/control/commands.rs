@@ -294,8 +294,7 @@ impl Control {
         }
         let name = spec.name.clone();
         self.services.own(instance.id, name.clone(), address);
-        let service =
-            Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
+        let service = Service::new(spec, address, now, instance.id);
         let detail = ServiceDetail::of(&service, &instance, 0);
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
         self.executor.ask_whose(&name);
@@ -356,6 +355,7 @@ impl Control {
             self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
         }
         for service in gone {
+            self.note_gone(&service);
             let wiring = Arc::clone(&self.wiring);
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
             tokio::spawn(async move { wiring.unbind(&service).await });

@@ -17,6 +17,7 @@ mod commands;
 mod damping;
 mod exchange;
 pub mod executor;
+pub mod forecasts;
 mod guest;
 pub mod images;
 mod inputs;
@@ -43,8 +44,9 @@ mod write_back;
 
 use std::time::Instant;
 
+use reveille_core::decide::Foresight;
 use reveille_core::model::{
-    Cause, DomainName, InstanceId, Ownership, Report, SnapshotVersion, Stage, Timestamp,
+    Cause, DomainName, InstanceId, Ownership, Report, Rung, SnapshotVersion, Stage, Timestamp,
 };
 use reveille_store::WriteError;
 
@@ -114,6 +116,15 @@ pub enum Message {
         /// What the store has now, or why it has not.
         result: Result<SnapshotVersion, Cause>,
     },
+    /// What a process held of the host's memory.
+    Measured {
+        /// The instance.
+        instance: InstanceId,
+        /// The rung that it was on.
+        rung: Rung,
+        /// In KiB.
+        held_kib: u64,
+    },
     /// A guest that goes to sleep wants to be woken.
     WakeAt {
         /// The instance.
@@ -121,6 +132,8 @@ pub enum Message {
         /// When.
         at: Timestamp,
     },
+    /// What is foreseen for services: the hazard of the gap that each is in.
+    Foreseen(Vec<(DomainName, Foresight)>),
     /// The object store has said whose a service is.
     Owned {
         /// The service.

@@ -340,7 +340,7 @@ fn refused_until(instance: &Instance, now: Timestamp) -> Option<Timestamp> {
 fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) -> ServiceView {
     let policy = &service.spec.policy;
     // With a connection open, sleep is at least the idle time away; without, it may be nearer.
-    let sleeps_at = sleeps_at(instance, service);
+    let sleeps_at = sleeps_at(instance, service, now);
     let holds_until =
         (instance.phase == Phase::Active && instance.open_connections == 0).then_some(sleeps_at);
     let refused = if service.foreign.is_some() {
@@ -362,7 +362,7 @@ fn seen(instance: &Instance, service: &Service, counter: u32, now: Timestamp) ->
         refused_until(instance, now).map(|until| Refused { until: Some(until), text: text.to_owned() })
     };
     let stable = instance.phase == Phase::Active;
-    let wakes = if instance.version.is_some() { &instance.restores } else { &instance.boots };
+    let wakes = instance.likely_wakes();
     ServiceView {
         name: service.spec.name.clone(),
         address: service.address,

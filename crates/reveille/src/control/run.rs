@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
-use reveille_core::decide::{Action, Decision, decide};
+use reveille_core::decide::{Action, Decision, Reason, decide};
 use reveille_core::model::{
     Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung,
     ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
@@ -24,6 +24,7 @@ use tokio::time::sleep;
 use super::Message;
 use super::commands::Command;
 use super::executor::{Executor, Order, Since};
+use super::forecasts::Forecasts;
 use super::inputs::{Inputs, Next, Turns};
 use super::publish::Publisher;
 use super::reload::ReloadAsk;
@@ -64,6 +65,8 @@ pub struct Parts {
     pub updates: UpdateDesk,
     /// What becomes of awake instances at a stop, and how long that may take.
     pub on_stop: (OnStop, Duration),
+    /// Where arrivals are told; without it nothing is foreseen.
+    pub forecasts: Option<Forecasts>,
 }
 
 /// The task that owns the fleet.
@@ -80,6 +83,9 @@ pub struct Control {
     pub(super) zones: Vec<DomainName>,
     pub(super) updates: UpdateDesk,
     pub(super) on_stop: (OnStop, Duration),
+    pub(super) forecasts: Option<Forecasts>,
+    /// Instances of which something else is foreseen than the view knows.
+    pub(super) foreseen: BTreeSet<InstanceId>,
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
@@ -105,6 +111,7 @@ impl Control {
             zones,
             updates,
             on_stop,
+            forecasts,
         } = parts;
         Self {
             fleet,
@@ -119,6 +126,8 @@ impl Control {
             zones,
             updates,
             on_stop,
+            forecasts,
+            foreseen: BTreeSet::new(),
             waiting: BTreeMap::new(),
             next_look: None,
             reloading: None,
@@ -134,8 +143,9 @@ impl Control {
         loop {
             self.reload_if_due().await;
             let patience = self.reloading.as_ref().map(|(_, until)| *until);
-            let due = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
-            let due = due.into_iter().flatten().min();
+            let look = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
+            let look = look.into_iter().flatten().min();
+            let due = look.into_iter().chain(self.next_sense()).min();
             let due = due.map(|due| self.clock.instant_of(due));
             match inputs.next(&mut turns, self.updates.is_free(), due).await {
                 Next::Ask(ask) => self.asked_by_query(ask),
@@ -148,9 +158,12 @@ impl Control {
                 }
                 Next::Message(Some(message)) => self.take(message).await,
                 Next::Message(None) => return,
-                Next::Due => self.look_at_traffic(),
+                Next::Due if look.is_some_and(|look| look <= self.clock.now()) => self.look_at_traffic(),
+                // Only arrivals are looked for, below.
+                Next::Due => {}
             }
             self.turn();
+            self.sense_arrivals(self.clock.now());
         }
     }
 
@@ -173,10 +186,16 @@ impl Control {
                 self.stored(instance, number, &result);
                 self.take_event(Event::Checkpointed { instance, number, result });
             }
+            Message::Measured { instance, rung, held_kib } => {
+                self.take_event(Event::Measured { instance, rung, held_kib });
+            }
             Message::WakeAt { instance, at } => {
                 if let Some(service) = self.fleet.instance(instance).map(|row| row.service.clone()) {
                     self.take_event(Event::WakeAt { service, at: Some(at) });
                 }
+            }
+            Message::Foreseen(foreseen) => {
+                foreseen.into_iter().for_each(|(service, foresight)| self.foreseen(service, foresight));
             }
             Message::Owned { service, ownership } => {
                 if let Ownership::Foreign(host) = &ownership {
@@ -255,6 +274,7 @@ impl Control {
             return Ok(Applied::Unchanged);
         }
         let applied = self.fleet.apply(event, now)?;
+        self.note_arrival(name, trigger, self.clock.at(asked));
         if applied == Applied::Changed
             && let Some(instance) = self.fleet.primary(name)
         {
@@ -307,6 +327,9 @@ impl Control {
             Report::Ready => {
                 self.publisher.open_gate(instance, &service);
                 failpoint!("control.gate.open");
+                if self.wakes.open_of(&service).is_none() {
+                    tracing::info!(%service, "awake ahead of demand");
+                }
                 let record = self.wakes.ready(&service, at, now);
                 self.announce_ready(&service);
                 self.keep_wakes(record);
@@ -373,6 +396,7 @@ impl Control {
                 tracing::warn!(%service, %refusal, "not woken as scheduled");
             }
         }
+        self.fleet.take_due(now);
         for _ in 0..ROUNDS_MAX {
             let plan = decide(&self.fleet, now);
             self.next_look = plan.next_look;
@@ -389,11 +413,13 @@ impl Control {
                 break;
             }
         }
-        let changed = self.fleet.take_changed();
+        self.fleet.rest_until_due(now);
+        let mut changed = self.fleet.take_changed();
         if !changed.is_empty() {
             self.write_later(&changed);
             self.announce(&changed, now);
         }
+        changed.append(&mut self.foreseen);
         self.publisher.publish(&self.fleet, changed, now);
         if !self.publisher.has_edits() {
             self.updates.published();
@@ -405,10 +431,8 @@ impl Control {
     fn begin(&mut self, decision: Decision, now: Timestamp) -> bool {
         if matches!(decision.action, Action::Wait { .. }) {
             // How many go first changes with each of them: no news.
-            let known = self.waiting.get(&decision.instance).is_some_and(|earlier| {
-                earlier.action == decision.action
-                    && discriminant(&earlier.reason) == discriminant(&decision.reason)
-            });
+            let known =
+                self.waiting.get(&decision.instance).is_some_and(|earlier| is_no_news(earlier, &decision));
             if !known {
                 self.record(&decision, now);
                 self.waiting.insert(decision.instance, decision);
@@ -538,6 +562,16 @@ impl Control {
             None => self.services.forgotten(*id),
         });
         self.store.write(rows.collect())
+    }
+}
+
+/// Whether it is still the same that an instance waits for. The time to which a forecast reaches moves with each use.
+fn is_no_news(earlier: &Decision, now: &Decision) -> bool {
+    match (&earlier.reason, &now.reason) {
+        (Reason::WouldKeep { rung: before, .. }, Reason::WouldKeep { rung, .. }) => before == rung,
+        (before, now_because) => {
+            earlier.action == now.action && discriminant(before) == discriminant(now_because)
+        }
     }
 }
 

@@ -191,8 +191,7 @@ pub async fn merge(
         let row = StoredService { spec: spec.clone(), address, created_at, origin };
         changes.push(Change::PutService(Box::new(row)));
         changes.push(Change::PutInstance(Box::new(instance.clone())));
-        let service =
-            Service { spec, address, created_at, primary: instance.id, demand: None, foreign: None };
+        let service = Service::new(spec, address, created_at, instance.id);
         entries.push((service, instance));
     }
     let dropped = instances.values().map(|row| row.id).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use reveille_core::model::{Cause, InstanceId, Phase, Report, SnapshotVersion, Stage};
+use reveille_core::model::{Cause, InstanceId, Phase, Report, Rung, SnapshotVersion, Stage};
 use reveille_core::mutation::is_on;
 use reveille_failpoint::failpoint;
 use reveille_store::Ack;
@@ -12,11 +12,11 @@ use reveille_vm::driver::{Abandon, Capture, DriverError, Mapping, VersionFiles};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::Message;
 use super::cable::Cable;
 use super::executor::{KILL_PAUSE, Order, Since, Tools};
 use super::guest;
 use super::watch::{From, until_answers, watch};
+use super::{Message, at_length};
 use crate::clock::monotonic;
 
 pub(super) async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: Ack) {
@@ -190,6 +190,7 @@ pub(super) async fn arm(tools: Arc<Tools>, order: Order, mapping: Mapping, ack: 
 }
 
 pub(super) async fn capture(tools: Arc<Tools>, order: Order, number: u64, abandon: Arc<Abandon>, ack: Ack) {
+    tools.measure(order.instance, Rung::Active);
     if let Some(cause) = guest::veto(&tools, &order, &abandon).await {
         return capture_ended(&tools, order, Report::CaptureFailed { cause }).await;
     }
@@ -299,6 +300,13 @@ impl Tools {
         }
     }
 
+    /// Tells what the instance's process holds of the host's memory. With a full inbox it is not told: the next time will do.
+    fn measure(&self, instance: InstanceId, rung: Rung) {
+        if let Some(held_kib) = at_length(|| self.driver.held_kib(instance)) {
+            let _ = self.inbox.try_send(Message::Measured { instance, rung, held_kib });
+        }
+    }
+
     pub(super) fn watch(self: &Arc<Self>, order: Order, cable: Arc<dyn Cable>, from: From) {
         let instance = order.instance;
         let task = tokio::spawn(watch(Arc::clone(self), order, cable, from));
@@ -316,7 +324,9 @@ impl Tools {
                 tracing::debug!(%instance, %error, "no link to the armed process");
             }
             if let Some(reached) = reached {
+                let rung = if reached == Report::Paused { Rung::Paused } else { Rung::Armed };
                 tools.report(&order, reached).await;
+                tools.measure(instance, rung);
             }
             let detail = tools.driver.died(instance).await;
             tracing::warn!(%instance, detail, "the armed process ended");

@@ -79,7 +79,7 @@ fn idle_but_for_answers(fleet: &Fleet, now: Timestamp) -> Vec<(InstanceId, Domai
     let due = awake.filter(|instance| {
         let service = fleet.service(&instance.service);
         let leased = service.filter(|service| service.spec.policy.dns_lease == DnsLease::Always);
-        leased.is_some_and(|service| sleeps_at(instance, service) <= now)
+        leased.is_some_and(|service| sleeps_at(instance, service, now) <= now)
     });
     due.map(|instance| (instance.id, instance.service.clone())).collect()
 }
@@ -108,8 +108,7 @@ mod tests {
             let mut row = Instance::new(id, spec.name.clone(), start);
             (row.phase, row.last_activity) = (Phase::Active, last_activity);
             let address = Ipv4Addr::new(127, 64, 0, u8::try_from(number).unwrap());
-            let service =
-                Service { spec, address, created_at: start, primary: id, demand: None, foreign: None };
+            let service = Service::new(spec, address, start, id);
             let event = Event::Added { service: Box::new(service), instance: Box::new(row) };
             fleet.apply(event, start).unwrap();
         }

@@ -147,6 +147,7 @@ mod tests {
             primary: kept.id,
             demand: None,
             foreign: None,
+            outlook: None,
         };
         let event = Event::Added { service: Box::new(service), instance: Box::new(kept.clone()) };
         fleet.apply(event, now).unwrap();

@@ -6,6 +6,7 @@ use reveille_api::Time;
 use reveille_api::types::{Counts, DnsReport, ObservedReport, PublicationReport, SecondaryReport, Top};
 use reveille_core::answer::{Rcode, View};
 use reveille_core::model::DomainName;
+use reveille_dns::dnstap::SourceStatus;
 use reveille_dns::observe::{Heavy, SeenName};
 use reveille_dns::publish::{PublishConfig, PublishStatus};
 use reveille_dns::{Counts as Counted, SecondaryStatus, Transport};
@@ -67,6 +68,7 @@ pub(super) fn of(room: &QueryRoom) -> DnsReport {
             ("refused", signing.refused),
             ("failed", signing.failed),
         ]),
+        dnstap: dnstap(room),
         secondaries: room.secondaries.status().into_iter().map(secondary).collect(),
         publications: room
             .publications
@@ -105,6 +107,29 @@ fn connections((transport, counted): &(Transport, Counted)) -> Option<(String, C
         }
     }
     Some((transport.word().to_owned(), of))
+}
+
+fn dnstap(room: &QueryRoom) -> BTreeMap<String, Counts> {
+    let out = room.dnstap.0.as_ref().map(|told| {
+        let told = told.status();
+        let counts = counts([("sent", told.sent), ("dropped", told.dropped), ("withheld", told.withheld)]);
+        ("out".to_owned(), counts)
+    });
+    let taken_in = room.dnstap.1.as_ref().map(|collector| {
+        let taken = collector.status();
+        let sum = |of: fn(&SourceStatus) -> u64| taken.sources.iter().map(of).sum();
+        let counts = counts([
+            ("counted", sum(|source| source.counted)),
+            ("outside", sum(|source| source.outside)),
+            ("other_types", sum(|source| source.other_types)),
+            ("unreadable", sum(|source| source.unreadable)),
+            ("dropped", taken.dropped),
+            ("refused", taken.refused),
+            ("broken", taken.broken),
+        ]);
+        ("in".to_owned(), counts)
+    });
+    out.into_iter().chain(taken_in).collect()
 }
 
 fn secondary(status: SecondaryStatus) -> SecondaryReport {

@@ -22,6 +22,7 @@ mod crash;
 mod cycles;
 mod disk;
 mod faults;
+mod forecast;
 mod guest;
 mod loss;
 mod proxy;

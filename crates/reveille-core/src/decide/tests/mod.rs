@@ -1,6 +1,7 @@
 //! Stories: what happens, and the whole plan after it.
 
 mod depot;
+mod forecast;
 mod room;
 mod stories;
 mod versions;

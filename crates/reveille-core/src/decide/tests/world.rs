@@ -66,6 +66,7 @@ impl World {
             primary: InstanceId(id),
             demand: None,
             foreign: None,
+            outlook: None,
         };
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };

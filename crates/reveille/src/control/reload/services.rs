@@ -123,8 +123,7 @@ impl Control {
                 plan.warnings.push(format!("{place} cannot be woken: {error}"));
             }
             let instance = Instance::new(self.store.reserve_instance_id(), spec.name.clone(), now);
-            let service =
-                Service { spec, address, created_at: now, primary: instance.id, demand: None, foreign: None };
+            let service = Service::new(spec, address, now, instance.id);
             plan.changes.push(change(&place, format!("added at {address}")));
             plan.added.push((service, instance));
         }
