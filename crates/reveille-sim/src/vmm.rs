@@ -156,7 +156,7 @@ impl Driver for Vmm {
         &self.capabilities
     }
 
-    async fn find(&self, launch: &Launch) -> Found {
+    async fn find(&self, launch: &Launch, asleep: bool) -> Found {
         let _turn = self.turn(launch.instance).await;
         self.life.step("finding", 0, 3).await;
         let instance = launch.instance;
@@ -177,6 +177,7 @@ impl Driver for Vmm {
                     process.capturing = false;
                 }
                 match (doing, version) {
+                    (Doing::Warms, Some(version)) if asleep => Found::Untouched { version, armed: false },
                     (Doing::Runs | Doing::Warms, _) => {
                         inside.run_warmed(host, launch);
                         inside.take_away(host, instance);

@@ -346,8 +346,11 @@ pub trait Driver: Send + Sync {
     fn capabilities(&self) -> &Capabilities;
 
     /// What there is of the instance after a restart of the daemon. A process that is found is taken over: later
-    /// calls use it. Nothing is ended or changed.
-    async fn find(&self, launch: &Launch) -> Found;
+    /// calls use it. Nothing is ended.
+    ///
+    /// `asleep`: whether by its row it sleeps. Then a guest that runs beside an intact version was only being warmed: no
+    /// client has had anything of it, and it is [`Found::Untouched`]. Otherwise that version is none any more.
+    async fn find(&self, launch: &Launch, asleep: bool) -> Found;
 
     /// Instances of which something is on this host (a process or a directory), for finding orphans.
     async fn inventory(&self) -> Vec<InstanceId>;

@@ -6,7 +6,8 @@
 //! | none, or unfit | none | | nothing |
 //! | intact | answers | loaded, and noted as such | untouched, armed |
 //! | intact | answers | half loaded, warmed, or captured | untouched |
-//! | any | answers | runs | running: the manifest, if any, is no version |
+//! | intact | answers | runs, and by its row it sleeps: it was being warmed | untouched |
+//! | any | answers | runs otherwise | running: the manifest, if any, is no version |
 //! | none, or unfit | answers | stands still | stopped |
 //! | any | does not answer | | hung |
 
@@ -32,7 +33,7 @@ const FIND_MS_MAX: u64 = 10_000;
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Looks, and takes over the process that is there.
-pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
+pub async fn find(qemu: &Qemu, launch: &Launch, asleep: bool) -> Found {
     let slot = &qemu.slot(launch.instance);
     let turn = slot.take_turn().await;
     // By what is found a process is ended, or let run: it must not be otherwise after a loss of power.
@@ -60,7 +61,7 @@ pub async fn find(qemu: &Qemu, launch: &Launch) -> Found {
     };
     let began = Instant::now();
     let hung = || Found::Hung { waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX) };
-    match state_of(qemu, slot, &turn, launch, &vm).await {
+    match state_of(qemu, slot, &turn, launch, (&vm, asleep)).await {
         Ok(Found::Running) => {
             guest::thaw_again(&vm, launch).await;
             Found::Running
@@ -89,7 +90,7 @@ async fn state_of(
     slot: &Slot,
     turn: &Turn,
     launch: &Launch,
-    vm: &Vm,
+    (vm, asleep): (&Vm, bool),
 ) -> Result<Found, QmpError> {
     if vm.qmp().is_err() {
         return Err(QmpError::Timeout { command: "greeting", waited_ms: FIND_MS_MAX });
@@ -98,6 +99,10 @@ async fn state_of(
     let version = fitting(qemu, slot, launch).await;
     let loaded = matches!(vm.stand(), Stand::Loaded(_)) || slot.dir.is_noted_loaded(vm.process.pid);
     Ok(match (status.as_str(), version) {
+        // Taken as the guest that it would be lost with, it would cost the version that it came from.
+        ("running" | "guest-panicked", Some(version)) if asleep => {
+            Found::Untouched { version: version.version, armed: false }
+        }
         // Also a guest that crashed or shut down: it has run, and its next heartbeat says so.
         (
             "running" | "guest-panicked" | "internal-error" | "io-error" | "shutdown" | "watchdog"

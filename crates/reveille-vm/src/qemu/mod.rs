@@ -375,8 +375,8 @@ impl Driver for Qemu {
         &self.capabilities
     }
 
-    async fn find(&self, launch: &Launch) -> Found {
-        find::find(self, launch).await
+    async fn find(&self, launch: &Launch, asleep: bool) -> Found {
+        find::find(self, launch, asleep).await
     }
 
     async fn inventory(&self) -> Vec<InstanceId> {

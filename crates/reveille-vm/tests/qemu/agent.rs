@@ -106,7 +106,7 @@ async fn debians_agent_is_understood_and_met_again() {
     drop(rude);
 
     let qemu = world.open().await;
-    qemu.find(&launch).await;
+    qemu.find(&launch, false).await;
     answers(&qemu, &launch).await;
 }
 

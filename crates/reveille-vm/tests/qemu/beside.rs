@@ -30,7 +30,7 @@ async fn a_guest_that_runs_beside_its_version_leaves_it_as_it_is_and_sleeps_into
         assert_ne!(version_of(&world), before);
         assert!(world.processes().is_empty());
         assert!(!world.dir().join("next").exists());
-        assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(version) });
+        assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: Some(version) });
         count = later;
     }
     // Such a version is one like any other.
@@ -58,11 +58,14 @@ async fn a_paused_instance_goes_on_at_once_and_costs_nothing_when_it_is_ended() 
         qemu.pause(launch.instance).await.unwrap();
         assert!(world.manifest().exists());
         let still = world.tick();
-        assert_eq!(qemu.find(&launch).await, Found::Untouched { version: version.clone(), armed: false });
+        assert_eq!(
+            qemu.find(&launch, false).await,
+            Found::Untouched { version: version.clone(), armed: false }
+        );
         assert_eq!(world.tick(), still, "it stands still");
         if ended {
             qemu.disarm(launch.instance).await.unwrap();
-            assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version.clone()) });
+            assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: Some(version.clone()) });
         } else {
             let paused = world.process();
             restore(&world, &qemu).await;
@@ -71,6 +74,28 @@ async fn a_paused_instance_goes_on_at_once_and_costs_nothing_when_it_is_ended() 
             assert_eq!(world.tick_after(warm).await.1, nonce);
         }
     }
+}
+
+/// A daemon is lost while it warms a guest that no client has seen: the next one has the version, as if that had not been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_was_only_being_warmed_costs_no_version() {
+    let world = World::new();
+    let qemu = world.open().await;
+    let (count, nonce) = boot(&world, &qemu).await;
+    let launch = world.launch();
+    let version = capture(&world, &qemu, 1).await;
+    qemu.warm(&launch, &|_| ()).await.unwrap();
+    world.tick_after(count).await;
+    drop(qemu);
+    let qemu = world.open().await;
+    assert_eq!(qemu.find(&launch, true).await, Found::Untouched { version: version.clone(), armed: false });
+    qemu.disarm(launch.instance).await.unwrap();
+    assert_eq!(qemu.find(&launch, true).await, Found::Nothing { version: Some(version) });
+    restore(&world, &qemu).await;
+    assert_eq!(world.tick_after(count).await.1, nonce);
+    // One that clients have seen is never taken for that, whatever its row says.
+    drop(qemu);
+    assert_eq!(world.open().await.find(&launch, true).await, Found::Running);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +113,7 @@ async fn a_checkpoint_is_a_version_of_a_guest_that_runs_on() {
         assert!(checkpoint.version.paused_us > 0);
         taken = world.tick().unwrap().0;
         assert_eq!(world.tick_after(taken).await.1, nonce, "it runs on");
-        assert_eq!(qemu.find(&launch).await, Found::Running);
+        assert_eq!(qemu.find(&launch, false).await, Found::Running);
     }
     // The host is lost with everything but the checkpoint.
     qemu.kill(launch.instance, Remains::All).await.unwrap();

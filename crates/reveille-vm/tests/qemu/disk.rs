@@ -181,7 +181,7 @@ async fn a_disk_survives_sleep_and_the_death_of_its_guest() {
     world.signal(Signal::KILL);
     qemu.kill(launch.instance, Remains::All).await.unwrap();
     row = acknowledged(&world).max(later);
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
     let (_, other) = boot(&world, &qemu).await;
     assert_ne!(other, nonce);
     let there = found(&world).await;
@@ -222,7 +222,7 @@ async fn what_is_written_beside_a_version_is_not_in_it() {
     qemu.pause(launch.instance).await.unwrap();
     qemu.disarm(launch.instance).await.unwrap();
     assert_eq!(disk(&world), before);
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: Some(version) });
 
     // Warmed, paused, and let run for a client: it keeps what it wrote.
     qemu.warm(&launch, &|_| ()).await.unwrap();
@@ -260,7 +260,7 @@ async fn a_checkpoint_has_the_disk_of_its_instant() {
         let checkpoint = qemu.checkpoint(&launch, number, Timestamp::from_ms(1_000)).await.unwrap();
         let taken = acknowledged(&world);
         assert_eq!(world.tick_after(taken).await.1, nonce, "it runs on");
-        assert_eq!(qemu.find(&launch).await, Found::Running);
+        assert_eq!(qemu.find(&launch, false).await, Found::Running);
         // While the version is read its layers stay.
         qemu.beat(launch.instance, 5_000).await.unwrap();
         let dir = world.temp.path().join(format!("store-{number}"));
@@ -331,7 +331,7 @@ async fn going_back_to_a_version_keeps_the_disk_of_the_guest_that_was_lost() {
     // In the store it has got another number since.
     let version = qemu.install(&launch, 3).await.unwrap();
     assert_eq!(version.number, 3);
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: Some(version) });
     for layer in left {
         assert!(world.dir().join(format!("aside/1/disk-{layer}")).exists());
     }
@@ -391,7 +391,7 @@ async fn another_base_is_another_disk_and_the_old_one_is_kept() {
 
     // The same disk under another kernel, say: the instance goes on from what it wrote.
     let other_kernel = Launch { image: "4567cdef".to_owned(), ..launch.clone() };
-    assert_eq!(qemu.find(&other_kernel).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&other_kernel, false).await, Found::Nothing { version: None });
     qemu.boot(&other_kernel, &|_| ()).await.unwrap();
     let there = found(&world).await;
     assert!(there >= row);
@@ -433,7 +433,7 @@ async fn ending_a_guest_drops_its_version_and_keeps_its_disk_and_a_removed_one_i
     let written = acknowledged(&world);
 
     assert_eq!(qemu.kill(launch.instance, Remains::Disk).await.unwrap(), None);
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
     assert!(!world.dir().join("state/memory").exists());
     qemu.boot(&launch, &|_| ()).await.unwrap();
     let there = found(&world).await;

@@ -22,14 +22,14 @@ async fn a_woken_guest_goes_on_where_it_was() {
     assert!(first.stored_bytes > 1 << 20, "{first:?}");
     assert!(first.paused_us > 0, "{first:?}");
     assert!(world.processes().is_empty(), "the process ends with the capture");
-    assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(first) });
+    assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: Some(first) });
 
     assert_eq!(restore(&world, &qemu).await, [Stage::Spawned, Stage::Restored, Stage::Running]);
     assert!(!world.manifest().exists(), "a guest that runs has consumed its version");
     let (later, same) = world.tick_after(count).await;
     assert_eq!(same, nonce);
     assert!(later < count + 100, "it counted from {count} to {later} while it slept");
-    assert_eq!(qemu.find(&world.launch()).await, Found::Running);
+    assert_eq!(qemu.find(&world.launch(), false).await, Found::Running);
 
     // The second sleep writes to the very memory file that the first was woken from.
     let second = capture(&world, &qemu, 2).await;
@@ -38,9 +38,12 @@ async fn a_woken_guest_goes_on_where_it_was() {
     qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     assert_eq!(world.process(), armed, "an armed process stays");
     assert!(qemu.cpu_ms(world.launch().instance).is_some());
-    assert_eq!(qemu.find(&world.launch()).await, Found::Untouched { version: second.clone(), armed: true });
+    assert_eq!(
+        qemu.find(&world.launch(), false).await,
+        Found::Untouched { version: second.clone(), armed: true }
+    );
     qemu.disarm(world.launch().instance).await.unwrap();
-    assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(second) });
+    assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: Some(second) });
     let memory = || blake3::hash(&std::fs::read(world.dir().join("state/memory")).unwrap());
     let before = memory();
     qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
@@ -48,7 +51,7 @@ async fn a_woken_guest_goes_on_where_it_was() {
     let armed = world.process();
     drop(qemu);
     let qemu = world.open().await;
-    let found = qemu.find(&world.launch()).await;
+    let found = qemu.find(&world.launch(), false).await;
     assert!(matches!(found, Found::Untouched { armed: true, .. }), "the next daemon has it armed: {found:?}");
     assert_eq!(restore(&world, &qemu).await, [Stage::Running]);
     assert_eq!(world.process(), armed, "the armed process is the one that wakes");
@@ -147,7 +150,7 @@ async fn arp_reply(link: &mut UnixStream) {
 async fn nothing_is_kept_of_a_driver_that_finds_nothing() {
     let world = World::new();
     let qemu = world.open().await;
-    assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: None });
     assert!(qemu.inventory().await.is_empty(), "looking creates nothing");
     assert_eq!(qemu.kill(world.launch().instance, Remains::All).await.unwrap(), None);
     until("no directory", || (!world.dir().exists()).then_some(())).await;

@@ -98,14 +98,14 @@ async fn a_daemon_lost_at_any_step_finds_the_truth_and_the_guest() {
     drop(qemu);
     // How long each takes here, so that what is cut short is cut at every part of it on any machine.
     let qemu = world.open().await;
-    assert_eq!(qemu.find(&launch).await, Found::Running);
+    assert_eq!(qemu.find(&launch, false).await, Found::Running);
     let (captures, _) = timed(capture(&world, &qemu, 1)).await;
     let (restores, _) = timed(restore(&world, &qemu)).await;
     drop(qemu);
     let mut seen = std::collections::BTreeMap::<&str, u32>::new();
     for step in 0..60_u32 {
         let qemu = world.open().await;
-        let found = qemu.find(&launch).await;
+        let found = qemu.find(&launch, false).await;
         let times = seen.entry(kind(&found)).or_default();
         *times += 1;
         let times = *times;
@@ -181,11 +181,11 @@ async fn a_process_that_stands_still_is_hung_and_can_be_ended() {
     drop(qemu);
 
     let qemu = world.open().await;
-    let found = qemu.find(&launch).await;
+    let found = qemu.find(&launch, false).await;
     assert!(matches!(found, Found::Hung { waited_ms } if waited_ms >= 1_000), "{found:?}");
     assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
     assert!(world.processes().is_empty());
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +202,7 @@ async fn a_death_is_told_with_its_reason() {
     world.signal(Signal::KILL);
     assert_eq!(died.await.unwrap(), "killed (SIGKILL)");
     assert!(qemu.beat(launch.instance, 1_000).await.is_err());
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
 
     for (host, reason) in
         [("restarts", "the guest restarted or panicked"), ("halts", "the guest shut itself down")]
@@ -239,7 +239,7 @@ async fn a_kill_ends_whatever_goes_on() {
         assert!(world.processes().is_empty(), "step {step}");
         // It may have come up just before.
         let _ = booting.await.unwrap();
-        assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+        assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
     }
 }
 
@@ -255,7 +255,7 @@ async fn a_guest_killed_after_its_version_was_consumed_is_not_restored() {
     drop(qemu);
 
     let qemu: Qemu = world.open().await;
-    assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: None });
     let refused = qemu.restore(&world.launch(), Mapping::Consume, &|_| ()).await.unwrap_err();
     assert!(matches!(refused, DriverError::Lost(Cause::VersionUnusable { .. })), "{refused}");
     assert!(world.processes().is_empty());

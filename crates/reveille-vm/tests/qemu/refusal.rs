@@ -48,7 +48,7 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let refused = detail(qemu.arm(&launch, Mapping::Consume).await.unwrap_err());
         assert!(refused.starts_with("version: "), "{refused}");
-        assert_eq!(qemu.find(&launch).await, Found::Nothing { version: None });
+        assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: None });
         assert_eq!(qemu.kill(launch.instance, Remains::All).await.unwrap(), None);
         assert_eq!(files(&state), before, "nothing is deleted");
         fs::write(&path, whole).unwrap();
@@ -57,9 +57,12 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
     let other_image = Launch { image: "another".to_owned(), ..launch.clone() };
     let refused = detail(qemu.restore(&other_image, Mapping::Consume, &|_| ()).await.unwrap_err());
     assert_eq!(refused, "version: it was taken from another image");
-    assert_eq!(qemu.find(&other_image).await, Found::Nothing { version: None });
+    assert_eq!(qemu.find(&other_image, false).await, Found::Nothing { version: None });
     qemu.arm(&launch, Mapping::Consume).await.unwrap();
-    assert_eq!(qemu.find(&other_image).await, Found::Untouched { version: version.clone(), armed: false });
+    assert_eq!(
+        qemu.find(&other_image, false).await,
+        Found::Untouched { version: version.clone(), armed: false }
+    );
     qemu.disarm(launch.instance).await.unwrap();
     let larger = Launch {
         resources: Resources { cpus: 1, memory_mib: 128, ..Resources::default() },
@@ -68,7 +71,7 @@ async fn a_damaged_version_is_refused_by_name_and_kept() {
     let refused = detail(qemu.restore(&larger, Mapping::Consume, &|_| ()).await.unwrap_err());
     assert!(refused.contains("112 MiB") && refused.contains("128 MiB"), "{refused}");
 
-    assert_eq!(qemu.find(&launch).await, Found::Nothing { version: Some(version) });
+    assert_eq!(qemu.find(&launch, false).await, Found::Nothing { version: Some(version) });
     restore(&world, &qemu).await;
     assert_eq!(world.tick_after(count).await.1, nonce);
 }
@@ -113,7 +116,7 @@ async fn a_guest_larger_than_the_disk_is_refused_before_it_starts() {
     let version = capture(&world, &qemu, 1).await;
     qemu.boot(&launch, &|_| ()).await.unwrap_err();
     assert_eq!(
-        qemu.find(&world.launch()).await,
+        qemu.find(&world.launch(), false).await,
         Found::Nothing { version: Some(version) },
         "it is not set aside"
     );
@@ -132,7 +135,7 @@ async fn a_guest_that_was_not_looked_for_is_not_trampled_on() {
     assert_eq!(refused, "start: an earlier process of it is still there; end it first");
     qemu.restore(&launch, Mapping::Consume, &|_| ()).await.unwrap_err();
     assert_eq!(world.tick_after(count).await.1, nonce);
-    assert_eq!(qemu.find(&launch).await, Found::Running);
+    assert_eq!(qemu.find(&launch, false).await, Found::Running);
     capture(&world, &qemu, 1).await;
     restore(&world, &qemu).await;
     assert_eq!(world.tick_after(count).await.1, nonce);

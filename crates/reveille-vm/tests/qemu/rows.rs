@@ -85,7 +85,7 @@ async fn a_row_that_was_acknowledged_is_never_lost() {
         if chance.below(3) == 0 {
             // Another daemon takes the guest over.
             qemu = world.open().await;
-            assert_eq!(qemu.find(&launch).await, Found::Running);
+            assert_eq!(qemu.find(&launch, false).await, Found::Running);
         }
         // Something may be being folded.
         for _ in 0..chance.below(3) {

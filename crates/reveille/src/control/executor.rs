@@ -236,8 +236,11 @@ impl Executor {
             // So that it cannot start a process after the kill.
             overtake(overtaken).await;
             tools.unwatch(order.instance);
-            // The row said so first; where it could not be written, ending the process is still right.
-            let _ = ack.await;
+            // The row said so first; where it could not be written, ending the process is still right. But what was ended
+            // for good must not come back with a row of before.
+            if ack.await.is_err() {
+                let _ = tools.inbox.send(Message::Unsaved(vec![order.instance])).await;
+            }
             loop {
                 match tools.driver.kill(order.instance, remains).await {
                     Ok(version) => {

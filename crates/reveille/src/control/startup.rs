@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reveille_core::model::{
-    DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Reconciled, Remains, Service, ServiceSpec,
-    Timestamp, reconcile,
+    DomainName, Event, Fleet, HostLimits, Instance, InstanceId, Phase, Reconciled, Remains, Service,
+    ServiceSpec, Timestamp, reconcile,
 };
 use reveille_store::{Change, Loaded, Origin, StateDatabase, StoredService};
 use reveille_vm::driver::{Driver, Launch, Link};
@@ -230,7 +230,7 @@ pub async fn find(
     for (service, row) in entries {
         let link = wiring.plug(&service.spec.name, service.address, service.spec.address6);
         let launch = launch_to_find(&service.spec, row.id, images, link).await;
-        let found = driver.find(&launch).await;
+        let found = driver.find(&launch, row.phase == Phase::Hibernated).await;
         tracing::debug!(service = %service.spec.name, was = %row.phase, ?found, "found");
         let id = row.id;
         let (instance, step) = reconcile(row, found, now);
