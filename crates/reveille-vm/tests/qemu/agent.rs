@@ -268,7 +268,7 @@ async fn runs(world: &World, qemu: Qemu, launch: &Launch, script: &str) -> (Qemu
     let exited = agent.run(shell, soon()).await.unwrap();
     drop(agent);
     let qemu = world.open().await;
-    qemu.find(launch).await;
+    qemu.find(launch, false).await;
     answers(&qemu, launch).await;
     (qemu, exited)
 }
