@@ -346,6 +346,7 @@ impl From<RequestError> for ControlError {
             RequestError::GaveUp { wait_ms, .. } => Self::GaveUp { detail, retry_ms: wait_ms },
             RequestError::UnknownInstance(_)
             | RequestError::NotAtRest(_)
+            | RequestError::NotReplicable(_)
             | RequestError::Retiring(_)
             | RequestError::Foreign { .. }
             | RequestError::Awake { .. }

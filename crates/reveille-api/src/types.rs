@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reveille_core::answer::Network;
 use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::model::load::Wanted;
 use reveille_core::model::{
     DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Remains,
     Resources, Role, Rung, RungMeasured, Service, SnapshotVersion, Stage, Timestamp, Trigger, VmState,
@@ -152,6 +153,12 @@ pub struct ServiceDetail {
     /// What follows from what is foreseen, from now on; empty if nothing is, or nothing but its resting rung.
     #[serde(default)]
     pub foreseen: Vec<StayReport>,
+    /// What its clients use, and how many instances that takes; absent unless it is awake and may have several.
+    #[serde(default)]
+    pub load: Option<LoadReport>,
+    /// Instances beside the primary, the oldest first.
+    #[serde(default)]
+    pub replicas: Vec<ReplicaReport>,
     /// The readiness check in force.
     pub ready: ReadyCheck,
     /// What the guest may reach by itself.
@@ -218,12 +225,79 @@ impl ServiceDetail {
             boot_ms_p95: instance.boots.percentile_ms(95),
             rungs: instance.measured.iter().map(|(rung, measured)| RungReport::of(rung, measured)).collect(),
             foreseen: StayReport::of(service),
+            load: service.load.as_ref().map(|load| LoadReport::of(load.wanted())),
+            replicas: Vec::new(),
             ready: service.spec.ready_check(),
             egress: service.spec.egress,
             egress_allow: service.spec.egress_allow.clone(),
             egress_deny: service.spec.egress_deny.clone(),
             policy: service.spec.policy,
             queries: None,
+        }
+    }
+}
+
+/// What clients of a replicable service use at a time: connections, sessions, and clients that wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Mean over the stable window, rounded.
+    pub stable: u64,
+    /// Mean over the panic window, rounded.
+    pub panic: u64,
+    /// What one instance is to be used by, rounded.
+    pub target: u64,
+    /// Whether the panic window decides.
+    pub panics: bool,
+    /// Instances that are wanted by forecast alone.
+    pub foreseen: u32,
+    /// Instances that are wanted.
+    pub wanted: u32,
+}
+
+impl LoadReport {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "neither negative nor so large"
+    )]
+    fn of(wanted: Wanted) -> Self {
+        let Wanted { instances, stable, panic, target, panics, foreseen } = wanted;
+        let rounded = |value: f64| value.round().max(0.0) as u64;
+        Self {
+            stable: rounded(stable),
+            panic: rounded(panic),
+            target: rounded(target),
+            panics,
+            foreseen,
+            wanted: instances,
+        }
+    }
+}
+
+/// An instance beside the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// Its identity.
+    pub instance: InstanceId,
+    /// What it is doing.
+    pub phase: Phase,
+    /// When that began.
+    pub phase_since: Time,
+    /// Connections and sessions that lead to it.
+    pub in_use: u32,
+    /// Why it failed, if it did.
+    pub failure: Option<FailureReport>,
+}
+
+impl ReplicaReport {
+    /// What there is to say of `replica`.
+    pub fn of(replica: &Instance) -> Self {
+        Self {
+            instance: replica.id,
+            phase: replica.phase,
+            phase_since: Time(replica.phase_since),
+            in_use: replica.open_connections,
+            failure: replica.failure.as_ref().map(FailureReport::of),
         }
     }
 }
@@ -530,6 +604,7 @@ fn words(action: &Action) -> String {
             format!("have the object store make version {from} the newest one, as version {number}")
         }
         Action::Publish { number } => format!("send version {number} to the object store"),
+        Action::Replicate { instances } => format!("one more instance, the {instances}. of the service"),
         Action::Checkpoint { number } => format!("take version {number} of the running guest"),
         Action::Disarm => "disarm: end the armed or paused monitor".to_owned(),
         Action::Drain { force: false, .. } => "hold new clients and look at the traffic once more".to_owned(),

@@ -65,16 +65,7 @@ fn asleep(number: u64, now: Timestamp) -> Result<(Service, Instance), Box<dyn st
         image: "demo".to_owned(),
     });
     let address = Ipv4Addr::from(0x7f40_0000 | u32::try_from(number)?);
-    let service = Service {
-        spec,
-        address,
-        created_at: now,
-        primary: InstanceId(number),
-        demand: None,
-        foreign: None,
-        outlook: None,
-    };
-    Ok((service, instance))
+    Ok((Service::new(spec, address, now, InstanceId(number)), instance))
 }
 
 /// What is foreseen of a name that was asked for every hour, for the last time some minutes ago.

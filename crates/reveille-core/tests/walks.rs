@@ -366,7 +366,8 @@ impl Host {
                 };
                 self.report(start, report).unwrap();
             }
-            Action::Undrain | Action::GiveUpStart { .. } | Action::Wait { .. } => {}
+            Action::Replicate { .. } | Action::Undrain | Action::GiveUpStart { .. } | Action::Wait { .. } => {
+            }
             Action::Capture => {
                 assert_eq!(self.vmm, Vmm::Running);
                 self.abandon = false;

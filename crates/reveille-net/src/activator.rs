@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use reveille_core::model::{DomainName, Gate};
+use reveille_core::model::{DomainName, Gate, InstanceId};
 
 use crate::binding::{BindError, Binding};
 use crate::counters::Traffic;
 use crate::guest::Link;
 use crate::relay::{Busy, Relay};
 use crate::tap::{Echo, TapAddresses, TapBinding, TapError, Taps};
+use crate::upstream::Backend;
 
 /// What holds clients' first packets while an instance wakes. Cheap to clone. Its verbs mean the same in both modes:
 /// those of [`Relay`].
@@ -75,11 +76,29 @@ impl Activator {
         }
     }
 
-    /// See [`Relay::set_link`]; without meaning in tap mode.
-    pub fn set_link(&self, service: &DomainName, link: Option<Arc<Link>>) {
+    /// See [`Relay::set_member`]; without meaning in tap mode, in which a service has one instance.
+    pub fn set_link(&self, service: &DomainName, member: InstanceId, link: Option<Arc<Link>>, takes: bool) {
         match self {
-            Self::Relay(relay) => relay.set_link(service, link),
+            Self::Relay(relay) => {
+                relay.set_member(service, member, link.map_or(Backend::None, Backend::Guest), takes);
+            }
             Self::Tap(_) => {}
+        }
+    }
+
+    /// See [`Relay::lead_to`]; without meaning in tap mode.
+    pub fn lead_to(&self, service: &DomainName, member: InstanceId, takes: bool) {
+        match self {
+            Self::Relay(relay) => relay.lead_to(service, member, takes),
+            Self::Tap(_) => {}
+        }
+    }
+
+    /// See [`Relay::in_use`]; in tap mode the service's one instance has all.
+    pub fn in_use(&self, service: &DomainName, member: InstanceId) -> u32 {
+        match self {
+            Self::Relay(relay) => relay.in_use(service, member),
+            Self::Tap(taps) => taps.traffic(service).map_or(0, |traffic| traffic.open_connections),
         }
     }
 
@@ -94,10 +113,10 @@ impl Activator {
         }
     }
 
-    /// See [`Relay::cut`].
-    pub fn cut(&self, service: &DomainName) {
+    /// See [`Relay::cut_member`].
+    pub fn cut(&self, service: &DomainName, member: InstanceId) {
         match self {
-            Self::Relay(relay) => relay.cut(service),
+            Self::Relay(relay) => relay.cut_member(service, member),
             Self::Tap(taps) => taps.cut(service),
         }
     }

@@ -10,14 +10,14 @@
 //!   the gate at this moment: entering is one addition, which also tells whether the gate was open. Whoever closes
 //!   the gate clears the bit and then sees from the number whether somebody is still inside.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, btree_map};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use reveille_core::model::{Gate, PortSpec, Timestamp};
+use reveille_core::model::{Gate, InstanceId, PortSpec, Timestamp};
 use tokio::sync::watch;
 
 use crate::counters::{Counters, Traffic};
@@ -80,7 +80,7 @@ pub(crate) struct ServiceGate {
 }
 
 struct State {
-    backend: Backend,
+    members: BTreeMap<InstanceId, Member>,
     ended: bool,
     next_passage: u64,
     open: HashMap<u64, OpenEntry>,
@@ -88,9 +88,46 @@ struct State {
     shown: Signal,
 }
 
+/// One of the instances behind the service.
+struct Member {
+    backend: Backend,
+    /// Whether new clients are led to it.
+    takes: bool,
+    /// TCP connections and UDP sessions that lead to it.
+    in_use: u32,
+}
+
 struct OpenEntry {
+    /// Whom it leads to, once it leads anywhere.
+    member: Option<InstanceId>,
     backend: Option<Arc<Upstream>>,
     cut: Arc<OnceLock<Cut>>,
+}
+
+impl State {
+    /// The instance that takes clients and has the fewest; of those alike the oldest.
+    fn least_used(&mut self) -> io::Result<(InstanceId, &mut Member)> {
+        let taking = self.members.iter_mut().filter(|(_, member)| member.takes);
+        let least = taking.min_by_key(|(id, member)| (member.in_use, **id));
+        least.map(|(id, member)| (*id, member)).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// A client does not lead there any more.
+    fn left(&mut self, member: Option<InstanceId>) {
+        if let Some(member) = member.and_then(|id| self.members.get_mut(&id)) {
+            member.in_use = member.in_use.saturating_sub(1);
+        }
+    }
+}
+
+impl OpenEntry {
+    fn end(&self, why: Cut) {
+        // The flag first: a task that finds its socket broken asks the flag why.
+        let _ = self.cut.set(why);
+        if let Some(backend) = &self.backend {
+            backend.reset();
+        }
+    }
 }
 
 /// What becomes of a client at the gate.
@@ -125,7 +162,7 @@ impl ServiceGate {
             first_byte_due: AtomicBool::new(false),
             signal: watch::Sender::new(shown),
             state: Mutex::new(State {
-                backend: Backend::None,
+                members: BTreeMap::new(),
                 ended: false,
                 next_passage: 0,
                 open: HashMap::new(),
@@ -156,17 +193,62 @@ impl ServiceGate {
         self.show(&state);
     }
 
-    /// Where those who are let in from now on are led.
-    pub(crate) fn set_backend(&self, backend: Backend) {
+    /// An instance behind the service; nobody new is led to it unless it `takes` clients, and beside others nobody before
+    /// [`ServiceGate::lead_to`] says so. [`Backend::None`] takes it away.
+    pub(crate) fn set_member(&self, id: InstanceId, backend: Backend, takes: bool) {
+        let mut state = self.lock();
+        let takes = takes && state.members.keys().all(|other| *other == id);
         // What was there before may end with this, and that takes a moment: not under the lock.
-        let before = std::mem::replace(&mut self.lock().backend, backend);
+        let before = match backend {
+            Backend::None => state.members.remove(&id).map(|member| member.backend),
+            Backend::Guest(_) | Backend::Address(_) => match state.members.entry(id) {
+                btree_map::Entry::Occupied(mut found) => {
+                    let member = found.get_mut();
+                    member.takes = takes;
+                    Some(std::mem::replace(&mut member.backend, backend))
+                }
+                btree_map::Entry::Vacant(vacant) => {
+                    vacant.insert(Member { backend, takes, in_use: 0 });
+                    None
+                }
+            },
+        };
+        drop(state);
         drop(before);
     }
 
-    /// A flow of datagrams to a port of the backend.
-    pub(crate) fn datagrams(&self, port: u16) -> io::Result<UpstreamDatagrams> {
-        let backend = self.lock().backend.clone();
-        backend.datagrams(port)
+    /// Whether new clients are led to the instance from now on; those that are open stay.
+    pub(crate) fn lead_to(&self, id: InstanceId, takes: bool) {
+        if let Some(member) = self.lock().members.get_mut(&id) {
+            member.takes = takes;
+        }
+    }
+
+    /// TCP connections and UDP sessions that lead to the instance.
+    pub(crate) fn in_use(&self, id: InstanceId) -> u32 {
+        self.lock().members.get(&id).map_or(0, |member| member.in_use)
+    }
+
+    /// A flow of datagrams to a port of the instance that has the fewest clients. It counts as one until
+    /// [`ServiceGate::datagrams_ended`].
+    pub(crate) fn datagrams(&self, port: u16) -> io::Result<(InstanceId, UpstreamDatagrams)> {
+        let (id, backend) = {
+            let mut state = self.lock();
+            let (id, member) = state.least_used()?;
+            member.in_use += 1;
+            (id, member.backend.clone())
+        };
+        match backend.datagrams(port) {
+            Ok(upstream) => Ok((id, upstream)),
+            Err(error) => {
+                self.datagrams_ended(id);
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn datagrams_ended(&self, id: InstanceId) {
+        self.lock().left(Some(id));
     }
 
     /// See [`crate::Relay::close_if_idle`].
@@ -203,6 +285,23 @@ impl ServiceGate {
         state.shown.cuts += 1;
         self.cut_open(&mut state, Cut::Lost);
         self.show(&state);
+    }
+
+    /// One of several instances is lost: what leads to it is cut, and its clients are led to the others.
+    pub(crate) fn cut_member(&self, id: InstanceId) {
+        let mut state = self.lock();
+        if state.members.keys().all(|other| *other == id) {
+            drop(state);
+            return self.cut();
+        }
+        if let Some(member) = state.members.get_mut(&id) {
+            member.takes = false;
+        }
+        let cut: Vec<_> = state.open.extract_if(|_, entry| entry.member == Some(id)).collect();
+        for (_, entry) in cut {
+            state.left(entry.member);
+            entry.end(Cut::Lost);
+        }
     }
 
     /// Closes the gate for ever; every task of the service ends.
@@ -246,12 +345,10 @@ impl ServiceGate {
         if state.open.is_empty() {
             return;
         }
-        for (_, entry) in state.open.drain() {
-            // The flag first: a task that finds its socket broken asks the flag why.
-            let _ = entry.cut.set(why);
-            if let Some(backend) = &entry.backend {
-                backend.reset();
-            }
+        let open = std::mem::take(&mut state.open);
+        for entry in open.into_values() {
+            state.left(entry.member);
+            entry.end(why);
         }
         self.note_packet();
     }
@@ -302,7 +399,7 @@ impl ServiceGate {
                 let id = state.next_passage;
                 state.next_passage += 1;
                 let cut = Arc::default();
-                state.open.insert(id, OpenEntry { backend: None, cut: Arc::clone(&cut) });
+                state.open.insert(id, OpenEntry { member: None, backend: None, cut: Arc::clone(&cut) });
                 self.note_packet();
                 self.counters.opened.one();
                 Admission::Open(Passage { gate: Arc::clone(self), id, cut })
@@ -395,13 +492,20 @@ impl Passage {
     /// Begins to connect to a port of the backend; [`Upstream::connected`] tells the outcome.
     pub(crate) fn connect(&self, port: u16) -> Result<Arc<Upstream>, NotBegun> {
         let mut state = self.gate.lock();
-        let backend = state.backend.clone();
         let open = state.shown.gate == Gate::Open;
         let Some(entry) = state.open.get_mut(&self.id).filter(|_| open) else {
             return Err(NotBegun::Closed);
         };
-        let upstream = Arc::new(backend.begin_connect(port).map_err(NotBegun::Io)?);
-        entry.backend = Some(Arc::clone(&upstream));
+        // Who tries again is a new client.
+        let earlier = entry.member.take();
+        state.left(earlier);
+        let (id, member) = state.least_used().map_err(NotBegun::Io)?;
+        let upstream = Arc::new(member.backend.begin_connect(port).map_err(NotBegun::Io)?);
+        member.in_use += 1;
+        if let Some(entry) = state.open.get_mut(&self.id) {
+            entry.member = Some(id);
+            entry.backend = Some(Arc::clone(&upstream));
+        }
         Ok(upstream)
     }
 
@@ -414,7 +518,8 @@ impl Passage {
 impl Drop for Passage {
     fn drop(&mut self) {
         let mut state = self.gate.lock();
-        if state.open.remove(&self.id).is_some() {
+        if let Some(entry) = state.open.remove(&self.id) {
+            state.left(entry.member);
             self.gate.note_packet();
             if state.open.is_empty() {
                 self.gate.events.idle();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reveille_core::model::{DomainName, Gate, Timestamp};
+use reveille_core::model::{DomainName, Gate, InstanceId, Timestamp};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::binding::{BindError, Binding, RelayLimits};
@@ -17,6 +17,9 @@ use crate::listen::Listeners;
 use crate::tcp::TcpPort;
 use crate::udp::UdpPort;
 use crate::upstream::Backend;
+
+/// The instance of a service that has one.
+const ONLY: InstanceId = InstanceId(0);
 
 /// The daemon's clock.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -109,16 +112,42 @@ impl Relay {
 
     /// Sets where the service's clients are led: to be done before the gate opens, and again when the service was
     /// bound anew, since it is then led nowhere. Connections and flows that exist stay with what they lead to, until
-    /// that is closed or [`Relay::cut`].
+    /// that is closed or [`Relay::cut`]. For a service of one instance; of several see [`Relay::set_member`].
     pub fn set_backend(&self, service: &DomainName, backend: Backend) {
-        if let Some(gate) = self.inner.gate(service) {
-            gate.set_backend(backend);
-        }
+        self.set_member(service, ONLY, backend, true);
     }
 
     /// Leads the service's clients into the guest behind `link`; nowhere with `None`.
     pub fn set_link(&self, service: &DomainName, link: Option<Arc<Link>>) {
         self.set_backend(service, link.map_or(Backend::None, Backend::Guest));
+    }
+
+    /// Sets one of the instances behind a service, as [`Relay::set_backend`] does the only one; [`Backend::None`] takes
+    /// it away. Each client is led to the one that has the fewest, among those that take any.
+    pub fn set_member(&self, service: &DomainName, member: InstanceId, backend: Backend, takes: bool) {
+        if let Some(gate) = self.inner.gate(service) {
+            gate.set_member(member, backend, takes);
+        }
+    }
+
+    /// Whether new clients are led to the instance from now on; those that are open stay with it.
+    pub fn lead_to(&self, service: &DomainName, member: InstanceId, takes: bool) {
+        if let Some(gate) = self.inner.gate(service) {
+            gate.lead_to(member, takes);
+        }
+    }
+
+    /// TCP connections and UDP sessions that lead to the instance.
+    pub fn in_use(&self, service: &DomainName, member: InstanceId) -> u32 {
+        self.inner.gate(service).map_or(0, |gate| gate.in_use(member))
+    }
+
+    /// One of several instances is lost: as [`Relay::cut`], for what leads to it alone. Clients over whose connection no
+    /// byte has passed are led to another one. With no other instance it is the same as [`Relay::cut`].
+    pub fn cut_member(&self, service: &DomainName, member: InstanceId) {
+        if let Some(gate) = self.inner.gate(service) {
+            gate.cut_member(member);
+        }
     }
 
     /// Closes the gate (from [`Gate::Open`] to [`Gate::Hold`]) if no connection is open and no byte or datagram

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use reveille_core::model::{Gate, PortSpec};
+use reveille_core::model::{Gate, InstanceId, PortSpec};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, coop};
@@ -66,6 +66,7 @@ struct Sessions {
 }
 
 struct Session {
+    member: InstanceId,
     upstream: Arc<UpstreamDatagrams>,
     last: Arc<AtomicU64>,
     replies: AbortHandle,
@@ -87,6 +88,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.replies.abort();
         self.gate.udp_sessions.fetch_sub(1, Ordering::SeqCst);
+        self.gate.datagrams_ended(self.member);
     }
 }
 
@@ -258,8 +260,8 @@ impl Sessions {
         let gate = &self.gate;
         let one_more = |open: u32| (open < gate.limits.udp_sessions_max).then_some(open + 1);
         gate.udp_sessions.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok()?;
-        let upstream = match gate.datagrams(self.port.number) {
-            Ok(upstream) => Arc::new(upstream),
+        let (member, upstream) = match gate.datagrams(self.port.number) {
+            Ok((member, upstream)) => (member, Arc::new(upstream)),
             Err(error) => {
                 gate.udp_sessions.fetch_sub(1, Ordering::SeqCst);
                 tracing::debug!(port = %self.port, %error, "no way to the backend for a UDP session");
@@ -276,7 +278,7 @@ impl Sessions {
             _alive: self.alive.clone(),
         };
         let replies = tokio::spawn(replies.relay()).abort_handle();
-        Some(vacant.insert(Session { upstream, last, replies, gate: Arc::clone(gate) }))
+        Some(vacant.insert(Session { member, upstream, last, replies, gate: Arc::clone(gate) }))
     }
 }
 

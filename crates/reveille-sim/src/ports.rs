@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use reveille::control::cable::{Cable, Stream};
 use reveille::control::ready::NotReady;
 use reveille::control::wiring::Wiring;
-use reveille_core::model::{Cause, DomainName, Gate, InstanceId, PortSpec, Protocol, ServiceSpec, Timestamp};
+use reveille_core::model::{
+    Cause, DomainName, Gate, InstanceId, PortSpec, Protocol, Role, ServiceSpec, Timestamp,
+};
 use reveille_net::{ActivatorError, Binding, Busy, EventSender, ServiceEvents, Traffic};
 use reveille_vm::driver::{self, Driver, DriverError};
 use tokio::sync::oneshot;
@@ -73,6 +75,10 @@ impl Wiring for Ports {
         self.life.at_once(|inside, host| inside.hosts.get_mut(host).map(|host| host.ports.remove(service)));
     }
 
+    fn shares_out(&self) -> bool {
+        false
+    }
+
     fn set_gate(&self, service: &DomainName, gate: Gate) {
         self.life.at_once(|inside, host| {
             inside.tell(|| format!("h{host} {service}: gate {gate:?}"));
@@ -108,11 +114,18 @@ impl Wiring for Ports {
         closed.flatten().unwrap_or(Ok(()))
     }
 
-    fn cut(&self, service: &DomainName) {
+    fn cut(&self, _: InstanceId, service: &DomainName) {
         self.port(service, |port| {
             port.open = 0;
             port.cuts += 1;
         });
+    }
+
+    // Its services have one instance.
+    fn lead_to(&self, _: InstanceId, _: &DomainName, _: bool) {}
+
+    fn in_use(&self, _: InstanceId, service: &DomainName) -> u32 {
+        self.port(service, |port| port.open).unwrap_or_default()
     }
 
     fn traffic(&self, service: &DomainName) -> Option<Traffic> {
@@ -135,6 +148,7 @@ impl Wiring for Ports {
     async fn attach(
         &self,
         instance: InstanceId,
+        _: Role,
         _: &ServiceSpec,
         _: &dyn Driver,
     ) -> Result<Arc<dyn Cable>, DriverError> {

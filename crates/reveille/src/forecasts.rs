@@ -5,6 +5,8 @@
 //! all others. What names have in common is in the file `gaps`. Both are written each minute and at the end: a kill
 //! costs a minute of learning and nothing else.
 
+mod ahead;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -28,6 +30,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::control::Message;
 use crate::control::forecasts::{TOLD_MAX, Told};
+use ahead::Ahead;
 
 /// Names that are known in memory; of others it is read when they are asked for. One takes about 500 bytes.
 const NAMES_MAX: usize = 16_384;
@@ -99,6 +102,8 @@ pub fn start(
         stale: BTreeSet::new(),
         history,
         pending: BTreeMap::new(),
+        in_use: BTreeMap::new(),
+        ahead: Ahead::default(),
         questions,
         counted: Vec::new(),
         inbox,
@@ -130,6 +135,9 @@ struct Forecaster {
     history: History,
     /// Arrivals of each second that were not recorded yet.
     pending: BTreeMap<(DomainName, u64), u64>,
+    /// What was in use of replicable services in each second, in milliseconds, that was not recorded yet.
+    in_use: BTreeMap<(DomainName, u64), u64>,
+    ahead: Ahead,
     questions: Questions,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
@@ -154,6 +162,7 @@ impl Forecaster {
             match arrivals.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, at }) => self.arrived(service, at),
                 Ok(Told::Busy { service, at }) => self.busy(service, at),
+                Ok(Told::Used { service, in_use, at }) => self.used(service, in_use, at),
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
                     let some: Vec<DomainName> = before.by_ref().take(TAKEN_UP_MAX).collect();
@@ -173,6 +182,9 @@ impl Forecaster {
             if now >= second {
                 second = now + SECOND;
                 self.record();
+                if !self.tell_ahead() {
+                    break;
+                }
             }
             if now >= save {
                 save = now + SAVE_EVERY;
@@ -205,6 +217,22 @@ impl Forecaster {
         known.unsaved = true;
         self.gaps.in_use(&mut known.name, at);
         self.stale.insert(service);
+    }
+
+    /// So many clients use a replicable service: milliseconds of execution, added up, are what its history has of it.
+    fn used(&mut self, service: DomainName, in_use: u32, at: Timestamp) {
+        let at_s = at.as_ms() / 1_000;
+        self.ahead.used(&service, at_s);
+        self.in_use.insert((service, at_s), u64::from(in_use) * 1_000);
+    }
+
+    /// Tells what is foreseen to be in use; false if nobody listens any more.
+    fn tell_ahead(&mut self) -> bool {
+        let now_s = self.clock.now().as_ms() / 1_000;
+        let due = self.ahead.due(&self.history.reader(), now_s);
+        due.into_iter().all(|(service, foreseen)| {
+            self.inbox.blocking_send(Message::Expected { service, foreseen }).is_ok()
+        })
     }
 
     /// Tells what is foreseen of the names of which something new is known; false if nobody listens any more.
@@ -262,7 +290,9 @@ impl Forecaster {
 
     fn forget(&mut self, service: &DomainName) {
         self.names.remove(service);
+        self.ahead.forget(service);
         self.pending.retain(|(name, _), _| name != service);
+        self.in_use.retain(|(name, _), _| name != service);
         if let Err(error) = self.history.recorder().remove(service.to_string().as_bytes()) {
             tracing::warn!(%service, %error, "its history is not removed yet");
         }
@@ -329,7 +359,9 @@ impl Forecaster {
         points.extend(
             arrivals.into_iter().map(|((name, at_s), count)| point(name, Kind::Arrivals, at_s, count)),
         );
-        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::Arrivals);
+        let in_use = std::mem::take(&mut self.in_use);
+        points.extend(in_use.into_iter().map(|((name, at_s), ms)| point(name, Kind::ExecutionMs, at_s, ms)));
+        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::Arrivals).with(Kind::ExecutionMs);
         // What does not fit is dropped and counted there.
         self.history.recorder().record(Batch { now_s, seen: Some(Seen { at_s: now_s, kinds }), points });
     }

@@ -90,15 +90,8 @@ impl Memory {
         instance.restores.push_ms(180);
         instance.measured.note_wake(Rung::Local, 180);
         instance.measured.note_held(Rung::Armed, 41 << 10);
-        let service = Service {
-            address: spec.address.unwrap_or([127, 64, 0, 1].into()),
-            created_at: Timestamp::from_ms(1_000),
-            primary: id,
-            demand: None,
-            foreign: None,
-            outlook: None,
-            spec,
-        };
+        let address = spec.address.unwrap_or([127, 64, 0, 1].into());
+        let service = Service::new(spec, address, Timestamp::from_ms(1_000), id);
         services.insert(service.spec.name.clone(), (service, instance));
     }
 

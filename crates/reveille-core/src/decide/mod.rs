@@ -6,13 +6,14 @@
 pub mod keep;
 mod outlook;
 mod reason;
+mod replicas;
 mod room;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, DnsLease, DomainName, Fleet, ForecastMode, Instance, InstanceId, Phase, Remains, RollBack, Rung,
-    Service, SleepAsked, Timestamp,
+    Cause, DnsLease, DomainName, Fleet, ForecastMode, Instance, InstanceId, Phase, Remains, Role, RollBack,
+    Rung, Service, SleepAsked, Timestamp,
 };
 
 use crate::mutation::is_on;
@@ -95,6 +96,11 @@ pub enum Action {
         #[serde(default)]
         remains: Remains,
     },
+    /// Have one more instance of a replicable service.
+    Replicate {
+        /// How many there are then.
+        instances: u32,
+    },
     /// Do nothing until then.
     Wait {
         /// When to look again; `None`: when something happens.
@@ -131,6 +137,18 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
     let mut plan = Plan { generation: fleet.generation(), decisions: Vec::new(), next_look: None };
     let mut wishes = room::Wishes::default();
     for (instance, service) in fleet.attention() {
+        if instance.role == Role::Replica {
+            match replicas::choose(fleet, instance, service, now) {
+                Choice::Start(reason) => wishes.starts.push((instance, service, reason)),
+                choice @ (Choice::Rest(..) | Choice::Do(..) | Choice::LookAt(_) | Choice::Nothing) => {
+                    plan.follow(instance, choice);
+                }
+            }
+            continue;
+        }
+        if let Some((action, reason)) = replicas::grow(instance, service) {
+            plan.push(instance, action, reason);
+        }
         if let Some(when) = wakes_at(instance, now) {
             plan.look_at(when);
         }
@@ -150,9 +168,7 @@ pub fn decide(fleet: &Fleet, now: Timestamp) -> Plan {
         match choice {
             Choice::Start(reason) => wishes.starts.push((instance, service, reason)),
             Choice::Rest(action, reason) => wishes.rests.push((instance, service, action, reason)),
-            Choice::Do(action, reason) => plan.push(instance, action, reason),
-            Choice::LookAt(when) => plan.look_at(when),
-            Choice::Nothing => {}
+            choice @ (Choice::Do(..) | Choice::LookAt(_) | Choice::Nothing) => plan.follow(instance, choice),
         }
     }
     room::admit(fleet, wishes, now, &mut plan);
@@ -184,6 +200,15 @@ enum Choice {
 }
 
 impl Plan {
+    /// Takes in what an instance wants that no limit of the host is applied to.
+    fn follow(&mut self, instance: &Instance, choice: Choice) {
+        match choice {
+            Choice::Do(action, reason) => self.push(instance, action, reason),
+            Choice::LookAt(when) => self.look_at(when),
+            Choice::Start(_) | Choice::Rest(..) | Choice::Nothing => {}
+        }
+    }
+
     fn push(&mut self, instance: &Instance, action: Action, reason: Reason) {
         if let Action::Wait { until: Some(until) } = &action {
             self.look_at(*until);
@@ -276,6 +301,18 @@ fn choose(fleet: &Fleet, instance: &Instance, service: &Service, now: Timestamp)
         };
     }
     let terminated = instance.sleep_asked == Some(SleepAsked::Terminate);
+    if instance.retiring && !service.replicas.is_empty() {
+        // They go first, as they are nobody's without it.
+        return Choice::Nothing;
+    }
+    if replicas::replace_primary(fleet, instance, service) && !busy {
+        let retry_at = instance.failure.as_ref().map_or(Timestamp::default(), |failure| failure.retry_at);
+        return if now < retry_at {
+            Choice::LookAt(retry_at)
+        } else {
+            Choice::Start(service.wanted().into())
+        };
+    }
     if (instance.retiring || terminated) && !busy {
         let (remains, reason) = if instance.retiring {
             (Remains::Nothing, Reason::Removed)
@@ -334,6 +371,10 @@ fn watch_start(instance: &Instance, service: &Service, now: Timestamp) -> Choice
 /// An awake instance: asleep when idle, but not before its minimum times are over.
 fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choice {
     let policy = &service.spec.policy;
+    if !service.replicas.is_empty() {
+        // The last to sleep: what it has is what the service goes on from.
+        return Choice::Nothing;
+    }
     match instance.sleep_asked {
         Some(SleepAsked::Force) => {
             return Choice::Do(Action::Drain { idle_ms: 0, force: true }, Reason::SleepAsked);

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::keep::KeepReason;
+use crate::model::load::Wanted;
 use crate::model::{Cause, DomainName, Rung, Trigger};
 
 /// Why an action was chosen, with the numbers that it was chosen by.
@@ -155,8 +156,39 @@ pub enum Reason {
         /// The numbers.
         because: KeepReason,
     },
+    /// It takes so many instances to carry what its clients use.
+    Load {
+        /// Instances that are wanted.
+        wanted: u32,
+        /// Mean of what was in use over the stable window.
+        stable: f64,
+        /// The same over the panic window.
+        panic: f64,
+        /// What one instance is to be used by.
+        target: f64,
+        /// Whether the panic window decides.
+        panics: bool,
+        /// Instances that are wanted by forecast alone.
+        foreseen: u32,
+    },
+    /// By what is foreseen there would be so many instances, if decisions went by forecasts.
+    WouldReplicate {
+        /// Instances that are wanted by forecast alone.
+        foreseen: u32,
+        /// Mean of what is in use.
+        stable: f64,
+        /// What one instance is to be used by.
+        target: f64,
+    },
     /// A process of a failed start may be left.
     Leftover,
+}
+
+impl From<Wanted> for Reason {
+    fn from(wanted: Wanted) -> Self {
+        let Wanted { instances, stable, panic, target, panics, foreseen } = wanted;
+        Self::Load { wanted: instances, stable, panic, target, panics, foreseen }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -234,6 +266,21 @@ impl fmt::Display for Reason {
             }
             Self::WouldKeep { rung, because } => {
                 write!(f, "with forecast = \"on\" it would be kept {rung}: {because}")
+            }
+            Self::WouldReplicate { foreseen, stable, target } => write!(
+                f,
+                "with forecast = \"on\" there would be {foreseen} instances, each to carry {target:.0}; {stable:.1} are in use now"
+            ),
+            Self::Load { wanted, stable, panic, target, panics, foreseen } => {
+                write!(f, "{wanted} instances carry what its clients use: ")?;
+                match (*panics, foreseen) {
+                    (true, _) => write!(f, "{panic:.1} at a time of late, a crowd")?,
+                    (false, most) if most >= wanted => {
+                        write!(f, "a forecast says {most}, with {stable:.1} in use now")?
+                    }
+                    (false, _) => write!(f, "{stable:.1} at a time")?,
+                }
+                write!(f, "; one is to carry {target:.0}")
             }
             Self::Leftover => f.write_str("a process of the failed start may be left"),
         }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::{Action, Plan, Reason, foreseen, restore, sleeps_at_pressure};
-use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Rung, Service, Timestamp};
+use crate::model::{Fleet, Held, Instance, InstanceId, Phase, Role, Rung, Service, Timestamp};
 
 /// What instances want, before the limits of the host are applied.
 #[derive(Default)]
@@ -74,7 +74,9 @@ pub(super) fn admit(fleet: &Fleet, mut wishes: Wishes<'_>, now: Timestamp, plan:
 
 /// Its place among those that wait to be started: higher priority first, then who waited longest.
 fn turn_of(instance: &Instance, service: &Service) -> (Reverse<u8>, Option<Timestamp>, InstanceId) {
-    let since = service.demand.as_ref().map(|demand| demand.since);
+    let since = service.demand.as_ref().filter(|_| instance.role == Role::Primary).map(|demand| demand.since);
+    // Nobody waits for one more of several; behind those who wait alike it has its turn by its age.
+    let since = since.or(Some(instance.phase_since));
     (Reverse(service.spec.priority), since, instance.id)
 }
 
@@ -100,7 +102,11 @@ impl Room<'_> {
         let mut short = after.beyond(&fleet.limits);
         let mut candidates = Vec::new();
         for (instance, owner, held) in fleet.holders() {
-            if instance.id == waiting.id || self.taken.contains(&instance.id) {
+            // A replica goes by itself when it is not needed.
+            if instance.id == waiting.id
+                || self.taken.contains(&instance.id)
+                || instance.role == Role::Replica
+            {
                 continue;
             }
             let asleep = instance.phase == Phase::Hibernated;

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::instance::{Cause, Instance, InstanceId, SleepAsked, SnapshotVersion};
+use super::load::{Foreseen, Load, Wanted};
 use super::name::DomainName;
-use super::phase::{Phase, Refusal, Rung};
+use super::phase::{Kind, Phase, Refusal, Rung};
 use super::service::ServiceSpec;
 use super::time::Timestamp;
 use super::wake::Trigger;
@@ -74,6 +75,10 @@ pub struct Service {
     pub created_at: Timestamp,
     /// The instance that answers for it.
     pub primary: InstanceId,
+    /// Those that answer beside it, the oldest first.
+    pub replicas: Vec<InstanceId>,
+    /// What it was used by of late, if it may have several instances and is awake.
+    pub load: Option<Box<Load>>,
     /// Who waits for it, if it does not run.
     pub demand: Option<Demand>,
     /// The host that has taken it over; it does not run here.
@@ -85,7 +90,34 @@ pub struct Service {
 impl Service {
     /// A service that nobody has asked for yet.
     pub fn new(spec: ServiceSpec, address: Ipv4Addr, created_at: Timestamp, primary: InstanceId) -> Self {
-        Self { spec, address, created_at, primary, demand: None, foreign: None, outlook: None }
+        Self {
+            spec,
+            address,
+            created_at,
+            primary,
+            replicas: Vec::new(),
+            load: None,
+            demand: None,
+            foreign: None,
+            outlook: None,
+        }
+    }
+
+    /// How many instances it takes by now, 1 at least.
+    pub fn wanted(&self) -> Wanted {
+        self.load.as_ref().map(|load| load.wanted()).unwrap_or_default()
+    }
+
+    /// What it was used by before it slept says nothing of what comes now.
+    pub(super) fn forget_load(&mut self) {
+        if self.replicas.is_empty() {
+            self.load = None;
+        }
+    }
+
+    /// Whether it may have more than one instance.
+    pub fn may_scale(&self) -> bool {
+        self.spec.kind == Kind::Replicable && self.spec.policy.instances_max > 1
     }
 }
 
@@ -211,6 +243,27 @@ pub enum Event {
         service: DomainName,
         /// The hazard of the gap that it is in.
         foresight: Foresight,
+    },
+    /// What clients of a replicable service use at a time.
+    Used {
+        /// The service.
+        service: DomainName,
+        /// Open connections, sessions, and clients that wait.
+        in_use: u32,
+    },
+    /// What is foreseen to be in use of a replicable service, in place of what was before.
+    Expected {
+        /// The service.
+        service: DomainName,
+        /// In the coming steps.
+        foreseen: Vec<Foreseen>,
+    },
+    /// There is one more instance of a replicable service; it does not run yet.
+    Replicated {
+        /// The service.
+        service: DomainName,
+        /// The new one.
+        replica: InstanceId,
     },
     /// What the instance's process held of the host's memory on a rung.
     Measured {
@@ -378,6 +431,9 @@ pub enum RequestError {
         /// To which version.
         from: u64,
     },
+    /// It is not one that may have several instances, or has as many as it may.
+    #[error("{0} may not have one more instance")]
+    NotReplicable(DomainName),
     /// The service is being removed.
     #[error("{0} is being removed")]
     Retiring(DomainName),

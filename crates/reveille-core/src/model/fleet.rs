@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::{Applied, Demand, Event, HostLimits, Ownership, Report, RequestError, Service};
 use super::instance::{Instance, InstanceId, Remains, RollBack, SleepAsked};
+use super::load::Foreseen;
 use super::name::DomainName;
-use super::phase::{Move, Phase, Rung};
+use super::phase::{Move, Phase, Role, Rung};
 use super::room::{Held, Ledger};
 use super::service::{ForecastMode, ServiceSpec};
 use super::time::Timestamp;
@@ -75,6 +76,19 @@ impl Fleet {
         self.instances.get(&self.services.get(name)?.primary)
     }
 
+    /// Instances of the service that take clients.
+    pub fn serving(&self, service: &Service) -> usize {
+        let all = std::iter::once(&service.primary).chain(&service.replicas);
+        all.filter_map(|id| self.instances.get(id)).filter(|instance| instance.serves()).count()
+    }
+
+    /// Whether others than its primary take a service's clients.
+    pub fn has_serving_replica(&self, name: &DomainName) -> bool {
+        self.services.get(name).is_some_and(|service| {
+            service.replicas.iter().filter_map(|id| self.instances.get(id)).any(Instance::serves)
+        })
+    }
+
     /// Services whose time to be woken has come: each is to be asked for by [`Trigger::Schedule`], which ends that.
     pub fn due(&self, now: Timestamp) -> Vec<(DomainName, Timestamp)> {
         let due = |instance: &Instance| {
@@ -94,9 +108,20 @@ impl Fleet {
         })
     }
 
-    /// Instances that are awake.
+    /// Primaries that are awake.
     pub fn awake(&self) -> impl Iterator<Item = (&Instance, &Service)> {
-        self.attention().filter(|(instance, _)| instance.phase == Phase::Active)
+        self.attention()
+            .filter(|(instance, _)| instance.phase == Phase::Active && instance.role == Role::Primary)
+    }
+
+    /// Services that may have several instances and have one that is awake.
+    pub fn scaled(&self) -> impl Iterator<Item = &Service> {
+        let scaled = self.attention().filter(|(instance, service)| {
+            instance.role == Role::Primary
+                && service.may_scale()
+                && (instance.serves() || !service.replicas.is_empty())
+        });
+        scaled.map(|(_, service)| service)
     }
 
     /// When the next of those that are at rest is to be looked at, by what is foreseen.
@@ -130,6 +155,8 @@ impl Fleet {
         }
         match instance.phase {
             Phase::Active => Gate::Open,
+            // Whatever has become of it: its replicas take its clients.
+            _ if self.has_serving_replica(&instance.service) => Gate::Open,
             // The version was taken of a ready instance, so its ports answer as soon as the vCPUs run.
             Phase::Warming if instance.is_restored() || is_on("gate-early") => Gate::Open,
             // The last is one whose version cannot be had from the object store.
@@ -195,26 +222,7 @@ impl Fleet {
                 instance.leased_until = instance.leased_until.max(until);
                 Ok(())
             }),
-            Event::Owned { service, ownership } => {
-                let id = self.known(&service)?.primary;
-                self.asked.insert(service);
-                self.change(id, |instance, service| {
-                    match ownership {
-                        Ownership::Foreign(host) => {
-                            service.foreign = Some(host);
-                            service.demand = None;
-                        }
-                        Ownership::Ours { epoch, newest, number_last } => {
-                            service.foreign = None;
-                            instance.note_owned(epoch, newest, number_last, now);
-                        }
-                    }
-                    Ok(())
-                })?;
-                // Of the service no row tells, and the gate depends on it.
-                self.settle(id);
-                Ok(Applied::Changed)
-            }
+            Event::Owned { service, ownership } => self.owned(service, ownership, now),
             Event::RollBackAsked { service, from, highest, discard } => {
                 self.roll_back_asked(&service, from, highest, discard)
             }
@@ -227,6 +235,9 @@ impl Fleet {
                 Ok(())
             }),
             Event::Foreseen { service, foresight } => self.foreseen(&service, foresight, now),
+            Event::Used { service, in_use } => self.used(&service, in_use, now),
+            Event::Expected { service, foreseen } => self.expected(&service, foreseen),
+            Event::Replicated { service, replica } => self.replicated(&service, replica, now),
             Event::Measured { instance, rung, held_kib } => self.change(instance, |instance, _| {
                 instance.measured.note_held(rung, held_kib);
                 Ok(())
@@ -286,6 +297,9 @@ impl Fleet {
             instance.note_other_spec(&service.spec, &spec);
         }
         service.spec = spec;
+        if !service.may_scale() {
+            service.load = None;
+        }
         // What follows from a forecast depends on prices and limits.
         let foresight = service.outlook.take().map(|outlook| outlook.foresight().clone());
         if let (Some(foresight), Some(instance)) = (foresight, self.instances.get(&id))
@@ -349,6 +363,80 @@ impl Fleet {
             demand.asks += 1;
         }
         self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn owned(
+        &mut self,
+        service: DomainName,
+        ownership: Ownership,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
+        let id = self.known(&service)?.primary;
+        self.asked.insert(service);
+        self.change(id, |instance, service| {
+            match ownership {
+                Ownership::Foreign(host) => {
+                    service.foreign = Some(host);
+                    service.demand = None;
+                }
+                Ownership::Ours { epoch, newest, number_last } => {
+                    service.foreign = None;
+                    instance.note_owned(epoch, newest, number_last, now);
+                }
+            }
+            Ok(())
+        })?;
+        // Of the service no row tells, and the gate depends on it.
+        self.settle(id);
+        Ok(Applied::Changed)
+    }
+
+    fn expected(&mut self, name: &DomainName, foreseen: Vec<Foreseen>) -> Result<Applied, RequestError> {
+        self.known(name)?;
+        if let Some(load) = self.services.get_mut(name).and_then(|service| service.load.as_mut()) {
+            load.foresee(foreseen);
+        }
+        // The next look at what is in use goes by it.
+        Ok(Applied::Unchanged)
+    }
+
+    fn used(&mut self, name: &DomainName, in_use: u32, now: Timestamp) -> Result<Applied, RequestError> {
+        let service = self.known(name)?;
+        if !service.may_scale() {
+            return Ok(Applied::Unchanged);
+        }
+        let serving = u32::try_from(self.serving(service)).unwrap_or(u32::MAX);
+        let Some(service) = self.services.get_mut(name) else { return Ok(Applied::Unchanged) };
+        if serving == 0 {
+            return Ok(if service.load.take().is_some() { Applied::Changed } else { Applied::Unchanged });
+        }
+        let before = service.wanted().instances;
+        let policy = service.spec.policy;
+        let load = service.load.get_or_insert_default();
+        load.note(in_use, serving, &policy, now);
+        if load.wanted().instances == before {
+            return Ok(Applied::Unchanged);
+        }
+        self.generation += 1;
+        Ok(Applied::Changed)
+    }
+
+    fn replicated(
+        &mut self,
+        name: &DomainName,
+        replica: InstanceId,
+        now: Timestamp,
+    ) -> Result<Applied, RequestError> {
+        let service =
+            self.services.get_mut(name).ok_or_else(|| RequestError::UnknownService(name.clone()))?;
+        let places = usize::try_from(service.spec.policy.instances_max).unwrap_or(usize::MAX);
+        if !service.may_scale() || service.replicas.len() + 1 >= places {
+            return Err(RequestError::NotReplicable(name.clone()));
+        }
+        service.replicas.push(replica);
+        self.instances.insert(replica, Instance::replica(replica, name.clone(), now));
+        self.settle(replica);
         Ok(Applied::Changed)
     }
 
@@ -528,10 +616,26 @@ impl Fleet {
             return Ok(Applied::Stale);
         }
         let gone = instance.retiring && matches!(report, Report::Fenced { .. });
-        let applied = self.change(id, |instance, service| instance.take_report(service, report, now))?;
+        let applied = self.change(id, |instance, service| {
+            if instance.role == Role::Primary {
+                return instance.take_report(service, report, now);
+            }
+            // Who waits for the service waits for its primary.
+            let demand = service.demand.clone();
+            let taken = instance.take_report(service, report, now);
+            service.demand = demand;
+            taken
+        })?;
         if gone && let Some(instance) = self.instances.remove(&id) {
-            self.services.remove(&instance.service);
-            self.asked.remove(&instance.service);
+            if instance.role == Role::Primary {
+                self.services.remove(&instance.service);
+                self.asked.remove(&instance.service);
+            } else if let Some(service) = self.services.get_mut(&instance.service) {
+                service.replicas.retain(|replica| *replica != id);
+                // Whether clients are let in, and whether it may sleep, may have hung on that one.
+                let primary = service.primary;
+                self.settle(primary);
+            }
             self.attention.remove(&id);
             if let Some(at) = self.agenda_of.remove(&id) {
                 self.agenda.remove(&(at, id));
@@ -576,7 +680,11 @@ impl Fleet {
         if let Some(instance) = self.instances.get(&id)
             && let Some(service) = self.services.get(&instance.service)
         {
-            at_rest = is_at_rest(instance, service, &self.limits);
+            at_rest = match instance.role {
+                Role::Primary => is_at_rest(instance, service, &self.limits),
+                // They are few, and gone when they are not needed.
+                Role::Replica | Role::Shadow | Role::Pooled => false,
+            };
             held = Held::by(instance, service.spec.resources);
         }
         self.ledger.set(id, held);
@@ -600,6 +708,7 @@ fn is_spent(service: &Service, instance: &Instance, now: Timestamp) -> bool {
 /// Whether something is asked of the instance, or under way with it, whatever is foreseen.
 fn is_wanted(instance: &Instance, service: &Service, limits: &HostLimits) -> bool {
     service.demand.is_some()
+        || !service.replicas.is_empty()
         || (limits.has_depot && instance.wants_publishing())
         || instance.retiring
         || (instance.outdated && instance.rung >= Rung::Armed)
@@ -642,6 +751,7 @@ impl Fleet {
             match &decision.action {
                 Action::Boot => {
                     instance.step(Move::Boot, now)?;
+                    service.forget_load();
                     instance.begin_start(Rung::Cold, now);
                     instance.ahead = service.demand.is_none();
                     instance.leave_outdated();
@@ -651,6 +761,7 @@ impl Fleet {
                 }
                 Action::Restore { from, keep: _ } => {
                     instance.step(Move::Restore, now)?;
+                    service.forget_load();
                     instance.begin_start(*from, now);
                     instance.ahead = service.demand.is_none();
                     // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
@@ -676,13 +787,14 @@ impl Fleet {
                 }
                 Action::Drain { .. } => {
                     instance.step(Move::Drain, now)?;
-                    instance.in_flight = true;
+                    // Clients leave a replica in their own time.
+                    instance.in_flight = instance.role == Role::Primary;
                 }
                 Action::Undrain => {
                     instance.step(Move::Undrain, now)?;
                     instance.sleep_asked = None;
                     instance.last_activity = now;
-                    service.demand = None;
+                    service.demand.take_if(|_| instance.role == Role::Primary);
                 }
                 Action::Capture => {
                     instance.step(Move::Capture, now)?;
@@ -693,6 +805,8 @@ impl Fleet {
                 }
                 Action::GiveUpStart { cause } => instance.fail(service, cause.clone(), now)?,
                 Action::Kill { remains } => {
+                    // With its process a replica is gone.
+                    instance.retiring |= instance.role == Role::Replica;
                     if *remains != Remains::All {
                         instance.step(Move::Stop, now)?;
                         instance.discard();
@@ -702,7 +816,7 @@ impl Fleet {
                     }
                     instance.in_flight = true;
                 }
-                Action::Wait { .. } => {}
+                Action::Replicate { .. } | Action::Wait { .. } => {}
             }
             Ok(())
         })

@@ -301,6 +301,16 @@ impl Instance {
         self.phase == Phase::Warming && self.start_from > Rung::Cold
     }
 
+    /// A new replica of `service` that has never run.
+    pub fn replica(id: InstanceId, service: DomainName, now: Timestamp) -> Self {
+        Self { role: Role::Replica, ..Self::new(id, service, now) }
+    }
+
+    /// Whether it takes clients, or would if its gate were open.
+    pub fn serves(&self) -> bool {
+        self.phase == Phase::Active
+    }
+
     /// A new primary of `service` that has never run.
     pub fn new(id: InstanceId, service: DomainName, now: Timestamp) -> Self {
         Self {

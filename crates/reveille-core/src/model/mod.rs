@@ -3,6 +3,7 @@
 mod event;
 mod fleet;
 mod instance;
+pub mod load;
 mod measured;
 mod name;
 mod phase;
@@ -24,8 +25,8 @@ pub use phase::{Kind, Move, Outcome, Phase, Refusal, Role, Rung, VmState, transi
 pub use reconcile::{Found, Reconciled, reconcile};
 pub use room::{ARMED_MIB, Held};
 pub use service::{
-    AfterCrash, AnswerPolicy, DnsLease, Egress, ForecastMode, Policy, PortSpec, Protocol, ReadyCheck,
-    Resources, ServiceSpec, SpecFault,
+    AfterCrash, AnswerPolicy, DnsLease, Egress, ForecastMode, INSTANCES_MAX, Policy, PortSpec, Protocol,
+    ReadyCheck, Resources, ServiceSpec, SpecFault,
 };
 pub use time::Timestamp;
 pub use wake::{Stage, Trigger, WakeOutcome, WakeRecord};

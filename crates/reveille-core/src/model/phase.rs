@@ -134,6 +134,9 @@ impl std::fmt::Display for Rung {
 pub enum Role {
     /// Answers for the service.
     Primary,
+    /// Answers beside the primary of a replicable service, for as long as it takes more than one. It has no state of its
+    /// own that anybody would miss.
+    Replica,
     /// Stands behind a primary.
     Shadow,
     /// A warm clone that no service has claimed yet.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::load::WINDOW_MS_MAX;
 use super::name::DomainName;
 use super::phase::{Kind, Rung};
 use crate::answer::Network;
@@ -20,6 +21,8 @@ pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 pub const MEMORY_MIB_MIN: u32 = 32;
 /// Shortest time between two checkpoints of a running guest: each reads its whole memory.
 pub const CHECKPOINT_MS_MIN: u64 = 1_000;
+/// Most instances of one service.
+pub const INSTANCES_MAX: u32 = 64;
 /// Most virtual CPUs of one instance.
 pub const CPUS_MAX: u32 = 64;
 
@@ -232,6 +235,22 @@ pub struct Policy {
     pub ttl_asleep_s: u32,
     /// Whether the TTL of the last answer keeps the service awake.
     pub dns_lease: DnsLease,
+    /// Most instances of a replicable service that are awake at a time.
+    pub instances_max: u32,
+    /// Connections and sessions that one instance carries at a time.
+    pub capacity: u32,
+    /// How much of that is to be used, in per cent: what is left takes what comes until there is another instance.
+    pub target_percent: u32,
+    /// Over how long the mean of what is in use is taken that decides on the number of instances.
+    pub stable_ms: u64,
+    /// Over how long it is taken to see a crowd coming.
+    pub panic_ms: u64,
+    /// Of how many times the instances that serve this mean has to speak, in per cent, to decide alone.
+    pub panic_percent: u32,
+    /// Fewer instances are wanted for so long before one goes.
+    pub scale_down_delay_ms: u64,
+    /// How many times the instances that serve may be wanted at once, in per cent.
+    pub scale_up_percent_max: u32,
 }
 
 impl Default for Policy {
@@ -261,6 +280,14 @@ impl Default for Policy {
             ttl_awake_s: 60,
             ttl_asleep_s: 5,
             dns_lease: DnsLease::Uncovered,
+            instances_max: 1,
+            capacity: 50,
+            target_percent: 70,
+            stable_ms: 60_000,
+            panic_ms: 6_000,
+            panic_percent: 200,
+            scale_down_delay_ms: 30_000,
+            scale_up_percent_max: 1_000,
         }
     }
 }
@@ -355,6 +382,14 @@ impl Policy {
             ("heartbeat_ms", self.heartbeat_ms, 100, 600_000),
             ("ttl_awake_s", self.ttl_awake_s.into(), 0, 86_400),
             ("ttl_asleep_s", self.ttl_asleep_s.into(), 0, 3_600),
+            ("instances_max", self.instances_max.into(), 1, INSTANCES_MAX.into()),
+            ("capacity", self.capacity.into(), 1, 1_024),
+            ("target_percent", self.target_percent.into(), 10, 100),
+            ("stable_ms", self.stable_ms, 5_000, WINDOW_MS_MAX),
+            ("panic_ms", self.panic_ms, 1_000, self.stable_ms.min(WINDOW_MS_MAX)),
+            ("panic_percent", self.panic_percent.into(), 110, 1_000_000),
+            ("scale_down_delay_ms", self.scale_down_delay_ms, 0, DAY_MS),
+            ("scale_up_percent_max", self.scale_up_percent_max.into(), 110, 100_000),
         ];
         let mut faults: Vec<SpecFault> = ranged
             .into_iter()
@@ -394,6 +429,10 @@ impl ServiceSpec {
         if self.name.labels().skip(first).any(|label| matches!(label.first(), Some(b'_' | b'*'))) {
             let allowed = "labels that begin with a letter or a digit; the first one may be *";
             faults.push(SpecFault::new("name", &self.name, allowed));
+        }
+        if self.kind == Kind::Single && self.policy.instances_max > 1 {
+            let allowed = "1 with kind = \"single\", whose disk has one writer; or set kind = \"replicable\"";
+            faults.push(SpecFault::new("policy.instances_max", self.policy.instances_max, allowed));
         }
         if self.image.is_empty() {
             faults.push(SpecFault::new(

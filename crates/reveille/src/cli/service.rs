@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use reveille_api::types::{DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply};
+use reveille_api::types::{
+    DeployReply, LoadReport, ReplicaReport, RungReport, ServiceDetail, ServiceSummary, VerbReply,
+};
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
 
@@ -276,6 +278,24 @@ fn on_rung(of: &RungReport) -> (&'static str, String) {
 /// Most rungs of a forecast that are shown.
 const FORESEEN_SHOWN_MAX: usize = 4;
 
+/// How many instances there are to be, and those beside the primary.
+fn instances(detail: &ServiceDetail) -> impl Iterator<Item = (&'static str, String)> {
+    let load = detail.load.as_ref().map(|load| {
+        let crowd = if load.panics { ", a crowd" } else { "" };
+        let LoadReport { stable, panic, target, wanted, .. } = load;
+        let text = format!(
+            "{stable} at a time, {panic} of late{crowd}; {wanted} instances wanted, each to carry {target}"
+        );
+        ("load", text)
+    });
+    let replicas = detail.replicas.iter().map(|replica| {
+        let failed = replica.failure.as_ref().map_or(String::new(), |failure| format!(": {}", failure.cause));
+        let ReplicaReport { instance, phase, phase_since, in_use, .. } = replica;
+        ("replica", format!("{instance} {phase} since {phase_since}, {in_use} clients{failed}"))
+    });
+    load.into_iter().chain(replicas)
+}
+
 fn show(detail: &ServiceDetail) -> String {
     let summary = &detail.summary;
     let ports: Vec<String> = summary.ports.iter().map(ToString::to_string).collect();
@@ -315,6 +335,7 @@ fn show(detail: &ServiceDetail) -> String {
     rows.extend(detail.foreseen.iter().take(FORESEEN_SHOWN_MAX).map(|stay| {
         ("foreseen", format!("{} from {} until {}: {}", stay.rung, stay.from, stay.until, stay.why))
     }));
+    rows.extend(instances(detail));
     if let Some(at) = &detail.wake_at {
         rows.push(("woken at", at.to_string()));
     }

@@ -29,7 +29,7 @@ pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
 pub use faults::ConfigError;
 pub use history::History;
-pub use net::{Net, NetMode};
+pub use net::{Net, NetMode, several_behind_a_tap};
 pub use observe::Observe;
 pub use pool6::{Network6, Pools};
 pub use secondaries::{notify, status_acl, transfer_acl};

@@ -89,7 +89,15 @@ impl Config {
                 let allowed = "with net.mode = \"tap\" an address outside 127.0.0.0/8";
                 faults.push(SpecFault::new(&format!("{place}.address"), address, allowed));
             }
+            faults.extend(several_behind_a_tap(&format!("{place}.policy.instances_max"), service));
         }
         faults
     }
+}
+
+/// Several instances would be behind one device.
+pub fn several_behind_a_tap(key: &str, service: &ServiceSpec) -> Option<SpecFault> {
+    let most = service.policy.instances_max;
+    let allowed = "1 with net.mode = \"tap\", where a service has one address and one device; or set net.mode = \"relay\"";
+    (most > 1).then(|| SpecFault::new(key, most, allowed))
 }

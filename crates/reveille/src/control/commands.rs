@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use reveille_api::types::{
-    DeployReply, ReloadReport, RestoreReply, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply,
+    DeployReply, ReloadReport, ReplicaReport, RestoreReply, ServiceCounts, ServiceDetail, ServiceSummary,
+    VerbReply,
 };
 use reveille_api::{CloneRequest, ControlError, Event as News, Time, Unstored};
 use reveille_core::answer::{Clash, clashes};
 use reveille_core::model::{
-    Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Service, ServiceSpec, SleepAsked,
+    Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Role, Service, ServiceSpec, SleepAsked,
     SpecFault, Timestamp, Trigger, VmState, WakeRecord,
 };
 use reveille_store::{Change, Origin, StoredService, WriteError};
@@ -20,6 +21,7 @@ use super::reload::RELOAD_WAIT_MS_MAX;
 use super::run::Control;
 use super::write_back::Doubtful;
 use crate::clock::monotonic;
+use crate::config::several_behind_a_tap;
 use crate::reload::Prepared;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
@@ -171,6 +173,12 @@ impl Control {
         Ok(Shown {
             detail: ServiceDetail {
                 agent: self.executor.tools().agents.told(instance.id),
+                replicas: service
+                    .replicas
+                    .iter()
+                    .filter_map(|id| self.fleet.instance(*id))
+                    .map(ReplicaReport::of)
+                    .collect(),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
             },
             wake: self.wakes.open_of(&service.spec.name).cloned(),
@@ -320,6 +328,9 @@ impl Control {
     /// Faults of a spec whose name and place are not new.
     pub(super) async fn image_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
         let mut faults = spec.faults();
+        if !self.wiring.shares_out() {
+            faults.extend(several_behind_a_tap("policy.instances_max", spec));
+        }
         faults.extend(self.unknown_image(spec).await);
         faults
     }
@@ -335,7 +346,7 @@ impl Control {
             generation: self.fleet.generation(),
             ..Counts::default()
         };
-        for instance in self.fleet.instances() {
+        for instance in self.fleet.instances().filter(|row| row.role == Role::Primary) {
             counts.services.total += 1;
             match instance.state() {
                 VmState::Inactive => counts.services.inactive += 1,
@@ -364,7 +375,8 @@ impl Control {
 
     /// Tells the listeners which phases the changed instances are in.
     pub(super) fn announce(&self, changed: &std::collections::BTreeSet<InstanceId>, now: Timestamp) {
-        for instance in changed.iter().filter_map(|id| self.fleet.instance(*id)) {
+        let primaries = changed.iter().filter_map(|id| self.fleet.instance(*id));
+        for instance in primaries.filter(|row| row.role == Role::Primary) {
             let _ = self.news.send(News::Phase {
                 at: Time(now),
                 service: instance.service.clone(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reveille_core::model::{
-    Cause, DomainName, Fleet, InstanceId, Reconciled, Remains, Report, Rung, ServiceSpec,
+    Cause, DomainName, Fleet, InstanceId, Reconciled, Remains, Report, Role, Rung, ServiceSpec,
 };
 use reveille_failpoint::failpoint;
 use reveille_store::Ack;
@@ -34,6 +34,8 @@ pub(super) const KILL_PAUSE: Duration = Duration::from_secs(1);
 pub struct Order {
     /// The instance.
     pub instance: InstanceId,
+    /// What it is for.
+    pub role: Role,
     /// The start that its reports belong to.
     pub start: u64,
     /// The service.
@@ -94,7 +96,7 @@ impl Tools {
 
     /// The instance's cable. A link is attached to the relay, and made if there is none.
     pub(super) async fn link(&self, order: &Order) -> Result<Arc<dyn Cable>, DriverError> {
-        self.wiring.attach(order.instance, &order.spec, &*self.driver).await
+        self.wiring.attach(order.instance, order.role, &order.spec, &*self.driver).await
     }
 
     pub(super) fn unlink(&self, order: &Order) {
@@ -230,7 +232,7 @@ impl Executor {
     pub fn kill(&mut self, order: Order, remains: Remains, ack: Ack) {
         let tools = Arc::clone(&self.tools);
         tools.unwatch(order.instance);
-        tools.wiring.cut(&order.spec.name);
+        tools.wiring.cut(order.instance, &order.spec.name);
         let overtaken = self.tasks.remove(&order.instance);
         tokio::spawn(async move {
             // So that it cannot start a process after the kill.
@@ -262,7 +264,12 @@ impl Executor {
         for (id, step) in steps {
             let Some(instance) = fleet.instance(id) else { continue };
             let Some(service) = fleet.service(&instance.service) else { continue };
-            let order = Order { instance: id, start: instance.start, spec: Arc::new(service.spec.clone()) };
+            let order = Order {
+                instance: id,
+                role: instance.role,
+                start: instance.start,
+                spec: Arc::new(service.spec.clone()),
+            };
             match step {
                 Reconciled::Settled if instance.rung == Rung::Armed => self.adopt_armed(order),
                 Reconciled::Settled => {}

@@ -32,6 +32,15 @@ pub enum Told {
         /// When.
         at: Timestamp,
     },
+    /// A replicable service is in use.
+    Used {
+        /// The service.
+        service: DomainName,
+        /// Connections, sessions, and clients that wait.
+        in_use: u32,
+        /// When.
+        at: Timestamp,
+    },
     /// The service is gone, and what is known of it is not kept.
     Gone {
         /// The service.
@@ -88,7 +97,7 @@ impl Forecasts {
         }
     }
 
-    fn tell(&mut self, told: Told) {
+    pub(super) fn tell(&mut self, told: Told) {
         if self.told.try_send(told).is_err() {
             if self.dropped == 0 {
                 tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
@@ -189,6 +198,7 @@ mod tests {
             .map(|told| match told {
                 Told::Arrived { at, .. } => ('a', at.as_ms()),
                 Told::Busy { at, .. } => ('b', at.as_ms()),
+                Told::Used { at, .. } => ('u', at.as_ms()),
                 Told::Gone { .. } => ('g', 0),
             })
             .collect();

@@ -27,6 +27,7 @@ mod publish;
 pub mod ready;
 mod reload;
 mod remote;
+mod replicas;
 mod run;
 mod serials;
 pub mod shelf;
@@ -134,6 +135,13 @@ pub enum Message {
     },
     /// What is foreseen for services: the hazard of the gap that each is in.
     Foreseen(Vec<(DomainName, Foresight)>),
+    /// What is foreseen to be in use of a replicable service.
+    Expected {
+        /// The service.
+        service: DomainName,
+        /// In the coming steps.
+        foreseen: Vec<reveille_core::model::load::Foreseen>,
+    },
     /// The object store has said whose a service is.
     Owned {
         /// The service.

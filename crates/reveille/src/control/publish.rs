@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use reveille_core::answer::{Acl, Refused, ServiceView, View, WakeTime, Zone, ZoneEdit};
 use reveille_core::decide::sleeps_at;
-use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Service, Timestamp};
+use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Role, Service, Timestamp};
 use reveille_dns::observe::Counters;
 use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
 use tokio::sync::watch;
@@ -225,6 +225,14 @@ impl Publisher {
         now: Timestamp,
     ) -> Vec<Look> {
         let mut looks = Vec::with_capacity(instances.len());
+        // A replica is seen as a part of its service.
+        let shown = |id: InstanceId| match fleet.instance(id) {
+            Some(row) if row.role == Role::Replica => {
+                fleet.primary(&row.service).map_or(id, |primary| primary.id)
+            }
+            Some(_) | None => id,
+        };
+        let instances: BTreeSet<InstanceId> = instances.into_iter().map(shown).collect();
         for id in instances {
             let known =
                 fleet.instance(id).and_then(|instance| Some((instance, fleet.service(&instance.service)?)));
@@ -235,7 +243,10 @@ impl Publisher {
                         self.reopen.insert((refused_until, id));
                     }
                     let counter = self.numbers.of(id, now);
-                    let seen = seen(instance, service, counter, now);
+                    let mut seen = seen(instance, service, counter, now);
+                    if service.foreign.is_none() && fleet.has_serving_replica(&instance.service) {
+                        seen.refused = None;
+                    }
                     looks.push((id, instance.service.clone(), Some(Arc::new(seen))));
                 }
                 None => {

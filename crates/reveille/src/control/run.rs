@@ -9,7 +9,7 @@ use reveille_api::Event as News;
 use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, Reason, decide};
 use reveille_core::model::{
-    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Rung,
+    Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Role, Rung,
     ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::update::UpdateDesk;
@@ -89,6 +89,8 @@ pub struct Control {
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
+    /// When it is looked next what services of several instances are used by.
+    pub(super) next_load: Option<Timestamp>,
     /// A reload that waits until no update is under way, and until when.
     pub(super) reloading: Option<(ReloadAsk, Timestamp)>,
     /// Rows may be there that nobody goes by; they are being taken back.
@@ -130,6 +132,7 @@ impl Control {
             foreseen: BTreeSet::new(),
             waiting: BTreeMap::new(),
             next_look: None,
+            next_load: None,
             reloading: None,
             writing_back: false,
             stopping: false,
@@ -145,7 +148,7 @@ impl Control {
             let patience = self.reloading.as_ref().map(|(_, until)| *until);
             let look = [self.next_look, self.publisher.next_due(), self.wakes.next_due(), patience];
             let look = look.into_iter().flatten().min();
-            let due = look.into_iter().chain(self.next_sense()).min();
+            let due = look.into_iter().chain(self.next_sense()).chain(self.next_load).min();
             let due = due.map(|due| self.clock.instant_of(due));
             match inputs.next(&mut turns, self.updates.is_free(), due).await {
                 Next::Ask(ask) => self.asked_by_query(ask),
@@ -162,6 +165,8 @@ impl Control {
                 // Only arrivals are looked for, below.
                 Next::Due => {}
             }
+            // Before the turn, so that it decides by what is in use now.
+            self.sense_load(self.clock.now());
             self.turn();
             self.sense_arrivals(self.clock.now());
         }
@@ -172,7 +177,8 @@ impl Control {
         match message {
             Message::Reported { instance, start, report, at } => self.reported(instance, start, report, at),
             Message::Stage { instance, start, stage, at } => {
-                let current = self.fleet.instance(instance).filter(|row| row.start == start);
+                let current = self.fleet.instance(instance);
+                let current = current.filter(|row| row.start == start && row.role == Role::Primary);
                 if let Some(service) = current.map(|row| row.service.clone()) {
                     let record = self.wakes.reached(&service, stage, at);
                     self.keep_wakes(record);
@@ -197,10 +203,13 @@ impl Control {
             Message::Foreseen(foreseen) => {
                 foreseen.into_iter().for_each(|(service, foresight)| self.foreseen(service, foresight));
             }
+            Message::Expected { service, foreseen } => self.expected(service, foreseen),
             Message::Owned { service, ownership } => {
                 if let Ownership::Foreign(host) = &ownership {
                     tracing::warn!(%service, host, "is served by another host; it does not run here any more");
-                    self.wiring.cut(&service);
+                    if let Some(primary) = self.fleet.primary(&service) {
+                        self.wiring.cut(primary.id, &service);
+                    }
                 }
                 self.take_event(Event::Owned { service, ownership });
             }
@@ -304,7 +313,7 @@ impl Control {
 
     pub(super) fn reported(&mut self, instance: InstanceId, start: u64, report: Report, at: Instant) {
         let now = self.clock.now();
-        let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.phase));
+        let before = self.fleet.instance(instance).map(|row| (row.service.clone(), row.role, row.phase));
         let event = Event::Reported { instance, start, report: report.clone() };
         match self.fleet.apply(event, now) {
             Ok(Applied::Changed) => {}
@@ -314,7 +323,10 @@ impl Control {
                 return;
             }
         }
-        let Some((service, was)) = before else { return };
+        let Some((service, role, was)) = before else { return };
+        if role == Role::Replica {
+            return self.replica_reported(instance, &service, &report);
+        }
         match report {
             Report::Fetched { .. } => {
                 let record = self.wakes.reached(&service, Stage::Fetched, at);
@@ -325,6 +337,7 @@ impl Control {
                 self.keep_wakes(record);
             }
             Report::Ready => {
+                self.wiring.lead_to(instance, &service, true);
                 self.publisher.open_gate(instance, &service);
                 failpoint!("control.gate.open");
                 if self.wakes.open_of(&service).is_none() {
@@ -336,7 +349,7 @@ impl Control {
             }
             Report::Captured { version } => {
                 // Who came too late to turn it back asks anew.
-                self.wiring.cut(&service);
+                self.wiring.cut(instance, &service);
                 let paused_ms = version.paused_us / 1_000;
                 tracing::info!(%service, version = version.number, paused_ms, "asleep");
             }
@@ -346,7 +359,7 @@ impl Control {
             }
             Report::RollBackFailed { cause } => tracing::warn!(%service, %cause, "not rolled back"),
             Report::CaptureFailed { cause } => tracing::warn!(%service, %cause, "cannot sleep, runs on"),
-            Report::Lost { cause } => self.lost(&service, was, &cause),
+            Report::Lost { cause } => self.lost(instance, &service, was, &cause),
             Report::GateClosed
             | Report::GateBusy { .. }
             | Report::Armed
@@ -358,15 +371,15 @@ impl Control {
             Report::RestFailed { cause } => {
                 // Whoever waits for what the object store does not give is told so.
                 if self.fleet.instance(instance).is_some_and(|row| row.is_given_up(now)) {
-                    self.lost(&service, was, &cause);
+                    self.lost(instance, &service, was, &cause);
                 }
             }
         }
     }
 
-    fn lost(&mut self, service: &DomainName, was: Phase, cause: &Cause) {
+    fn lost(&mut self, instance: InstanceId, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
-        self.wiring.cut(service);
+        self.wiring.cut(instance, service);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }
@@ -459,6 +472,9 @@ impl Control {
 
     fn carry_out(&mut self, decision: &Decision) {
         let Some(order) = self.order(decision.instance) else { return };
+        if order.role == Role::Replica {
+            return self.carry_out_of_replica(order, &decision.action);
+        }
         match &decision.action {
             Action::Boot => {
                 self.wakes.decided(&decision.service, Rung::Cold);
@@ -510,7 +526,10 @@ impl Control {
             }
             Action::AbandonCapture => self.executor.abandon(decision.instance),
             Action::Undrain => self.wakes.dropped(&decision.service),
-            Action::GiveUpStart { cause } => self.lost(&decision.service, Phase::Warming, cause),
+            Action::GiveUpStart { cause } => {
+                self.lost(order.instance, &decision.service, Phase::Warming, cause);
+            }
+            Action::Replicate { .. } => self.replicate(&decision.service, self.clock.now()),
             Action::Kill { remains } => {
                 let ack = self.write_now();
                 self.executor.kill(order, *remains, ack);
@@ -532,7 +551,7 @@ impl Control {
     fn order(&self, id: InstanceId) -> Option<Order> {
         let instance = self.fleet.instance(id)?;
         let spec: &ServiceSpec = &self.fleet.service(&instance.service)?.spec;
-        Some(Order { instance: id, start: instance.start, spec: Arc::new(spec.clone()) })
+        Some(Order { instance: id, role: instance.role, start: instance.start, spec: Arc::new(spec.clone()) })
     }
 
     /// Writes every row that has changed; the answer comes when they are durable.
@@ -558,6 +577,8 @@ impl Control {
 
     fn write(&self, changed: &BTreeSet<InstanceId>) -> Ack {
         let rows = changed.iter().flat_map(|id| match self.fleet.instance(*id) {
+            // Of a replica nothing has to be known again: the next start ends what is left of it.
+            Some(row) if row.role == Role::Replica => Vec::new(),
             Some(row) => vec![Change::PutInstance(Box::new(row.clone()))],
             None => self.services.forgotten(*id),
         });

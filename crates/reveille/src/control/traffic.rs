@@ -2,7 +2,7 @@
 //! decided from it.
 
 use reveille_core::decide::sleeps_at;
-use reveille_core::model::{DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, Timestamp};
+use reveille_core::model::{DnsLease, DomainName, Event, Fleet, InstanceId, Phase, Report, Role, Timestamp};
 
 use super::executor::Order;
 use super::run::Control;
@@ -16,7 +16,7 @@ impl Control {
         let awake: Vec<(InstanceId, DomainName)> = self
             .fleet
             .instances()
-            .filter(|instance| instance.phase == Phase::Active)
+            .filter(|instance| instance.phase == Phase::Active && instance.role == Role::Primary)
             .map(|instance| (instance.id, instance.service.clone()))
             .collect();
         for (id, service) in awake {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use reveille_core::model::{Cause, DomainName, Egress, Gate, InstanceId, ServiceSpec};
+use reveille_core::model::{Cause, DomainName, Egress, Gate, InstanceId, Role, ServiceSpec};
 use reveille_net::guest::{Link, LinkAddresses};
 use reveille_net::tap::{EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, Taps};
 use reveille_net::{Activator, ActivatorError, Binding, Busy, Traffic};
@@ -27,6 +27,9 @@ pub trait Wiring: Send + Sync {
     /// Gives a service's addresses back.
     async fn unbind(&self, service: &DomainName);
 
+    /// Whether clients of one service can be shared out among several instances.
+    fn shares_out(&self) -> bool;
+
     /// Sets what is done with a service's clients.
     fn set_gate(&self, service: &DomainName, gate: Gate);
 
@@ -36,8 +39,14 @@ pub trait Wiring: Send + Sync {
     /// [`Busy`] if it is used; then the gate is as it was.
     fn close_if_idle(&self, service: &DomainName, idle_ms: u64, force: bool) -> Result<(), Busy>;
 
-    /// The instance is lost: its connections end.
-    fn cut(&self, service: &DomainName);
+    /// The instance is lost: its connections end, or are led to other instances of the service.
+    fn cut(&self, instance: InstanceId, service: &DomainName);
+
+    /// Whether new clients are led to the instance from now on; those that are open stay with it.
+    fn lead_to(&self, instance: InstanceId, service: &DomainName, takes: bool);
+
+    /// Connections and sessions that lead to the instance.
+    fn in_use(&self, instance: InstanceId, service: &DomainName) -> u32;
 
     /// What passes and has passed; `None` if the service is not bound.
     fn traffic(&self, service: &DomainName) -> Option<Traffic>;
@@ -51,13 +60,15 @@ pub trait Wiring: Send + Sync {
     /// Why its guest cannot have a network.
     fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause>;
 
-    /// The cable of an instance. If there is none yet it is made, and clients are led over it.
+    /// The cable of an instance. If there is none yet it is made, and clients are led over it if it is its service's
+    /// primary; to others once they are said to take them.
     ///
     /// # Errors
     /// There is no process, or it has no network.
     async fn attach(
         &self,
         instance: InstanceId,
+        role: Role,
         spec: &ServiceSpec,
         driver: &dyn Driver,
     ) -> Result<Arc<dyn Cable>, DriverError>;
@@ -103,6 +114,10 @@ impl Wiring for HostWiring {
         self.activator.unbind(service).await;
     }
 
+    fn shares_out(&self) -> bool {
+        matches!(self.activator, Activator::Relay(_))
+    }
+
     fn set_gate(&self, service: &DomainName, gate: Gate) {
         self.activator.set_gate(service, gate);
     }
@@ -111,8 +126,16 @@ impl Wiring for HostWiring {
         self.activator.close_if_idle(service, idle_ms, force)
     }
 
-    fn cut(&self, service: &DomainName) {
-        self.activator.cut(service);
+    fn cut(&self, instance: InstanceId, service: &DomainName) {
+        self.activator.cut(service, instance);
+    }
+
+    fn lead_to(&self, instance: InstanceId, service: &DomainName, takes: bool) {
+        self.activator.lead_to(service, instance, takes);
+    }
+
+    fn in_use(&self, instance: InstanceId, service: &DomainName) -> u32 {
+        self.activator.in_use(service, instance)
     }
 
     fn traffic(&self, service: &DomainName) -> Option<Traffic> {
@@ -153,6 +176,7 @@ impl Wiring for HostWiring {
     async fn attach(
         &self,
         instance: InstanceId,
+        role: Role,
         spec: &ServiceSpec,
         driver: &dyn Driver,
     ) -> Result<Arc<dyn Cable>, DriverError> {
@@ -168,13 +192,13 @@ impl Wiring for HostWiring {
             self.links().insert(instance, Arc::clone(&link));
             link
         });
-        self.activator.set_link(&spec.name, Some(Arc::clone(&link)));
+        self.activator.set_link(&spec.name, instance, Some(Arc::clone(&link)), role == Role::Primary);
         Ok(Arc::new(LinkCable(link)))
     }
 
     fn detach(&self, instance: InstanceId, service: &DomainName) {
         self.links().remove(&instance);
-        self.activator.set_link(service, None);
+        self.activator.set_link(service, instance, None, false);
     }
 }
 

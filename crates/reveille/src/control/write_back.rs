@@ -140,15 +140,7 @@ mod tests {
         let instance = |name: &str| Instance::new(store.reserve_instance_id(), name.parse().unwrap(), now);
         let (kept, new) = (instance("kept.vm.test"), instance("new.vm.test"));
         let mut fleet = Fleet::new(HostLimits::default());
-        let service = Service {
-            spec: spec("kept.vm.test", "old"),
-            address: Ipv4Addr::new(127, 64, 0, 1),
-            created_at: now,
-            primary: kept.id,
-            demand: None,
-            foreign: None,
-            outlook: None,
-        };
+        let service = Service::new(spec("kept.vm.test", "old"), Ipv4Addr::new(127, 64, 0, 1), now, kept.id);
         let event = Event::Added { service: Box::new(service), instance: Box::new(kept.clone()) };
         fleet.apply(event, now).unwrap();
         let before = vec![row("kept.vm.test", "old")];

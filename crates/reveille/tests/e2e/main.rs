@@ -19,6 +19,7 @@ mod armed;
 mod boots;
 mod budget;
 mod crash;
+mod crowd;
 mod cycles;
 mod disk;
 mod faults;

@@ -159,6 +159,12 @@ impl World {
         self.services = services.iter().map(|toml| (*toml).to_owned()).collect();
     }
 
+    /// Has the daemon that runs read the changed config.
+    pub fn reload(&self) {
+        self.write_config();
+        self.json(&["reload"]);
+    }
+
     /// At that step the next daemon waits for so long, once.
     pub fn wait_at(&mut self, failpoint: &str, ms: u64) {
         self.failpoints = format!("{failpoint}=1*wait:{ms}");

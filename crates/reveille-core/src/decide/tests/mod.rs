@@ -2,6 +2,7 @@
 
 mod depot;
 mod forecast;
+mod replicas;
 mod room;
 mod stories;
 mod versions;

@@ -59,15 +59,7 @@ impl World {
             egress_deny: Vec::new(),
             policy: Policy { answer: AnswerPolicy::Immediate, ..policy },
         };
-        let service = Service {
-            spec,
-            address: Ipv4Addr::new(127, 64, 0, 1),
-            created_at: at(0),
-            primary: InstanceId(id),
-            demand: None,
-            foreign: None,
-            outlook: None,
-        };
+        let service = Service::new(spec, Ipv4Addr::new(127, 64, 0, 1), at(0), InstanceId(id));
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));
         let event = Event::Added { service: Box::new(service), instance: Box::new(instance) };
         self.fleet.apply(event, at(0)).unwrap();
@@ -110,6 +102,7 @@ impl World {
                 Action::Evict => "evict".to_owned(),
                 Action::RollBack { from, number } => format!("roll back to {from} as {number}"),
                 Action::Publish { number } => format!("publish {number}"),
+                Action::Replicate { instances } => format!("replicate {instances}"),
                 Action::Checkpoint { number } => format!("checkpoint {number}"),
                 Action::Disarm => "disarm".to_owned(),
                 Action::Drain { idle_ms, force } => format!("drain idle {idle_ms} force {force}"),
