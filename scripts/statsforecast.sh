@@ -27,6 +27,6 @@ fi
 cargo build --release --locked --quiet --bin reveille
 # One thread of every library that would take more, and one core for whatever still does.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
-export NIXTLA_ID_AS_COL=1
-exec taskset --cpu-list 0 "$venv/bin/python" scripts/statsforecast.py target/release/reveille \
+export PYTHONDONTWRITEBYTECODE=1
+exec taskset --cpu-list 0 "$venv/bin/python" scripts/m4_beside.py target/release/reveille \
     target/statsforecast/data "$dir" "$@"

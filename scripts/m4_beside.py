@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """M4 hourly by statsforecast and by Reveille, one after the other: see statsforecast.sh.
 
-Usage: statsforecast.py REVEILLE SCRATCH DIR [SERIES]
+Usage: m4_beside.py REVEILLE SCRATCH DIR [SERIES]
 
 Scores are the competition's: errors over 48 hours scaled by the mean absolute seasonal difference (24 hours) of the
 history (MASE), and the symmetric percentage error; the mean over all series. Seconds are CPU time of the process,
@@ -79,7 +79,7 @@ def main():
     reveille, scratch, source = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
     count = int(sys.argv[4]) if len(sys.argv) > 4 else None
     if count is not None and count < 1:
-        sys.exit("statsforecast.py: SERIES is at least 1")
+        sys.exit("statsforecast.sh: SERIES is at least 1")
     warnings.filterwarnings("ignore")
     names = take(source / "m4_hourly", scratch, count)
     train, test = (series(scratch / "m4_hourly" / file) for file in FILES)
