@@ -160,13 +160,13 @@ fn file_rows(points: &[Point], spans: &[(usize, usize)], first: usize) -> Vec<Ro
         points.iter().map(|point| Row { score: point.score, gain: -FALSE_COST, window: None }).collect();
     for (place, (left, right)) in spans.iter().enumerate() {
         let width = (right - left + 1) as f64;
-        for at in *left..=*right {
-            rows[at].gain = worth(-((right - at + 1) as f64) / width) / worth(-1.0);
-            rows[at].window = Some(first + place);
+        for (at, row) in rows.iter_mut().enumerate().take(right + 1).skip(*left) {
+            row.gain = worth(-((right - at + 1) as f64) / width) / worth(-1.0);
+            row.window = Some(first + place);
         }
         let until = spans.get(place + 1).map_or(points.len(), |next| next.0);
-        for at in right + 1..until {
-            rows[at].gain = FALSE_COST * worth((at - right) as f64 / (width - 1.0));
+        for (at, row) in rows.iter_mut().enumerate().take(until).skip(right + 1) {
+            row.gain = FALSE_COST * worth((at - right) as f64 / (width - 1.0));
         }
     }
     let (share, most) = PROBATION;
