@@ -165,14 +165,18 @@ impl fmt::Display for Comparison {
         writeln!(f, " {:>13} {:>7}", "reveille", "ratio")?;
         let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.1}"));
         for budget in &self.budgets {
-            write!(f, "{:12.1}", budget.held)?;
+            // An empty sum is a negative zero.
+            write!(f, "{:12.1}", budget.held + 0.0)?;
             budget.others.iter().try_for_each(|(_, lost)| write!(f, " {:>13}", number(*lost)))?;
             let ratio = budget.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
             writeln!(f, " {:>13} {ratio:>7}", number(budget.reveille))?;
         }
         match self.ratio_worst.zip(self.ratio_mean) {
             Some((worst, mean)) => writeln!(f, "worst {worst:.3}, mean {mean:.3}"),
-            None => writeln!(f, "not every budget is reached"),
+            None => writeln!(
+                f,
+                "no ratio at some budget: a policy does not reach it, or the others lose nothing there"
+            ),
         }
     }
 }

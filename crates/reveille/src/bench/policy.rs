@@ -41,9 +41,8 @@ fn text(bench: &PolicyBench, names: usize) -> String {
     for trace in &bench.traces {
         text += &format!("{}\n{}\n", trace.file.display(), trace.report.shown(names));
     }
-    let ratio = |ratio: Option<f64>| {
-        ratio.map_or("not every budget is reached".to_owned(), |ratio| format!("{ratio:.3}"))
-    };
+    let ratio =
+        |ratio: Option<f64>| ratio.map_or("none at some budget".to_owned(), |ratio| format!("{ratio:.3}"));
     text += &format!(
         "worst ratio of cold starts to the better of the others: {}\n",
         ratio(bench.cold_ratio_worst)
