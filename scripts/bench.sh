@@ -3,6 +3,7 @@
 # store, DNS against Knot DNS; as root also the wakes of a machine with PostgreSQL and a disk.
 #
 #   scripts/bench.sh [wake|postgres|store|dns [OPTIONS]]       default: all
+#   scripts/bench.sh forecast|policy DIR [OPTIONS]             forecasts and policies on a directory of data
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -40,6 +41,14 @@ dns() {
     target/release/reveille bench dns "$@"
 }
 
+forecast() {
+    target/release/reveille bench forecast "$@"
+}
+
+policy() {
+    target/release/reveille bench policy "$@"
+}
+
 # The tests' set-up has the DNS servers to compare with.
 scripts/setup.sh test
 cargo build --release --locked --quiet --bin reveille
@@ -50,9 +59,9 @@ all)
     store
     dns
     ;;
-wake | postgres | store | dns) "$what" "$@" ;;
+wake | postgres | store | dns | forecast | policy) "$what" "$@" ;;
 *)
-    echo "bench.sh: there is no benchmark '$what'; wake, postgres, store and dns are what there is" >&2
+    echo "bench.sh: there is no benchmark '$what'; wake, postgres, store, dns, forecast and policy are what there is" >&2
     exit 2
     ;;
 esac

@@ -1,4 +1,5 @@
-//! How far the correction for caching is from the truth, on simulated resolvers:
+//! How far the correction for caching is from the truth, on simulated resolvers, case by case (`reveille bench forecast` has
+//! the mean of the first table):
 //! `cargo run --release -p reveille-forecast --example bench_caching -- [--windows N] [--json]`.
 
 use std::process::ExitCode;

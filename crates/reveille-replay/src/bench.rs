@@ -5,10 +5,10 @@ use std::{fs, io};
 
 use serde::Serialize;
 
-use crate::{Format, ReplayError, Report, Settings, Trace, TraceError, replay};
+use crate::{Format, ReplayError, Report, Settings, Step, Trace, TraceError, replay, text_of};
 
-/// A larger file is no trace.
-const FILE_BYTES_MAX: u64 = 1 << 30;
+/// A larger file is no trace, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// What was found in a directory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -68,24 +68,28 @@ pub enum BenchError {
 ///
 /// # Errors
 /// If there is none, or one cannot be read.
-pub fn policies(directory: &Path, mut progress: impl FnMut(usize, usize)) -> Result<PolicyBench, BenchError> {
+pub fn policies(
+    directory: &Path,
+    mut progress: impl FnMut(&Path, Step, usize, usize),
+) -> Result<PolicyBench, BenchError> {
     let mut traces = Vec::new();
     let beside = directory.join("arrivals");
     let beside = beside.is_dir().then_some(beside);
     for folder in std::iter::once(directory).chain(beside.as_deref()) {
         for path in files(folder)? {
-            let text =
+            let bytes =
                 fs::read(&path).map_err(|source| BenchError::Unreadable { path: path.clone(), source })?;
-            let text = String::from_utf8_lossy(&text);
-            if Format::of(&text) != Ok(Format::Arrivals) {
+            let text = text_of(&bytes).map_err(|source| BenchError::Trace { path: path.clone(), source })?;
+            if Format::of(text) != Ok(Format::Arrivals) {
                 continue;
             }
-            let trace = match Trace::parse(&text) {
+            let trace = match Trace::parse(text) {
                 Ok(trace) => trace,
                 Err(TraceError::NoColumn { .. }) => continue,
                 Err(source) => return Err(BenchError::Trace { path, source }),
             };
-            let report = replay(&trace, &Settings::default(), &mut progress)
+            let told = |step, done, all| progress(&path, step, done, all);
+            let report = replay(&trace, &Settings::default(), told)
                 .map_err(|source| BenchError::Replay { path: path.clone(), source })?;
             traces.push(TraceBench { file: path, report });
         }

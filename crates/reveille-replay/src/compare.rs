@@ -9,15 +9,37 @@ use crate::policy::{Policy, over};
 use crate::settings::Settings;
 use crate::tape::Tape;
 use crate::trace::Trace;
-use crate::whole_ms;
+use crate::{Step, whole_ms};
 
-/// One policy with one setting, replayed.
+/// One policy with one setting, replayed. Not kept by name: hundreds of runs of many names would fill the memory.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The setting, for people.
     pub setting: String,
-    /// Its account for each name of the trace; names with one request have an empty one.
-    pub names: Vec<Account>,
+    /// The policy.
+    pub(crate) policy: Policy,
+    /// The accounts of the first, third, … judged name together, and of the others.
+    pub(crate) halves: [Account; 2],
+}
+
+/// Which names a comparison is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Members {
+    /// All that are judged.
+    All,
+    /// One half of them: 0 or 1.
+    Half(usize),
+}
+
+impl Run {
+    pub(crate) fn total(&self, of: Members) -> Account {
+        let mut sum = Account::default();
+        let halves = self.halves.iter().enumerate();
+        halves
+            .filter(|(half, _)| of == Members::All || of == Members::Half(*half))
+            .for_each(|(_, account)| sum.add(account));
+        sum
+    }
 }
 
 /// What policies are compared by.
@@ -110,7 +132,7 @@ pub fn run_all(
     trace: &Trace,
     tape: &Tape,
     settings: &Settings,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(Step, usize, usize),
 ) -> Result<Runs, Vec<CostFault>> {
     let ladder = |steps: &[(Rung, f64)]| {
         Policy::Ladder(steps.iter().map(|(rung, minutes)| (*rung, whole_ms(minutes * 60_000.0))).collect())
@@ -153,8 +175,9 @@ pub fn run_all(
             .iter()
             .map(|(setting, policy)| {
                 done += 1;
-                progress(done, all);
-                Run { setting: setting.clone(), names: accounts(trace, tape, policy, settings.rest) }
+                progress(Step::Policies, done, all);
+                let names = accounts(trace, tape, policy, settings.rest);
+                Run { setting: setting.clone(), policy: policy.clone(), halves: halves(&names) }
             })
             .collect()
     };
@@ -181,18 +204,22 @@ pub fn accounts(trace: &Trace, tape: &Tape, policy: &Policy, rest: Rung) -> Vec<
     names
 }
 
-/// Compares in one measure over the names that are `member`s.
+/// The judged names' accounts, every other one in each half.
+fn halves(names: &[Account]) -> [Account; 2] {
+    let mut halves = <[Account; 2]>::default();
+    let judged = names.iter().filter(|account| account.requests > 0);
+    judged.enumerate().for_each(|(place, account)| halves[place % 2].add(account));
+    halves
+}
+
+/// Compares in one measure over some of the names.
 pub fn compare(
     runs: &Runs,
     settings: &Settings,
     measure: Measure,
-    (of, member): (&'static str, &[bool]),
+    (of, members): (&'static str, Members),
 ) -> Comparison {
-    let total = |run: &Run| {
-        let mut sum = Account::default();
-        run.names.iter().zip(member).filter(|(_, member)| **member).for_each(|(name, _)| sum.add(name));
-        sum
-    };
+    let total = |run: &Run| run.total(members);
     let costs = measure.costs(settings);
     let point = |run: &Run| {
         let account = total(run);
@@ -234,13 +261,8 @@ pub fn compare(
 
 /// What the policies that set the budgets hold.
 fn held_at(runs: &Runs, settings: &Settings, measure: Measure, total: impl Fn(&Run) -> Account) -> Vec<f64> {
-    let closest = |minutes: f64| {
-        let off = |index: &usize| (settings.fixed_min[*index] / minutes).ln().abs();
-        let index = (0..settings.fixed_min.len()).min_by(|a, b| off(a).total_cmp(&off(b)))?;
-        runs.fixed.get(index)
-    };
-    let reach = settings.reaches_min.iter().position(|reach| *reach == settings.budget_reach_min);
-    let hybrid = reach.and_then(|index| runs.hybrid.get(index));
+    let closest = |minutes: f64| settings.fixed_at(minutes).and_then(|index| runs.fixed.get(index));
+    let hybrid = settings.budget_reach().and_then(|index| runs.hybrid.get(index));
     let costs = measure.costs(settings);
     let held = |run: &Run| {
         let account = total(run);

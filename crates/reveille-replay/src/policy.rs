@@ -47,7 +47,7 @@ pub fn over(tape: &Tape, policy: &Policy, rest: Rung, mut each: impl FnMut(&Gap,
                     // An arrival at the very end of it finds the instance warm.
                     parts.push((rest, prewarm_ms - 1));
                 }
-                parts.push((Rung::Active, prewarm_ms + keep_ms));
+                parts.push((Rung::Active, prewarm_ms.saturating_add(keep_ms)));
                 name.ended(gap.ms, *arima);
             }
             Policy::Hazard(costs) => by_hazard(gap, costs, &mut parts),

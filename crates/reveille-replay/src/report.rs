@@ -7,8 +7,13 @@ use reveille_core::model::Rung;
 use serde::Serialize;
 
 use crate::account::Account;
-use crate::compare::{Comparison, Measure, Run, Runs};
+use crate::compare::{Comparison, Measure, Members, Run, Runs, accounts};
 use crate::settings::Settings;
+use crate::tape::Tape;
+use crate::trace::Trace;
+
+/// Narrowest and widest column of names in a table, in characters.
+const NAME_WIDTH: (usize, usize) = (16, 48);
 
 /// Everything that a replay found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -84,52 +89,62 @@ impl Figures {
 }
 
 impl Report {
-    /// The details: fixed keep-alive of `minutes`, the hybrid histogram, and Reveille with as many GiB-hours as the
-    /// fixed one at the most.
-    pub(crate) fn details(names: &[String], runs: &Runs, settings: &Settings, minutes: f64) -> Vec<Detail> {
+    /// The details: fixed keep-alive of so many minutes, the hybrid histogram, and Reveille with as many GiB-hours as the
+    /// fixed one at the most. They are replayed once more, name by name.
+    pub(crate) fn details(trace: &Trace, tape: &Tape, runs: &Runs, settings: &Settings) -> Vec<Detail> {
         let detail = |policy, run: &Run| {
-            let mut total = Account::default();
-            run.names.iter().for_each(|name| total.add(name));
-            let judged = names.iter().zip(&run.names).filter(|(_, account)| account.requests > 0);
+            let names = accounts(trace, tape, &run.policy, settings.rest);
+            let judged = trace.names.iter().zip(&names).filter(|(_, account)| account.requests > 0);
             Detail {
                 policy,
                 setting: run.setting.clone(),
-                total: Figures::of(&total, settings),
+                total: Figures::of(&run.total(Members::All), settings),
                 by_name: judged
                     .map(|(name, account)| (name.clone(), Figures::of(account, settings)))
                     .collect(),
             }
         };
-        let off = |index: &usize| (settings.fixed_min[*index] / minutes).ln().abs();
-        let closest = (0..settings.fixed_min.len()).min_by(|a, b| off(a).total_cmp(&off(b)));
-        let fixed = closest.and_then(|index| runs.fixed.get(index)).map(|run| detail("fixed", run));
-        let reach = settings.reaches_min.iter().position(|reach| *reach == settings.budget_reach_min);
-        let hybrid =
-            reach.and_then(|index| runs.hybrid_arima.get(index)).map(|run| detail("hybrid+arima", run));
+        let fixed = settings.fixed_at(settings.detail_min).and_then(|index| runs.fixed.get(index));
+        let fixed = fixed.map(|run| detail("fixed", run));
+        let hybrid = settings.budget_reach().and_then(|index| runs.hybrid_arima.get(index));
+        let hybrid = hybrid.map(|run| detail("hybrid+arima", run));
         let budget = fixed.as_ref().map_or(f64::INFINITY, |fixed| fixed.total.held());
-        let affordable = runs.rungs.iter().map(|run| detail("reveille", run));
-        let own = affordable
-            .filter(|detail| detail.total.held() <= budget)
-            .max_by(|a, b| a.total.held().total_cmp(&b.total.held()));
+        let held = |run: &Run| -> f64 { run.total(Members::All).gib_hours(&settings.rungs).values().sum() };
+        let affordable = runs.rungs.iter().map(|run| (held(run), run)).filter(|(held, _)| *held <= budget);
+        let own = affordable.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, run)| detail("reveille", run));
         fixed.into_iter().chain(hybrid).chain(own).collect()
+    }
+
+    /// The report as text, with the `names` that were asked for most.
+    pub const fn shown(&self, names: usize) -> Shown<'_> {
+        Shown { report: self, names }
     }
 }
 
-impl fmt::Display for Report {
+/// A [`Report`] as text.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'r> {
+    report: &'r Report,
+    names: usize,
+}
+
+impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} names, {} requests", self.names, self.requests)?;
-        for cost in &self.settings.rungs {
+        let report = self.report;
+        writeln!(f, "{} names, {} requests", report.names, report.requests)?;
+        for cost in &report.settings.rungs {
             let held = cost.held_mib;
             writeln!(f, "  {:8} {held:6.1} MiB held, wakes in {:7.1} ms", cost.rung.word(), cost.wake_ms)?;
         }
-        writeln!(f, "  idle vCPUs priced as {:.1} MiB where they are priced", self.settings.idle_cpu_mib)?;
-        writeln!(f, "state: {} bytes per name, {} shared", self.bytes_per_name, self.bytes_shared)?;
-        for comparison in &self.comparisons {
+        let Settings { idle_cpu_mib, rest, .. } = &report.settings;
+        writeln!(f, "  at rest {rest}; idle vCPUs priced as {idle_cpu_mib:.1} MiB where they are priced")?;
+        writeln!(f, "state: {} bytes per name, {} shared", report.bytes_per_name, report.bytes_shared)?;
+        for comparison in &report.comparisons {
             write!(f, "\n{comparison}")?;
         }
-        writeln!(f)?;
-        for detail in &self.details {
-            write!(f, "{detail}")?;
+        for detail in &report.details {
+            writeln!(f)?;
+            detail.write(f, self.names)?;
         }
         Ok(())
     }
@@ -150,36 +165,68 @@ impl fmt::Display for Comparison {
         writeln!(f, " {:>13} {:>7}", "reveille", "ratio")?;
         let number = |number: Option<f64>| number.map_or("-".to_owned(), |number| format!("{number:.1}"));
         for budget in &self.budgets {
-            write!(f, "{:12.1}", budget.held)?;
+            // An empty sum is a negative zero.
+            write!(f, "{:12.1}", budget.held + 0.0)?;
             budget.others.iter().try_for_each(|(_, lost)| write!(f, " {:>13}", number(*lost)))?;
             let ratio = budget.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
             writeln!(f, " {:>13} {ratio:>7}", number(budget.reveille))?;
         }
         match self.ratio_worst.zip(self.ratio_mean) {
             Some((worst, mean)) => writeln!(f, "worst {worst:.3}, mean {mean:.3}"),
-            None => writeln!(f, "not every budget is reached"),
+            None => writeln!(
+                f,
+                "no ratio at some budget: a policy does not reach it, or the others lose nothing there"
+            ),
         }
     }
 }
 
-impl fmt::Display for Detail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Detail {
+    fn write(&self, f: &mut fmt::Formatter<'_>, names: usize) -> fmt::Result {
+        let mut most: Vec<(&String, &Figures)> = self.by_name.iter().collect();
+        most.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.requests));
+        let rows: Vec<(String, &Figures)> = std::iter::once(("all".to_owned(), &self.total))
+            .chain(most.iter().take(names).map(|(name, figures)| (printable(name), *figures)))
+            .collect();
+        let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        let width = longest.clamp(NAME_WIDTH.0, NAME_WIDTH.1);
         writeln!(f, "{} ({})", self.policy, self.setting)?;
-        writeln!(f, "  {:24} {}", "all", self.total)?;
-        self.by_name.iter().try_for_each(|(name, figures)| writeln!(f, "  {name:24} {figures}"))
+        writeln!(
+            f,
+            "  {:width$} {:>10} {:>10} {:>10} {:>7} {:>7} {:>7} {:>7}  GiB-hours",
+            "name", "requests", "cold", "delay s", "p50 ms", "p90", "p95", "p99"
+        )?;
+        for (name, figures) in rows {
+            write!(
+                f,
+                "  {name:width$} {:>10} {:>10} {:>10.1}",
+                figures.requests, figures.cold, figures.delay_s
+            )?;
+            figures.delay_ms.values().try_for_each(|ms| write!(f, " {ms:>7.0}"))?;
+            writeln!(f, "  {}", figures.by_rung())?;
+        }
+        let more = most.len().saturating_sub(names);
+        if names > 0 && more > 0 { writeln!(f, "  … and {more} more names") } else { Ok(()) }
     }
 }
 
-impl fmt::Display for Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:7} requests {:6} cold, delay {:8.1} s", self.requests, self.cold, self.delay_s)?;
-        let percentile = |(percent, ms): (&u8, &f64)| format!("p{percent} {ms:.0}");
-        let percentiles: Vec<String> = self.delay_ms.iter().map(percentile).collect();
-        write!(f, " ({} ms), GiB-h", percentiles.join(", "))?;
-        let mut held = self.gib_hours.iter().filter(|(_, hours)| **hours > 0.0).peekable();
-        if held.peek().is_none() {
-            f.write_str(" 0")?;
-        }
-        held.try_for_each(|(rung, hours)| write!(f, " {rung} {hours:.2}"))
+impl Figures {
+    /// What was held on each rung, and together.
+    fn by_rung(&self) -> String {
+        let held = self.gib_hours.iter().filter(|(_, hours)| **hours > 0.0);
+        let parts: Vec<String> = held.map(|(rung, hours)| format!("{rung} {hours:.2}")).collect();
+        if parts.is_empty() { "0".to_owned() } else { format!("{:.2}: {}", self.held(), parts.join(", ")) }
     }
+}
+
+/// A name as a terminal may show it: what is no character of its own is escaped.
+fn printable(name: &str) -> String {
+    name.chars().fold(String::new(), |mut shown, one| {
+        if one.is_control() {
+            shown.extend(one.escape_default())
+        } else {
+            shown.push(one)
+        }
+        shown
+    })
 }

@@ -8,7 +8,12 @@ use std::collections::BTreeSet;
 use reveille_core::forecast::gaps::{Arrival, Gaps, Name, Piece};
 use reveille_core::model::Timestamp;
 
+use crate::ReplayError;
 use crate::trace::Trace;
+
+/// So many looks at most are remembered of all gaps together, at 12 bytes each, and 24 while the gap lasts. A gap of ten
+/// minutes takes 40, one of a month 2,200.
+pub const LOOKS_MAX: usize = 100_000_000;
 
 /// One look that a gap lasted to: its piece, cut off where the gap ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,12 +48,16 @@ pub struct Tape {
 
 impl Tape {
     /// Runs the forecaster over a trace. `progress` is told the requests done.
-    pub fn record(trace: &Trace, mut progress: impl FnMut(usize)) -> Self {
+    ///
+    /// # Errors
+    /// [`ReplayError::TooLong`].
+    pub fn record(trace: &Trace, mut progress: impl FnMut(usize)) -> Result<Self, ReplayError> {
         let mut recorder = Recorder {
             gaps: Gaps::default(),
             names: vec![Name::default(); trace.names.len()],
             open: vec![Vec::new(); trace.names.len()],
             due: BTreeSet::new(),
+            looks: 0,
             tape: Self::default(),
         };
         for (done, request) in trace.requests.iter().enumerate() {
@@ -61,12 +70,15 @@ impl Tape {
                     busy_ms: request.busy_ms,
                 },
             );
+            if recorder.looks > LOOKS_MAX {
+                return Err(ReplayError::TooLong);
+            }
             if done % 1_024 == 0 {
                 progress(done);
             }
         }
         recorder.tape.shared_bytes = recorder.gaps.size_bytes();
-        recorder.tape
+        Ok(recorder.tape)
     }
 }
 
@@ -76,6 +88,8 @@ struct Recorder {
     open: Vec<Vec<Piece>>,
     /// When which name is looked at next, at which piece.
     due: BTreeSet<(u64, usize, usize)>,
+    /// Taken so far.
+    looks: usize,
     tape: Tape,
 }
 
@@ -94,6 +108,7 @@ impl Recorder {
         self.gaps.silent(&mut self.names[name], Timestamp::from_ms(at_ms));
         if let Some(piece) = self.gaps.hazard(&self.names[name], index) {
             self.open[name].push(piece);
+            self.looks += 1;
             let length_ms = piece.until_ms - piece.from_ms;
             self.due.insert((at_ms.saturating_add(length_ms), name, index + 1));
         }

@@ -1,5 +1,7 @@
 //! Whole replays.
 
+use reveille_core::model::Rung;
+
 use crate::compare::Measure;
 use crate::trace::Request;
 use crate::{ReplayError, Report, Settings, Tape, Trace, replay};
@@ -29,10 +31,10 @@ fn every(minutes: u64, times: u64) -> Vec<u64> {
 #[test]
 fn nothing_of_the_future_reaches_a_look() {
     let (a, b) = (every(17, 30), every(41, 12));
-    let whole = Tape::record(&trace(&[&a, &b]), |_| ());
+    let whole = Tape::record(&trace(&[&a, &b]), |_| ()).unwrap();
     let mut other = a[..20].to_vec();
     other.extend([700, 703, 1_500]);
-    let changed = Tape::record(&trace(&[&other, &b]), |_| ());
+    let changed = Tape::record(&trace(&[&other, &b]), |_| ()).unwrap();
     // Up to the 20th arrival of the first name everything is the same, whatever came later.
     let before = |tape: &Tape| -> Vec<crate::Gap> {
         let mut at_ms = [0; 2];
@@ -48,7 +50,7 @@ fn nothing_of_the_future_reaches_a_look() {
 
 #[test]
 fn looks_cover_each_gap_without_a_hole() {
-    let tape = Tape::record(&trace(&[&[0, 1, 1, 4, 200], &[3, 900]]), |_| ());
+    let tape = Tape::record(&trace(&[&[0, 1, 1, 4, 200], &[3, 900]]), |_| ()).unwrap();
     let gaps: Vec<u64> = tape.gaps.iter().map(|gap| gap.ms / 60_000).collect();
     assert_eq!(gaps, [1, 0, 3, 196, 897]);
     for gap in &tape.gaps {
@@ -66,26 +68,34 @@ fn a_pattern_is_seen_and_costs_less_than_a_fixed_keep_alive() {
     let bursts: Vec<u64> = (0..40).flat_map(|burst| (0..4).map(move |one| burst * 120 + one * 3)).collect();
     let hourly = every(60, 60);
     let trace = trace(&[&bursts, &hourly]);
-    let report = replay(&trace, &settings(), |_, _| ()).unwrap();
+    let report = replay(&trace, &settings(), |_, _, _| ()).unwrap();
     assert_eq!((report.names, report.requests), (2, 220));
     let first = &report.comparisons[0];
     assert_eq!((first.measure, first.budgets.len()), (Measure::ColdStarts, 3));
     for budget in &first.budgets {
         let (policy, fixed) = budget.others[0];
         assert_eq!(policy, "fixed");
-        assert!(budget.reveille.unwrap() < 0.65 * fixed.unwrap(), "{report}");
+        assert!(budget.reveille.unwrap() < 0.65 * fixed.unwrap(), "{}", report.shown(2));
     }
     shows_itself(&report);
 }
 
 fn settings() -> Settings {
     let settings = Settings { budgets_min: vec![20.0, 60.0], budget_reach_min: 60, ..Settings::default() };
-    Settings { fixed_min: vec![1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 90.0, 120.0], ..settings }
+    Settings { fixed_min: vec![1.0, 2.0, 5.0, 40.0, 90.0, 120.0], ..settings }.completed()
 }
 
 fn shows_itself(report: &Report) {
-    let text = report.to_string();
-    for part in ["all names (cold starts)", "idle-warm h", "GiB-hours", "fixed (10.0 min)", "name-1", "p99"] {
+    let text = report.shown(1).to_string();
+    for part in [
+        "all names (cold starts)",
+        "idle-warm h",
+        "GiB-hours",
+        "fixed (10.0 min)",
+        "name-0",
+        "p99",
+        "… and 1 more names",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     let json = serde_json::to_value(report).unwrap();
@@ -98,26 +108,36 @@ fn shows_itself(report: &Report) {
 
 #[test]
 fn what_cannot_be_replayed_is_refused() {
-    let nothing = replay(&trace(&[&[1], &[2]]), &Settings::default(), |_, _| ());
+    let nothing = replay(&trace(&[&[1], &[2]]), &Settings::default(), |_, _, _| ());
     assert_eq!(nothing.unwrap_err(), ReplayError::NoGap);
     let mut wrong = settings();
     wrong.rungs[0].wake_ms = f64::NAN;
-    let refused = replay(&trace(&[&[1, 2]]), &wrong, |_, _| ()).unwrap_err();
+    let refused = replay(&trace(&[&[1, 2]]), &wrong, |_, _, _| ()).unwrap_err();
     assert_eq!(refused.to_string(), "costs: wake_ms of cold is NaN: it must be a number of at least 0");
+    let odd = Settings {
+        fixed_min: vec![f64::NAN],
+        reaches_min: vec![0],
+        rest: Rung::Cold,
+        rungs: settings().rungs.split_off(2),
+        ..settings()
+    };
+    let refused = replay(&trace(&[&[1, 2]]), &odd, |_, _, _| ()).unwrap_err().to_string();
+    let told: Vec<&str> = refused.split("; ").filter_map(|fault| fault.split(" is ").next()).collect();
+    assert_eq!(told, ["rest", "fixed_min", "reaches_min"], "{refused}");
 }
 
 #[test]
 fn a_directory_is_replayed_as_far_as_it_holds_arrivals() {
     let directory = std::env::temp_dir().join(format!("reveille-replay-{}", std::process::id()));
     std::fs::create_dir_all(directory.join("arrivals")).unwrap();
-    let none = crate::policies(&directory, |_, _| ()).unwrap_err().to_string();
+    let none = crate::policies(&directory, |_, _, _, _| ()).unwrap_err().to_string();
     assert!(none.ends_with("no CSV file with a column for the time and one for the name"), "{none}");
     std::fs::write(directory.join("latency.csv"), "timestamp,value\nnonsense,1\n").unwrap();
     std::fs::write(directory.join("arrivals/a.csv"), "time,name\n0,a\n600,a\n1200,a\n").unwrap();
-    let bench = crate::policies(&directory, |_, _| ()).unwrap();
+    let bench = crate::policies(&directory, |_, _, _, _| ()).unwrap();
     assert_eq!((bench.traces.len(), bench.traces[0].report.requests), (1, 3));
     std::fs::write(directory.join("arrivals/b.csv"), "time,name\n0,a\nx,a\n").unwrap();
-    let damaged = crate::policies(&directory, |_, _| ()).unwrap_err().to_string();
+    let damaged = crate::policies(&directory, |_, _, _, _| ()).unwrap_err().to_string();
     assert!(damaged.contains("b.csv: line 3: time \"x\" is not "), "{damaged}");
     std::fs::remove_dir_all(&directory).unwrap();
 }

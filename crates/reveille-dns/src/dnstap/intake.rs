@@ -165,7 +165,7 @@ impl Intake {
 }
 
 /// The question that a message tells of, and on whose behalf it was asked, if that is said.
-fn question_in(message: &Message<'_>) -> Option<(Question, Option<Subnet>)> {
+pub fn question_in(message: &Message<'_>) -> Option<(Question, Option<Subnet>)> {
     let of_response = || question_of(message.response_message).map(|question| (question, None));
     if message.query_message.is_empty() {
         return of_response();

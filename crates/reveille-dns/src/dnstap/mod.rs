@@ -38,7 +38,7 @@ pub use collector::{
 };
 pub use config::{Addresses, Destination, DnstapIn, DnstapOut};
 pub use emitter::{BACKOFF_MS, Emitter, EmitterStatus, EmitterWatch, WRITE_MS_MAX};
-pub use intake::CLOCK_OFF_MS_MAX;
+pub use intake::{CLOCK_OFF_MS_MAX, question_in};
 pub use protobuf::DecodeError;
 pub use seconds::{COUNTS_MAX, SecondCount};
 pub use sources::{SOURCES_MAX, SourceId, SourceStatus};

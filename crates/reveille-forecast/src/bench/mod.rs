@@ -1,12 +1,13 @@
 //! `reveille bench forecast DIR`: the core's models on data that nobody here made.
 //!
-//! Three parts: the M4 competition's hourly series as the competition scored them ([`m4`]), one day ahead from many
-//! origins on seven sets of web requests, pedestrians and loads ([`rolling`]), and how many series a core re-forecasts in
-//! a minute ([`speed`]). Everything is seeded by the data alone, so a run can be repeated to the last digit, but for the
-//! times.
+//! The M4 competition's hourly series as the competition scored them ([`m4`]), one day ahead from many origins on seven
+//! sets of web requests, pedestrians and loads ([`rolling`]), how many series a core re-forecasts in a minute
+//! ([`speed`]), anomalies as a benchmark of them scores them ([`nab`]), and demand behind caches, simulated
+//! ([`caching`]). Everything is seeded by the data alone, so a run can be repeated to the last digit, but for the times.
 
 pub mod caching;
 pub mod m4;
+pub mod nab;
 pub mod read;
 pub mod rolling;
 pub mod speed;
@@ -14,6 +15,8 @@ pub mod speed;
 use std::fmt;
 use std::path::Path;
 
+use reveille_core::forecast::caching::WATCH_BYTES_MAX;
+use reveille_core::forecast::gaps;
 use reveille_core::forecast::volume::Fault;
 use serde::Serialize;
 
@@ -38,9 +41,14 @@ pub enum BenchError {
 pub struct Options {
     /// Each model alone, beside the combination; without, only those that the goals name.
     pub singles: bool,
-    /// One day ahead on the other seven sets.
-    pub rolling: bool,
+    /// One day ahead on the other seven sets, anomalies, and demand behind caches.
+    pub others: bool,
 }
+
+/// Windows that are simulated of each case of demand behind caches.
+const CACHING_WINDOWS: u32 = 100;
+/// Queries that are to be expected in each.
+const CACHING_QUERIES: f64 = 400.0;
 
 /// All figures.
 #[derive(Clone, Debug, Serialize)]
@@ -69,6 +77,16 @@ pub struct Report {
     pub rolling: Vec<rolling::Set>,
     /// Times of one series.
     pub speed: speed::Speed,
+    /// Anomalies, if the data has any.
+    pub nab: Option<nab::Nab>,
+    /// Demand behind caches.
+    pub caching: Option<caching::Summary>,
+    /// What is held of one series of volumes between forecasts, in bytes, without its history.
+    pub volume_bytes_per_name: f64,
+    /// What is remembered of a name's gaps, in bytes.
+    pub gap_bytes_per_name: usize,
+    /// What is remembered of a name's resolvers, in bytes, at the most.
+    pub caching_bytes_per_name_max: usize,
 }
 
 /// Runs all of it. `step` is told what begins: a part, a number of steps, which one.
@@ -82,8 +100,13 @@ pub fn run(
 ) -> Result<Report, BenchError> {
     let series = read::m4_hourly(dir)?;
     let m4_hourly = m4::run(&series, options, step)?;
-    let rolling = if options.rolling { rolling::run(&read::sets(dir)?, options, step)? } else { Vec::new() };
     let speed = speed::run(&series, step)?;
+    let (mut rolling, mut nab, mut caching) = (Vec::new(), None, None);
+    if options.others {
+        rolling = rolling::run(&read::sets(dir)?, options, step)?;
+        nab = nab::run(dir, step)?;
+        caching = Some(caching::summary(CACHING_QUERIES, CACHING_WINDOWS, step));
+    }
     let all = m4_hourly.first().cloned().unwrap_or_default();
     Ok(Report {
         m4_hourly_mase: all.mase,
@@ -98,6 +121,11 @@ pub fn run(
         m4_hourly,
         rolling,
         speed,
+        nab,
+        caching,
+        volume_bytes_per_name: speed.bytes,
+        gap_bytes_per_name: size_of::<gaps::Name>(),
+        caching_bytes_per_name_max: WATCH_BYTES_MAX,
     })
 }
 
@@ -136,6 +164,23 @@ impl fmt::Display for Report {
             f,
             "  {:.0} series a minute and core estimated anew, {:.0} with the coefficients kept",
             self.series_per_minute_per_core, self.series_per_minute_per_core_kept
-        )
+        )?;
+        if let Some(nab) = &self.nab {
+            writeln!(
+                f,
+                "\nAnomalies: Numenta Anomaly Benchmark, standard profile, one setting for all files"
+            )?;
+            let nab::Nab { score, threshold, files, windows, .. } = nab;
+            writeln!(f, "  {score:.1} with the threshold {threshold:.3}; {files} files, {windows} windows")?;
+        }
+        if let Some(caching) = &self.caching {
+            writeln!(f, "\nDemand behind caches, simulated\n  {caching}")?;
+        }
+        writeln!(f, "\nMemory of a name, bytes")?;
+        write!(f, "  its gaps {}", self.gap_bytes_per_name)?;
+        write!(f, ", the forecast of its volume {:.0}", self.volume_bytes_per_name)?;
+        write!(f, ", its resolvers up to {}", self.caching_bytes_per_name_max)?;
+        self.nab.iter().try_for_each(|nab| write!(f, ", its anomalies {}", nab.bytes_per_name))?;
+        writeln!(f)
     }
 }

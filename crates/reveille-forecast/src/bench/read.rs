@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/m4_hourly/Hourly-train.csv, Hourly-test.csv     a series a line: its name, then values
 //! DIR/web_counts/*_per_minute.csv                     a minute a line: time, count
+//! DIR/nab/data/*/*.csv, nab/labels/combined_windows.json  a point a line: timestamp, value (`nab.rs`)
 //! DIR/hourly/{bike_sharing_hourly,pedestrian_melbourne_hourly,pjm_in_zone,vic_electricity}.csv
 //! ```
 
@@ -216,7 +217,7 @@ fn regular(
 
 // --- Cells ------------------------------------------------------------------------------------------------------------
 
-fn text(path: &Path) -> Result<String, ReadError> {
+pub(super) fn text(path: &Path) -> Result<String, ReadError> {
     let fault = |source| ReadError::File { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(fault)?.len();
     if bytes > FILE_BYTES_MAX {
@@ -226,7 +227,7 @@ fn text(path: &Path) -> Result<String, ReadError> {
 }
 
 /// Those that are not empty, counted from 1.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(super) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(at, line)| (at + 1, line.trim_end())).filter(|(_, line)| !line.is_empty())
 }
 
@@ -243,7 +244,7 @@ fn number(cell: &str) -> Option<f64> {
 }
 
 /// Unix seconds of `2011-12-31T13:00:00Z`, also with a space, without the zone, or with `+00:00`.
-fn seconds(cell: &str) -> Option<i64> {
+pub(super) fn seconds(cell: &str) -> Option<i64> {
     let cell = cell.strip_suffix('Z').or_else(|| cell.strip_suffix("+00:00")).unwrap_or(cell);
     let (date, time) = cell.split_once(['T', ' '])?;
     let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());

@@ -14,7 +14,7 @@ const HORIZON: usize = 48;
 /// Most series that are timed.
 const SERIES_MAX: usize = 40;
 
-/// Means over the series, in microseconds of CPU time.
+/// Means over the series; times in microseconds of CPU.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Speed {
     /// All candidates back-tested, weighted, calibrated.
@@ -23,6 +23,8 @@ pub struct Speed {
     pub refit_us: f64,
     /// Forecast with the coefficients as they are.
     pub forecast_us: f64,
+    /// What is held of one series between forecasts, in bytes: chosen models, coefficients, calibration.
+    pub bytes: f64,
     /// How many series were timed.
     pub series: usize,
 }
@@ -60,12 +62,12 @@ pub(super) fn run(splits: &[Split], step: &mut dyn FnMut(&str, usize, usize)) ->
         speed.choose_us += choice - began;
         speed.forecast_us += kept - choice;
         speed.refit_us += cpu_us() - kept;
+        speed.bytes += chosen.size_bytes() as f64;
         speed.series += 1;
     }
     let count = speed.series.max(1) as f64;
-    [&mut speed.choose_us, &mut speed.refit_us, &mut speed.forecast_us]
-        .into_iter()
-        .for_each(|sum| *sum /= count);
+    let sums = [&mut speed.choose_us, &mut speed.refit_us, &mut speed.forecast_us, &mut speed.bytes];
+    sums.into_iter().for_each(|sum| *sum /= count);
     Ok(speed)
 }
 

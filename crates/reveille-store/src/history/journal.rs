@@ -131,11 +131,21 @@ pub(super) fn replay(
     path: &Path,
     start_s: u64,
     damaged: &mut Vec<Damage>,
+    each: impl FnMut(&[u8], u8, u16, u64),
+) -> io::Result<u64> {
+    replay_file(&File::open(path)?, path, start_s, damaged, each)
+}
+
+/// The same of a file that is open.
+pub(super) fn replay_file(
+    file: &File,
+    path: &Path,
+    start_s: u64,
+    damaged: &mut Vec<Damage>,
     mut each: impl FnMut(&[u8], u8, u16, u64),
 ) -> io::Result<u64> {
-    let file = File::open(path)?;
     let bytes = file.metadata()?.len();
-    let mut frames = Frames::new(&file, (MAGIC.len() as u64).min(bytes), bytes);
+    let mut frames = Frames::new(file, (MAGIC.len() as u64).min(bytes), bytes);
     let mut names: Vec<Option<Box<[u8]>>> = Vec::new();
     let mut tell = |detail: String| {
         damaged.push(Damage {

@@ -59,6 +59,7 @@ mod head;
 mod journal;
 mod keep;
 mod names;
+mod offline;
 mod open;
 mod pack;
 mod plan;
@@ -74,6 +75,7 @@ use std::path::{Path, PathBuf};
 
 pub use keep::RemoveError;
 pub use names::{NameInfo, NamesError, StoredForecast};
+pub use offline::{Offline, OfflinePoint};
 pub use open::OpenError;
 pub use query::{ANSWER_POINTS_MAX, Answer, Bucket, LIST_MAX, Query, QueryError, RANGE_MAX_S, Reader};
 pub use series::{BATCH_POINTS_MAX, Batch, Kind, KindSet, NAME_BYTES_MAX, Point, Resolution, Seen};

@@ -130,12 +130,18 @@ impl From<io::Error> for Unfit {
 
 impl Segment {
     /// Opens a file and checks its header and index; what is damaged in it is told and got over.
-    pub fn open(
+    pub fn open(path: &Path, id: (Level, u64, u64), damaged: &mut Vec<Damage>) -> Result<Self, Unfit> {
+        let file = OpenOptions::new().read(true).write(true).mode(FILE_MODE).open(path)?;
+        Self::of(file, path, id, damaged)
+    }
+
+    /// The same of a file that is open, perhaps for reading alone.
+    pub fn of(
+        file: File,
         path: &Path,
         (level, start_s, seq): (Level, u64, u64),
         damaged: &mut Vec<Damage>,
     ) -> Result<Self, Unfit> {
-        let file = OpenOptions::new().read(true).write(true).mode(FILE_MODE).open(path)?;
         let bytes = file.metadata()?.len();
         let mut head = vec![0; usize::try_from(bytes.min((16 + INPUTS_MAX * 8) as u64)).unwrap_or(0)];
         file.read_exact_at(&mut head, 0)?;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A history with every sort of file, and what each name has in each hour.
-fn with_every_file(dir: &Path) -> BTreeMap<String, Vec<u64>> {
+pub fn with_every_file(dir: &Path) -> BTreeMap<String, Vec<u64>> {
     let limits = Limits { minutes_kept_s: 2 * DAY, ..Limits::default() };
     let history = open_with(dir, limits);
     let mut sums: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -28,7 +28,7 @@ fn with_every_file(dir: &Path) -> BTreeMap<String, Vec<u64>> {
     sums
 }
 
-fn hour_at(hour: u64) -> u64 {
+pub fn hour_at(hour: u64) -> u64 {
     match hour {
         0..=20 => START + hour * HOUR,
         21..=40 => START + 36 * DAY + (hour - 20) * HOUR,

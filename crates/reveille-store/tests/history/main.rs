@@ -10,6 +10,7 @@
 mod bounds;
 mod damage;
 mod model;
+mod offline;
 
 use std::collections::BTreeMap;
 use std::fs;

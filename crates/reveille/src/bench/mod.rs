@@ -1,13 +1,16 @@
 //! `reveille bench …`: measurements on this host, with the real parts. Figures are ratios within one run, because
-//! absolute times differ from host to host.
+//! absolute times differ from host to host. Forecasts and policies are measured on data that is given, and repeat to the
+//! last digit but for times.
 
 mod clones;
 mod cold;
 mod delay;
 mod dns;
 mod figures;
+mod forecast;
 mod host;
 mod memory;
+mod policy;
 mod probe;
 mod store;
 mod wake;
@@ -27,6 +30,10 @@ pub enum Verb {
     /// CPU of a DNS query, side by side with Knot DNS and a bare echo
     #[command(args_conflicts_with_subcommands = true)]
     Dns(dns::Dns),
+    /// Forecasts, anomalies and the correction for caching, on a directory of public data
+    Forecast(forecast::Forecast),
+    /// Policies of keeping warm at equal budgets, on a directory of recorded arrivals
+    Policy(policy::Policy),
 }
 
 impl Verb {
@@ -39,6 +46,8 @@ impl Verb {
             Self::Wake(wake) => wake.run(output),
             Self::Store(store) => store.run(output),
             Self::Dns(dns) => dns.run(output),
+            Self::Forecast(forecast) => forecast.run(output),
+            Self::Policy(policy) => policy.run(output),
         }
     }
 }

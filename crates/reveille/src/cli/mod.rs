@@ -6,6 +6,7 @@ mod doctor;
 mod doctor_tap;
 mod image;
 mod output;
+mod progress;
 mod pull;
 mod reload;
 mod remote;
@@ -19,9 +20,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench;
+use crate::{bench, replay};
 
 pub use output::Output;
+pub use progress::Progress;
 
 /// Where the config file is looked for unless one is named.
 const CONFIG_DEFAULT: &str = "/etc/reveille/reveille.toml";
@@ -78,7 +80,12 @@ enum Verb {
     Terminate(service::Terminate),
     /// Tell why a service is as it is: its last decisions, with their reasons, and its last wakes
     Why(why::Why),
-    /// Measure, on this host, with real virtual machines
+    /// Replay recorded demand: what fixed keep-alive, the hybrid histogram and Reveille would have cost
+    ///
+    /// Cold starts, added delay and memory held on each rung, over all names and name by name, at equal budgets. To
+    /// plan with: other prices, rungs and wake times, on your own demand or on what a daemon has seen.
+    Replay(Box<replay::Replay>),
+    /// Measure: wakes, versions and DNS on this host, forecasts and policies on a directory of data
     #[command(subcommand)]
     Bench(bench::Verb),
 }
@@ -128,6 +135,7 @@ pub fn run() -> ExitCode {
         Verb::Hibernate(hibernate) => hibernate.run(output),
         Verb::Terminate(terminate) => terminate.run(output),
         Verb::Why(why) => why.run(output),
+        Verb::Replay(replay) => replay.run(output),
         Verb::Bench(verb) => verb.run(output),
     };
     match result {

@@ -4,6 +4,7 @@
 
 #[path = "../e2e/addresses.rs"]
 mod addresses;
+mod bench;
 mod dnstap;
 mod load;
 mod place;
@@ -12,5 +13,6 @@ mod primaries;
 
 mod operate;
 mod reload;
+mod replay;
 mod serials;
 mod updates;

@@ -58,6 +58,10 @@ impl Fitted for FittedBlocks {
         let path = self.inner.path(blocks.window(), ahead)?;
         Ok((0..horizon).map(|step| between(&path, self.by, blocks.rest + step)).collect())
     }
+
+    fn held_bytes(&self) -> usize {
+        size_of_val(&*self.inner) + self.inner.held_bytes()
+    }
 }
 
 /// The value at a step, counted from the begin of the path, on the lines between the middles of blocks.

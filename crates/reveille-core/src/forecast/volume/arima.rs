@@ -191,4 +191,9 @@ impl Fitted for FittedArima {
         }
         if path.iter().all(|value| value.is_finite()) { Ok(path) } else { Err(Fault::NotFinite) }
     }
+
+    fn held_bytes(&self) -> usize {
+        let orders = size_of_val(&*self.orders.values) + size_of_val(&*self.orders.innovations);
+        orders + size_of_val(&*self.coefficients)
+    }
 }

@@ -185,6 +185,11 @@ impl Fitted for FittedAutoregression {
             levels[reach + season..].iter().map(|&level| self.model.transform.invert(level)).collect();
         if path.iter().all(|value| value.is_finite()) { Ok(path) } else { Err(Fault::NotFinite) }
     }
+
+    fn held_bytes(&self) -> usize {
+        let of_lags = size_of_val(&*self.lags) + size_of_val(&*self.of_lags);
+        of_lags + size_of_val(&*self.of_waves) + self.waves.held_bytes()
+    }
 }
 
 /// Fourier terms by look-up: one table of a full circle per period. With any of them there is a constant, too.
@@ -205,6 +210,11 @@ impl Waves {
             }
         }
         Self { waves, circles }
+    }
+
+    fn held_bytes(&self) -> usize {
+        let circles = self.circles.iter().map(|(_, circle)| size_of_val(&**circle)).sum::<usize>();
+        size_of_val(&*self.waves) + size_of_val(&*self.circles) + circles
     }
 
     fn columns(&self) -> usize {

@@ -42,6 +42,11 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// What it holds beside itself, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        size_of_val(&*self.scales) + size_of_val(&*self.shape) + size_of_val(&*self.coverage)
+    }
+
     /// `paths` and `actual`: one horizon after the other, as [`Backtest`] gives them; a missing actual value is NaN.
     pub(super) fn new(backtest: &Backtest, paths: &[f64], actual: &[f64]) -> Self {
         // What varies in few horizons varies more than it shows.

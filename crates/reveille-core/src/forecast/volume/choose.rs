@@ -224,6 +224,18 @@ impl Chosen {
         &self.calibration
     }
 
+    /// What is held of the series, in bytes, counting what is allocated. The history is not part of it.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let member = |member: &Member| {
+            size_of::<Member>()
+                + size_of_val(&*member.model)
+                + size_of_val(&*member.fitted)
+                + member.fitted.held_bytes()
+        };
+        size_of::<Self>() + self.calibration.held_bytes() + self.members.iter().map(member).sum::<usize>()
+    }
+
     /// Estimates the members' coefficients anew, on a later history of the same series. Who is a member, the weights and
     /// the calibration stay. A member that fails keeps its old coefficients.
     pub fn refit(&mut self, history: &Series) {

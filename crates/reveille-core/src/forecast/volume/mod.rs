@@ -320,6 +320,11 @@ pub trait Fitted: Send + Sync {
     /// # Errors
     /// [`Fault::TooShort`] where the window is shorter than what the model looks back.
     fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault>;
+
+    /// What it holds beside itself, in bytes.
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Whether a forecast of this kind can be had at all.

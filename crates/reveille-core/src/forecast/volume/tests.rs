@@ -42,6 +42,8 @@ fn day_and_week_are_forecast_with_intervals_that_hold() {
     for coverage in chosen.calibration().coverage() {
         assert!((coverage.measured - coverage.nominal).abs() < 0.1, "{coverage:?}");
     }
+    // With nine quantile shapes it cannot be next to nothing, and ten times its history is too much for a name.
+    assert!((1_000..80_000).contains(&chosen.size_bytes()), "{} bytes", chosen.size_bytes());
 }
 
 #[test]

@@ -179,5 +179,65 @@ pub fn cells(expected_queries: f64) -> Vec<Cell> {
     cells
 }
 
+/// All cells of a table in a few figures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Summary {
+    /// Names that were simulated: TTLs × resolvers × shares × demand.
+    pub cells: usize,
+    /// Windows of each.
+    pub windows: u32,
+    /// Queries that were to be expected in each.
+    pub expected_queries: f64,
+    /// Queries seen ÷ true arrivals, the mean of all cells.
+    pub raw: f64,
+    /// The bias that is farthest from 0, of a cell.
+    pub bias_worst: f64,
+    /// Mean share of the windows in which the estimate is within 10 % of the truth.
+    pub within_10: f64,
+    /// The same, of the interval of 80 % that holds it.
+    pub coverage_80: f64,
+    /// The same of 95 %.
+    pub coverage_95: f64,
+}
+
+/// Simulates the table of [`cells`].
+pub fn summary(expected_queries: f64, windows: u32, step: &mut dyn FnMut(&str, usize, usize)) -> Summary {
+    let cells = cells(expected_queries);
+    let rows = cells.iter().zip(1..).enumerate().map(|(at, (cell, seed))| {
+        step("caches", at, cells.len());
+        run(*cell, windows, seed)
+    });
+    let rows: Vec<Row> = rows.collect();
+    let mean = |of: fn(&Row) -> f64| rows.iter().map(of).sum::<f64>() / rows.len().max(1) as f64;
+    Summary {
+        cells: rows.len(),
+        windows,
+        expected_queries,
+        raw: mean(|row| row.raw),
+        bias_worst: rows.iter().map(|row| row.bias).max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0),
+        within_10: mean(|row| row.within_10),
+        coverage_80: mean(|row| row.coverage_80),
+        coverage_95: mean(|row| row.coverage_95),
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cells, windows, expected_queries, .. } = self;
+        write!(
+            f,
+            "{cells} names with {expected_queries} queries to be expected, or 4 TTLs; {windows} windows each: "
+        )?;
+        write!(
+            f,
+            "worst bias {:+.1} %, within 10 % {:.1} %",
+            self.bias_worst * 100.0,
+            self.within_10 * 100.0
+        )?;
+        let (wide, wider) = (self.coverage_80 * 100.0, self.coverage_95 * 100.0);
+        write!(f, ", in 80 % {wide:.1}, in 95 % {wider:.1}; uncorrected {:.2} of the truth", self.raw)
+    }
+}
+
 #[cfg(test)]
 mod tests;
