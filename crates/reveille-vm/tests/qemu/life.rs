@@ -38,6 +38,7 @@ async fn a_woken_guest_goes_on_where_it_was() {
     qemu.arm(&world.launch(), Mapping::Consume).await.unwrap();
     assert_eq!(world.process(), armed, "an armed process stays");
     assert!(qemu.cpu_ms(world.launch().instance).is_some());
+    assert!(qemu.disk_io(world.launch().instance).is_some());
     assert_eq!(qemu.find(&world.launch()).await, Found::Untouched { version: second.clone(), armed: true });
     qemu.disarm(world.launch().instance).await.unwrap();
     assert_eq!(qemu.find(&world.launch()).await, Found::Nothing { version: Some(second) });

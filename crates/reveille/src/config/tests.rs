@@ -70,6 +70,9 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         [policy]
         idle_ms = 1
         heartbeat_ms = "soon"
+        [health]
+        down = 5
+        http = { path = "up" }
         [[zone]]
         name = "vm..test"
         [[zone]]
@@ -82,6 +85,7 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         image = "demo"
         ports = ["tcp/80"]
         resources = { cpus = 0 }
+        health = { tcp = 81, timeout_ms = 0, http = { status = [200, 99] } }
         policy = { rest = "cold", hold_ms_max = 60000 }
     "#;
     let message = Config::parse(text).unwrap_err().to_string();
@@ -101,6 +105,11 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         "relay.pool = 127.64.0.1/10",
         "policy.idle_ms = 1\n      allowed: 100 to 2592000000",
         "policy.heartbeat_ms = \"soon\"",
+        "health.down = 5\n      allowed: 1 to 4",
+        "health.http.path = \"up\"\n      allowed: a path such as /health",
+        "service \"hello.elsewhere.test\".health.tcp = 81\n      allowed: one of the declared TCP ports",
+        "service \"hello.elsewhere.test\".health.timeout_ms = 0\n      allowed: 10 to 60000",
+        "service \"hello.elsewhere.test\".health.http.status = [200, 99]",
         "zone \"vm..test\".name = \"vm..test\"",
         "service \"hello.vm.test\".image = (absent)",
         "service \"hello.vm.test\".ports = [\"tcp/0\"]",
@@ -112,6 +121,7 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");
     assert_eq!(message.matches("policy.idle_ms").count(), 1, "told where it stands: {message}");
+    assert_eq!(message.matches("health.down").count(), 1, "told where it stands: {message}");
 }
 
 #[test]
@@ -216,6 +226,44 @@ fn a_service_states_only_what_differs_from_the_policy_of_the_file() {
     let policy = Config::parse(text).unwrap().service[0].policy;
     assert_eq!((policy.idle_ms, policy.heartbeat_ms), (7_000, 2_000));
     assert_eq!(policy.boot_ms_max, Policy::default().boot_ms_max);
+}
+
+#[test]
+fn a_service_states_only_what_differs_from_the_health_of_the_file() {
+    let text = r#"
+        [health]
+        interval_ms = 2000
+        http = { path = "/up" }
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["udp/53", "tcp/80", "tcp/81"]
+        [service.health]
+        tcp = 81
+        down = 2
+        [[service]]
+        name = "b.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        health = { http = "off", enabled = true }
+        [[service]]
+        name = "c.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+    "#;
+    let services = Config::parse(text).unwrap().service;
+    let [a, b, c] = [0, 1, 2].map(|service: usize| services[service].probing());
+    assert_eq!((a.policy.interval_ms, a.policy.down, a.policy.down_of), (2_000, 2, 4));
+    assert_eq!((a.tcp, a.http.map(|(port, probe)| (port, probe.path))), (Some(81), Some((80, "/up".into()))));
+    assert_eq!((b.tcp, b.http), (Some(80), None));
+    assert_eq!((c.tcp, c.http.map(|(port, _)| port)), (None, Some(80)));
+    let error = Config::parse(&text.replace("enabled = true", "enabled = 1")).unwrap_err().to_string();
+    assert!(error.contains("service \"b.vm.test\".health.enabled = 1"), "{error}");
+    let error =
+        Config::parse(&text.replace("{ http = \"off\", enabled = true }", "false")).unwrap_err().to_string();
+    assert!(error.contains("service \"b.vm.test\".health = false"), "{error}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod disk;
 mod faults;
 mod forecast;
 mod guest;
+mod health;
 mod loss;
 mod proxy;
 mod refusals;
