@@ -226,8 +226,10 @@ impl ServiceSummary {
 impl ServiceDetail {
     /// The same with what is known of the running instance.
     pub fn with(mut self, evidence: Evidence) -> Self {
-        // What is on its way to the control loop is not told before it has come there.
-        if let Some((_, reason)) = evidence.judged.filter(|(health, _)| *health == self.summary.health) {
+        // What is on its way to the control loop is not told before it has come there; and who was lost is down for that.
+        let probed = matches!(self.summary.phase, Phase::Active | Phase::Draining);
+        let holds = |health: Health| probed && health == self.summary.health;
+        if let Some((_, reason)) = evidence.judged.filter(|(health, _)| holds(*health)) {
             self.summary.health_reason = reason.to_string();
         }
         Self { flapping: evidence.flapping, probes: evidence.probes, metrics: evidence.metrics, ..self }
