@@ -170,11 +170,11 @@ impl Judge {
     pub fn next_ms(&self, probing: &Probing, used: bool, now: Timestamp) -> u64 {
         let policy = &probing.policy;
         let pace_ms = if self.is_in_doubt(probing) {
-            policy.doubt_ms
+            policy.doubt_ms.min(policy.interval_ms)
         } else if used || self.health == Health::Down {
             policy.interval_ms
         } else {
-            policy.quiet_ms
+            policy.quiet_ms.max(policy.interval_ms)
         };
         let since = self.probed_at.unwrap_or(self.began);
         if now < since {
@@ -321,7 +321,7 @@ impl Judge {
 }
 
 fn unheard_ms(probing: &Probing) -> u64 {
-    QUIETS_UNHEARD_MAX * u64::from(probing.policy.quiet_ms)
+    QUIETS_UNHEARD_MAX * u64::from(probing.policy.quiet_ms.max(probing.policy.interval_ms))
 }
 
 fn averaged(before: u32, new: u32) -> u32 {

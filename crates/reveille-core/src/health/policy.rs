@@ -24,9 +24,9 @@ pub struct HealthPolicy {
     pub http: HttpSetting,
     /// Time between two probes while the service is used.
     pub interval_ms: u32,
-    /// Time between two probes while a finding contradicts the verdict, or there is none.
+    /// Time between two probes while a finding contradicts the verdict, or there is none; never longer than the first.
     pub doubt_ms: u32,
-    /// Time between two probes while nobody uses the service.
+    /// Time between two probes while nobody uses the service; never shorter than the first.
     pub quiet_ms: u32,
     /// Longest time until the answer.
     pub timeout_ms: u32,
@@ -167,8 +167,8 @@ impl HealthPolicy {
         const HOUR_MS: u32 = 3_600_000;
         let of_times = [
             ("interval_ms", self.interval_ms, 100, HOUR_MS),
-            ("doubt_ms", self.doubt_ms, 50, self.interval_ms.max(50)),
-            ("quiet_ms", self.quiet_ms, self.interval_ms.min(HOUR_MS), 24 * HOUR_MS),
+            ("doubt_ms", self.doubt_ms, 50, HOUR_MS),
+            ("quiet_ms", self.quiet_ms, 100, 24 * HOUR_MS),
             ("timeout_ms", self.timeout_ms, 10, 60_000),
         ];
         let of_counts: [(&str, u8, u8, u8); 4] = [

@@ -204,6 +204,15 @@ fn probes_are_slow_when_nobody_asks_and_quick_again_when_somebody_does() {
 }
 
 #[test]
+fn who_sets_one_pace_alone_gets_no_nonsense_from_the_others() {
+    let mut story = Story::of(HealthPolicy { interval_ms: 200, ..HealthPolicy::default() }, &["tcp/80"]);
+    assert_eq!(story.probe(TCP, FINE).0, 200, "in doubt not more slowly than otherwise");
+    let mut story = Story::of(HealthPolicy { interval_ms: 90_000, ..HealthPolicy::default() }, &["tcp/80"]);
+    story.used = false;
+    assert_eq!((story.probe(TCP, FINE).0, story.probe(TCP, FINE).0), (1_000, 90_000));
+}
+
+#[test]
 fn a_sleep_takes_nothing_along_but_how_often_it_fell() {
     let mut story = Story::new();
     story.run("+---");

@@ -49,7 +49,8 @@ fn a_guest_that_hangs_is_down_by_n_of_m_and_up_again_and_one_that_dies_at_once()
     assert_eq!((world.page().nonce, world.vm()), (nonce, vm.clone()));
 
     send(vm.pid, Signal::KILL);
-    let lost = |shown: &Value| word(&shown["health_reason"]).starts_with("it was lost: its QEMU process ended");
+    let lost =
+        |shown: &Value| word(&shown["health_reason"]).starts_with("it was lost: its QEMU process ended");
     assert_eq!(world.until_shown("hello.vm.test", "its loss to be noticed", lost)["health"], "down");
     world.page();
     until_health(&world, "up");
