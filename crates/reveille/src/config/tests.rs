@@ -70,9 +70,6 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         [policy]
         idle_ms = 1
         heartbeat_ms = "soon"
-        [health]
-        down = 5
-        http = { path = "up" }
         [[zone]]
         name = "vm..test"
         [[zone]]
@@ -85,7 +82,6 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         image = "demo"
         ports = ["tcp/80"]
         resources = { cpus = 0 }
-        health = { tcp = 81, timeout_ms = 0, http = { status = [200, 99] } }
         policy = { rest = "cold", hold_ms_max = 60000 }
     "#;
     let message = Config::parse(text).unwrap_err().to_string();
@@ -105,11 +101,6 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
         "relay.pool = 127.64.0.1/10",
         "policy.idle_ms = 1\n      allowed: 100 to 2592000000",
         "policy.heartbeat_ms = \"soon\"",
-        "health.down = 5\n      allowed: 1 to 4",
-        "health.http.path = \"up\"\n      allowed: a path such as /health",
-        "service \"hello.elsewhere.test\".health.tcp = 81\n      allowed: one of the declared TCP ports",
-        "service \"hello.elsewhere.test\".health.timeout_ms = 0\n      allowed: 10 to 60000",
-        "service \"hello.elsewhere.test\".health.http.status = [200, 99]",
         "zone \"vm..test\".name = \"vm..test\"",
         "service \"hello.vm.test\".image = (absent)",
         "service \"hello.vm.test\".ports = [\"tcp/0\"]",
@@ -121,7 +112,6 @@ fn every_fault_is_reported_at_once_with_key_value_and_range() {
     let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "in {message}");
     assert_eq!(message.matches("policy.idle_ms").count(), 1, "told where it stands: {message}");
-    assert_eq!(message.matches("health.down").count(), 1, "told where it stands: {message}");
 }
 
 #[test]
@@ -226,6 +216,33 @@ fn a_service_states_only_what_differs_from_the_policy_of_the_file() {
     let policy = Config::parse(text).unwrap().service[0].policy;
     assert_eq!((policy.idle_ms, policy.heartbeat_ms), (7_000, 2_000));
     assert_eq!(policy.boot_ms_max, Policy::default().boot_ms_max);
+}
+
+#[test]
+fn faults_of_health_are_told_where_they_stand() {
+    let text = r#"
+        [health]
+        down = 5
+        http = { path = "up" }
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        health = { tcp = 81, timeout_ms = 0, http = { status = [200, 99] } }
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "  health.down = 5\n      allowed: 1 to 4",
+        "  health.http.path = \"up\"\n      allowed: a path such as /health",
+        "service \"a.vm.test\".health.tcp = 81\n      allowed: one of the declared TCP ports",
+        "service \"a.vm.test\".health.timeout_ms = 0\n      allowed: 10 to 60000",
+        "service \"a.vm.test\".health.http.status = [200, 99]",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+    assert!(message.contains("5 faults"), "what is inherited is told once: {message}");
 }
 
 #[test]
