@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use async_trait::async_trait;
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, Policy, RequestError, ServiceSpec, SpecFault};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -10,9 +11,9 @@ use tokio::sync::broadcast;
 use crate::events::Event;
 use crate::time::Time;
 use crate::types::{
-    DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDetail,
-    ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport, ZoneKeys,
-    ZoneSummary,
+    DeployReply, DnsReport, HealthReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
+    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -160,6 +161,11 @@ pub trait Control: Send + Sync + 'static {
     /// The daemon and its host.
     async fn host(&self) -> Result<HostSummary, ControlError>;
 
+    /// How the instances that run, or were lost, fare.
+    async fn health(&self) -> Result<HealthReport, ControlError> {
+        Ok(HealthReport::default())
+    }
+
     /// What the query room has counted and seen.
     async fn dns(&self) -> Result<DnsReport, ControlError>;
 
@@ -227,6 +233,11 @@ pub trait Control: Send + Sync + 'static {
     /// The policy of services that do not say otherwise.
     fn default_policy(&self) -> Policy {
         Policy::default()
+    }
+
+    /// How services are probed that do not say otherwise.
+    fn default_health(&self) -> HealthPolicy {
+        HealthPolicy::default()
     }
 
     /// Whether requests are served.

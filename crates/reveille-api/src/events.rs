@@ -4,7 +4,7 @@ use reveille_core::model::{DomainName, InstanceId, Phase, Rung, VmState};
 use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
-use crate::types::{DecisionReport, Wake};
+use crate::types::{DecisionReport, HealthChange, Wake};
 
 /// Events that the daemon should keep for slow readers: the capacity of its broadcast channel. A reader that
 /// falls further behind is told how many it missed.
@@ -42,6 +42,11 @@ pub enum Event {
         /// With its reason.
         decision: Box<DecisionReport>,
     },
+    /// The verdict on the health of an instance changed.
+    Health {
+        /// With its reason.
+        change: Box<HealthChange>,
+    },
     /// A service was added.
     Added {
         /// When.
@@ -70,6 +75,7 @@ impl Event {
             Self::Phase { .. } => "phase",
             Self::Wake { .. } => "wake",
             Self::Decision { .. } => "decision",
+            Self::Health { .. } => "health",
             Self::Added { .. } => "added",
             Self::Removed { .. } => "removed",
             Self::Lagged { .. } => "lagged",
@@ -84,6 +90,7 @@ impl Event {
             }
             Self::Wake { wake } => Some(&wake.service),
             Self::Decision { decision } => Some(&decision.service),
+            Self::Health { change } => Some(&change.service),
             Self::Lagged { .. } => None,
         }
     }

@@ -1,18 +1,22 @@
 //! What was counted, in the text format that Prometheus reads (version 0.0.4 of its exposition formats).
 //!
-//! The number of lines is bounded by the configuration: no label is a name that was asked for, or a client.
+//! The number of lines is bounded by the configuration: no label is a name that was asked for, or a client; and of
+//! instances, those are told of one by one that run, up to a limit.
 
 use std::fmt::{Display, Write};
 
-use crate::types::{Counts, DnsReport, HostSummary};
+use reveille_core::health::Health;
+
+use crate::types::{Counts, DnsReport, HealthReport, HostSummary, InstanceHealth, MetricsReport};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text.
-pub fn text(dns: &DnsReport, host: &HostSummary) -> String {
+pub fn text(dns: &DnsReport, host: &HostSummary, health: &HealthReport) -> String {
     let mut page = Page::default();
     about_host(&mut page, host);
+    about_health(&mut page, health);
     about_queries(&mut page, dns);
     about_peers(&mut page, dns);
     page.0
@@ -31,6 +35,56 @@ fn about_host(page: &mut Page, host: &HostSummary) {
         page.sample("reveille_services", &[("state", &state)], count);
     }
     page.gauge("reveille_services_failed", "Services whose last start failed.", services.failed);
+}
+
+fn about_health(page: &mut Page, health: &HealthReport) {
+    page.family("reveille_instances_health", "gauge", "Instances that run, or were lost, by their health.");
+    for (word, count) in &health.verdicts {
+        page.sample("reveille_instances_health", &[("health", word)], count);
+    }
+    page.family("reveille_health_probes_total", "counter", "Probes by what came of them.");
+    for (probe, counts) in &health.probes {
+        for (found, count) in counts {
+            page.sample("reveille_health_probes_total", &[("probe", probe), ("found", found)], count);
+        }
+    }
+    let judged = |of: &InstanceHealth| match of.health {
+        Health::Up => Some("1".to_owned()),
+        Health::Down => Some("0".to_owned()),
+        Health::Unknown => None,
+    };
+    page.of_instances("reveille_instance_up", "gauge", "1 if it is up, 0 if it is down.", health, judged);
+    type Of = fn(&MetricsReport) -> Option<String>;
+    let told: [(&str, &str, &str, Of); 6] = [
+        ("reveille_instance_cpu_seconds_total", "counter", "CPU time of its process.", |of| {
+            Some(seconds(of.cpu_ms?.saturating_mul(1_000)))
+        }),
+        ("reveille_instance_memory_bytes", "gauge", "Memory that its process holds.", |of| {
+            Some(of.held_kib?.saturating_mul(1_024).to_string())
+        }),
+        ("reveille_instance_read_bytes_total", "counter", "What its process read from disks.", |of| {
+            Some(of.read_bytes?.to_string())
+        }),
+        ("reveille_instance_written_bytes_total", "counter", "What its process wrote to disks.", |of| {
+            Some(of.written_bytes?.to_string())
+        }),
+        ("reveille_instance_replies_total", "counter", "Answers to TCP clients through the relay.", |of| {
+            Some(of.replies?.to_string())
+        }),
+        (
+            "reveille_instance_reply_seconds_total",
+            "counter",
+            "From what a client said to the first byte of the answer, all together.",
+            |of| Some(seconds(of.reply_us_total?)),
+        ),
+    ];
+    for (name, kind, help, value) in told {
+        page.of_instances(name, kind, help, health, |of| of.metrics.as_ref().and_then(value));
+    }
+}
+
+fn seconds(us: u64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
 }
 
 fn about_queries(page: &mut Page, dns: &DnsReport) {
@@ -124,6 +178,24 @@ impl Page {
             let _ = write!(self.0, "{}{key}=\"{label}\"", if place == 0 { '{' } else { ',' });
         }
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+
+    /// A family with a sample for each instance of which there is a value.
+    fn of_instances(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        health: &HealthReport,
+        value: impl Fn(&InstanceHealth) -> Option<String>,
+    ) {
+        self.family(name, kind, help);
+        for of in &health.instances {
+            if let Some(value) = value(of) {
+                let labels: [Label; 2] = [("service", &of.service), ("instance", &of.instance)];
+                self.sample(name, &labels, value);
+            }
+        }
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {

@@ -19,8 +19,8 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{Router, get, post};
 use futures_util::stream::{Stream, unfold};
-use reveille_core::model::{DomainName, Policy, ServiceSpec, SpecFault};
-use serde::Deserialize;
+use reveille_core::model::{DomainName, ServiceSpec, SpecFault};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
@@ -70,6 +70,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/zones/{zone}/keys", get(room::keys))
         .route("/v1/zones/{zone}/rollover", post(room::rollover))
         .route("/metrics", get(room::metrics))
+        .route("/v1/health", get(room::health))
         .route_layer(from_fn(|request, next| limit_time(REQUEST_MS_MAX, request, next)));
     let waiting = Router::new()
         .route("/v1/services/{name}/wake", post(wake))
@@ -209,7 +210,8 @@ async fn show_service(State(api): Shared, Path(name): Path<String>) -> Result<Js
 async fn add_service(State(api): Shared, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
     let body = body.map_err(|rejection| Problem::of_status(rejection.status(), ""))?;
     let mut body: Value = read_json(&body)?;
-    lay_over_policy(&mut body, &api.control.default_policy());
+    lay_over(&mut body, "policy", &api.control.default_policy());
+    lay_over(&mut body, "health", &api.control.default_health());
     let spec: ServiceSpec =
         serde_path_to_error::deserialize(body).map_err(|fault| not_as_expected(&fault))?;
     let faults = spec.faults();
@@ -261,19 +263,19 @@ fn not_as_expected(fault: &serde_path_to_error::Error<serde_json::Error>) -> Pro
     Problem::invalid(vec![SpecFault::new(key, "as given", fault.inner().to_string())])
 }
 
-/// A new service states only what differs from the daemon's policy, as in the config file.
-fn lay_over_policy(body: &mut Value, default: &Policy) {
-    let (Some(body), Ok(Value::Object(mut policy))) = (body.as_object_mut(), serde_json::to_value(default))
+/// A new service states only what differs from what the daemon has under `key`, as in the config file.
+fn lay_over(body: &mut Value, key: &str, default: &impl Serialize) {
+    let (Some(body), Ok(Value::Object(mut whole))) = (body.as_object_mut(), serde_json::to_value(default))
     else {
         return;
     };
-    match body.get_mut("policy") {
+    match body.get_mut(key) {
         None => {}
-        Some(Value::Object(own)) => policy.append(own),
+        Some(Value::Object(own)) => whole.append(own),
         // What is no object is found fault with when it is read.
         Some(_) => return,
     }
-    body.insert("policy".to_owned(), Value::Object(policy));
+    body.insert(key.to_owned(), Value::Object(whole));
 }
 
 fn bad_json(error: &serde_json::Error) -> Problem {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reveille_core::answer::Network;
 use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::health::{Health, HealthPolicy};
 use reveille_core::model::load::Wanted;
 use reveille_core::model::{
     DomainName, Egress, Failure, Instance, InstanceId, Kind, Phase, Policy, PortSpec, ReadyCheck, Remains,
@@ -15,10 +16,14 @@ use serde::{Deserialize, Serialize};
 use crate::time::Time;
 
 mod dns;
+mod health;
 mod versions;
 mod zones;
 
 pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use health::{
+    Evidence, HealthChange, HealthReport, INSTANCES_SHOWN_MAX, InstanceHealth, MetricsReport, ProbeReport,
+};
 pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,
@@ -97,6 +102,12 @@ pub struct ServiceSummary {
     pub last_activity: Time,
     /// The last failure, until it is ready again.
     pub failure: Option<FailureReport>,
+    /// Whether it serves: `up`, `down` or `unknown`.
+    #[serde(default)]
+    pub health: Health,
+    /// Why.
+    #[serde(default)]
+    pub health_reason: String,
 }
 
 /// All about a service.
@@ -171,6 +182,21 @@ pub struct ServiceDetail {
     pub egress_deny: Vec<Network>,
     /// By which rules it sleeps and wakes.
     pub policy: Policy,
+    /// How it is probed.
+    #[serde(default)]
+    pub health_policy: HealthPolicy,
+    /// Since when it is as `health` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_since: Option<Time>,
+    /// It fell several times of late, so that it has to answer for longer before it is up again.
+    #[serde(default)]
+    pub flapping: bool,
+    /// What each probe has found since it runs.
+    #[serde(default)]
+    pub probes: Vec<ProbeReport>,
+    /// What the host sees of it while it runs.
+    #[serde(default)]
+    pub metrics: Option<MetricsReport>,
     /// Questions for it of late; absent where nobody counts them.
     #[serde(default)]
     pub queries: Option<QueriesReport>,
@@ -180,6 +206,7 @@ impl ServiceSummary {
     /// What there is to say of `service` and its primary.
     pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
         let spec = &service.spec;
+        let judged = instance.health(spec);
         Self {
             name: spec.name.clone(),
             phase: instance.phase,
@@ -197,11 +224,24 @@ impl ServiceSummary {
             held_clients,
             last_activity: Time(instance.last_activity),
             failure: instance.failure.as_ref().map(FailureReport::of),
+            health: judged.health,
+            health_reason: judged.reason.to_string(),
         }
     }
 }
 
 impl ServiceDetail {
+    /// The same with what is known of the running instance.
+    pub fn with(mut self, evidence: Evidence) -> Self {
+        // What is on its way to the control loop is not told before it has come there; and who was lost is down for that.
+        let probed = matches!(self.summary.phase, Phase::Active | Phase::Draining);
+        let holds = |health: Health| probed && health == self.summary.health;
+        if let Some((_, reason)) = evidence.judged.filter(|(health, _)| holds(*health)) {
+            self.summary.health_reason = reason.to_string();
+        }
+        Self { flapping: evidence.flapping, probes: evidence.probes, metrics: evidence.metrics, ..self }
+    }
+
     /// What there is to say of `service` and its primary.
     pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
         Self {
@@ -232,6 +272,11 @@ impl ServiceDetail {
             egress_allow: service.spec.egress_allow.clone(),
             egress_deny: service.spec.egress_deny.clone(),
             policy: service.spec.policy,
+            health_policy: service.spec.health.clone(),
+            health_since: Some(Time(instance.health(&service.spec).since)),
+            flapping: false,
+            probes: Vec::new(),
+            metrics: None,
             queries: None,
         }
     }
@@ -631,6 +676,9 @@ pub struct WhyReport {
     pub decisions: Vec<DecisionReport>,
     /// The last wakes, newest first.
     pub wakes: Vec<Wake>,
+    /// The last verdicts on its health that were not so before, newest first.
+    #[serde(default)]
+    pub health_changes: Vec<HealthChange>,
 }
 
 /// The daemon and its host.

@@ -26,6 +26,7 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("GET", "/v1/host", "", Read, 200),
         ("GET", "/v1/dns", "", Read, 200),
         ("GET", "/metrics", "", Read, 200),
+        ("GET", "/v1/health", "", Read, 200),
         ("GET", "/v1/zones", "", Read, 200),
         ("GET", "/v1/zones/vm.test/keys", "", Read, 200),
         ("POST", "/v1/zones/vm.test/rollover", "", Admin, 200),
@@ -290,6 +291,8 @@ async fn what_scripts_rely_on_is_in_a_service() {
     assert_eq!(json["version"]["number"], 3);
     assert_eq!(json["resources"]["memory_mib"], 128);
     assert_eq!(json["policy"]["idle_ms"], 300_000);
+    assert_eq!((&json["health"], &json["health_reason"]), (&"unknown".into(), &"it sleeps".into()));
+    assert_eq!((&json["health_policy"]["down"], &json["metrics"]), (&3.into(), &serde_json::Value::Null));
 
     let why = daemon.ask("GET", "/v1/services/hello/why?limit=1", None, "", "").await.json();
     assert_eq!(why["decisions"][0]["what"], "restore from the rung armed");
@@ -298,6 +301,9 @@ async fn what_scripts_rely_on_is_in_a_service() {
     assert_eq!(why["wakes"][0]["asked_by"], "a DNS query of type 1 from 192.0.2.1");
     assert_eq!(why["wakes"][0]["stages_ms"], serde_json::json!({ "decided": 0.25, "ready": 133.4 }));
     assert_eq!(why["wakes"][0]["outcome"], "ready");
+    assert_eq!(why["health"], "unknown", "that of now, beside what it was");
+    assert_eq!(why["health_changes"][0]["health"], "down");
+    assert_eq!(why["health_changes"][0]["why"], "nothing certain was found for 7 ms");
 }
 
 #[tokio::test]
@@ -352,7 +358,7 @@ async fn health_is_told_to_everybody_and_readiness_truly() {
 
 #[tokio::test]
 async fn metrics_are_what_prometheus_reads() {
-    let daemon = Daemon::start(&[], Anonymous::Read).await;
+    let daemon = Daemon::start(&["hello.vm.test"], Anonymous::Read).await;
     let answer = daemon.ask("GET", "/metrics", None, "", "").await;
     assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{answer:?}");
     for line in [
@@ -362,6 +368,12 @@ async fn metrics_are_what_prometheus_reads() {
         "reveille_dns_gate_total{judged=\"rate\",verdict=\"positive_pass\"} 9",
         "reveille_dns_secondary_in_step{zone=\"vm.test\",address=\"127.0.0.1:5301\"} 1",
         "reveille_dns_truncated_total 1",
+        "reveille_instances_health{health=\"down\"} 1",
+        "reveille_health_probes_total{probe=\"tcp\",found=\"failed\"} 3",
+        "reveille_instance_up{service=\"hello.vm.test\",instance=\"i1\"} 0",
+        "reveille_instance_cpu_seconds_total{service=\"hello.vm.test\",instance=\"i1\"} 1.234000",
+        "reveille_instance_memory_bytes{service=\"hello.vm.test\",instance=\"i1\"} 8192",
+        "reveille_instance_reply_seconds_total{service=\"hello.vm.test\",instance=\"i1\"} 0.000750",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
     }
@@ -377,7 +389,7 @@ async fn metrics_are_what_prometheus_reads() {
             assert_eq!(kind, format!("{described} {}", if counter { "counter" } else { "gauge" }));
         } else {
             assert_eq!(line.split(['{', ' ']).next().unwrap(), described, "{line}");
-            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+            assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 0.0, "{line}");
         }
     }
 }

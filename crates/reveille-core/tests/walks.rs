@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 use reveille_core::decide::{Action, decide};
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{
     Applied, Cause, DomainName, Egress, Event, Fleet, HostLimits, Instance, InstanceId, Kind, Ownership,
     Phase, Policy, Remains, Report, RequestError, Resources, Rung, Service, ServiceSpec, SleepAsked,
@@ -121,6 +122,7 @@ impl Host {
             egress_allow: Vec::new(),
             egress_deny: Vec::new(),
             policy,
+            health: HealthPolicy::default(),
         };
         let address = Ipv4Addr::new(127, 64, 0, 1);
         let service = Service::new(spec, address, now, ID);

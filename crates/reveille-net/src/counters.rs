@@ -88,6 +88,10 @@ counters! {
     bytes_in,
     /// Bytes from the instance to TCP clients.
     bytes_out,
+    /// Times that the instance answered what a TCP client had said.
+    replies,
+    /// Microseconds from the first byte that a client said to the first one of the answer, all of these together.
+    reply_us,
     /// Datagrams from clients to the instance.
     datagrams_in,
     /// Datagrams from the instance to clients.

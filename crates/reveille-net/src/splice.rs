@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::coop;
+use tokio::time::Instant;
 
 use crate::gate::ServiceGate;
 use crate::upstream::{Ends, Upstream};
@@ -43,13 +44,17 @@ pub(crate) enum Broken {
 /// The bytes that a connection has carried; the gate is told of them as they pass.
 pub(crate) struct Carried<'a> {
     gate: &'a ServiceGate,
+    began: Instant,
     up: AtomicU64,
     down: AtomicU64,
+    /// When the client said what was not answered yet, in microseconds after the beginning, and one; 0: it did not.
+    said_us: AtomicU64,
 }
 
 impl<'a> Carried<'a> {
     pub(crate) fn nothing_yet(gate: &'a ServiceGate) -> Self {
-        Self { gate, up: AtomicU64::new(0), down: AtomicU64::new(0) }
+        let zero = || AtomicU64::new(0);
+        Self { gate, began: Instant::now(), up: zero(), down: zero(), said_us: zero() }
     }
 
     /// No byte was read from either side, so that another connection can take the place of this one unnoticed.
@@ -61,12 +66,26 @@ impl<'a> Carried<'a> {
         self.up.fetch_add(bytes, Ordering::Relaxed);
         self.gate.counters.bytes_in.add(bytes);
         self.gate.note_packet();
+        // Both directions of a connection are of one task.
+        if self.said_us.load(Ordering::Relaxed) == 0 {
+            self.said_us.store(self.since_us() + 1, Ordering::Relaxed);
+        }
     }
 
     fn down(&self, bytes: u64) {
         self.down.fetch_add(bytes, Ordering::Relaxed);
         self.gate.counters.bytes_out.add(bytes);
         self.gate.note_reply();
+        let said_us = self.said_us.load(Ordering::Relaxed);
+        if said_us != 0 {
+            self.said_us.store(0, Ordering::Relaxed);
+            self.gate.counters.replies.one();
+            self.gate.counters.reply_us.add((self.since_us() + 1).saturating_sub(said_us));
+        }
+    }
+
+    fn since_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX - 1)
     }
 }
 

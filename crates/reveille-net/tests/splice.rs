@@ -68,6 +68,33 @@ async fn half_close_is_carried_in_both_directions() {
     assert_eq!(traffic.open_connections, 0);
 }
 
+#[tokio::test]
+async fn the_time_to_an_answer_counts_from_what_the_client_said() {
+    const SLOW: Duration = Duration::from_millis(30);
+    let bench = Bench::new(&["tcp/8080"]).await;
+    let listener = bench.listen().await;
+    let (mut client, mut backend) = pair(&bench, &listener).await;
+    let mut byte = [0];
+    // A greeting answers nobody.
+    backend.write_all(b"2").await.unwrap();
+    within(client.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(bench.traffic().replies, 0);
+    for said in ["a", "bc"] {
+        for part in said.as_bytes().chunks(1) {
+            client.write_all(part).await.unwrap();
+            within(backend.read_exact(&mut byte)).await.unwrap();
+        }
+        tokio::time::sleep(SLOW).await;
+        for _ in 0..2 {
+            backend.write_all(b"!").await.unwrap();
+            within(client.read_exact(&mut byte)).await.unwrap();
+        }
+    }
+    let traffic = bench.traffic();
+    assert_eq!(traffic.replies, 2, "one for each question, however many bytes either had");
+    assert!(u128::from(traffic.reply_us) >= 2 * SLOW.as_micros(), "{traffic:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 

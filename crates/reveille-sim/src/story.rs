@@ -11,6 +11,7 @@ use std::thread;
 use reveille::control::{Command, Message};
 use reveille_core::decide::Foresight;
 use reveille_core::forecast::gaps::Piece;
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{
     AfterCrash, DomainName, Egress, ForecastMode, HostLimits, Kind, Policy, Resources, Rung, ServiceSpec,
     SleepAsked,
@@ -224,6 +225,7 @@ fn spec(dice: &mut Dice, number: u64, has_depot: bool) -> ServiceSpec {
         egress_allow: Vec::new(),
         egress_deny: Vec::new(),
         policy,
+        health: HealthPolicy::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use reveille_core::decide::Decision;
+use reveille_core::health::{Health, HealthReason};
 use reveille_core::model::{DomainName, Instance, InstanceId, ServiceSpec, Timestamp, WakeRecord};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub enum Change {
     AddWake(Box<WakeRecord>),
     /// A decision was taken.
     AddDecision(Box<StoredDecision>),
+    /// The verdict on an instance's health has changed.
+    AddHealth(Box<StoredHealth>),
     /// The token is as given.
     PutToken(Box<StoredToken>),
     /// The token is worth nothing any more.
@@ -101,6 +104,21 @@ pub struct StoredDecision {
     pub at: Timestamp,
     /// What and why.
     pub decision: Decision,
+}
+
+/// A verdict on an instance's health that was not so before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredHealth {
+    /// When.
+    pub at: Timestamp,
+    /// The service.
+    pub service: DomainName,
+    /// The instance.
+    pub instance: InstanceId,
+    /// The verdict.
+    pub health: Health,
+    /// Why, with the numbers.
+    pub reason: HealthReason,
 }
 
 /// BLAKE3 hash of a token, by which it is found; the token itself is nowhere at rest.
@@ -184,6 +202,7 @@ pub(crate) enum Encoded {
     DropService(String),
     AddWake { service: String, instance: InstanceId, at: Timestamp, row: Vec<u8> },
     AddDecision(String, Vec<u8>),
+    AddHealth(String, Vec<u8>),
     PutToken([u8; 32], Vec<u8>),
     DropToken([u8; 32]),
     PutSerialCeiling(String, u32),
@@ -211,6 +230,9 @@ impl Change {
             },
             Self::AddDecision(decision) => {
                 Encoded::AddDecision(decision.decision.service.to_string(), serde_json::to_vec(decision)?)
+            }
+            Self::AddHealth(health) => {
+                Encoded::AddHealth(health.service.to_string(), serde_json::to_vec(health)?)
             }
             Self::PutToken(token) => {
                 let row = TokenRow {

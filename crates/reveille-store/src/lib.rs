@@ -52,7 +52,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reveille_core::model::{DomainName, InstanceId};
 
 pub use change::{
-    Change, Origin, StoredDecision, StoredPublished, StoredService, StoredStaticSet, StoredToken, TokenHash,
+    Change, Origin, StoredDecision, StoredHealth, StoredPublished, StoredService, StoredStaticSet,
+    StoredToken, TokenHash,
 };
 pub use load::{LoadError, Loaded};
 pub use open::OpenError;
@@ -66,6 +67,8 @@ use writer::Writer;
 pub const WAKES_MAX: usize = 256;
 /// Decisions that are kept of a service.
 pub const DECISIONS_MAX: usize = 512;
+/// Verdicts on the health of its instances that are kept of a service.
+pub const HEALTH_MAX: usize = 256;
 /// Calls of [`Store::write`] that may wait for the writer; more are refused with [`WriteError::QueueFull`].
 pub const QUEUE_MAX: usize = 4_096;
 /// Most calls of [`Store::write`] that share one commit.

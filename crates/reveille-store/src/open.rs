@@ -12,8 +12,8 @@ use redb::{Database, ReadableDatabase, TableHandle, WriteTransaction};
 
 use crate::load::LoadError;
 use crate::schema::{
-    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SCHEMA_KEY, SCHEMA_VERSION,
-    SERIAL_CEILINGS, SERVICES, STATIC_SETS, TOKENS, WAKES,
+    DECISIONS, HEALTH, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SCHEMA_KEY,
+    SCHEMA_VERSION, SERIAL_CEILINGS, SERVICES, STATIC_SETS, TOKENS, WAKES,
 };
 
 /// The database's file in the state directory.
@@ -200,7 +200,13 @@ fn lay_out(database: &Database) -> Result<(), redb::Error> {
 fn add_tables(database: &Database) -> Result<(), redb::Error> {
     let there: BTreeSet<String> =
         database.begin_read()?.list_tables()?.map(|table| table.name().to_owned()).collect();
-    let later = [STATIC_SETS.name(), PUBLISHED.name(), PUBLISHED_SERIALS.name(), SERIAL_CEILINGS.name()];
+    let later = [
+        STATIC_SETS.name(),
+        PUBLISHED.name(),
+        PUBLISHED_SERIALS.name(),
+        SERIAL_CEILINGS.name(),
+        HEALTH.name(),
+    ];
     if later.iter().all(|table| there.contains(*table)) {
         return Ok(());
     }
@@ -215,6 +221,7 @@ fn open_later_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> 
     transaction.open_table(PUBLISHED)?;
     transaction.open_table(PUBLISHED_SERIALS)?;
     transaction.open_table(SERIAL_CEILINGS)?;
+    transaction.open_table(HEALTH)?;
     Ok(())
 }
 

@@ -6,9 +6,11 @@ use reveille_core::model::{DomainName, WakeRecord};
 use serde::de::DeserializeOwned;
 
 use crate::Store;
-use crate::change::{StoredDecision, StoredService, StoredStaticSet, StoredToken, TokenHash, TokenRow};
+use crate::change::{
+    StoredDecision, StoredHealth, StoredService, StoredStaticSet, StoredToken, TokenHash, TokenRow,
+};
 use crate::load::{decode, decode_static_set};
-use crate::schema::{DECISIONS, History, SERVICES, STATIC_SETS, TOKENS, WAKES};
+use crate::schema::{DECISIONS, HEALTH, History, SERVICES, STATIC_SETS, TOKENS, WAKES};
 
 /// An entry of a service's history with its sequence number, which rises by one from entry to entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +71,19 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Sequenced<StoredDecision>>, ReadError> {
         self.history(DECISIONS, service, before, limit)
+    }
+
+    /// The newest verdicts on the health of a service's instances, newest first, as [`Store::wakes`].
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn health(
+        &self,
+        service: &DomainName,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Sequenced<StoredHealth>>, ReadError> {
+        self.history(HEALTH, service, before, limit)
     }
 
     /// All tokens.

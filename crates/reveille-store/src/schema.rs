@@ -16,6 +16,8 @@ pub const INSTANCES: TableDefinition<u64, &[u8]> = TableDefinition::new("instanc
 pub const WAKES: History = TableDefinition::new("wakes");
 /// Name and sequence number → [`crate::StoredDecision`].
 pub const DECISIONS: History = TableDefinition::new("decisions");
+/// Name and sequence number → [`crate::StoredHealth`].
+pub const HEALTH: History = TableDefinition::new("health");
 /// BLAKE3 of the token → [`crate::StoredToken`].
 pub const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens");
 

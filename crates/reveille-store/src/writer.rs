@@ -17,10 +17,10 @@ use crate::change::{Change, Encoded};
 use crate::load::decode;
 use crate::open::Shared;
 use crate::schema::{
-    DECISIONS, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SERIAL_CEILINGS, SERVICES,
-    STATIC_SETS, TOKENS, WAKES,
+    DECISIONS, HEALTH, INSTANCES, META, NEXT_INSTANCE_KEY, PUBLISHED, PUBLISHED_SERIALS, SERIAL_CEILINGS,
+    SERVICES, STATIC_SETS, TOKENS, WAKES,
 };
-use crate::{DECISIONS_MAX, GROUP_MAX, QUEUE_MAX, WAKES_MAX};
+use crate::{DECISIONS_MAX, GROUP_MAX, HEALTH_MAX, QUEUE_MAX, WAKES_MAX};
 
 /// How far back [`Change::AddWake`] looks for the record that it goes on with. A service wakes one instance at a
 /// time today; a handful leaves room for services with several.
@@ -243,7 +243,8 @@ fn apply(transaction: &WriteTransaction, change: &Encoded) -> Result<(), redb::E
             transaction.open_table(SERVICES)?.remove(name.as_str())?;
             let history = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
             transaction.open_table(WAKES)?.retain_in(history.clone(), |_, _| false)?;
-            transaction.open_table(DECISIONS)?.retain_in(history, |_, _| false)?;
+            transaction.open_table(DECISIONS)?.retain_in(history.clone(), |_, _| false)?;
+            transaction.open_table(HEALTH)?.retain_in(history, |_, _| false)?;
         }
         Encoded::AddWake { service, instance, at, row } => {
             let mut wakes = transaction.open_table(WAKES)?;
@@ -256,6 +257,9 @@ fn apply(transaction: &WriteTransaction, change: &Encoded) -> Result<(), redb::E
         }
         Encoded::AddDecision(service, row) => {
             append(&mut transaction.open_table(DECISIONS)?, service, row, DECISIONS_MAX)?;
+        }
+        Encoded::AddHealth(service, row) => {
+            append(&mut transaction.open_table(HEALTH)?, service, row, HEALTH_MAX)?;
         }
         Encoded::PutToken(hash, row) => {
             transaction.open_table(TOKENS)?.insert(hash, row.as_slice())?;

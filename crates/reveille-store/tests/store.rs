@@ -11,13 +11,14 @@ use std::fs;
 use std::path::Path;
 
 use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::health::{Fault, Health, HealthReason, Probe};
 use reveille_core::model::{
     DomainName, Instance, InstanceId, Policy, Resources, Rung, ServiceSpec, Stage, Timestamp, Trigger,
     WakeOutcome, WakeRecord,
 };
 use reveille_store::{
-    Change, DECISIONS_MAX, Loaded, OpenError, Origin, Store, StoredDecision, StoredPublished, StoredService,
-    StoredStaticSet, StoredToken, TokenHash, WAKES_MAX,
+    Change, DECISIONS_MAX, HEALTH_MAX, Loaded, OpenError, Origin, Store, StoredDecision, StoredHealth,
+    StoredPublished, StoredService, StoredStaticSet, StoredToken, TokenHash, WAKES_MAX,
 };
 
 fn name(text: &str) -> DomainName {
@@ -39,6 +40,7 @@ fn service(text: &str) -> StoredService {
         egress_allow: Vec::new(),
         egress_deny: Vec::new(),
         policy: Policy { rest: Rung::Armed, ..Policy::default() },
+        health: Default::default(),
     };
     StoredService {
         spec,
@@ -79,6 +81,23 @@ fn decision(at: u64) -> Change {
             reason: Reason::Asked { trigger: Trigger::Operator, asks: 2 },
         },
     }))
+}
+
+fn fallen(at: u64) -> StoredHealth {
+    let fault = Fault::Status { status: 503 };
+    StoredHealth {
+        at: Timestamp::from_ms(at),
+        service: name("hello.vm.test"),
+        instance: InstanceId(1),
+        health: Health::Down,
+        reason: HealthReason::Fails {
+            probe: Probe::Http,
+            failed: 3,
+            of: 4,
+            fault,
+            guest_answers: Some(true),
+        },
+    }
 }
 
 fn reopen(store: Store, dir: &Path) -> (Store, Loaded) {
@@ -169,6 +188,9 @@ fn history_is_bounded_per_service_and_read_newest_first_in_pages() {
     let expected: Vec<u64> = (40..=newest).rev().collect();
     assert_eq!(wakes.iter().map(|wake| wake.entry.at.as_ms()).collect::<Vec<_>>(), expected);
     assert_eq!(store.decisions(&hello, None, usize::MAX).unwrap().len(), DECISIONS_MAX);
+    let fallen = (0..(HEALTH_MAX as u64 + 40)).map(|at| Change::AddHealth(Box::new(fallen(at))));
+    store.write(fallen.collect()).wait().unwrap();
+    assert_eq!(store.health(&hello, None, usize::MAX).unwrap().len(), HEALTH_MAX);
     assert_eq!(store.wakes(&other.service, None, 5).unwrap()[0].entry, other, "names do not mix");
 
     let first = store.wakes(&hello, None, 2).unwrap();
@@ -368,6 +390,27 @@ fn a_directory_that_cannot_be_used_is_named() {
     fs::write(&file, b"").unwrap();
     let sentence = Store::open(&file.join("state")).err().unwrap().to_string();
     assert!(sentence.contains("cannot be used") && sentence.contains("file"), "{sentence}");
+}
+
+#[test]
+fn verdicts_on_health_are_kept_also_by_a_database_that_had_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    drop(store);
+    let database = redb::Database::create(dir.path().join("state.redb")).unwrap();
+    let table: redb::TableDefinition<'_, (&str, u64), &[u8]> = redb::TableDefinition::new("health");
+    let transaction = database.begin_write().unwrap();
+    assert!(transaction.delete_table(table).unwrap(), "a database of before");
+    transaction.commit().unwrap();
+    drop(database);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let hello = name("hello.vm.test");
+    assert_eq!(store.health(&hello, None, 9).unwrap(), []);
+    store.write(vec![Change::AddHealth(Box::new(fallen(7)))]).wait().unwrap();
+    let (store, _) = reopen(store, dir.path());
+    assert_eq!(store.health(&hello, None, 9).unwrap()[0].entry, fallen(7));
+    store.write(vec![Change::DropService(hello.clone())]).wait().unwrap();
+    assert_eq!(store.health(&hello, None, 9).unwrap(), [], "it goes with its service");
 }
 
 #[test]

@@ -273,6 +273,15 @@ pub struct VersionNeeds {
     pub accelerator: String,
 }
 
+/// What a process has moved between itself and disks, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskIo {
+    /// Read from disks; what came from the page cache is not counted.
+    pub read_bytes: u64,
+    /// Written to disks, or about to be.
+    pub written_bytes: u64,
+}
+
 /// Told when a stage of a start is over, in order.
 pub type OnStage<'a> = &'a (dyn Fn(Stage) + Send + Sync);
 
@@ -472,6 +481,13 @@ pub trait Driver: Send + Sync {
     /// Memory of the host that the instance's process holds, in KiB; what it shares with others counts in part. `None`
     /// without a process. Takes a few milliseconds with much memory.
     fn held_kib(&self, instance: InstanceId) -> Option<u64>;
+
+    /// What the instance's process has read from disks and written to them so far; `None` without a process, or where that
+    /// is not known.
+    fn disk_io(&self, instance: InstanceId) -> Option<DiskIo> {
+        let _ = instance;
+        None
+    }
 
     /// Whether the host holds the instance's process up: it waits for a disk, or for a CPU. Then its silence is not its own.
     fn is_held_up(&self, instance: InstanceId) -> bool;

@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use reveille_api::ControlError;
 use reveille_api::types::{HostSummary, ReloadReport};
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, Policy};
 use reveille_dns::limit::Gate;
 use reveille_dns::sign::Signing;
@@ -69,6 +70,8 @@ pub struct Announced {
     pub about: HostSummary,
     /// The policy of services that do not say otherwise.
     pub policy: Policy,
+    /// How those are probed.
+    pub health: HealthPolicy,
 }
 
 /// A config that was read, with its files, and found to be good as far as that can be told from outside.

@@ -238,7 +238,11 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let forecasting = forecasting(config, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
+    let announced = Announced {
+        about: about(config, &*driver, clock),
+        policy: config.policy,
+        health: config.health.clone(),
+    };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let images = Arc::new(images);

@@ -11,7 +11,7 @@ use super::{PageAsked, Shared, page_of};
 use crate::control::RolloverStep;
 use crate::metrics;
 use crate::problem::Problem;
-use crate::types::{DnsReport, Page, ZoneKeys, ZoneSummary};
+use crate::types::{DnsReport, HealthReport, Page, ZoneKeys, ZoneSummary};
 
 /// How a rollover goes on.
 #[derive(Debug, Deserialize)]
@@ -25,9 +25,15 @@ pub async fn dns(State(api): Shared) -> Result<Json<DnsReport>, Problem> {
     Ok(Json(api.control.dns().await?))
 }
 
+pub async fn health(State(api): Shared) -> Result<Json<HealthReport>, Problem> {
+    Ok(Json(api.control.health().await?))
+}
+
 pub async fn metrics(State(api): Shared) -> Result<Response, Problem> {
     let (dns, host) = (api.control.dns().await?, api.control.host().await?);
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&dns, &host)).into_response())
+    let health = api.control.health().await?;
+    let text = metrics::text(&dns, &host, &health);
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 pub async fn list_zones(

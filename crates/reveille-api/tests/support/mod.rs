@@ -16,16 +16,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    Counts, DecisionReport, DeployReply, DnsReport, HostSummary, ObservedReport, PruneReport, Redeploy,
-    ReloadReport, RestoreReply, SecondaryReport, ServiceCounts, ServiceDetail, ServiceSummary, VerbReply,
-    VerifyReport, VersionDetail, VersionList, VersionPlace, VersionSummary, Wake, WhyReport, ZoneKeys,
-    ZoneSummary,
+    Counts, DecisionReport, DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, InstanceHealth,
+    MetricsReport, ObservedReport, PruneReport, Redeploy, ReloadReport, RestoreReply, SecondaryReport,
+    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList,
+    VersionPlace, VersionSummary, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     Access, Anonymous, Connections, Control, ControlError, Depth, Pin, RolloverStep, Scope, Time, Token,
     TokenGrant, Unstored, Wait,
 };
 use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::health::{Health, HealthReason};
 use reveille_core::model::{
     Cause, DomainName, Failure, Instance, InstanceId, Phase, RequestError, Rung, Service, ServiceSpec,
     SnapshotVersion, SpecFault, Stage, Timestamp, Trigger, WakeOutcome, WakeRecord,
@@ -281,6 +282,13 @@ impl Control for Memory {
                 service: ServiceSummary::of(service, instance, 0),
                 decisions: vec![report; limit.min(2)],
                 wakes: vec![Wake::of(7, &wake_record(&instance.service))],
+                health_changes: vec![HealthChange::of(
+                    Timestamp::from_ms(2_000),
+                    &instance.service,
+                    instance.id,
+                    Health::Down,
+                    &HealthReason::Unheard { for_ms: 7 },
+                )],
             })
         })
     }
@@ -314,6 +322,32 @@ impl Control for Memory {
             starts_running: 0,
             starts_max: 4,
             generation: 1,
+        })
+    }
+
+    async fn health(&self) -> Result<HealthReport, ControlError> {
+        let metrics = MetricsReport {
+            at: Time(Timestamp::from_ms(1_000)),
+            cpu_permille: Some(20),
+            cpu_ms: Some(1_234),
+            held_kib: Some(8),
+            read_bytes: Some(4_096),
+            written_bytes: None,
+            replies: Some(3),
+            reply_us_total: Some(750),
+            reply_us: Some(250),
+        };
+        let services = self.services.lock().unwrap();
+        let instances = services.values().map(|(_, instance)| InstanceHealth {
+            service: instance.service.clone(),
+            instance: instance.id,
+            health: Health::Down,
+            metrics: Some(metrics.clone()),
+        });
+        Ok(HealthReport {
+            instances: instances.collect(),
+            verdicts: Counts::from([("down".to_owned(), 1)]),
+            probes: BTreeMap::from([("tcp".to_owned(), Counts::from([("failed".to_owned(), 3)]))]),
         })
     }
 

@@ -12,6 +12,7 @@ use super::service::ServiceSpec;
 use super::time::Timestamp;
 use super::wake::Trigger;
 use crate::decide::{Foresight, Outlook};
+use crate::health::Judged;
 
 /// Limits of the host that every decision keeps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,6 +274,15 @@ pub enum Event {
         rung: Rung,
         /// In KiB.
         held_kib: u64,
+    },
+    /// Probes have changed the verdict on a running instance.
+    Judged {
+        /// The instance.
+        instance: InstanceId,
+        /// The start that was probed.
+        start: u64,
+        /// The verdict.
+        judged: Judged,
     },
     /// What the executor did.
     Reported {

@@ -15,6 +15,7 @@ use super::service::{ForecastMode, ServiceSpec};
 use super::time::Timestamp;
 use super::wake::Trigger;
 use crate::decide::{Action, Decision, Foresight, Outlook};
+use crate::health::Judged;
 use crate::mutation::is_on;
 
 /// All services and instances of this host at one generation.
@@ -242,6 +243,7 @@ impl Fleet {
                 instance.measured.note_held(rung, held_kib);
                 Ok(())
             }),
+            Event::Judged { instance, start, judged } => self.judged(instance, start, judged),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }
@@ -602,6 +604,17 @@ impl Fleet {
             self.agenda.insert((until, id));
             self.agenda_of.insert(id, until);
         }
+    }
+
+    fn judged(&mut self, id: InstanceId, start: u64, judged: Judged) -> Result<Applied, RequestError> {
+        let instance = self.instances.get_mut(&id).ok_or(RequestError::UnknownInstance(id))?;
+        if instance.start != start {
+            return Ok(Applied::Stale);
+        }
+        instance.judged = Some(Box::new((start, judged)));
+        // Nothing that the state database or the view has.
+        self.generation += 1;
+        Ok(Applied::Changed)
     }
 
     fn reported(

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::measured::{Measured, RecentDurations};
 use super::name::DomainName;
 use super::phase::{Move, Outcome, Phase, Refusal, Role, Rung, VmState, transition};
-use super::service::Resources;
+use super::service::{Resources, ServiceSpec};
 use super::time::Timestamp;
+use crate::health::{Health, HealthReason, Judged};
 
 /// Identity of an instance, never used twice on a host; shown as `i17`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -282,6 +283,9 @@ pub struct Instance {
     /// The instance is to be ended and its row dropped.
     #[serde(default)]
     pub retiring: bool,
+    /// The last verdict on its health, and the start that it is of. Not stored: after a restart it is found out anew.
+    #[serde(skip)]
+    pub judged: Option<Box<(u64, Judged)>>,
 }
 
 /// How an operator asked for sleep.
@@ -358,7 +362,29 @@ impl Instance {
             checkpointing: None,
             sleep_asked: None,
             retiring: false,
+            judged: None,
         }
+    }
+
+    /// Whether it serves, since when that is so, and why. Who sleeps is not down.
+    pub fn health(&self, spec: &ServiceSpec) -> Judged {
+        let (health, reason) = match self.phase {
+            Phase::Off | Phase::Hibernating | Phase::Hibernated => (Health::Unknown, HealthReason::Asleep),
+            Phase::Booting | Phase::Restoring | Phase::Warming => (Health::Unknown, HealthReason::Starting),
+            Phase::Failed => {
+                let cause =
+                    self.failure.as_ref().map_or_else(String::new, |failure| failure.cause.to_string());
+                (Health::Down, HealthReason::Lost { cause })
+            }
+            Phase::Active | Phase::Draining if spec.probing().is_empty() => {
+                (Health::Unknown, HealthReason::NotAsked)
+            }
+            Phase::Active | Phase::Draining => match self.judged.as_deref() {
+                Some((start, judged)) if *start == self.start => return judged.clone(),
+                Some(_) | None => (Health::Unknown, HealthReason::NotProbed),
+            },
+        };
+        Judged { health, since: self.phase_since, reason }
     }
 
     /// Takes a step of the phase machine; returns whether the phase changed.

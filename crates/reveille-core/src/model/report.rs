@@ -137,6 +137,7 @@ impl Instance {
         self.sleep_asked = None;
         self.sleep_retry = None;
         self.open_connections = 0;
+        self.judged = None;
         Ok(())
     }
 

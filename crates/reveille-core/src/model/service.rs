@@ -10,6 +10,7 @@ use super::load::WINDOW_MS_MAX;
 use super::name::DomainName;
 use super::phase::{Kind, Rung};
 use crate::answer::Network;
+use crate::health::{HealthPolicy, Probing};
 
 /// Most networks in each list of a service's egress policy.
 const EGRESS_NETWORKS_MAX: usize = 64;
@@ -333,6 +334,9 @@ pub struct ServiceSpec {
     /// By which rules it sleeps and wakes.
     #[serde(default)]
     pub policy: Policy,
+    /// How it is probed while it runs, and when it counts as down.
+    #[serde(default)]
+    pub health: HealthPolicy,
 }
 
 impl Default for Resources {
@@ -417,6 +421,11 @@ impl ServiceSpec {
         })
     }
 
+    /// What is probed while it runs.
+    pub fn probing(&self) -> Probing {
+        self.health.probing(&self.ports)
+    }
+
     /// Every fault of the spec, its policy included.
     pub fn faults(&self) -> Vec<SpecFault> {
         let in_policy = |fault: SpecFault| SpecFault { key: format!("policy.{}", fault.key), ..fault };
@@ -457,6 +466,8 @@ impl ServiceSpec {
         }
         faults.extend(self.port_faults());
         faults.extend(self.egress_faults());
+        let in_health = |fault: SpecFault| SpecFault { key: format!("health.{}", fault.key), ..fault };
+        faults.extend(self.health.faults_with(&self.ports).into_iter().map(in_health));
         faults
     }
 

@@ -73,8 +73,8 @@ use self::process::Lock;
 use self::version::{Listeners, Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, Driver, DriverError, Launch, Link,
-    Mapping, OnStage, Refreshed, VersionFiles,
+    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, DiskIo, Driver, DriverError, Launch,
+    Link, Mapping, OnStage, Refreshed, VersionFiles,
 };
 
 /// The driver's name.
@@ -572,6 +572,10 @@ impl Driver for Qemu {
 
     fn held_kib(&self, instance: InstanceId) -> Option<u64> {
         self.live(instance).ok()?.1.process.held_kib()
+    }
+
+    fn disk_io(&self, instance: InstanceId) -> Option<DiskIo> {
+        self.live(instance).ok()?.1.process.disk_io()
     }
 
     fn is_held_up(&self, instance: InstanceId) -> bool {

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use super::argv::Argv;
 use super::layout::private;
+use crate::driver::DiskIo;
 
 /// An exclusive lock on an instance, taken by this process and not yet given to a child.
 #[derive(Debug)]
@@ -222,6 +223,12 @@ impl Process {
         self.ended().is_none().then(|| pss_kib(&rollup)).flatten()
     }
 
+    /// What it has read from disks and written to them (proc_pid_io(5)).
+    pub fn disk_io(&self) -> Option<DiskIo> {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.pid)).ok()?;
+        self.ended().is_none().then(|| disk_io(&io)).flatten()
+    }
+
     /// Whether one of its threads can run and does not, or waits in the kernel for what cannot be interrupted (proc(5),
     /// field 3): a disk, mostly.
     pub fn is_held_up(&self) -> bool {
@@ -249,6 +256,14 @@ fn cpu_ms(stat: &str) -> Option<u64> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some((user + system) * TICK_MS)
+}
+
+/// The lines `read_bytes:` and `write_bytes:` of a text of the form of `/proc/PID/io`.
+fn disk_io(text: &str) -> Option<DiskIo> {
+    let bytes = |key: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
+    };
+    Some(DiskIo { read_bytes: bytes("read_bytes:")?, written_bytes: bytes("write_bytes:")? })
 }
 
 /// The line `Pss:` of a text of the form of `/proc/PID/smaps_rollup`.

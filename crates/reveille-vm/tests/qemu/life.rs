@@ -42,6 +42,7 @@ async fn a_woken_guest_goes_on_where_it_was() {
         qemu.find(&world.launch(), false).await,
         Found::Untouched { version: second.clone(), armed: true }
     );
+    assert!(qemu.disk_io(world.launch().instance).is_some());
     qemu.disarm(world.launch().instance).await.unwrap();
     assert_eq!(qemu.find(&world.launch(), false).await, Found::Nothing { version: Some(second) });
     let memory = || blake3::hash(&std::fs::read(world.dir().join("state/memory")).unwrap());

@@ -178,6 +178,7 @@ async fn verbs_without_a_process_say_so() {
     assert!(matches!(qemu.resume(&world.launch()).await, Err(DriverError::NoProcess(_))));
     assert!(matches!(qemu.disarm(instance).await, Err(DriverError::NoProcess(_))));
     assert_eq!(qemu.cpu_ms(instance), None);
+    assert_eq!(qemu.disk_io(instance), None);
     assert_eq!(qemu.died(instance).await, "it had no process");
     boot(&world, &qemu).await;
     let refused = qemu.disarm(instance).await.unwrap_err();

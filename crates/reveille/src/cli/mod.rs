@@ -12,6 +12,7 @@ mod reload;
 mod remote;
 mod service;
 mod snapshot;
+mod vitals;
 mod why;
 mod zone;
 

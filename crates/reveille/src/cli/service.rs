@@ -13,7 +13,7 @@ use reveille_core::model::{DomainName, PortSpec, Rung};
 
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
-use super::{Daemon, Output};
+use super::{Daemon, Output, vitals};
 
 /// Verbs of `reveille service`.
 #[derive(Debug, Subcommand)]
@@ -241,7 +241,7 @@ fn list(services: &[ServiceSummary]) -> String {
     if services.is_empty() {
         return "no services yet; `reveille service add --help` says how to add one".to_owned();
     }
-    let rows: Vec<[String; 7]> = services
+    let rows: Vec<[String; 8]> = services
         .iter()
         .map(|service| {
             let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
@@ -250,13 +250,14 @@ fn list(services: &[ServiceSummary]) -> String {
                 service.state.word().to_owned(),
                 service.phase.to_string(),
                 service.rung.to_string(),
+                service.health.to_string(),
                 service.address.to_string(),
                 ports.join(","),
                 service.open_connections.to_string(),
             ]
         })
         .collect();
-    table(["NAME", "STATE", "PHASE", "RUNG", "ADDRESS", "PORTS", "OPEN"], &rows)
+    table(["NAME", "STATE", "PHASE", "RUNG", "HEALTH", "ADDRESS", "PORTS", "OPEN"], &rows)
 }
 
 fn wakes(p50: Option<u32>, p95: Option<u32>) -> String {
@@ -322,6 +323,7 @@ fn show(detail: &ServiceDetail) -> String {
         ("instance", detail.instance.to_string()),
         ("connections", format!("{} open, {} held", summary.open_connections, summary.held_clients)),
         ("last activity", summary.last_activity.to_string()),
+        ("health", vitals::health(detail)),
         ("version", version),
         ("in the object store", stored),
         ("wake", wakes(detail.wake_ms_p50, detail.wake_ms_p95)),
@@ -336,6 +338,7 @@ fn show(detail: &ServiceDetail) -> String {
         ("foreseen", format!("{} from {} until {}: {}", stay.rung, stay.from, stay.until, stay.why))
     }));
     rows.extend(instances(detail));
+    rows.extend(vitals::rows(detail));
     if let Some(at) = &detail.wake_at {
         rows.push(("woken at", at.to_string()));
     }

@@ -1,7 +1,7 @@
 //! `reveille why`: the story of a service's last decisions and wakes.
 
 use clap::Args;
-use reveille_api::types::{DecisionReport, StagesMs, Wake, WhyReport};
+use reveille_api::types::{DecisionReport, HealthChange, StagesMs, Wake, WhyReport};
 use reveille_core::model::DomainName;
 
 use super::output::duration;
@@ -51,6 +51,7 @@ fn story(report: &WhyReport) -> String {
         };
         lines.push(format!("  it was lost at {} because {}; {way_out}", failure.at, failure.cause));
     }
+    lines.push(format!("  health: {}, as {}", service.health, service.health_reason));
     lines.push(String::new());
     lines.push("Decisions:".to_owned());
     lines.extend(report.decisions.iter().rev().map(decision));
@@ -63,7 +64,16 @@ fn story(report: &WhyReport) -> String {
     if report.wakes.is_empty() {
         lines.push("  none yet".to_owned());
     }
+    if !report.health_changes.is_empty() {
+        lines.push(String::new());
+        lines.push("Health:".to_owned());
+        lines.extend(report.health_changes.iter().rev().map(health));
+    }
     lines.join("\n")
+}
+
+fn health(change: &HealthChange) -> String {
+    format!("  {}  {}, as {}", change.at, change.health, change.why)
 }
 
 fn decision(decision: &DecisionReport) -> String {

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
 use reveille_dns::limit::GateConfig;
 use reveille_dns::named_file::{self, FileError};
@@ -69,6 +70,8 @@ pub struct Config {
     pub dnssec: KeyPolicy,
     /// What services have unless they say otherwise.
     pub policy: Policy,
+    /// How services are probed unless they say otherwise.
+    pub health: HealthPolicy,
     /// TSIG keys that zones and `dns.status_keys` refer to.
     pub key: Vec<Key>,
     /// The zones that are served.
@@ -415,6 +418,7 @@ impl Config {
         faults.extend(encrypted::faults(&self.dns.tls, &self.dns.https));
         faults.extend(encrypted::shared_addresses(&self.dns, &self.observe.dnstap_in, self.api.listen));
         faults.extend(prefixed("policy", self.policy.faults()));
+        faults.extend(prefixed("health", self.health.faults()));
         let keys = self.dnssec.faults().into_iter();
         faults.extend(
             keys.map(|(key, value, allowed)| SpecFault::new(&format!("dnssec.{key}"), value, allowed)),
@@ -459,8 +463,10 @@ impl Config {
 
     fn zone_and_service_faults(&self) -> Vec<SpecFault> {
         let mut faults = Vec::new();
-        // What a service has from `[policy]` is a fault there, and not of every service.
-        let inherited: Vec<SpecFault> = prefixed("policy", self.policy.faults()).collect();
+        // What a service has from `[policy]` or `[health]` is a fault there, and not of every service.
+        let inherited: Vec<SpecFault> = prefixed("policy", self.policy.faults())
+            .chain(prefixed("health", self.health.faults()))
+            .collect();
         let mut apexes = BTreeSet::new();
         for zone in &self.zone {
             if !apexes.insert(&zone.name) {

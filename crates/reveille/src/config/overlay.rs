@@ -1,10 +1,12 @@
 //! From a TOML table to a [`Config`], collecting every fault instead of stopping at the first.
 //!
 //! Each key is read by itself over a section of defaults: what does not fit is a fault that names the key, and
-//! the rest of the section is read all the same. A service's `policy` is laid over `[policy]`, so that it states
-//! only what differs.
+//! the rest of the section is read all the same. A service's `policy` is laid over `[policy]`, and its `health` over
+//! `[health]`, so that it states only what differs.
 
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{Policy, SpecFault};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -34,18 +36,20 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "history" => config.history = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
+            "health" => config.health = section(&key, value, f),
             "key" => config.key = entries(&key, value, &key_base(), f),
             "publish" => config.publish = entries(&key, value, &publish_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, dnssec, gate, observe, api, net, relay, host, depot, history, qemu, policy, [[key]], [[zone]], [[publish]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, observe, api, net, relay, host, depot, history, qemu, policy, health, [[key]], [[zone]], [[publish]] or [[service]]";
                 f.push(SpecFault::new(&key, quote::value(&key, &value), known));
             }
         }
     }
-    // Last, because a service's policy is laid over the policy of the whole file.
+    // Last, because a service's policy is laid over the policy of the whole file, and its health likewise.
     if let Some(value) = services {
-        config.service = entries("service", value, &service_base(&config.policy), &mut faults);
+        config.service =
+            entries("service", value, &service_base(&config.policy, &config.health), &mut faults);
     }
     (config, faults)
 }
@@ -95,13 +99,9 @@ fn entries<T: DeserializeOwned>(
                 faults.push(SpecFault::new(&format!("{place}.{key}"), "(absent)", *what));
             }
         }
-        if let Some(Value::Table(own)) = table.remove("policy") {
-            let policy: Option<Policy> = overlaid(&format!("{place}.policy"), &base.policy, own, faults);
-            if let Some(policy) = policy.and_then(|policy| Table::try_from(policy).ok()) {
-                table.insert("policy".into(), Value::Table(policy));
-            }
-        } else if !base.policy.is_empty() {
-            table.insert("policy".into(), Value::Table(base.policy.clone()));
+        if let Some(of_all) = &base.of_all {
+            lay_over::<Policy>("policy", &of_all.policy, &mut table, &place, faults);
+            lay_over::<HealthPolicy>("health", &of_all.health, &mut table, &place, faults);
         }
         let entry = overlaid(&place, &base.table, table, faults);
         all.extend(entry.filter(|_| faults.len() == before));
@@ -109,16 +109,43 @@ fn entries<T: DeserializeOwned>(
     all
 }
 
+/// Lays what an entry says under `key` over what all entries have.
+fn lay_over<T: DeserializeOwned + Serialize>(
+    key: &str,
+    of_all: &Table,
+    entry: &mut Table,
+    place: &str,
+    faults: &mut Vec<SpecFault>,
+) {
+    match entry.remove(key) {
+        Some(Value::Table(own)) => {
+            let whole: Option<T> = overlaid(&format!("{place}.{key}"), of_all, own, faults);
+            if let Some(whole) = whole.and_then(|whole| Table::try_from(whole).ok()) {
+                entry.insert(key.into(), Value::Table(whole));
+            }
+        }
+        // No table, which is a fault and told as one.
+        Some(other) => drop(entry.insert(key.into(), other)),
+        None => drop(entry.insert(key.into(), Value::Table(of_all.clone()))),
+    }
+}
+
+/// What all services have unless they say otherwise.
+struct OfAll {
+    policy: Table,
+    health: Table,
+}
+
 /// What entries of a list are laid over.
 struct Base {
     table: Table,
-    policy: Table,
+    of_all: Option<OfAll>,
     required: &'static [(&'static str, &'static str)],
 }
 
 fn zone_base() -> Base {
     let table = Table::from_iter([("name".to_owned(), Value::from("zone.invalid"))]);
-    Base { table, policy: Table::new(), required: &[("name", "the zone's name, such as \"vm.test\"")] }
+    Base { table, of_all: None, required: &[("name", "the zone's name, such as \"vm.test\"")] }
 }
 
 fn key_base() -> Base {
@@ -130,7 +157,7 @@ fn key_base() -> Base {
         ("name", "the key's name, such as \"secondary.vm.test\""),
         ("file", "the file with the secret, made such as by `tsig-keygen NAME >FILE`"),
     ];
-    Base { table, policy: Table::new(), required }
+    Base { table, of_all: None, required }
 }
 
 fn publish_base() -> Base {
@@ -144,10 +171,10 @@ fn publish_base() -> Base {
         ("zone", "the zone's name, such as \"example.com\""),
         ("key", "the name of a [[key]] that it takes updates with"),
     ];
-    Base { table, policy: Table::new(), required }
+    Base { table, of_all: None, required }
 }
 
-fn service_base(policy: &Policy) -> Base {
+fn service_base(policy: &Policy, health: &HealthPolicy) -> Base {
     let table = Table::from_iter([
         ("name".to_owned(), Value::from("service.zone.invalid")),
         ("image".to_owned(), Value::from("image")),
@@ -158,7 +185,11 @@ fn service_base(policy: &Policy) -> Base {
         ("image", "the name of an image; `reveille image list` shows them"),
         ("ports", "a list such as [\"tcp/8080\"]"),
     ];
-    Base { table, policy: Table::try_from(policy).unwrap_or_default(), required }
+    let of_all = OfAll {
+        policy: Table::try_from(policy).unwrap_or_default(),
+        health: Table::try_from(health).unwrap_or_default(),
+    };
+    Base { table, of_all: Some(of_all), required }
 }
 
 /// What would be allowed, from what the type's reader said. Of addresses the standard library says only that they are none.

@@ -219,6 +219,71 @@ fn a_service_states_only_what_differs_from_the_policy_of_the_file() {
 }
 
 #[test]
+fn faults_of_health_are_told_where_they_stand() {
+    let text = r#"
+        [health]
+        down = 5
+        http = { path = "up" }
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        health = { tcp = 81, timeout_ms = 0, http = { status = [200, 99] } }
+    "#;
+    let message = Config::parse(text).unwrap_err().to_string();
+    let expected = [
+        "  health.down = 5\n      allowed: 1 to 4",
+        "  health.http.path = \"up\"\n      allowed: a path such as /health",
+        "service \"a.vm.test\".health.tcp = 81\n      allowed: one of the declared TCP ports",
+        "service \"a.vm.test\".health.timeout_ms = 0\n      allowed: 10 to 60000",
+        "service \"a.vm.test\".health.http.status = [200, 99]",
+    ];
+    let missing: Vec<&str> = expected.into_iter().filter(|line| !message.contains(line)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "in {message}");
+    assert!(message.contains("5 faults"), "what is inherited is told once: {message}");
+}
+
+#[test]
+fn a_service_states_only_what_differs_from_the_health_of_the_file() {
+    let text = r#"
+        [health]
+        interval_ms = 2000
+        http = { path = "/up" }
+        [[zone]]
+        name = "vm.test"
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["udp/53", "tcp/80", "tcp/81"]
+        [service.health]
+        tcp = 81
+        down = 2
+        [[service]]
+        name = "b.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        health = { http = "off", enabled = true }
+        [[service]]
+        name = "c.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+    "#;
+    let services = Config::parse(text).unwrap().service;
+    let [a, b, c] = [0, 1, 2].map(|service: usize| services[service].probing());
+    assert_eq!((a.policy.interval_ms, a.policy.down, a.policy.down_of), (2_000, 2, 4));
+    assert_eq!((a.tcp, a.http.map(|(port, probe)| (port, probe.path))), (Some(81), Some((80, "/up".into()))));
+    assert_eq!((b.tcp, b.http), (Some(80), None));
+    assert_eq!((c.tcp, c.http.map(|(port, _)| port)), (None, Some(80)));
+    let error = Config::parse(&text.replace("enabled = true", "enabled = 1")).unwrap_err().to_string();
+    assert!(error.contains("service \"b.vm.test\".health.enabled = 1"), "{error}");
+    let error =
+        Config::parse(&text.replace("{ http = \"off\", enabled = true }", "false")).unwrap_err().to_string();
+    assert!(error.contains("service \"b.vm.test\".health = false"), "{error}");
+}
+
+#[test]
 fn what_is_no_toml_names_the_line() {
     let error = Config::parse("[dns]\nlisten = [").unwrap_err().to_string();
     assert!(error.contains("line 2"), "{error}");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use reveille_api::types::{
-    DeployReply, ReloadReport, ReplicaReport, RestoreReply, ServiceCounts, ServiceDetail, ServiceSummary,
-    VerbReply,
+    DeployReply, HealthReport, ReloadReport, ReplicaReport, RestoreReply, ServiceCounts, ServiceDetail,
+    ServiceSummary, VerbReply,
 };
 use reveille_api::{CloneRequest, ControlError, Event as News, Time, Unstored};
 use reveille_core::answer::{Clash, clashes};
@@ -54,6 +54,8 @@ pub enum Command {
     Exchange(Box<Exchange>, Reply<DeployReply>),
     /// Counts.
     Host(oneshot::Sender<Counts>),
+    /// How instances fare.
+    Health(oneshot::Sender<HealthReport>),
     /// Takes a config over that was read again.
     Reload(Box<Prepared>, Reply<ReloadReport>),
     /// Ends the loop when nothing is half done, as `daemon.on_stop` says.
@@ -148,6 +150,9 @@ impl Control {
             Command::Host(reply) => {
                 let _ = reply.send(self.counts());
             }
+            Command::Health(reply) => {
+                let _ = reply.send(self.health_report());
+            }
             Command::Reload(prepared, reply) => {
                 let until = self.clock.now().plus_ms(RELOAD_WAIT_MS_MAX);
                 self.reloading = Some(((prepared, reply), until));
@@ -180,6 +185,7 @@ impl Control {
                     .map(ReplicaReport::of)
                     .collect(),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
+                    .with(self.executor.tools().vitals.evidence(instance.id))
             },
             wake: self.wakes.open_of(&service.spec.name).cloned(),
             busy: instance.in_flight || instance.unfenced,
@@ -364,6 +370,8 @@ impl Control {
         let gone = self.services.release_gone(&self.fleet);
         if !gone.is_empty() {
             self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
+            self.executor.tools().vitals.keep(|id| self.fleet.instance(id).is_some());
+            self.ailing.retain(|id, _| self.fleet.instance(*id).is_some());
         }
         for service in gone {
             self.note_gone(&service);

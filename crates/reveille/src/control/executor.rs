@@ -23,6 +23,7 @@ use super::guest::Agents;
 use super::images::Images;
 use super::tasks::{adopt, arm, capture, cause_of, evict, fetch, pause, roll_back, start};
 use super::versions::Versions;
+use super::vitals::Vitals;
 use super::wiring::Wiring;
 use crate::clock::{Clock, monotonic};
 
@@ -67,6 +68,8 @@ pub struct Tools {
     pub versions: Option<Arc<Versions>>,
     /// What was last known of guests' agents.
     pub agents: Agents,
+    /// How those that run fare.
+    pub vitals: Vitals,
     pub(super) watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
 
@@ -123,8 +126,8 @@ impl Executor {
         clock: Clock,
         versions: Option<Arc<Versions>>,
     ) -> Self {
-        let (watches, agents) = (Mutex::default(), Agents::default());
-        let tools = Tools { driver, images, wiring, inbox, clock, versions, agents, watches };
+        let (watches, agents, vitals) = (Mutex::default(), Agents::default(), Vitals::default());
+        let tools = Tools { driver, images, wiring, inbox, clock, versions, agents, vitals, watches };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 

@@ -39,6 +39,12 @@ impl Agents {
         })
     }
 
+    /// Whether it answered when it was last asked who it is.
+    pub fn answered(&self, instance: InstanceId) -> bool {
+        let agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(agents.get(&instance), Some(AgentState::Answers { .. }))
+    }
+
     /// Forgets what is of no instance any more.
     pub fn keep(&self, known: impl Fn(InstanceId) -> bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|instance, _| known(*instance));

@@ -19,10 +19,12 @@ mod exchange;
 pub mod executor;
 pub mod forecasts;
 mod guest;
+mod health;
 pub mod images;
 mod inputs;
 pub mod keeping;
 pub mod outbound;
+mod probe;
 mod publish;
 pub mod ready;
 mod reload;
@@ -38,6 +40,7 @@ mod tasks;
 mod traffic;
 mod updates;
 pub mod versions;
+mod vitals;
 mod wakes;
 mod watch;
 pub mod wiring;
@@ -46,6 +49,7 @@ mod write_back;
 use std::time::Instant;
 
 use reveille_core::decide::Foresight;
+use reveille_core::health::Judged;
 use reveille_core::model::{
     Cause, DomainName, InstanceId, Ownership, Report, Rung, SnapshotVersion, Stage, Timestamp,
 };
@@ -125,6 +129,15 @@ pub enum Message {
         rung: Rung,
         /// In KiB.
         held_kib: u64,
+    },
+    /// Probes have changed the verdict on a running instance.
+    Judged {
+        /// The instance.
+        instance: InstanceId,
+        /// The start that was probed.
+        start: u64,
+        /// The verdict.
+        judged: Judged,
     },
     /// A guest that goes to sleep wants to be woken.
     WakeAt {

@@ -69,12 +69,26 @@ pub async fn check(cable: &dyn Cable, check: &ReadyCheck, limit: Duration) -> Re
                 part(stream);
                 Ok(())
             }
-            ReadyCheck::Http { path, .. } => get(stream, port, path).await,
+            ReadyCheck::Http { path, .. } => match get(stream, path).await? {
+                ..500 => Ok(()),
+                status => Err(NotReady::Status { port, path: path.clone(), status }),
+            },
         }
     };
-    timeout(limit, answered).await.unwrap_or_else(|_| {
-        Err(NotReady::Silent { port, waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) })
-    })
+    timeout(limit, answered).await.unwrap_or_else(|_| Err(silent(port, limit)))
+}
+
+/// The status with which a GET is answered, within `limit`.
+///
+/// # Errors
+/// What was seen instead of an answer.
+pub async fn status(cable: &dyn Cable, port: u16, path: &str, limit: Duration) -> Result<u16, NotReady> {
+    let answered = async { get(cable.connect(port).await?, path).await };
+    timeout(limit, answered).await.unwrap_or_else(|_| Err(silent(port, limit)))
+}
+
+fn silent(port: u16, limit: Duration) -> NotReady {
+    NotReady::Silent { port, waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
 }
 
 /// Ends a connection over which nothing was said as a client would, by FIN: servers log a reset as an error.
@@ -91,7 +105,7 @@ fn part(mut stream: Box<dyn Stream>) {
     });
 }
 
-async fn get(stream: Box<dyn Stream>, port: u16, path: &str) -> Result<(), NotReady> {
+async fn get(stream: Box<dyn Stream>, path: &str) -> Result<u16, NotReady> {
     let unreachable = |error: hyper::Error| NotReady::Unreachable { detail: error.to_string() };
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(unreachable)?;
@@ -103,6 +117,5 @@ async fn get(stream: Box<dyn Stream>, port: u16, path: &str) -> Result<(), NotRe
         .map_err(|error| NotReady::Unreachable { detail: error.to_string() })?;
     let answer = sender.send_request(request).await;
     connection.abort();
-    let status = answer.map_err(unreachable)?.status().as_u16();
-    if status < 500 { Ok(()) } else { Err(NotReady::Status { port, path: path.to_owned(), status }) }
+    Ok(answer.map_err(unreachable)?.status().as_u16())
 }

@@ -186,7 +186,11 @@ impl Control {
         report.warnings.extend(exchange_kept(&live, policy, certificate).await);
         let mut about = live.announced.load().about.clone();
         about.zones.clone_from(&self.zones);
-        live.announced.store(Arc::new(Announced { about, policy: wanted.policy }));
+        live.announced.store(Arc::new(Announced {
+            about,
+            policy: wanted.policy,
+            health: wanted.health.clone(),
+        }));
         report.changes.extend(changed_zones(&before, &wanted, &served, &self.publisher.zones()));
         report
     }
@@ -290,6 +294,7 @@ fn changed_sections(before: &Config, wanted: &Config) -> Vec<ReloadChange> {
         ("host", old.host != new.host),
         ("dnssec", old.dnssec != new.dnssec),
         ("policy", old.policy != new.policy),
+        ("health", old.health != new.health),
     ];
     sections.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| change(key, "changed")).collect()
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
-    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
-    ZoneKeys, ZoneSummary,
+    DecisionReport, DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, PruneReport, Redeploy,
+    ReloadReport, RestoreReply, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail,
+    VersionList, Wake, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
 };
+use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, Phase, Policy, ServiceSpec, SleepAsked, VmState};
-use reveille_store::Store;
+use reveille_store::{Store, StoredHealth};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::Message;
@@ -202,7 +203,13 @@ impl reveille_api::Control for Remote {
             let seq = wakes.first().map_or(1, |wake| wake.seq + 1);
             wakes.insert(0, Wake::of(seq, &open));
         }
-        Ok(WhyReport { service: detail.summary, decisions, wakes })
+        let health = Self::history(self.store.health(&name, None, limit))?;
+        let health_changes = health.iter().map(|stored| {
+            let StoredHealth { at, service, instance, health, reason } = &stored.entry;
+            HealthChange::of(*at, service, *instance, *health, reason)
+        });
+        let health_changes = health_changes.collect();
+        Ok(WhyReport { service: detail.summary, decisions, wakes, health_changes })
     }
 
     async fn wakes(
@@ -229,6 +236,10 @@ impl reveille_api::Control for Remote {
             generation,
             ..self.reloader.announced().about.clone()
         })
+    }
+
+    async fn health(&self) -> Result<HealthReport, ControlError> {
+        self.ask(Command::Health).await
     }
 
     async fn dns(&self) -> Result<DnsReport, ControlError> {
@@ -314,6 +325,10 @@ impl reveille_api::Control for Remote {
 
     fn default_policy(&self) -> Policy {
         self.reloader.announced().policy
+    }
+
+    fn default_health(&self) -> HealthPolicy {
+        self.reloader.announced().health.clone()
     }
 
     fn readiness(&self) -> Result<(), String> {

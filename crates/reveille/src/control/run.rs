@@ -25,6 +25,7 @@ use super::Message;
 use super::commands::Command;
 use super::executor::{Executor, Order, Since};
 use super::forecasts::Forecasts;
+use super::health::Ailing;
 use super::inputs::{Inputs, Next, Turns};
 use super::publish::Publisher;
 use super::reload::ReloadAsk;
@@ -86,6 +87,7 @@ pub struct Control {
     pub(super) forecasts: Option<Forecasts>,
     /// Instances of which something else is foreseen than the view knows.
     pub(super) foreseen: BTreeSet<InstanceId>,
+    pub(super) ailing: Ailing,
     /// The last thing that each instance waits for, so that waiting is recorded once.
     waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
@@ -130,6 +132,7 @@ impl Control {
             on_stop,
             forecasts,
             foreseen: BTreeSet::new(),
+            ailing: Ailing::new(),
             waiting: BTreeMap::new(),
             next_look: None,
             next_load: None,
@@ -195,6 +198,7 @@ impl Control {
             Message::Measured { instance, rung, held_kib } => {
                 self.take_event(Event::Measured { instance, rung, held_kib });
             }
+            Message::Judged { instance, start, judged } => self.judged(instance, start, judged),
             Message::WakeAt { instance, at } => {
                 if let Some(service) = self.fleet.instance(instance).map(|row| row.service.clone()) {
                     self.take_event(Event::WakeAt { service, at: Some(at) });
@@ -327,6 +331,7 @@ impl Control {
         if role == Role::Replica {
             return self.replica_reported(instance, &service, &report);
         }
+        self.forget_health_of_sleeper(instance);
         match report {
             Report::Fetched { .. } => {
                 let record = self.wakes.reached(&service, Stage::Fetched, at);
@@ -380,6 +385,7 @@ impl Control {
     fn lost(&mut self, instance: InstanceId, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
         self.wiring.cut(instance, service);
+        self.lost_health(service, was);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }

@@ -1,4 +1,7 @@
-//! Watching one running instance: until it is ready, then heartbeat by heartbeat.
+//! Watching one running instance: until it is ready, then heartbeat by heartbeat, and beside them by probes of its health.
+//!
+//! Heartbeats say whether there is still something that could serve: who misses them is lost and ended. Probes say whether
+//! it serves, by the user's own rules; a verdict ends nobody.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::cable::Cable;
 use super::damping::{Damping, Sign, Verdict};
 use super::executor::{Order, Tools};
+use super::probe::{Pulse, attend};
 use super::ready::{self, NotReady};
 
 /// The first readiness check of a start may take this long; each further one twice as long as the one before,
@@ -46,7 +50,12 @@ pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from:
             From::Restored => until_ready(&tools, &order, &*cable).await,
             From::Ready => {}
         }
-        heartbeats(&tools, &order, &*cable).await
+        let pulse = Pulse::default();
+        tokio::select! {
+            biased;
+            cause = heartbeats(&tools, &order, &*cable, &pulse) => cause,
+            never = attend(&tools, &order, &*cable, &pulse) => match never {},
+        }
     };
     let cause = tokio::select! {
         // A process that has ended says more than a port that is silent.
@@ -97,7 +106,7 @@ pub async fn until_answers(order: &Order, cable: &dyn Cable) {
     }
 }
 
-async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
+async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable, pulse: &Pulse) -> Cause {
     let heartbeat = Duration::from_millis(order.spec.policy.heartbeat_ms);
     let mut damping = Damping::default();
     let mut next = Instant::now() + heartbeat;
@@ -111,7 +120,7 @@ async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
         }
         next = Instant::now() + heartbeat;
         loop {
-            let (sign, cause) = look(tools, order, cable, heartbeat / 2).await;
+            let (sign, cause) = look(tools, order, cable, pulse, heartbeat / 2).await;
             match damping.look(sign) {
                 Verdict::Up => break,
                 // The second look follows at once, so that two fit into two heartbeats; but a refusal comes in
@@ -127,7 +136,13 @@ async fn heartbeats(tools: &Tools, order: &Order, cable: &dyn Cable) -> Cause {
 }
 
 /// One look: the monitor's control socket, then the service's port.
-async fn look(tools: &Tools, order: &Order, cable: &dyn Cable, limit: Duration) -> (Sign, Cause) {
+async fn look(
+    tools: &Tools,
+    order: &Order,
+    cable: &dyn Cable,
+    pulse: &Pulse,
+    limit: Duration,
+) -> (Sign, Cause) {
     let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     let cpu_before = tools.driver.cpu_ms(order.instance);
     let progress = || match (cpu_before, tools.driver.cpu_ms(order.instance)) {
@@ -135,7 +150,10 @@ async fn look(tools: &Tools, order: &Order, cable: &dyn Cable, limit: Duration) 
         (Some(_) | None, Some(_) | None) if tools.driver.is_held_up(order.instance) => Sign::Silent,
         (Some(_) | None, Some(_) | None) => Sign::Dead,
     };
-    if tools.driver.beat(order.instance, limit_ms).await.is_err() {
+    let began = Instant::now();
+    let beat = tools.driver.beat(order.instance, limit_ms).await;
+    pulse.note(beat.is_ok().then(|| began.elapsed()));
+    if beat.is_err() {
         return (progress(), Cause::VmmHung { waited_ms: limit_ms });
     }
     match ready::check(cable, &order.spec.ready_check(), limit).await {

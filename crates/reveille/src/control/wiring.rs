@@ -51,6 +51,11 @@ pub trait Wiring: Send + Sync {
     /// What passes and has passed; `None` if the service is not bound.
     fn traffic(&self, service: &DomainName) -> Option<Traffic>;
 
+    /// Whether answers to clients pass through this process, so that their time is known.
+    fn sees_replies(&self) -> bool {
+        true
+    }
+
     /// What the network card of a guest of that service is plugged into.
     fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link;
 
@@ -140,6 +145,13 @@ impl Wiring for HostWiring {
 
     fn traffic(&self, service: &DomainName) -> Option<Traffic> {
         self.activator.traffic(service)
+    }
+
+    fn sees_replies(&self) -> bool {
+        match self.activator {
+            Activator::Relay(_) => true,
+            Activator::Tap(_) => false,
+        }
     }
 
     fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link {

@@ -25,6 +25,7 @@ mod disk;
 mod faults;
 mod forecast;
 mod guest;
+mod health;
 mod loss;
 mod proxy;
 mod refusals;

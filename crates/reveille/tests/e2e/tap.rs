@@ -41,6 +41,8 @@ fn world() -> World {
     let listen = format!("[\"{}\", \"{DNS}:5300\"]", world.dns());
     world
         .set("net", "mode", "\"tap\"")
+        // Far more often than anybody would have it: no test may notice.
+        .set("health", "interval_ms", 100)
         .set("dns", "listen", listen)
         .set("relay", "pool", "\"10.64.0.0/16\"")
         .set("relay", "pool6", "\"fd64:5245:56::/64\"")

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::decide::*;
+use crate::health::HealthPolicy;
 use crate::model::{
     AnswerPolicy, Applied, Egress, Event, HostLimits, Kind, Ownership, Policy, PortSpec, Report,
     RequestError, Resources, ServiceSpec, SnapshotVersion, Trigger,
@@ -58,6 +59,7 @@ impl World {
             egress_allow: Vec::new(),
             egress_deny: Vec::new(),
             policy: Policy { answer: AnswerPolicy::Immediate, ..policy },
+            health: HealthPolicy::default(),
         };
         let service = Service::new(spec, Ipv4Addr::new(127, 64, 0, 1), at(0), InstanceId(id));
         let instance = Instance::new(InstanceId(id), name.clone(), at(0));

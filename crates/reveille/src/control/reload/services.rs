@@ -156,6 +156,7 @@ impl Control {
         for (spec, _) in plan.changed {
             let name = spec.name.clone();
             self.applied(&name, Event::Respecified { spec: Box::new(spec) });
+            self.respecify_health(&name);
         }
         for service in plan.removed {
             self.applied(&service.clone(), Event::RemoveAsked { service });
