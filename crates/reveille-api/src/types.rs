@@ -13,10 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
 
+mod demand;
 mod dns;
 mod versions;
 mod zones;
 
+pub use demand::{
+    DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport, ProfilesReport,
+    ServiceDemand, TakenRequests, Whose,
+};
 pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
 pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,

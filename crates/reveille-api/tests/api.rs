@@ -26,6 +26,12 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("GET", "/v1/host", "", Read, 200),
         ("GET", "/v1/dns", "", Read, 200),
         ("GET", "/metrics", "", Read, 200),
+        ("GET", "/v1/demand", "", Read, 200),
+        ("GET", "/v1/services/hello/demand?hours=2&step_s=60", "", Read, 200),
+        ("GET", "/v1/demand/users", "", Operate, 200),
+        ("GET", "/v1/demand/users/ann", "", Operate, 200),
+        ("GET", "/v1/demand/groups", "", Operate, 200),
+        ("GET", "/v1/demand/groups/ann", "", Operate, 200),
         ("GET", "/v1/zones", "", Read, 200),
         ("GET", "/v1/zones/vm.test/keys", "", Read, 200),
         ("POST", "/v1/zones/vm.test/rollover", "", Admin, 200),
@@ -362,6 +368,8 @@ async fn metrics_are_what_prometheus_reads() {
         "reveille_dns_gate_total{judged=\"rate\",verdict=\"positive_pass\"} 9",
         "reveille_dns_secondary_in_step{zone=\"vm.test\",address=\"127.0.0.1:5301\"} 1",
         "reveille_dns_truncated_total 1",
+        "reveille_log_requests_total{event=\"refused\"} 0",
+        "reveille_arrivals_dropped_total 3",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
     }

@@ -10,7 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,15 @@ use reveille_core::forecast::gaps::{Arrival, Gaps, Name};
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
 use reveille_dns::observe::Counters;
-use reveille_store::history::{Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast};
+use reveille_store::history::{
+    BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Reader, Seen, StoredForecast,
+};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::control::Message;
-use crate::control::forecasts::{TOLD_MAX, Told};
+use crate::control::forecasts::{Hearer, Teller, Told, way};
+use crate::request_logs::RequestLogs;
 
 /// Names that are known in memory; of others it is read when they are asked for. One takes about 500 bytes.
 const NAMES_MAX: usize = 16_384;
@@ -60,9 +64,29 @@ pub struct Questions {
 /// The thread, and the sender's end for the control loop. Dropping it does not end the thread: the sender's end does.
 pub struct Forecasting {
     /// Where arrivals are told.
-    pub told: SyncSender<Told>,
+    pub told: Teller,
+    /// What is recorded, for those who look.
+    pub recorded: Recorded,
     /// Ends after the sender is dropped, when all was written.
     pub thread: JoinHandle<()>,
+}
+
+/// What is recorded of demand, as it is looked at past the thread.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The history.
+    pub history: Reader,
+    /// Requests that logs tell of.
+    pub logs: Arc<RequestLogs>,
+    /// Arrivals that were not learned from, since they came too fast.
+    arrivals_dropped: Arc<AtomicU64>,
+}
+
+impl Recorded {
+    /// Arrivals since the start that were not learned from, since they came too fast.
+    pub fn arrivals_dropped(&self) -> u64 {
+        self.arrivals_dropped.load(Relaxed)
+    }
 }
 
 /// Opens the history below the state directory `dir`, and begins to forecast.
@@ -90,7 +114,19 @@ pub fn start(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Gaps::default(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let (told, arrivals) = sync_channel(TOLD_MAX);
+    let logs = RequestLogs::open(
+        &dir.join("requests"),
+        Arc::clone(&questions.view),
+        limits.late_s_max,
+        clock,
+    )?;
+    let (told, heard) = way();
+    let logs = Arc::new(logs);
+    let recorded = Recorded {
+        history: history.reader(),
+        logs: Arc::clone(&logs),
+        arrivals_dropped: told.dropped(),
+    };
     let forecaster = Forecaster {
         gaps,
         path,
@@ -100,15 +136,16 @@ pub fn start(
         history,
         pending: BTreeMap::new(),
         questions,
+        logs,
         counted: Vec::new(),
         inbox,
         clock,
     };
     let thread = std::thread::Builder::new()
         .name("forecasts".to_owned())
-        .spawn(move || forecaster.run(&arrivals))
+        .spawn(move || forecaster.run(&heard))
         .context("cannot start the thread that forecasts")?;
-    Ok(Forecasting { told, thread })
+    Ok(Forecasting { told, recorded, thread })
 }
 
 /// What is known of a name that is in memory.
@@ -131,6 +168,7 @@ struct Forecaster {
     /// Arrivals of each second that were not recorded yet.
     pending: BTreeMap<(DomainName, u64), u64>,
     questions: Questions,
+    logs: Arc<RequestLogs>,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
     inbox: mpsc::Sender<Message>,
@@ -138,7 +176,7 @@ struct Forecaster {
 }
 
 impl Forecaster {
-    fn run(mut self, arrivals: &Receiver<Told>) {
+    fn run(mut self, heard: &Hearer) {
         let (mut second, mut save) = (Instant::now() + SECOND, Instant::now() + SAVE_EVERY);
         let mut tell = Instant::now() + TELL_EVERY;
         self.count_from_here();
@@ -151,7 +189,7 @@ impl Forecaster {
                 (None, true) => second,
                 (None, false) => second.min(tell),
             };
-            match arrivals.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            match heard.next(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, at }) => self.arrived(service, at),
                 Ok(Told::Busy { service, at }) => self.busy(service, at),
                 Ok(Told::Gone { service }) => self.forget(&service),
@@ -310,28 +348,40 @@ impl Forecaster {
     /// Hands over to the history what this second has had.
     fn record(&mut self) {
         let now_s = self.clock.now().as_ms() / 1_000;
-        let point = |name: DomainName, kind, at_s, amount| Point {
-            name: name.to_string().into_bytes().into(),
-            kind,
-            at_s,
-            amount,
-        };
         let questions = self.questions_since();
         let mut points: Vec<Point> = questions
             .into_iter()
-            .map(|(name, count)| point(name, Kind::Queries, now_s, count.into()))
+            .map(|(name, count)| point(&name, Kind::Queries, now_s, count.into()))
             .collect();
         let elsewhere = self.questions_elsewhere(now_s);
         points.extend(
-            elsewhere.into_iter().map(|(name, at_s, count)| point(name, Kind::Queries, at_s, count.into())),
+            elsewhere.into_iter().map(|(name, at_s, count)| point(&name, Kind::Queries, at_s, count.into())),
         );
         let arrivals = std::mem::take(&mut self.pending);
         points.extend(
-            arrivals.into_iter().map(|((name, at_s), count)| point(name, Kind::Arrivals, at_s, count)),
+            arrivals.into_iter().map(|((name, at_s), count)| point(&name, Kind::Arrivals, at_s, count)),
         );
+        points.extend(self.requests());
         let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::Arrivals);
+        let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
-        self.history.recorder().record(Batch { now_s, seen: Some(Seen { at_s: now_s, kinds }), points });
+        while seen.is_some() || !points.is_empty() {
+            let rest = points.split_off(points.len().min(BATCH_POINTS_MAX));
+            self.history.recorder().record(Batch { now_s, seen: seen.take(), points });
+            points = rest;
+        }
+    }
+
+    /// Requests that logs have told of since the last call.
+    fn requests(&self) -> Vec<Point> {
+        let taken = self.logs.take_seconds();
+        let points = taken.iter().flat_map(|(service, at_s, amount)| {
+            [
+                point(service, Kind::Arrivals, *at_s, amount.requests),
+                point(service, Kind::ExecutionMs, *at_s, amount.execution_ms),
+            ]
+        });
+        points.filter(|point| point.amount > 0).collect()
     }
 
     /// Writes what was learned since the last time.
@@ -368,6 +418,10 @@ impl Forecaster {
         }
         put.is_ok()
     }
+}
+
+fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {
+    Point { name: service.to_string().into_bytes().into(), kind, at_s, amount }
 }
 
 /// What is foreseen of a name at `now`.

@@ -15,6 +15,7 @@ mod encrypted;
 mod forecasts;
 mod keys;
 mod reload;
+mod request_logs;
 mod room;
 mod serve;
 mod stopping;

@@ -244,11 +244,13 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let images = Arc::new(images);
     let remote = Remote {
         inbox: inbox.clone(),
+        clock,
         store: Arc::clone(&store),
         generation: generations,
         news: news.clone(),
         reloader: reloader.clone(),
         room: Arc::new(room),
+        recorded: forecasting.as_ref().map(|forecasting| forecasting.recorded.clone()),
         stock: taken_up.as_ref().map(|(stock, _)| Arc::clone(stock)),
         images: Arc::clone(&images) as _,
     };

@@ -27,7 +27,10 @@ pub async fn dns(State(api): Shared) -> Result<Json<DnsReport>, Problem> {
 
 pub async fn metrics(State(api): Shared) -> Result<Response, Problem> {
     let (dns, host) = (api.control.dns().await?, api.control.host().await?);
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&dns, &host)).into_response())
+    // A daemon without a history has nothing to tell of it.
+    let demand = api.control.demand().await.ok();
+    let text = metrics::text(&dns, &host, demand.as_ref());
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 pub async fn list_zones(

@@ -4,4 +4,5 @@ pub mod anomaly;
 pub mod caching;
 pub mod gaps;
 pub mod profile;
+mod stored;
 pub mod volume;

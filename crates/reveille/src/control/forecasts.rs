@@ -2,14 +2,18 @@
 //! waits for none.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use reveille_core::decide::{Foresight, QUIET_MS};
 use reveille_core::model::{DomainName, Event, ForecastMode, Service, Timestamp, Trigger};
 
 use super::run::Control;
 
-/// Arrivals that may wait for the thread that learns from them; of more the newest are dropped, and counted.
+/// What may wait for the thread that learns from it; of more the newest arrivals are dropped, and counted. That a service is
+/// gone is told in any case.
 pub const TOLD_MAX: usize = 4_096;
 
 /// How often it is looked what awake services have had of traffic. Gaps are as exact as that.
@@ -39,15 +43,81 @@ pub enum Told {
     },
 }
 
+impl Told {
+    /// Whether it may be dropped: what is not learned costs a little of a forecast, what is not forgotten stays for good.
+    fn is_lossy(&self) -> bool {
+        match self {
+            Self::Arrived { .. } | Self::Busy { .. } => true,
+            Self::Gone { .. } => false,
+        }
+    }
+}
+
+/// The way to the thread that learns, in the order in which things happened: neither end waits for the other.
+#[must_use]
+pub fn way() -> (Teller, Hearer) {
+    let (sender, receiver) = channel();
+    let teller = Teller { sender, waiting: Arc::default(), dropped: Arc::default() };
+    let waiting = Arc::clone(&teller.waiting);
+    (teller, Hearer { receiver, waiting })
+}
+
+/// The end that tells.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    sender: Sender<Told>,
+    waiting: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Teller {
+    /// Tells, unless too much waits already and it may be dropped.
+    fn tell(&self, told: Told) {
+        // One may go in beyond the limit for each that tells at the same time, of whom there is one.
+        if told.is_lossy() && self.waiting.load(Relaxed) >= TOLD_MAX {
+            if self.dropped.fetch_add(1, Relaxed) == 0 {
+                tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
+            }
+            return;
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        // Who learns is gone: nothing is foreseen any more.
+        let _ = self.sender.send(told);
+    }
+
+    /// Where it is counted what was dropped.
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
+    }
+}
+
+/// The end that hears.
+#[derive(Debug)]
+pub struct Hearer {
+    receiver: Receiver<Told>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Hearer {
+    /// What was told next, waiting for it as long as that.
+    ///
+    /// # Errors
+    /// If nothing was told in that time, or nobody tells any more.
+    pub fn next(&self, patience: Duration) -> Result<Told, RecvTimeoutError> {
+        let told = self.receiver.recv_timeout(patience)?;
+        self.waiting.fetch_sub(1, Relaxed);
+        Ok(told)
+    }
+}
+
 /// The loop's end.
 #[derive(Debug)]
 pub struct Forecasts {
-    told: SyncSender<Told>,
+    told: Teller,
     /// Services in use.
     used: BTreeMap<DomainName, Use>,
     sensed: Option<Timestamp>,
     next_sense: Option<Timestamp>,
-    dropped: u64,
 }
 
 /// An arrival, and what followed it without a pause.
@@ -63,8 +133,8 @@ struct Use {
 
 impl Forecasts {
     /// Tells `told` of arrivals.
-    pub fn new(told: SyncSender<Told>) -> Self {
-        Self { told, used: BTreeMap::new(), sensed: None, next_sense: None, dropped: 0 }
+    pub fn new(told: Teller) -> Self {
+        Self { told, used: BTreeMap::new(), sensed: None, next_sense: None }
     }
 
     /// Somebody wanted `service`, or used it.
@@ -84,16 +154,7 @@ impl Forecasts {
             }
         };
         if let Some(told) = told {
-            self.tell(told);
-        }
-    }
-
-    fn tell(&mut self, told: Told) {
-        if self.told.try_send(told).is_err() {
-            if self.dropped == 0 {
-                tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
-            }
-            self.dropped += 1;
+            self.told.tell(told);
         }
     }
 }
@@ -125,7 +186,7 @@ impl Control {
     pub(super) fn note_gone(&mut self, service: &DomainName) {
         if let Some(forecasts) = &mut self.forecasts {
             forecasts.used.remove(service);
-            forecasts.tell(Told::Gone { service: service.clone() });
+            forecasts.told.tell(Told::Gone { service: service.clone() });
         }
     }
 
@@ -172,19 +233,21 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::sync_channel;
-
     use super::*;
+
+    /// What is there to be heard.
+    fn all(heard: &Hearer) -> Vec<Told> {
+        std::iter::from_fn(|| heard.next(Duration::ZERO).ok()).collect()
+    }
 
     #[test]
     fn what_follows_without_a_pause_is_the_same_arrival() {
-        let (told, heard) = sync_channel(TOLD_MAX);
+        let (told, heard) = way();
         let (mut forecasts, name) = (Forecasts::new(told), "a.vm.test".parse::<DomainName>().unwrap());
         for ms in [0, 5, 900, 1_100, 1_050, 9_000, 18_999, 40_000] {
             forecasts.used(&name, Timestamp::from_ms(ms), 10_000);
         }
-        drop(forecasts);
-        let heard: Vec<(char, u64)> = heard
+        let heard: Vec<(char, u64)> = all(&heard)
             .iter()
             .map(|told| match told {
                 Told::Arrived { at, .. } => ('a', at.as_ms()),
@@ -193,5 +256,23 @@ mod tests {
             })
             .collect();
         assert_eq!(heard, [('a', 0), ('b', 1_100), ('b', 9_000), ('b', 18_999), ('a', 40_000)]);
+    }
+
+    #[test]
+    fn arrivals_are_dropped_under_pressure_and_counted_but_not_that_a_service_is_gone() {
+        let (told, heard) = way();
+        let service = |number: usize| format!("s{number}.vm.test").parse::<DomainName>().unwrap();
+        let at = Timestamp::from_ms(1);
+        (0..TOLD_MAX + 7).for_each(|number| told.tell(Told::Arrived { service: service(number), at }));
+        told.tell(Told::Gone { service: service(0) });
+        assert_eq!(told.dropped().load(Relaxed), 7);
+        let heard_of = all(&heard);
+        assert_eq!(heard_of.len(), TOLD_MAX + 1);
+        assert!(matches!(heard_of.last(), Some(Told::Gone { .. })), "behind all that was told before");
+        // There is room again.
+        told.tell(Told::Arrived { service: service(1), at });
+        assert_eq!((all(&heard).len(), told.dropped().load(Relaxed)), (1, 7));
+        drop(told);
+        assert_eq!(heard.next(Duration::from_secs(60)).unwrap_err(), RecvTimeoutError::Disconnected);
     }
 }

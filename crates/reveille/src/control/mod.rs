@@ -15,6 +15,7 @@ mod catalogue;
 mod clones;
 mod commands;
 mod damping;
+mod demand;
 mod exchange;
 pub mod executor;
 pub mod forecasts;

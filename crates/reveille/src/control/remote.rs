@@ -5,21 +5,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
-    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
-    ZoneKeys, ZoneSummary,
+    DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HostSummary,
+    PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests,
+    VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
 };
+use reveille_core::forecast::profile::Request;
 use reveille_core::model::{DomainName, Phase, Policy, ServiceSpec, SleepAsked, VmState};
 use reveille_store::Store;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::Message;
 use super::commands::{Command, Counts, Shown, is_so};
 use super::images::Images;
 use super::stock::Stock;
+use super::{Message, demand};
+use crate::clock::Clock;
+use crate::forecasts::Recorded;
 use crate::reload::Reloader;
 use crate::room::QueryRoom;
 
@@ -32,6 +35,8 @@ pub struct Remote {
     pub inbox: mpsc::Sender<Message>,
     /// History is read past the loop.
     pub store: Arc<Store>,
+    /// The daemon's time.
+    pub clock: Clock,
     /// Announces each published view.
     pub generation: watch::Receiver<u64>,
     /// What happens.
@@ -40,6 +45,8 @@ pub struct Remote {
     pub reloader: Reloader,
     /// The query room is looked at past the loop.
     pub room: Arc<QueryRoom>,
+    /// So is what is recorded of demand, if it is.
+    pub recorded: Option<Recorded>,
     /// So is the object store, if there is one.
     pub stock: Option<Arc<Stock>>,
     /// What services may run.
@@ -99,6 +106,21 @@ impl Remote {
         let room = Arc::clone(&self.room);
         let looked = tokio::task::spawn_blocking(move || look(&room)).await;
         looked.map_err(|_| ControlError::Unavailable { detail: "the daemon is stopping".to_owned() })
+    }
+
+    /// Looks at what is recorded of demand, where waiting is allowed.
+    async fn in_recorded<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Recorded) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let recorded = self.recorded()?.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&recorded)).await;
+        looked.map_err(|_| ControlError::Unavailable { detail: "the daemon is stopping".to_owned() })
+    }
+
+    fn recorded(&self) -> Result<&Recorded, ControlError> {
+        let detail = "nothing is recorded, since the history cannot be used; the daemon's log says why";
+        self.recorded.as_ref().ok_or_else(|| ControlError::Unavailable { detail: detail.to_owned() })
     }
 
     fn history<T>(read: Result<T, reveille_store::ReadError>) -> Result<T, ControlError> {
@@ -233,6 +255,42 @@ impl reveille_api::Control for Remote {
 
     async fn dns(&self) -> Result<DnsReport, ControlError> {
         self.in_room(QueryRoom::report).await
+    }
+
+    async fn take_requests(
+        &self,
+        requests: Vec<Request>,
+        refused: u64,
+    ) -> Result<TakenRequests, ControlError> {
+        self.recorded()?.logs.room(requests.len()).await;
+        self.in_recorded(move |recorded| recorded.logs.take(&requests, refused)).await
+    }
+
+    async fn demand(&self) -> Result<DemandReport, ControlError> {
+        self.in_recorded(demand::report).await
+    }
+
+    async fn service_demand(&self, name: &DomainName, asked: DemandRange) -> Result<ServiceDemand, ControlError> {
+        let name = self.show(name).await?.detail.summary.name;
+        let now = self.clock.now();
+        let found = self.in_recorded(move |recorded| demand::of_service(recorded, name, asked, now)).await?;
+        found.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
+    }
+
+    async fn demand_profiles(
+        &self,
+        whose: Whose,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DemandProfileSummary>, ControlError> {
+        let after = after.map(str::to_owned);
+        self.in_recorded(move |recorded| recorded.logs.profiles(whose, after.as_deref(), limit)).await
+    }
+
+    async fn demand_profile(&self, whose: Whose, name: &str) -> Result<DemandProfile, ControlError> {
+        let asked = name.to_owned();
+        let found = self.in_recorded(move |recorded| recorded.logs.profile(whose, &asked)).await?;
+        found.ok_or_else(|| ControlError::UnknownDemandProfile { whose, name: name.to_owned() })
     }
 
     async fn zones(

@@ -12,5 +12,6 @@ mod primaries;
 
 mod operate;
 mod reload;
+mod request_logs;
 mod serials;
 mod updates;

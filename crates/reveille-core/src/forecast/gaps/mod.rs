@@ -34,7 +34,7 @@ pub use grid::{PIECES, piece, piece_at};
 pub use host::{CLIENTS_MAX, Host};
 pub use name::Name;
 pub use regression::Regression;
-pub use stored::Damaged;
+pub use super::stored::Damaged;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use crate::model::Timestamp;
 
 use super::clock::ODDS_AT_FIRST;
-use super::stored::{Number, Reader};
+use crate::forecast::stored::{Number, Reader};
 use super::{Arrival, Host};
 
 /// Half-lives of the decaying counts of arrivals, in seconds: two minutes to a week.
