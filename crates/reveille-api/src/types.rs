@@ -22,7 +22,7 @@ pub use demand::{
     DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport, ProfilesReport,
     ServiceDemand, TakenRequests, Whose,
 };
-pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use dns::{ArrivalsEstimate, Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
 pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,

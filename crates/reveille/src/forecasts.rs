@@ -22,7 +22,7 @@ use reveille_core::decide::{Foresight, OUTLOOK_PIECES_MAX};
 use reveille_core::forecast::gaps::{Arrival, Gaps, Name};
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
-use reveille_dns::observe::Counters;
+use reveille_dns::observe::{Correction, Counters, Observer};
 use reveille_store::history::{
     BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Reader, Seen, StoredForecast,
 };
@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::control::Message;
 use crate::control::forecasts::{Hearer, Teller, Told, way};
 use crate::request_logs::RequestLogs;
+use crate::room::arrivals::rounded;
 
 /// Names that are known in memory; of others it is read when they are asked for. One takes about 500 bytes.
 const NAMES_MAX: usize = 16_384;
@@ -57,6 +58,8 @@ pub struct Questions {
     pub view: Arc<ArcSwap<View>>,
     /// The counters.
     pub counters: Counters,
+    /// What they stand for.
+    pub observer: Arc<Observer>,
     /// Where other servers' questions are counted, if they tell of them.
     pub collector: Option<Arc<Collector>>,
 }
@@ -311,8 +314,8 @@ impl Forecaster {
         drop(self.questions_since());
     }
 
-    /// Questions for each service since the last call.
-    fn questions_since(&mut self) -> Vec<(DomainName, u32)> {
+    /// Questions for each service since the last call, with its counter.
+    fn questions_since(&mut self) -> Vec<(DomainName, u32, u32)> {
         let view = self.questions.view.load();
         let mut asked = Vec::new();
         for service in view.services() {
@@ -323,7 +326,7 @@ impl Forecaster {
             }
             let before = std::mem::replace(&mut self.counted[place], sum);
             if sum != before {
-                asked.push((service.name.clone(), sum.wrapping_sub(before)));
+                asked.push((service.name.clone(), service.counter, sum.wrapping_sub(before)));
             }
         }
         asked
@@ -349,20 +352,30 @@ impl Forecaster {
     fn record(&mut self) {
         let now_s = self.clock.now().as_ms() / 1_000;
         let questions = self.questions_since();
-        let mut points: Vec<Point> = questions
-            .into_iter()
-            .map(|(name, count)| point(&name, Kind::Queries, now_s, count.into()))
-            .collect();
+        let corrections =
+            if questions.is_empty() { BTreeMap::new() } else { self.questions.observer.corrections() };
+        let points = questions.iter().flat_map(|(name, counter, count)| {
+            let demand_milli = demand_milli(*count, corrections.get(counter));
+            [
+                point(name, Kind::Queries, now_s, (*count).into()),
+                point(name, Kind::DemandMilli, now_s, demand_milli),
+            ]
+        });
+        let mut points: Vec<Point> = points.collect();
         let elsewhere = self.questions_elsewhere(now_s);
-        points.extend(
-            elsewhere.into_iter().map(|(name, at_s, count)| point(&name, Kind::Queries, at_s, count.into())),
-        );
+        // What their servers answered is not known, and so not what they stand for.
+        points.extend(elsewhere.iter().flat_map(|(name, at_s, count)| {
+            [
+                point(name, Kind::Queries, *at_s, (*count).into()),
+                point(name, Kind::DemandMilli, *at_s, demand_milli(*count, None)),
+            ]
+        }));
         let arrivals = std::mem::take(&mut self.pending);
         points.extend(
             arrivals.into_iter().map(|((name, at_s), count)| point(&name, Kind::Arrivals, at_s, count)),
         );
         points.extend(self.requests());
-        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::Arrivals);
+        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::DemandMilli).with(Kind::Arrivals);
         let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
         while seen.is_some() || !points.is_empty() {
@@ -418,6 +431,12 @@ impl Forecaster {
         }
         put.is_ok()
     }
+}
+
+/// What questions stand for, in thousandths of an arrival; as many as there are where that is not known.
+fn demand_milli(questions: u32, correction: Option<&Correction>) -> u64 {
+    let per_query = correction.map_or(1.0, |known| known.per_query);
+    rounded(1e3 * f64::from(questions) * per_query)
 }
 
 fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {

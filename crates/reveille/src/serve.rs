@@ -231,7 +231,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions } =
         open_room(config, seen, files.keys, &signing, notes, &store, clock)?;
     publisher.publish_to(&published);
-    publisher.count_with(questions.counters.clone());
+    publisher.count_with(questions.counters.clone(), Arc::clone(&questions.observer));
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
 
@@ -329,7 +329,8 @@ fn open_room(
     let counters = dns.counters();
     let room = QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, clock)?;
     let room = room.collecting(&config.observe.dnstap_in)?;
-    let questions = Questions { view, counters, collector: room.collector().cloned() };
+    let (observer, collector) = (Arc::clone(room.observer()), room.collector().cloned());
+    let questions = Questions { view, counters, observer, collector };
     Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions })
 }
 

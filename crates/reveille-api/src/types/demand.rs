@@ -6,7 +6,7 @@ use reveille_core::forecast::profile::Behaviour;
 use reveille_core::model::DomainName;
 use serde::{Deserialize, Serialize};
 
-use super::Counts;
+use super::{ArrivalsEstimate, Counts};
 use crate::request_log::{Fault, Tally};
 use crate::time::Time;
 
@@ -166,6 +166,9 @@ pub struct ServiceDemand {
     pub step_s: u64,
     /// One after another, without gaps.
     pub steps: Vec<DemandStep>,
+    /// What a query stands for now, if it is known: of a thousand of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_thousand_queries: Option<ArrivalsEstimate>,
     /// What could not be read, as sentences; the time that it spans is not seen.
     pub damaged: Vec<String>,
 }
@@ -175,6 +178,8 @@ pub struct ServiceDemand {
 pub struct DemandStep {
     /// Questions for its name, as resolvers asked them.
     pub queries: u64,
+    /// The same with those put back that resolvers answered from their caches, as far as it was known then.
+    pub demand: f64,
     /// Clients that wanted it: first packets after a quiet time, and requests of logs.
     pub arrivals: u64,
     /// Time that requests of logs took, added up, in ms.

@@ -456,6 +456,7 @@ impl Control for Memory {
                 from: Time(Timestamp::from_ms(0)),
                 step_s: range.step_s,
                 steps: vec![DemandStep::default(); usize::try_from(range.hours).unwrap()],
+                per_thousand_queries: None,
                 damaged: Vec::new(),
             })
         })

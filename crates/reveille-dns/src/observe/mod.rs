@@ -6,6 +6,8 @@
 //!                 └─► Observer   a thread of its own: counts per service and second, sketches of names and clients
 //! ```
 //!
+//! What resolvers keep in their caches is put back by what the sightings tell of them (`volume.rs`).
+//!
 //! **Invariant:** no address of a client outlives the look at which its query is taken in, but as part of a network.
 
 mod aggregate;
@@ -14,6 +16,7 @@ mod distinct;
 mod heavy;
 mod observer;
 mod ring;
+mod volume;
 
 use std::net::IpAddr;
 
@@ -26,6 +29,7 @@ pub use counts::{COUNTERS_MAX, Counters};
 pub use heavy::Heavy;
 pub use observer::Observer;
 pub(crate) use ring::Producer;
+pub use volume::Correction;
 pub use ring::{CELLS_MAX, Consumer, ring};
 
 use crate::respond::{Origin, Outcome, Transport};
@@ -50,6 +54,8 @@ pub struct Observed {
     pub client: IpAddr,
     /// On whose behalf, if it was said.
     pub subnet: Option<Subnet>,
+    /// For how long what was answered may be cached, in seconds, if it may and that is known.
+    pub ttl_s: Option<u32>,
 }
 
 /// One query, as a thread that answers hands it over.
@@ -63,6 +69,7 @@ pub(crate) struct Sighting<'p> {
     pub transport: Transport,
     pub client: IpAddr,
     pub subnet: Option<Subnet>,
+    pub ttl_s: Option<u32>,
 }
 
 impl<'p> Sighting<'p> {
@@ -78,6 +85,7 @@ impl<'p> Sighting<'p> {
             transport: from.transport,
             client: from.peer.ip(),
             subnet: outcome.subnet,
+            ttl_s: outcome.ttl_s,
         })
     }
 }

@@ -67,7 +67,7 @@ impl Consumer {
     }
 }
 
-/// `counter | qtype | rcode`, `time | transport | name length`, client, subnet's family and prefix, subnet.
+/// `counter | qtype | rcode`, `time | transport | name length`, client, subnet's family and prefix, subnet, TTL.
 fn head_words(seen: &Sighting<'_>, name_bytes: usize) -> [u64; WORDS] {
     let halves = |address: u128| {
         [address >> 64, address & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0))
@@ -87,13 +87,14 @@ fn head_words(seen: &Sighting<'_>, name_bytes: usize) -> [u64; WORDS] {
         u64::from(family) << 8 | u64::from(prefix),
         subnet_high,
         subnet_low,
-        0,
+        // None is zero.
+        seen.ttl_s.map_or(0, |ttl_s| u64::from(ttl_s) + 1),
     ]
 }
 
 /// The query whose head these words are, and how long its name is.
 fn observed(words: [u64; WORDS]) -> (Observed, usize) {
-    let [what, when, client_high, client_low, subnet, subnet_high, subnet_low, _] = words;
+    let [what, when, client_high, client_low, subnet, subnet_high, subnet_low, ttl] = words;
     let part = |word: u64, shift: u32| (word >> shift).to_le_bytes();
     let number = |bytes: [u8; 8]| u16::from_le_bytes([bytes[0], bytes[1]]);
     let whole = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
@@ -107,6 +108,7 @@ fn observed(words: [u64; WORDS]) -> (Observed, usize) {
         transport: Transport::from_number(part(when, 8)[0]),
         client: Ipv6Addr::from_bits(whole(client_high, client_low)).to_canonical(),
         subnet: Subnet::from_parts(family, prefix, whole(subnet_high, subnet_low)),
+        ttl_s: ttl.checked_sub(1).and_then(|ttl_s| u32::try_from(ttl_s).ok()),
     };
     (seen, usize::from(part(when, 0)[0]))
 }
@@ -127,6 +129,7 @@ mod tests {
             transport: Transport::Tcp,
             client: "2001:db8::7".parse().unwrap(),
             subnet: Subnet::from_parts(1, 24, 0xc000_0200_u128 << 96),
+            ttl_s: counter.checked_sub(1),
         }
     }
 
@@ -150,6 +153,7 @@ mod tests {
             assert_eq!(seen.len(), 2);
             assert_eq!((seen[0].counter, seen[0].name.as_slice()), (0, name));
             assert_eq!((seen[1].counter, seen[1].name.as_slice()), (round + 1, &[][..]));
+            assert_eq!((seen[0].ttl_s, seen[1].ttl_s), (None, Some(round)));
             let first = &seen[0];
             assert_eq!(first.at, Timestamp::from_ms(1_795_000_000_123));
             assert_eq!((first.qtype, first.rcode, first.transport), (65_535, 16, Transport::Tcp));

@@ -234,6 +234,7 @@ impl Worker {
             transport: Transport::Udp,
             client: peer.ip(),
             subnet,
+            ttl_s: if verdict == RateVerdict::Pass { found.ttl_s(at.setting.view, at.now_s) } else { None },
         });
         if verdict == RateVerdict::Drop {
             tally.dropped();

@@ -15,6 +15,7 @@ use reveille_api::types::{
 use reveille_core::forecast::profile::{Behaviour, Summary};
 use reveille_core::model::{DomainName, Timestamp};
 
+use super::dns::clients;
 use super::output::{bytes, table};
 use super::remote::runtime;
 use super::{Daemon, Output};
@@ -309,15 +310,18 @@ fn steps(demand: &ServiceDemand) -> String {
             (0, _) | (_, 0) => "-".to_owned(),
             (ms, arrivals) => format!("{:.3} s", ms as f64 / 1e3 / arrivals as f64),
         };
-        [at.utc(), step.queries.to_string(), step.arrivals.to_string(), busy]
+        [at.utc(), step.queries.to_string(), format!("{:.0}", step.demand), step.arrivals.to_string(), busy]
     };
     let some = (0..).zip(&demand.steps).filter(|(_, step)| step.queries + step.arrivals > 0);
-    let rows: Vec<[String; 4]> = some.map(row).collect();
+    let rows: Vec<[String; 5]> = some.map(row).collect();
     let mut text = format!("{} in steps of {} s; steps without demand are left out\n\n", demand.service, demand.step_s);
-    text += &table(["SINCE", "QUERIES", "ARRIVALS", "EACH TOOK"], &rows);
+    text += &table(["SINCE", "QUERIES", "STAND FOR CLIENTS", "ARRIVALS", "EACH TOOK"], &rows);
     let unseen = demand.steps.iter().filter(|step| step.watched_s == 0).count();
     if unseen > 0 {
         text += &format!("\n{unseen} steps were not watched: the daemon did not run\n");
+    }
+    if let Some(now) = demand.per_thousand_queries {
+        text += &format!("\n1000 queries stand for {} clients now, in 95 % of all cases\n", clients(now));
     }
     for damage in &demand.damaged {
         text += &format!("damaged: {damage}\n");

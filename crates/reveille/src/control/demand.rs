@@ -3,9 +3,11 @@
 use reveille_api::Time;
 use reveille_api::types::{DemandRange, DemandReport, DemandStep, ServiceDemand};
 use reveille_core::model::{DomainName, Timestamp};
+use reveille_dns::observe::Correction;
 use reveille_store::history::{Answer, Bucket, Kind, Query, QueryError};
 
 use crate::forecasts::Recorded;
+use crate::room::arrivals;
 
 /// Everything in short.
 pub fn report(recorded: &Recorded) -> DemandReport {
@@ -35,6 +37,7 @@ pub fn of_service(
     recorded: &Recorded,
     service: DomainName,
     asked: DemandRange,
+    correction: Option<Correction>,
     now: Timestamp,
 ) -> Result<ServiceDemand, QueryError> {
     let (name, now_s) = (service.to_string(), now.as_ms() / 1_000);
@@ -47,16 +50,17 @@ pub fn of_service(
             step_s: asked.step_s,
         })
     };
-    let (queries, arrivals, execution) =
-        (look(Kind::Queries)?, look(Kind::Arrivals)?, look(Kind::ExecutionMs)?);
+    let (queries, clients) = (look(Kind::Queries)?, look(Kind::Arrivals)?);
+    let (demand, execution) = (look(Kind::DemandMilli)?, look(Kind::ExecutionMs)?);
     let at = |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
     let steps = (0..queries.buckets.len()).map(|place| DemandStep {
         queries: at(&queries, place).sum,
-        arrivals: at(&arrivals, place).sum,
+        demand: at(&demand, place).sum as f64 / 1e3,
+        arrivals: at(&clients, place).sum,
         execution_ms: at(&execution, place).sum,
         watched_s: at(&queries, place).seen_s,
     });
-    let damaged = [&queries, &arrivals, &execution].into_iter().flat_map(|answer| &answer.damaged);
+    let damaged = [&queries, &demand, &clients, &execution].into_iter().flat_map(|answer| &answer.damaged);
     let mut damaged: Vec<String> = damaged.map(ToString::to_string).collect();
     damaged.sort_unstable();
     damaged.dedup();
@@ -65,6 +69,7 @@ pub fn of_service(
         from: Time(Timestamp::from_ms(queries.from_s * 1_000)),
         step_s: queries.step_s,
         steps: steps.collect(),
+        per_thousand_queries: correction.map(|known| arrivals::of(&known, (1_000, 1_000))),
         damaged,
     })
 }

@@ -272,8 +272,12 @@ impl reveille_api::Control for Remote {
 
     async fn service_demand(&self, name: &DomainName, asked: DemandRange) -> Result<ServiceDemand, ControlError> {
         let name = self.show(name).await?.detail.summary.name;
-        let now = self.clock.now();
-        let found = self.in_recorded(move |recorded| demand::of_service(recorded, name, asked, now)).await?;
+        let (now, room) = (self.clock.now(), Arc::clone(&self.room));
+        let look = move |recorded: &Recorded| {
+            let correction = room.correction_of(&name);
+            demand::of_service(recorded, name, asked, correction, now)
+        };
+        let found = self.in_recorded(look).await?;
         found.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
 

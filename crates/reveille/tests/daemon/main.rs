@@ -15,3 +15,4 @@ mod reload;
 mod request_logs;
 mod serials;
 mod updates;
+mod volume;

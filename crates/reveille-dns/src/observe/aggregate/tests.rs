@@ -19,6 +19,7 @@ fn query(counter: u32, qtype: u16, client: &str, ms: u64) -> Observed {
         transport: Transport::Udp,
         client: client.parse().unwrap(),
         subnet: None,
+        ttl_s: None,
     }
 }
 
