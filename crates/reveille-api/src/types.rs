@@ -19,8 +19,8 @@ mod versions;
 mod zones;
 
 pub use demand::{
-    DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport, ProfilesReport,
-    ServiceDemand, TakenRequests, Whose,
+    AnomalyReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport,
+    ProfilesReport, RiskPart, RiskReport, ServiceDemand, TakenRequests, Whose,
 };
 pub use dns::{ArrivalsEstimate, Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
 pub use versions::{
@@ -104,7 +104,7 @@ pub struct ServiceSummary {
 }
 
 /// All about a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceDetail {
     /// As in a list.
     #[serde(flatten)]
@@ -172,6 +172,12 @@ pub struct ServiceDetail {
     /// Questions for it of late; absent where nobody counts them.
     #[serde(default)]
     pub queries: Option<QueriesReport>,
+    /// What was last out of the ordinary in how often it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_anomaly: Option<AnomalyReport>,
+    /// How likely it is to fail its next client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<RiskReport>,
 }
 
 impl ServiceSummary {
@@ -229,6 +235,8 @@ impl ServiceDetail {
             egress_deny: service.spec.egress_deny.clone(),
             policy: service.spec.policy,
             queries: None,
+            last_anomaly: None,
+            risk: None,
         }
     }
 }
@@ -561,6 +569,12 @@ pub struct WhyReport {
     pub decisions: Vec<DecisionReport>,
     /// The last wakes, newest first.
     pub wakes: Vec<Wake>,
+    /// What was out of the ordinary in how often it was asked for, newest first.
+    #[serde(default)]
+    pub anomalies: Vec<AnomalyReport>,
+    /// How likely it is to fail its next client, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<RiskReport>,
 }
 
 /// The daemon and its host.

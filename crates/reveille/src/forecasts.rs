@@ -10,7 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use reveille_store::history::{
 };
 use tokio::sync::mpsc;
 
+use crate::anomalies::Anomalies;
 use crate::clock::Clock;
 use crate::control::Message;
 use crate::control::forecasts::{Hearer, Teller, Told, way};
@@ -74,6 +76,33 @@ pub struct Forecasting {
     pub thread: JoinHandle<()>,
 }
 
+/// From how many standard deviations on something is an anomaly; a reload may change it.
+#[derive(Debug, Clone)]
+pub struct Threshold(Arc<(AtomicU64, AtomicBool)>);
+
+impl Threshold {
+    /// It is that.
+    pub fn new(threshold_sd: f64) -> Self {
+        Self(Arc::new((AtomicU64::new(threshold_sd.to_bits()), AtomicBool::new(false))))
+    }
+
+    /// It is that from now on.
+    pub fn set(&self, threshold_sd: f64) {
+        self.0.0.store(threshold_sd.to_bits(), Release);
+        self.0.1.store(true, Release);
+    }
+
+    /// What it is now.
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.0.load(Acquire))
+    }
+
+    /// Whether it was set since this was last asked.
+    fn was_changed(&self) -> bool {
+        self.0.1.swap(false, AcqRel)
+    }
+}
+
 /// What is recorded of demand, as it is looked at past the thread.
 #[derive(Debug, Clone)]
 pub struct Recorded {
@@ -81,6 +110,8 @@ pub struct Recorded {
     pub history: Reader,
     /// Requests that logs tell of.
     pub logs: Arc<RequestLogs>,
+    /// What counts as an anomaly.
+    pub threshold: Threshold,
     /// Arrivals that were not learned from, since they came too fast.
     arrivals_dropped: Arc<AtomicU64>,
 }
@@ -99,6 +130,7 @@ impl Recorded {
 pub fn start(
     dir: &Path,
     limits: Limits,
+    threshold: &Threshold,
     questions: Questions,
     inbox: mpsc::Sender<Message>,
     clock: Clock,
@@ -128,6 +160,7 @@ pub fn start(
     let recorded = Recorded {
         history: history.reader(),
         logs: Arc::clone(&logs),
+        threshold: threshold.clone(),
         arrivals_dropped: told.dropped(),
     };
     let forecaster = Forecaster {
@@ -140,6 +173,8 @@ pub fn start(
         pending: BTreeMap::new(),
         questions,
         logs,
+        anomalies: Anomalies::new(threshold.get()),
+        threshold: threshold.clone(),
         counted: Vec::new(),
         inbox,
         clock,
@@ -172,6 +207,8 @@ struct Forecaster {
     pending: BTreeMap<(DomainName, u64), u64>,
     questions: Questions,
     logs: Arc<RequestLogs>,
+    anomalies: Anomalies,
+    threshold: Threshold,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
     inbox: mpsc::Sender<Message>,
@@ -222,6 +259,7 @@ impl Forecaster {
         }
         self.record();
         self.save();
+        self.anomalies.save(&self.history.recorder());
     }
 
     /// Learns of an arrival.
@@ -303,6 +341,7 @@ impl Forecaster {
 
     fn forget(&mut self, service: &DomainName) {
         self.names.remove(service);
+        self.anomalies.forget(service);
         self.pending.retain(|(name, _), _| name != service);
         if let Err(error) = self.history.recorder().remove(service.to_string().as_bytes()) {
             tracing::warn!(%service, %error, "its history is not removed yet");
@@ -375,6 +414,13 @@ impl Forecaster {
             arrivals.into_iter().map(|((name, at_s), count)| point(&name, Kind::Arrivals, at_s, count)),
         );
         points.extend(self.requests());
+        for (service, _, count) in &questions {
+            self.anomalies.asked(service, u64::from(*count));
+        }
+        for (service, _, count) in &elsewhere {
+            self.anomalies.asked(service, u64::from(*count));
+        }
+        self.look_for_anomalies();
         let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::DemandMilli).with(Kind::Arrivals);
         let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
@@ -383,6 +429,13 @@ impl Forecaster {
             self.history.recorder().record(Batch { now_s, seen: seen.take(), points });
             points = rest;
         }
+    }
+
+    fn look_for_anomalies(&mut self) {
+        if self.threshold.was_changed() {
+            self.anomalies.set_threshold_sd(self.threshold.get());
+        }
+        self.anomalies.look(self.clock.now(), &self.history.reader(), &self.history.recorder());
     }
 
     /// Requests that logs have told of since the last call.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod announce;
+mod anomalies;
 mod bench;
 pub mod cli;
 pub mod clock;

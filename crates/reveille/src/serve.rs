@@ -39,7 +39,7 @@ use crate::control::{
 };
 use crate::control::{keeping, versions};
 use crate::encrypted;
-use crate::forecasts::{self, Forecasting, Questions};
+use crate::forecasts::{self, Forecasting, Questions, Threshold};
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
@@ -236,10 +236,11 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let (token, access) = operator_token(config)?;
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
-    let forecasting = forecasting(config, questions, &inbox, clock);
+    let threshold = Threshold::new(config.observe.anomaly_threshold_sd);
+    let forecasting = forecasting(config, &threshold, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
     let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
-    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
+    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced, threshold);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let images = Arc::new(images);
     let remote = Remote {
@@ -283,12 +284,13 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
 /// Who forecasts. Without a history nothing is foreseen, and the daemon serves all the same.
 fn forecasting(
     config: &Config,
+    threshold: &Threshold,
     questions: Questions,
     inbox: &mpsc::Sender<crate::control::Message>,
     clock: Clock,
 ) -> Option<Forecasting> {
     let (dir, limits) = (&config.daemon.state_dir, config.history.limits());
-    forecasts::start(dir, limits, questions, inbox.clone(), clock)
+    forecasts::start(dir, limits, threshold, questions, inbox.clone(), clock)
         .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "nothing is recorded or foreseen"))
         .ok()
 }

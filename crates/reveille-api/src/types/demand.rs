@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use reveille_core::forecast::anomaly::{Event, Kind};
 use reveille_core::forecast::profile::Behaviour;
+use reveille_core::forecast::risk::{Part, Risk, What};
 use reveille_core::model::DomainName;
 use serde::{Deserialize, Serialize};
 
@@ -186,4 +188,76 @@ pub struct DemandStep {
     pub execution_ms: u64,
     /// Seconds of it that were watched: without one, the others are not zero but not known.
     pub watched_s: u64,
+}
+
+/// Something out of the ordinary in how often a service was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnomalyReport {
+    /// In which way: `spike`, `drop`, `level_shift`, `unusual`.
+    pub kind: Kind,
+    /// Its first minute.
+    pub since: Time,
+    /// Its last one so far.
+    pub until: Time,
+    /// Minutes of it, those in between that were usual left out.
+    pub minutes: u32,
+    /// Questions of its most extreme minute.
+    pub observed: f64,
+    /// What was expected of that minute.
+    pub expected: f64,
+    /// The robust standard deviation of what was expected.
+    pub spread: f64,
+    /// (Observed − expected) ÷ spread.
+    pub deviation_sd: f64,
+    /// Whether nothing like it was seen before, either.
+    pub alarm: bool,
+}
+
+impl AnomalyReport {
+    /// As the API tells it.
+    pub fn of(event: &Event) -> Self {
+        Self {
+            kind: event.kind,
+            since: Time(event.since),
+            until: Time(event.until),
+            minutes: event.points,
+            observed: event.observed,
+            expected: event.expected,
+            spread: event.spread,
+            deviation_sd: event.deviation_sd,
+            alarm: event.is_alarm(),
+        }
+    }
+}
+
+/// How likely it is that a client of the next hour finds the service failing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RiskReport {
+    /// In [0, 1]: the probability of demand times that of any of the other parts.
+    pub score: f64,
+    /// `demand`, `failure`, `health`, `load`.
+    pub parts: Vec<RiskPart>,
+}
+
+/// A part of a risk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RiskPart {
+    /// Which one.
+    pub what: What,
+    /// In [0, 1].
+    pub probability: f64,
+    /// The numbers, as a sentence.
+    pub why: String,
+}
+
+impl RiskReport {
+    /// As the API tells it.
+    pub fn of(risk: &Risk) -> Self {
+        let part = |part: &Part| RiskPart {
+            what: part.what,
+            probability: part.probability,
+            why: part.because.to_string(),
+        };
+        Self { score: risk.score, parts: risk.parts.iter().map(part).collect() }
+    }
 }

@@ -293,6 +293,8 @@ impl Control for Memory {
                 service: ServiceSummary::of(service, instance, 0),
                 decisions: vec![report; limit.min(2)],
                 wakes: vec![Wake::of(7, &wake_record(&instance.service))],
+                anomalies: Vec::new(),
+                risk: None,
             })
         })
     }

@@ -12,6 +12,7 @@ use reveille_core::model::{DomainName, PortSpec, Rung};
 use super::dns::clients;
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
+use super::why::{anomaly, percent};
 use super::{Daemon, Output};
 
 /// Verbs of `reveille service`.
@@ -350,6 +351,12 @@ fn show(detail: &ServiceDetail) -> String {
             );
             rows.push(("clients", told));
         }
+    }
+    if let Some(found) = &detail.last_anomaly {
+        rows.push(("anomaly", anomaly(found)));
+    }
+    if let Some(risk) = &detail.risk {
+        rows.push(("risk", format!("{} to fail a client within the hour; `reveille why` has its parts", percent(risk.score))));
     }
     if let Some(failure) = &summary.failure {
         rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));

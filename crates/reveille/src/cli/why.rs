@@ -1,7 +1,8 @@
 //! `reveille why`: the story of a service's last decisions and wakes.
 
 use clap::Args;
-use reveille_api::types::{DecisionReport, StagesMs, Wake, WhyReport};
+use reveille_api::types::{AnomalyReport, DecisionReport, RiskPart, StagesMs, Wake, WhyReport};
+use reveille_core::forecast::anomaly::Kind;
 use reveille_core::model::DomainName;
 
 use super::output::duration;
@@ -63,7 +64,38 @@ fn story(report: &WhyReport) -> String {
     if report.wakes.is_empty() {
         lines.push("  none yet".to_owned());
     }
+    if !report.anomalies.is_empty() {
+        lines.push(String::new());
+        lines.push("Out of the ordinary:".to_owned());
+        lines.extend(report.anomalies.iter().rev().map(|found| format!("  {}", anomaly(found))));
+    }
+    if let Some(risk) = &report.risk {
+        lines.push(String::new());
+        lines.push(format!("Risk of failing a client within the hour: {}", percent(risk.score)));
+        let part = |part: &RiskPart| format!("  {:>7}  {}", percent(part.probability), part.why);
+        lines.extend(risk.parts.iter().map(part));
+    }
     lines.join("\n")
+}
+
+/// `spike since … until …: 200 questions in a minute, expected 10, 63.3 standard deviations (3.0)`
+pub(super) fn anomaly(anomaly: &AnomalyReport) -> String {
+    let kind = match anomaly.kind {
+        Kind::Spike => "spike",
+        Kind::Drop => "drop",
+        Kind::LevelShift => "new level",
+        Kind::Unusual => "unusual",
+    };
+    let alarm = if anomaly.alarm { ", like nothing before" } else { "" };
+    format!(
+        "{kind} since {} until {}: {} questions in a minute, {:.1} expected, {:.1} standard deviations of {:.1}{alarm}",
+        anomaly.since, anomaly.until, anomaly.observed, anomaly.expected, anomaly.deviation_sd, anomaly.spread
+    )
+}
+
+/// `3.2 %`
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }
 
 fn decision(decision: &DecisionReport) -> String {

@@ -7,6 +7,7 @@ use reveille_api::types::{
 };
 use reveille_api::{CloneRequest, ControlError, Event as News, Time, Unstored};
 use reveille_core::answer::{Clash, clashes};
+use reveille_core::forecast::gaps::expected;
 use reveille_core::model::{
     Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Service, ServiceSpec, SleepAsked,
     SpecFault, Timestamp, Trigger, VmState, WakeRecord,
@@ -58,10 +59,15 @@ pub enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+/// Arrivals are told of that are expected within so long.
+const HOUR_MS: u64 = 3_600_000;
+
 /// What the loop knows of one service.
 #[derive(Debug)]
 pub struct Shown {
     pub(super) detail: ServiceDetail,
+    /// Arrivals that are expected within the next hour, if anything is foreseen.
+    pub(super) expected: Option<f64>,
     /// Its wake under way.
     pub(super) wake: Option<WakeRecord>,
     /// Something is being done with its process, or a process may be left that is to be ended.
@@ -173,6 +179,11 @@ impl Control {
                 agent: self.executor.tools().agents.told(instance.id),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
             },
+            expected: service.outlook.as_ref().map(|outlook| {
+                let foresight = outlook.foresight();
+                let idle_ms = now.ms_since(foresight.since);
+                expected(&foresight.pieces, idle_ms, idle_ms + HOUR_MS)
+            }),
             wake: self.wakes.open_of(&service.spec.name).cloned(),
             busy: instance.in_flight || instance.unfenced,
             sleep_asked: instance.sleep_asked.is_some(),

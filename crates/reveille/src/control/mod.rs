@@ -28,6 +28,7 @@ mod publish;
 pub mod ready;
 mod reload;
 mod remote;
+mod risk;
 mod run;
 mod serials;
 pub mod shelf;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HostSummary,
-    PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests,
+    AnomalyReport, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HostSummary,
+    PruneReport, Redeploy, ReloadReport, RestoreReply, RiskReport, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests,
     VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::commands::{Command, Counts, Shown, is_so};
 use super::images::Images;
 use super::stock::Stock;
-use super::{Message, demand};
+use super::{Message, demand, risk};
 use crate::clock::Clock;
 use crate::forecasts::Recorded;
 use crate::reload::Reloader;
@@ -123,6 +123,22 @@ impl Remote {
         self.recorded.as_ref().ok_or_else(|| ControlError::Unavailable { detail: detail.to_owned() })
     }
 
+    /// The last anomalies of a service, and its risk; nothing where nothing is recorded.
+    async fn outlook_of(
+        &self,
+        shown: &Shown,
+        limit: usize,
+    ) -> Result<(Vec<AnomalyReport>, Option<RiskReport>), ControlError> {
+        let Ok(threshold_sd) = self.recorded().map(|recorded| recorded.threshold.get()) else {
+            return Ok((Vec::new(), None));
+        };
+        let name = shown.detail.summary.name.clone();
+        let anomalies = self.in_recorded(move |recorded| risk::anomalies(recorded, &name, limit)).await?;
+        let now = self.clock.now();
+        let risk = Self::history(risk::of(&self.store, shown, (anomalies.first(), threshold_sd), now))?;
+        Ok((anomalies, Some(risk)))
+    }
+
     fn history<T>(read: Result<T, reveille_store::ReadError>) -> Result<T, ControlError> {
         read.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
@@ -139,10 +155,11 @@ impl reveille_api::Control for Remote {
     }
 
     async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError> {
-        let detail = self.show(name).await?.detail;
-        let name = detail.summary.name.clone();
+        let shown = self.show(name).await?;
+        let name = shown.detail.summary.name.clone();
         let queries = self.in_room(move |room| room.queries_of(&name)).await?;
-        Ok(ServiceDetail { queries, ..detail })
+        let (anomalies, risk) = self.outlook_of(&shown, 1).await?;
+        Ok(ServiceDetail { queries, last_anomaly: anomalies.into_iter().next(), risk, ..shown.detail })
     }
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
@@ -211,8 +228,10 @@ impl reveille_api::Control for Remote {
     }
 
     async fn why(&self, name: &DomainName, limit: usize) -> Result<WhyReport, ControlError> {
-        let Shown { detail, wake: open, .. } = self.show(name).await?;
-        let name = detail.summary.name.clone();
+        let shown = self.show(name).await?;
+        let name = shown.detail.summary.name.clone();
+        let (anomalies, risk) = self.outlook_of(&shown, limit).await?;
+        let Shown { detail, wake: open, .. } = shown;
         let decisions = Self::history(self.store.decisions(&name, None, limit))?;
         let decisions = decisions
             .iter()
@@ -224,7 +243,7 @@ impl reveille_api::Control for Remote {
             let seq = wakes.first().map_or(1, |wake| wake.seq + 1);
             wakes.insert(0, Wake::of(seq, &open));
         }
-        Ok(WhyReport { service: detail.summary, decisions, wakes })
+        Ok(WhyReport { service: detail.summary, decisions, wakes, anomalies, risk })
     }
 
     async fn wakes(

@@ -4,6 +4,7 @@
 
 #[path = "../e2e/addresses.rs"]
 mod addresses;
+mod anomalies;
 mod dnstap;
 mod load;
 mod place;

@@ -29,7 +29,7 @@ impl Resolver {
         if Instant::now() < self.cached_until {
             return;
         }
-        let question = b"\x5hello\x2vm\x4test\0\0\x01\0\x01";
+        let question = b"\x05hello\x02vm\x04test\0\0\x01\0\x01";
         let packet = [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], &question[..]].concat();
         self.socket.send(&packet).unwrap();
         let mut answer = [0; 512];
@@ -44,7 +44,7 @@ impl Resolver {
 fn what_resolvers_answer_from_their_caches_is_put_back_and_shown_beside_what_was_asked() {
     let place = Place::new();
     place.config(
-        "[policy]\nttl_asleep_s = 1\n[[zone]]\nname = \"vm.test\"\n\
+        "[gate.wake]\nmode = \"off\"\n[policy]\nttl_asleep_s = 1\n[[zone]]\nname = \"vm.test\"\n\
          [[service]]\nname = \"hello.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n",
     );
     let _daemon = place.daemon();

@@ -1,0 +1,343 @@
+//! What is out of the ordinary in how often services are asked for, minute by minute.
+//!
+//! ```text
+//!   questions of a second ─► count of the minute ─► (minute over) detector of the service ─► event ─► catalogue
+//! ```
+//!
+//! A service that is asked for has its detector in memory, [`DETECTORS_MAX`] of them at most, some 9 kB each; one that nobody asked for in
+//! [`QUIET_MINUTES`] has it in the catalogue of the history alone, and its quiet time beyond that is left out when it is asked
+//! for again. An event is noted when it begins, when it turns out to be of another kind, and when it is over.
+
+use std::collections::BTreeMap;
+
+use reveille_core::forecast::anomaly::{Detector, Event, Settings};
+use reveille_core::model::{DomainName, Timestamp};
+use reveille_store::history::{Reader, Recorder, StoredAnomaly, StoredForecast};
+
+/// Services that are watched at a time; of more those that were asked for last.
+pub const DETECTORS_MAX: usize = 2_048;
+/// After so many minutes without a question a service is quiet.
+pub const QUIET_MINUTES: u64 = 60;
+/// How often detectors are saved, in minutes.
+const SAVE_EVERY: u64 = 5;
+/// The form of stored detectors.
+const FORM: u32 = 1;
+/// Most bytes of a detector before it is packed for the disk.
+const PLAIN_BYTES_MAX: usize = 256 * 1_024;
+const MINUTE_MS: u64 = 60_000;
+
+/// All detectors.
+#[derive(Debug)]
+pub struct Anomalies {
+    settings: Settings,
+    watched: BTreeMap<DomainName, Watched>,
+    /// The minute that goes on, since 1970; none before the first question.
+    minute: Option<u64>,
+    counts: BTreeMap<DomainName, u64>,
+    /// Services that had no detector, since there were too many.
+    unwatched: u64,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Watched {
+    detector: Detector,
+    /// The minute in which it was last asked for.
+    asked: u64,
+    unsaved: bool,
+    /// The event under way as it was noted.
+    noted: Option<Event>,
+}
+
+impl Anomalies {
+    /// Nobody is watched yet.
+    pub fn new(threshold_sd: f64) -> Self {
+        let settings = Settings { threshold_sd, ..Settings::default() };
+        let (watched, counts) = (BTreeMap::new(), BTreeMap::new());
+        Self { settings, watched, minute: None, counts, unwatched: 0 }
+    }
+
+    /// Changes from how many standard deviations on something is an anomaly, from the next minute on.
+    pub fn set_threshold_sd(&mut self, threshold_sd: f64) {
+        self.settings.threshold_sd = threshold_sd;
+        for (service, watched) in &mut self.watched {
+            if let Err(faults) = watched.detector.set_threshold_sd(threshold_sd) {
+                tracing::warn!(%service, ?faults, "the threshold of anomalies is not taken over");
+            }
+        }
+    }
+
+    /// So many questions came for the service.
+    pub fn asked(&mut self, service: &DomainName, questions: u64) {
+        if let Some(count) = self.counts.get_mut(service) {
+            *count += questions;
+        } else {
+            self.counts.insert(service.clone(), questions);
+        }
+    }
+
+    /// The service is gone.
+    pub fn forget(&mut self, service: &DomainName) {
+        self.watched.remove(service);
+        self.counts.remove(service);
+    }
+
+    /// Looks at each minute that is over at `now`.
+    pub fn look(&mut self, now: Timestamp, reader: &Reader, recorder: &Recorder) {
+        let current = now.as_ms() / MINUTE_MS;
+        let minute = *self.minute.get_or_insert(current);
+        if current == minute {
+            return;
+        }
+        // After a jump of the clock or a standstill what was counted is of no single minute.
+        let counts = std::mem::take(&mut self.counts);
+        self.minute = Some(current);
+        if current != minute + 1 {
+            return;
+        }
+        self.take_up(&counts, minute, reader);
+        let mut events = Vec::new();
+        for (service, watched) in &mut self.watched {
+            let count = counts.get(service).copied().unwrap_or_default();
+            if count > 0 {
+                watched.asked = minute;
+            }
+            events.extend(watched.observe(service, Timestamp::from_ms(minute * MINUTE_MS), count));
+        }
+        if !events.is_empty()
+            && let Err(error) = recorder.note_anomalies(events)
+        {
+            tracing::warn!(%error, "what is out of the ordinary is not noted");
+        }
+        let quiet: Vec<_> =
+            self.watched.extract_if(.., |_, watched| watched.asked + QUIET_MINUTES <= minute).collect();
+        save(quiet.iter().filter(|(_, watched)| watched.unsaved), recorder);
+        if current % SAVE_EVERY == 0 {
+            self.save(recorder);
+        }
+    }
+
+    /// Saves the detectors that have changed.
+    pub fn save(&mut self, recorder: &Recorder) {
+        save(self.watched.iter().filter(|(_, watched)| watched.unsaved), recorder);
+        self.watched.values_mut().for_each(|watched| watched.unsaved = false);
+    }
+
+    /// Gives each service that was asked for a detector, as far as there is room.
+    fn take_up(&mut self, counts: &BTreeMap<DomainName, u64>, minute: u64, reader: &Reader) {
+        for service in counts.keys().filter(|service| !self.watched.contains_key(*service)).collect::<Vec<_>>() {
+            if self.watched.len() >= DETECTORS_MAX {
+                self.unwatched += 1;
+                continue;
+            }
+            let stored = stored(service, reader).filter(|detector| {
+                // The clock may have gone back.
+                detector.last().is_none_or(|last| last < Timestamp::from_ms(minute * MINUTE_MS))
+            });
+            let detector = stored.map_or_else(|| Detector::new(self.settings), |mut detector| {
+                detector.set_threshold_sd(self.settings.threshold_sd).map(|()| detector)
+            });
+            match detector {
+                Ok(detector) => {
+                    let noted = detector.event();
+                    let watched = Watched { detector, asked: minute, unsaved: true, noted };
+                    self.watched.insert(service.clone(), watched);
+                }
+                Err(faults) => tracing::warn!(%service, ?faults, "it is not watched for anomalies"),
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// Takes a minute in; gives the event that there is something new to tell of.
+    fn observe(&mut self, service: &DomainName, at: Timestamp, count: u64) -> Option<StoredAnomaly> {
+        let verdict = match self.detector.observe(at, count as f64) {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                tracing::debug!(%service, %error, "a minute is not looked at");
+                return None;
+            }
+        };
+        self.unsaved = true;
+        let news = match (verdict.ended, verdict.event, self.noted) {
+            (Some(ended), _, _) => Some(ended),
+            (None, Some(event), Some(noted)) if noted.since == event.since && noted.kind == event.kind => None,
+            (None, event, _) => event,
+        };
+        self.noted = verdict.event;
+        let event = news?;
+        if self.noted.is_some_and(|noted| noted.since == event.since) && event.is_alarm() {
+            tracing::info!(
+                %service, kind = ?event.kind, observed = event.observed, expected = event.expected,
+                deviation_sd = event.deviation_sd, "out of the ordinary"
+            );
+        }
+        Some(StoredAnomaly {
+            name: service.to_string().into_bytes().into(),
+            since_ms: event.since.as_ms(),
+            event: serde_json::to_vec(&event).ok()?,
+        })
+    }
+}
+
+fn stored(service: &DomainName, reader: &Reader) -> Option<Detector> {
+    let bytes = match reader.detector_state(service.to_string().as_bytes()) {
+        Ok(Some((FORM, bytes))) => bytes,
+        Ok(_) => return None,
+        Err(error) => {
+            tracing::warn!(%service, %error, "what was usual of it cannot be read");
+            return None;
+        }
+    };
+    let plain = zstd::bulk::decompress(&bytes, PLAIN_BYTES_MAX).map_err(|error| error.to_string());
+    let detector = plain.and_then(|plain| serde_json::from_slice(&plain).map_err(|error| error.to_string()));
+    detector
+        .inspect_err(|error| tracing::warn!(%service, error, "what was usual of it is lost; it is learned anew"))
+        .ok()
+}
+
+fn save<'w>(watched: impl Iterator<Item = (&'w DomainName, &'w Watched)>, recorder: &Recorder) {
+    let states: Vec<StoredForecast> = watched
+        .filter_map(|(service, watched)| {
+            let plain = serde_json::to_vec(&watched.detector).ok()?;
+            let state = zstd::bulk::compress(&plain, zstd::DEFAULT_COMPRESSION_LEVEL).ok()?;
+            Some(StoredForecast { name: service.to_string().into_bytes().into(), version: FORM, state })
+        })
+        .collect();
+    if !states.is_empty()
+        && let Err(error) = recorder.put_detector_states(states)
+    {
+        tracing::warn!(%error, "what is usual of some services is not saved");
+    }
+}
+
+/// An anomaly as it was noted.
+pub fn event_of(stored: &StoredAnomaly) -> Option<Event> {
+    serde_json::from_slice(&stored.event).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use reveille_core::forecast::anomaly::Kind;
+    use reveille_store::history::{History, Limits};
+
+    use super::*;
+
+    /// 2026-11-22T00:00:00Z.
+    const START: u64 = 1_795_305_600_000;
+
+    struct World {
+        _dir: tempfile::TempDir,
+        history: History,
+        anomalies: Anomalies,
+        minute: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let history = History::open(dir.path(), Limits::default()).unwrap().0;
+            Self { _dir: dir, history, anomalies: Anomalies::new(3.0), minute: 0 }
+        }
+
+        /// A minute with these questions.
+        fn minute(&mut self, counts: &[(&str, u64)]) {
+            let look = |anomalies: &mut Anomalies, ms: u64, history: &History| {
+                anomalies.look(Timestamp::from_ms(START + ms), &history.reader(), &history.recorder());
+            };
+            look(&mut self.anomalies, self.minute * MINUTE_MS + 1_000, &self.history);
+            for (service, count) in counts {
+                self.anomalies.asked(&service.parse().unwrap(), *count);
+            }
+            self.minute += 1;
+            look(&mut self.anomalies, self.minute * MINUTE_MS + 1_000, &self.history);
+        }
+
+        fn events(&self, service: &str) -> Vec<Event> {
+            assert!(self.history.recorder().flush());
+            let stored = self.history.reader().anomalies(service.as_bytes(), 100).unwrap();
+            stored.iter().map(|stored| event_of(stored).unwrap()).collect()
+        }
+    }
+
+    /// About ten in a minute.
+    fn usual(minute: u64) -> u64 {
+        8 + minute * 7 % 5
+    }
+
+    #[test]
+    fn a_spike_is_noted_with_its_evidence_while_it_goes_on_and_when_it_is_over() {
+        let mut world = World::new();
+        for minute in 0..120 {
+            world.minute(&[("a.vm.test", usual(minute)), ("b.vm.test", usual(minute))]);
+        }
+        assert_eq!(world.events("a.vm.test"), []);
+        world.minute(&[("a.vm.test", 200), ("b.vm.test", 10)]);
+        let [begun] = world.events("a.vm.test").try_into().unwrap();
+        assert_eq!((begun.kind, begun.observed, begun.points), (Kind::Spike, 200.0, 1));
+        assert_eq!(begun.since, Timestamp::from_ms(START + 120 * MINUTE_MS));
+        assert!(begun.is_alarm() && begun.deviation_sd > 3.0 && (begun.expected - 10.0).abs() < 3.0, "{begun:?}");
+        for minute in 0..10 {
+            world.minute(&[("a.vm.test", if minute == 0 { 300 } else { usual(minute) }), ("b.vm.test", 9)]);
+        }
+        // The same event, with what it came to.
+        let [over] = world.events("a.vm.test").try_into().unwrap();
+        assert_eq!((over.since, over.observed, over.points), (begun.since, 300.0, 2));
+        assert_eq!(world.events("b.vm.test"), [], "others have none");
+    }
+
+    #[test]
+    fn silence_of_a_busy_service_is_a_drop() {
+        let mut world = World::new();
+        (0..120).for_each(|minute| world.minute(&[("a.vm.test", 50 + usual(minute))]));
+        (0..5).for_each(|_| world.minute(&[]));
+        assert_eq!(world.events("a.vm.test")[0].kind, Kind::Drop);
+    }
+
+    #[test]
+    fn a_quiet_service_has_its_detector_on_the_disk_and_goes_on_from_there() {
+        let mut world = World::new();
+        (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
+        (0..=QUIET_MINUTES).for_each(|_| world.minute(&[("b.vm.test", 1)]));
+        assert_eq!(world.anomalies.watched.keys().map(ToString::to_string).collect::<Vec<_>>(), ["b.vm.test"]);
+        // What it knows is not lost: a detector without memory would take whatever comes as usual.
+        assert!(world.history.recorder().flush());
+        world.minute(&[("a.vm.test", 5_000)]);
+        let found = world.events("a.vm.test");
+        assert_eq!((found[0].kind, found[0].observed), (Kind::Spike, 5_000.0), "{found:?}");
+        world.anomalies.forget(&"a.vm.test".parse().unwrap());
+        assert_eq!(world.anomalies.watched.len(), 1);
+    }
+
+    #[test]
+    fn another_threshold_changes_what_is_an_anomaly_from_the_next_minute_on() {
+        let mut world = World::new();
+        (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
+        world.anomalies.set_threshold_sd(90.0);
+        world.minute(&[("a.vm.test", 40)]);
+        assert_eq!(world.events("a.vm.test"), []);
+        world.anomalies.set_threshold_sd(3.0);
+        world.minute(&[("a.vm.test", 40)]);
+        assert_eq!(world.events("a.vm.test").len(), 1);
+    }
+
+    #[test]
+    fn detectors_have_a_number_of_places_and_a_size_on_the_disk() {
+        let mut world = World::new();
+        let names: Vec<String> = (0..DETECTORS_MAX + 3).map(|number| format!("s{number}.vm.test")).collect();
+        let counts: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        world.minute(&counts);
+        assert_eq!((world.anomalies.watched.len(), world.anomalies.unwatched), (DETECTORS_MAX, 3));
+        // One with all its memories full has room on the disk.
+        let mut detector = Detector::new(Settings::default()).unwrap();
+        for minute in 0..30_000_u64 {
+            let value = (minute.wrapping_mul(2_654_435_761) % 100_003) as f64;
+            detector.observe(Timestamp::from_ms(minute * 300_000), value).unwrap();
+        }
+        let plain = serde_json::to_vec(&detector).unwrap();
+        let packed = zstd::bulk::compress(&plain, zstd::DEFAULT_COMPRESSION_LEVEL).unwrap();
+        assert!(plain.len() < PLAIN_BYTES_MAX / 4, "{}", plain.len());
+        assert!(packed.len() < reveille_store::history::DETECTOR_BYTES_MAX / 2, "{}", packed.len());
+    }
+}
