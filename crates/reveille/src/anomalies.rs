@@ -7,12 +7,20 @@
 //! A service that is asked for has its detector in memory, [`DETECTORS_MAX`] of them at most, some 9 kB each; one that nobody asked for in
 //! [`QUIET_MINUTES`] has it in the catalogue of the history alone, and its quiet time beyond that is left out when it is asked
 //! for again. An event is noted when it begins, when it turns out to be of another kind, and when it is over.
+//!
+//! While a service is asked for far more than usual, each second says anew whether that is a crowd or a flood, by who asks in this
+//! minute and how many connect. What a flood asks is no demand ([`Anomalies::demand_share`]).
 
 use std::collections::BTreeMap;
 
+use reveille_core::forecast::anomaly::flood::{Interval, Judgement, Limits, Nature, judge};
 use reveille_core::forecast::anomaly::{Detector, Event, Settings};
 use reveille_core::model::{DomainName, Timestamp};
+use reveille_dns::observe::Crowd;
 use reveille_store::history::{Reader, Recorder, StoredAnomaly, StoredForecast};
+use serde::{Deserialize, Serialize};
+
+use crate::room::arrivals::rounded;
 
 /// Services that are watched at a time; of more those that were asked for last.
 pub const DETECTORS_MAX: usize = 2_048;
@@ -34,6 +42,10 @@ pub struct Anomalies {
     /// The minute that goes on, since 1970; none before the first question.
     minute: Option<u64>,
     counts: BTreeMap<DomainName, u64>,
+    /// Clients that connected in this minute: those that came, and the most that were connected at a time.
+    connected: BTreeMap<DomainName, (u64, u64)>,
+    /// What this minute is so far, of services that are asked for much.
+    judged: BTreeMap<DomainName, Judgement>,
     /// Services that had no detector, since there were too many.
     unwatched: u64,
 }
@@ -45,16 +57,35 @@ struct Watched {
     /// The minute in which it was last asked for.
     asked: u64,
     unsaved: bool,
+    /// What was expected of the last minute, and the standard deviation.
+    usual: (f64, f64),
     /// The event under way as it was noted.
-    noted: Option<Event>,
+    noted: Option<Noted>,
+}
+
+/// An anomaly as it is kept: the event, and what it was taken for if it was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Noted {
+    /// With its evidence.
+    pub event: Event,
+    /// The judgement of its minute with most questions.
+    #[serde(default)]
+    pub judgement: Option<Judgement>,
 }
 
 impl Anomalies {
     /// Nobody is watched yet.
     pub fn new(threshold_sd: f64) -> Self {
         let settings = Settings { threshold_sd, ..Settings::default() };
-        let (watched, counts) = (BTreeMap::new(), BTreeMap::new());
-        Self { settings, watched, minute: None, counts, unwatched: 0 }
+        Self {
+            settings,
+            watched: BTreeMap::new(),
+            minute: None,
+            counts: BTreeMap::new(),
+            connected: BTreeMap::new(),
+            judged: BTreeMap::new(),
+            unwatched: 0,
+        }
     }
 
     /// Changes from how many standard deviations on something is an anomaly, from the next minute on.
@@ -76,24 +107,80 @@ impl Anomalies {
         }
     }
 
+    /// So many more clients connected to the service, and so many are connected now.
+    pub fn connected(&mut self, service: &DomainName, more: u64, now: u64) {
+        let (came, most) = self.connected.entry(service.clone()).or_default();
+        (*came, *most) = (*came + more, now.max(*most));
+    }
+
+    /// Services that were asked for so often in this minute.
+    pub fn asked_for(&self, questions: u64) -> impl Iterator<Item = &DomainName> {
+        self.counts.iter().filter(move |(_, count)| **count >= questions).map(|(service, _)| service)
+    }
+
+    /// Says of services whether what is asked of them in this minute is a crowd or a flood, by who asks. Questions that other servers
+    /// tell of are taken to be like the own.
+    pub fn judge(&mut self, crowds: &BTreeMap<DomainName, Crowd>) {
+        let limits = Limits { threshold_sd: self.settings.threshold_sd, ..Limits::default() };
+        for (service, crowd) in crowds {
+            let queries = self.counts.get(service).copied().unwrap_or_default();
+            let (came, most) = self.connected.get(service).copied().unwrap_or_default();
+            let (expected, spread) = self.watched.get(service).map_or((0.0, 1.0), |watched| watched.usual);
+            // Of some queries it is not known who asked them.
+            let of_all = |part: u64| rounded(part as f64 * queries as f64 / crowd.queries.max(1) as f64);
+            let interval = Interval {
+                queries,
+                expected,
+                spread,
+                top_name: queries,
+                clients: crowd.clients,
+                top_client: of_all(crowd.top_client),
+                top_client_existing: of_all(crowd.top_client),
+                proven: of_all(crowd.proven),
+                connected: came.max(most),
+                ..Interval::default()
+            };
+            let judgement = judge(&interval, &limits);
+            let before = self.judged.insert(service.clone(), judgement).map(|before| before.nature);
+            if before != Some(judgement.nature) && judgement.nature.is_flood() {
+                let (nature, reason) = (judgement.nature, judgement.reason);
+                tracing::warn!(%service, queries, expected, ?nature, %reason, "a flood; it is kept out of demand");
+            }
+        }
+    }
+
+    /// Which part of the questions of this minute is demand, in [0, 1].
+    pub fn demand_share(&self, service: &DomainName) -> f64 {
+        let (Some(judgement), Some(count)) = (self.judged.get(service), self.counts.get(service)) else { return 1.0 };
+        match judgement.nature {
+            Nature::Usual | Nature::FlashCrowd => 1.0,
+            Nature::RandomSubdomains | Nature::SingleSource | Nature::Spoofed | Nature::Unexplained => {
+                (judgement.demand as f64 / (*count).max(1) as f64).min(1.0)
+            }
+        }
+    }
+
     /// The service is gone.
     pub fn forget(&mut self, service: &DomainName) {
         self.watched.remove(service);
         self.counts.remove(service);
+        self.connected.remove(service);
+        self.judged.remove(service);
     }
 
-    /// Looks at each minute that is over at `now`.
-    pub fn look(&mut self, now: Timestamp, reader: &Reader, recorder: &Recorder) {
+    /// Looks at the minute that is over at `now`; false if none is.
+    pub fn look(&mut self, now: Timestamp, reader: &Reader, recorder: &Recorder) -> bool {
         let current = now.as_ms() / MINUTE_MS;
         let minute = *self.minute.get_or_insert(current);
         if current == minute {
-            return;
+            return false;
         }
         // After a jump of the clock or a standstill what was counted is of no single minute.
-        let counts = std::mem::take(&mut self.counts);
+        let (counts, judged) = (std::mem::take(&mut self.counts), std::mem::take(&mut self.judged));
+        self.connected.clear();
         self.minute = Some(current);
         if current != minute + 1 {
-            return;
+            return true;
         }
         self.take_up(&counts, minute, reader);
         let mut events = Vec::new();
@@ -102,7 +189,8 @@ impl Anomalies {
             if count > 0 {
                 watched.asked = minute;
             }
-            events.extend(watched.observe(service, Timestamp::from_ms(minute * MINUTE_MS), count));
+            let judgement = judged.get(service).copied();
+            events.extend(watched.observe(service, Timestamp::from_ms(minute * MINUTE_MS), count, judgement));
         }
         if !events.is_empty()
             && let Err(error) = recorder.note_anomalies(events)
@@ -115,6 +203,7 @@ impl Anomalies {
         if current % SAVE_EVERY == 0 {
             self.save(recorder);
         }
+        true
     }
 
     /// Saves the detectors that have changed.
@@ -139,8 +228,9 @@ impl Anomalies {
             });
             match detector {
                 Ok(detector) => {
-                    let noted = detector.event();
-                    let watched = Watched { detector, asked: minute, unsaved: true, noted };
+                    let noted = detector.event().map(|event| Noted { event, judgement: None });
+                    let usual = (0.0, 1.0);
+                    let watched = Watched { detector, asked: minute, unsaved: true, usual, noted };
                     self.watched.insert(service.clone(), watched);
                 }
                 Err(faults) => tracing::warn!(%service, ?faults, "it is not watched for anomalies"),
@@ -151,7 +241,13 @@ impl Anomalies {
 
 impl Watched {
     /// Takes a minute in; gives the event that there is something new to tell of.
-    fn observe(&mut self, service: &DomainName, at: Timestamp, count: u64) -> Option<StoredAnomaly> {
+    fn observe(
+        &mut self,
+        service: &DomainName,
+        at: Timestamp,
+        count: u64,
+        judgement: Option<Judgement>,
+    ) -> Option<StoredAnomaly> {
         let verdict = match self.detector.observe(at, count as f64) {
             Ok(verdict) => verdict,
             Err(error) => {
@@ -160,14 +256,27 @@ impl Watched {
             }
         };
         self.unsaved = true;
-        let news = match (verdict.ended, verdict.event, self.noted) {
-            (Some(ended), _, _) => Some(ended),
-            (None, Some(event), Some(noted)) if noted.since == event.since && noted.kind == event.kind => None,
-            (None, event, _) => event,
+        self.usual = (verdict.expected, verdict.spread);
+        let before = self.noted;
+        // What an event was taken for at its most extreme minute is what it was.
+        let noted = |event: Event| {
+            let earlier = before.filter(|before| before.event.since == event.since);
+            let is_new_peak = earlier.is_none_or(|before| event.observed > before.event.observed);
+            let judgement = if is_new_peak { judgement } else { earlier.and_then(|before| before.judgement) };
+            Noted { event, judgement }
         };
-        self.noted = verdict.event;
-        let event = news?;
-        if self.noted.is_some_and(|noted| noted.since == event.since) && event.is_alarm() {
+        let is_same = |event: &Noted| {
+            before.is_some_and(|before| {
+                (before.event.since, before.event.kind) == (event.event.since, event.event.kind)
+                    && before.judgement.map(|own| own.nature) == event.judgement.map(|own| own.nature)
+            })
+        };
+        let under_way = verdict.event.map(noted);
+        let news = verdict.ended.map(noted).or(under_way.filter(|event| !is_same(event)));
+        self.noted = under_way;
+        let told = news?;
+        let event = told.event;
+        if under_way.is_some_and(|noted| noted.event.since == event.since) && event.is_alarm() {
             tracing::info!(
                 %service, kind = ?event.kind, observed = event.observed, expected = event.expected,
                 deviation_sd = event.deviation_sd, "out of the ordinary"
@@ -176,7 +285,7 @@ impl Watched {
         Some(StoredAnomaly {
             name: service.to_string().into_bytes().into(),
             since_ms: event.since.as_ms(),
-            event: serde_json::to_vec(&event).ok()?,
+            event: serde_json::to_vec(&told).ok()?,
         })
     }
 }
@@ -213,14 +322,14 @@ fn save<'w>(watched: impl Iterator<Item = (&'w DomainName, &'w Watched)>, record
 }
 
 /// An anomaly as it was noted.
-pub fn event_of(stored: &StoredAnomaly) -> Option<Event> {
+pub fn noted_of(stored: &StoredAnomaly) -> Option<Noted> {
     serde_json::from_slice(&stored.event).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use reveille_core::forecast::anomaly::Kind;
-    use reveille_store::history::{History, Limits};
+    use reveille_store::history::{History, Limits as HistoryLimits};
 
     use super::*;
 
@@ -237,7 +346,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let history = History::open(dir.path(), Limits::default()).unwrap().0;
+            let history = History::open(dir.path(), HistoryLimits::default()).unwrap().0;
             Self { _dir: dir, history, anomalies: Anomalies::new(3.0), minute: 0 }
         }
 
@@ -254,10 +363,31 @@ mod tests {
             look(&mut self.anomalies, self.minute * MINUTE_MS + 1_000, &self.history);
         }
 
-        fn events(&self, service: &str) -> Vec<Event> {
+        fn noted(&self, service: &str) -> Vec<Noted> {
             assert!(self.history.recorder().flush());
             let stored = self.history.reader().anomalies(service.as_bytes(), 100).unwrap();
-            stored.iter().map(|stored| event_of(stored).unwrap()).collect()
+            stored.iter().map(|stored| noted_of(stored).unwrap()).collect()
+        }
+
+        fn events(&self, service: &str) -> Vec<Event> {
+            self.noted(service).iter().map(|noted| noted.event).collect()
+        }
+
+        /// So many questions in a minute that goes on, from these, of whom so many connect; gives what is demand.
+        fn burst(&mut self, queries: u64, crowd: Crowd, connected: u64) -> f64 {
+            let service: DomainName = "a.vm.test".parse().unwrap();
+            let at = |ms: u64| Timestamp::from_ms(START + ms);
+            let (reader, recorder) = (self.history.reader(), self.history.recorder());
+            self.anomalies.look(at(self.minute * MINUTE_MS + 1_000), &reader, &recorder);
+            self.anomalies.asked(&service, queries);
+            self.anomalies.connected(&service, connected, 0);
+            assert_eq!(self.anomalies.asked_for(50).collect::<Vec<_>>(), [&service]);
+            self.anomalies.judge(&BTreeMap::from([(service.clone(), crowd)]));
+            let share = self.anomalies.demand_share(&service);
+            self.minute += 1;
+            assert!(self.anomalies.look(at(self.minute * MINUTE_MS), &reader, &recorder));
+            assert!(!self.anomalies.look(at(self.minute * MINUTE_MS + 1), &reader, &recorder));
+            share * queries as f64
         }
     }
 
@@ -285,6 +415,30 @@ mod tests {
         let [over] = world.events("a.vm.test").try_into().unwrap();
         assert_eq!((over.since, over.observed, over.points), (begun.since, 300.0, 2));
         assert_eq!(world.events("b.vm.test"), [], "others have none");
+    }
+
+    #[test]
+    fn a_flood_is_no_demand_and_a_crowd_is_and_both_say_so_in_what_is_noted() {
+        let cases = [
+            // Sources that are used once, and nobody connects.
+            (Crowd { queries: 1_950, clients: 1_900, top_client: 2, proven: 0 }, 0, Nature::Spoofed, 0.0..30.0),
+            (Crowd { queries: 1_950, clients: 40, top_client: 1_800, proven: 0 }, 3, Nature::SingleSource, 50.0..300.0),
+            // Many who come over resolvers, and many of them connect.
+            (Crowd { queries: 1_950, clients: 1_500, top_client: 9, proven: 0 }, 400, Nature::FlashCrowd, 2_000.0..2_001.0),
+        ];
+        for (crowd, connected, nature, demand) in cases {
+            let mut world = World::new();
+            (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
+            let found = world.burst(2_000, crowd, connected);
+            assert!(demand.contains(&found), "{nature:?}: {found}");
+            let [noted] = world.noted("a.vm.test").try_into().unwrap();
+            assert_eq!((noted.event.kind, noted.judgement.map(|own| own.nature)), (Kind::Spike, Some(nature)));
+            // The next minute is judged for itself; the event says what it was at its height.
+            assert_eq!(world.anomalies.demand_share(&"a.vm.test".parse().unwrap()), 1.0);
+            (0..5).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
+            let [over] = world.noted("a.vm.test").try_into().unwrap();
+            assert_eq!(over.judgement, noted.judgement);
+        }
     }
 
     #[test]

@@ -51,6 +51,9 @@ const TAKEN_UP_MAX: usize = 32;
 /// How often it is told what is foreseen: the newest of each name, so that many arrivals make one message.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
+/// Questions of a minute below which nobody asks whether they are a flood.
+const FLOOD_QUERIES_MIN: u64 = 100;
+
 /// The form of the states in the catalogue.
 const STATE_FORM: u32 = 1;
 
@@ -232,6 +235,7 @@ impl Forecaster {
             match heard.next(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, at }) => self.arrived(service, at),
                 Ok(Told::Busy { service, at }) => self.busy(service, at),
+                Ok(Told::Connected { service, more, now }) => self.anomalies.connected(&service, more, now),
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
                     let some: Vec<DomainName> = before.by_ref().take(TAKEN_UP_MAX).collect();
@@ -393,35 +397,21 @@ impl Forecaster {
         let questions = self.questions_since();
         let corrections =
             if questions.is_empty() { BTreeMap::new() } else { self.questions.observer.corrections() };
-        let points = questions.iter().flat_map(|(name, counter, count)| {
-            let demand_milli = demand_milli(*count, corrections.get(counter));
-            [
-                point(name, Kind::Queries, now_s, (*count).into()),
-                point(name, Kind::DemandMilli, now_s, demand_milli),
-            ]
-        });
-        let mut points: Vec<Point> = points.collect();
         let elsewhere = self.questions_elsewhere(now_s);
+        self.judge(&questions, &elsewhere);
+        let own = questions.iter().flat_map(|(name, counter, count)| {
+            self.points_of(name, now_s, *count, corrections.get(counter))
+        });
         // What their servers answered is not known, and so not what they stand for.
-        points.extend(elsewhere.iter().flat_map(|(name, at_s, count)| {
-            [
-                point(name, Kind::Queries, *at_s, (*count).into()),
-                point(name, Kind::DemandMilli, *at_s, demand_milli(*count, None)),
-            ]
-        }));
+        let others = elsewhere.iter().flat_map(|(name, at_s, count)| self.points_of(name, *at_s, *count, None));
+        let mut points: Vec<Point> = own.chain(others).collect();
         let arrivals = std::mem::take(&mut self.pending);
         points.extend(
             arrivals.into_iter().map(|((name, at_s), count)| point(&name, Kind::Arrivals, at_s, count)),
         );
         points.extend(self.requests());
-        for (service, _, count) in &questions {
-            self.anomalies.asked(service, u64::from(*count));
-        }
-        for (service, _, count) in &elsewhere {
-            self.anomalies.asked(service, u64::from(*count));
-        }
         self.look_for_anomalies();
-        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::DemandMilli).with(Kind::Arrivals);
+        let kinds: KindSet = [Kind::Queries, Kind::DemandMilli, Kind::Arrivals, Kind::Refused].into_iter().collect();
         let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
         while seen.is_some() || !points.is_empty() {
@@ -435,7 +425,47 @@ impl Forecaster {
         if self.threshold.was_changed() {
             self.anomalies.set_threshold_sd(self.threshold.get());
         }
-        self.anomalies.look(self.clock.now(), &self.history.reader(), &self.history.recorder());
+        let (reader, recorder) = (self.history.reader(), self.history.recorder());
+        if self.anomalies.look(self.clock.now(), &reader, &recorder) {
+            self.questions.observer.begin_minute();
+        }
+    }
+
+    /// Takes in how often services were asked for in this second, and says of those that are asked for much whether that is a
+    /// crowd or a flood.
+    fn judge(&mut self, own: &[(DomainName, u32, u32)], elsewhere: &[(DomainName, u64, u32)]) {
+        let asked = own.iter().map(|(service, _, count)| (service, *count));
+        for (service, count) in asked.chain(elsewhere.iter().map(|(service, _, count)| (service, *count))) {
+            self.anomalies.asked(service, count.into());
+        }
+        let view = self.questions.view.load();
+        let busy = self.anomalies.asked_for(FLOOD_QUERIES_MIN).filter_map(|service| view.service(service));
+        let counters: BTreeMap<u32, DomainName> =
+            busy.map(|service| (service.counter, service.name.clone())).collect();
+        if counters.is_empty() {
+            return;
+        }
+        let crowds = self.questions.observer.crowds(counters.keys().copied()).into_iter();
+        let crowds = crowds.filter_map(|(counter, crowd)| Some((counters.get(&counter)?.clone(), crowd)));
+        self.anomalies.judge(&crowds.collect());
+    }
+
+    /// What the history has of so many questions for a service.
+    fn points_of(
+        &self,
+        service: &DomainName,
+        at_s: u64,
+        count: u32,
+        correction: Option<&Correction>,
+    ) -> impl Iterator<Item = Point> + use<> {
+        let share = self.anomalies.demand_share(service);
+        let kept_out = rounded(f64::from(count) * (1.0 - share));
+        let points = [
+            point(service, Kind::Queries, at_s, count.into()),
+            point(service, Kind::DemandMilli, at_s, demand_milli(count, share, correction)),
+            point(service, Kind::Refused, at_s, kept_out),
+        ];
+        points.into_iter().filter(|point| point.amount > 0)
     }
 
     /// Requests that logs have told of since the last call.
@@ -486,10 +516,10 @@ impl Forecaster {
     }
 }
 
-/// What questions stand for, in thousandths of an arrival; as many as there are where that is not known.
-fn demand_milli(questions: u32, correction: Option<&Correction>) -> u64 {
+/// What this share of questions stands for, in thousandths of an arrival; as many as there are where that is not known.
+fn demand_milli(questions: u32, share: f64, correction: Option<&Correction>) -> u64 {
     let per_query = correction.map_or(1.0, |known| known.per_query);
-    rounded(1e3 * f64::from(questions) * per_query)
+    rounded(1e3 * f64::from(questions) * share * per_query)
 }
 
 fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {

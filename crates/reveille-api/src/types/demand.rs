@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use reveille_core::forecast::anomaly::flood::{Judgement, Nature};
 use reveille_core::forecast::anomaly::{Event, Kind};
 use reveille_core::forecast::profile::Behaviour;
 use reveille_core::forecast::risk::{Part, Risk, What};
@@ -182,6 +183,8 @@ pub struct DemandStep {
     pub queries: u64,
     /// The same with those put back that resolvers answered from their caches, as far as it was known then.
     pub demand: f64,
+    /// Questions that are no demand: those of floods.
+    pub kept_out: u64,
     /// Clients that wanted it: first packets after a quiet time, and requests of logs.
     pub arrivals: u64,
     /// Time that requests of logs took, added up, in ms.
@@ -211,11 +214,20 @@ pub struct AnomalyReport {
     pub deviation_sd: f64,
     /// Whether nothing like it was seen before, either.
     pub alarm: bool,
+    /// What its most extreme minute was taken for, if it was asked who asked: `flash_crowd`, `single_source`, `spoofed` …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nature: Option<Nature>,
+    /// By which numbers, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nature_why: Option<String>,
+    /// Questions of that minute that count as demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<u64>,
 }
 
 impl AnomalyReport {
     /// As the API tells it.
-    pub fn of(event: &Event) -> Self {
+    pub fn of(event: &Event, judgement: Option<&Judgement>) -> Self {
         Self {
             kind: event.kind,
             since: Time(event.since),
@@ -226,6 +238,9 @@ impl AnomalyReport {
             spread: event.spread,
             deviation_sd: event.deviation_sd,
             alarm: event.is_alarm(),
+            nature: judgement.map(|judged| judged.nature),
+            nature_why: judgement.map(|judged| judged.reason.to_string()),
+            demand: judgement.map(|judged| judged.demand),
         }
     }
 }

@@ -123,8 +123,9 @@ impl Intake {
         let name = if counter == 0 { question.name.as_wire().to_vec() } else { Vec::new() };
         let (qtype, transport) = (question.qtype, transport(message.protocol));
         // What was answered elsewhere, and for how long it is kept, is not looked at.
-        let (rcode, ttl_s) = (0, None);
-        self.aggregate.take(Observed { at, counter, name, qtype, rcode, transport, client, subnet, ttl_s });
+        let (rcode, ttl_s, proven) = (0, None, transport.proves_address());
+        let seen = Observed { at, counter, name, qtype, rcode, transport, client, subnet, ttl_s, proven };
+        self.aggregate.take(seen);
         Ok(())
     }
 

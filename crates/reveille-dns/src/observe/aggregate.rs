@@ -9,6 +9,7 @@ use reveille_core::model::Timestamp;
 
 use super::Observed;
 use super::distinct::Distinct;
+use super::crowd::{Crowd, Crowds};
 use super::heavy::{Heavy, HeavyHitters};
 use super::volume::{Correction, Volume};
 
@@ -100,6 +101,7 @@ pub struct Aggregate {
     before: Epoch,
     dropped: u64,
     volume: Volume,
+    crowds: Crowds,
 }
 
 #[derive(Debug, Default)]
@@ -142,12 +144,13 @@ impl Aggregate {
             before: Epoch::new(now),
             dropped: 0,
             volume: Volume::default(),
+            crowds: Crowds::default(),
         }
     }
 
     /// Takes a query in.
     pub fn take(&mut self, seen: Observed) {
-        let Observed { at, counter, mut name, qtype, client, ttl_s, .. } = seen;
+        let Observed { at, counter, mut name, qtype, client, ttl_s, proven, .. } = seen;
         let epoch = &mut self.current;
         let hashed = self.hash.hash_one(client);
         epoch.queries += 1;
@@ -159,6 +162,7 @@ impl Aggregate {
         } else {
             epoch.names.add(SeenName::Counter(counter));
             self.count(counter, known_type(qtype), second(at));
+            self.crowds.asked(counter, hashed, proven);
             if let Some(ttl_s) = ttl_s {
                 self.volume.asked(counter, qtype, hashed, at, ttl_s);
             }
@@ -232,6 +236,16 @@ impl Aggregate {
     /// The same of all services, by their counters.
     pub fn corrections(&self, now: Timestamp) -> BTreeMap<u32, Correction> {
         self.volume.corrections(now)
+    }
+
+    /// Who asks in this minute for the services with these counters, as far as they are asked for much.
+    pub fn crowds(&self, counters: impl Iterator<Item = u32>) -> BTreeMap<u32, Crowd> {
+        counters.filter_map(|counter| Some((counter, self.crowds.of(counter)?))).collect()
+    }
+
+    /// A minute begins.
+    pub fn begin_minute(&mut self) {
+        self.crowds.begin_minute();
     }
 
     /// The counter is another service's from now on.

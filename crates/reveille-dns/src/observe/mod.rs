@@ -12,6 +12,7 @@
 
 mod aggregate;
 mod counts;
+mod crowd;
 mod distinct;
 mod heavy;
 mod observer;
@@ -29,9 +30,11 @@ pub use counts::{COUNTERS_MAX, Counters};
 pub use heavy::Heavy;
 pub use observer::Observer;
 pub(crate) use ring::Producer;
+pub use crowd::Crowd;
 pub use volume::Correction;
 pub use ring::{CELLS_MAX, Consumer, ring};
 
+use crate::limit::{Client, Source};
 use crate::respond::{Origin, Outcome, Transport};
 use crate::wire::Subnet;
 
@@ -56,6 +59,8 @@ pub struct Observed {
     pub subnet: Option<Subnet>,
     /// For how long what was answered may be cached, in seconds, if it may and that is known.
     pub ttl_s: Option<u32>,
+    /// Whether who asked has proven its address.
+    pub proven: bool,
 }
 
 /// One query, as a thread that answers hands it over.
@@ -70,6 +75,7 @@ pub(crate) struct Sighting<'p> {
     pub client: IpAddr,
     pub subnet: Option<Subnet>,
     pub ttl_s: Option<u32>,
+    pub proven: bool,
 }
 
 impl<'p> Sighting<'p> {
@@ -86,8 +92,14 @@ impl<'p> Sighting<'p> {
             client: from.peer.ip(),
             subnet: outcome.subnet,
             ttl_s: outcome.ttl_s,
+            proven: proves(from.transport, outcome.client.as_ref()),
         })
     }
+}
+
+/// Whether the sender's address is proven: by a connection, or by its cookie.
+pub(crate) fn proves(transport: Transport, client: Option<&Client>) -> bool {
+    transport.proves_address() || client.is_some_and(|client| client.source == Source::Proven)
 }
 
 /// The name of the question in a packet that could be read, in wire format.

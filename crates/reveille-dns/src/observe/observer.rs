@@ -9,6 +9,7 @@ use std::thread::{JoinHandle, park_timeout};
 use std::time::Duration;
 
 use super::aggregate::{Aggregate, Observations, ServiceQueries};
+use super::crowd::Crowd;
 use super::volume::Correction;
 use super::ring::{CELLS_MAX, Consumer};
 use crate::server::Clock;
@@ -77,6 +78,16 @@ impl Observer {
     /// The same of all services of which it is known, by their counters.
     pub fn corrections(&self) -> BTreeMap<u32, Correction> {
         lock(&self.aggregate).corrections((self.clock)())
+    }
+
+    /// Who asks in this minute for the services with these counters, as far as they are asked for much.
+    pub fn crowds(&self, counters: impl Iterator<Item = u32>) -> BTreeMap<u32, Crowd> {
+        lock(&self.aggregate).crowds(counters)
+    }
+
+    /// A minute begins: who asked in the one before is forgotten.
+    pub fn begin_minute(&self) {
+        lock(&self.aggregate).begin_minute();
     }
 
     /// The counter is given to another service: what was seen of the one before says nothing of it.
@@ -152,6 +163,7 @@ mod tests {
             client: "192.0.2.7".parse().unwrap(),
             subnet: None,
             ttl_s: Some(60),
+            proven: false,
         };
         (0..CELLS_MAX + 7).for_each(|_| first.push(&sighting));
         second.push(&Sighting { qtype: 28, transport: Transport::Tcp, ..sighting });

@@ -3,6 +3,7 @@
 use clap::Args;
 use reveille_api::types::{AnomalyReport, DecisionReport, RiskPart, StagesMs, Wake, WhyReport};
 use reveille_core::forecast::anomaly::Kind;
+use reveille_core::forecast::anomaly::flood::Nature;
 use reveille_core::model::DomainName;
 
 use super::output::duration;
@@ -87,8 +88,22 @@ pub(super) fn anomaly(anomaly: &AnomalyReport) -> String {
         Kind::Unusual => "unusual",
     };
     let alarm = if anomaly.alarm { ", like nothing before" } else { "" };
+    let nature = match (anomaly.nature, &anomaly.nature_why) {
+        (Some(nature), Some(why)) => {
+            let nature = match nature {
+                Nature::Usual => "as usual",
+                Nature::FlashCrowd => "a flash crowd",
+                Nature::RandomSubdomains => "a flood of names",
+                Nature::SingleSource => "a flood of one client",
+                Nature::Spoofed => "a flood from forged addresses",
+                Nature::Unexplained => "not explained",
+            };
+            format!("; {nature}: {why}")
+        }
+        _ => String::new(),
+    };
     format!(
-        "{kind} since {} until {}: {} questions in a minute, {:.1} expected, {:.1} standard deviations of {:.1}{alarm}",
+        "{kind} since {} until {}: {} questions in a minute, {:.1} expected, {:.1} standard deviations of {:.1}{alarm}{nature}",
         anomaly.since, anomaly.until, anomaly.observed, anomaly.expected, anomaly.deviation_sd, anomaly.spread
     )
 }

@@ -51,10 +51,12 @@ pub fn of_service(
         })
     };
     let (queries, clients) = (look(Kind::Queries)?, look(Kind::Arrivals)?);
-    let (demand, execution) = (look(Kind::DemandMilli)?, look(Kind::ExecutionMs)?);
+    let (demand, kept_out) = (look(Kind::DemandMilli)?, look(Kind::Refused)?);
+    let execution = look(Kind::ExecutionMs)?;
     let at = |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
     let steps = (0..queries.buckets.len()).map(|place| DemandStep {
         queries: at(&queries, place).sum,
+        kept_out: at(&kept_out, place).sum,
         demand: at(&demand, place).sum as f64 / 1e3,
         arrivals: at(&clients, place).sum,
         execution_ms: at(&execution, place).sum,

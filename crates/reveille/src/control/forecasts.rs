@@ -36,6 +36,15 @@ pub enum Told {
         /// When.
         at: Timestamp,
     },
+    /// Clients connected to it.
+    Connected {
+        /// The service.
+        service: DomainName,
+        /// So many since this was last told.
+        more: u64,
+        /// So many are connected now.
+        now: u64,
+    },
     /// The service is gone, and what is known of it is not kept.
     Gone {
         /// The service.
@@ -47,7 +56,7 @@ impl Told {
     /// Whether it may be dropped: what is not learned costs a little of a forecast, what is not forgotten stays for good.
     fn is_lossy(&self) -> bool {
         match self {
-            Self::Arrived { .. } | Self::Busy { .. } => true,
+            Self::Arrived { .. } | Self::Busy { .. } | Self::Connected { .. } => true,
             Self::Gone { .. } => false,
         }
     }
@@ -116,6 +125,8 @@ pub struct Forecasts {
     told: Teller,
     /// Services in use.
     used: BTreeMap<DomainName, Use>,
+    /// Clients that their relays had accepted, of services in use.
+    accepted: BTreeMap<DomainName, u64>,
     sensed: Option<Timestamp>,
     next_sense: Option<Timestamp>,
 }
@@ -134,7 +145,18 @@ struct Use {
 impl Forecasts {
     /// Tells `told` of arrivals.
     pub fn new(told: Teller) -> Self {
-        Self { told, used: BTreeMap::new(), sensed: None, next_sense: None }
+        let (used, accepted) = (BTreeMap::new(), BTreeMap::new());
+        Self { told, used, accepted, sensed: None, next_sense: None }
+    }
+
+    /// So many clients were accepted since the relay was bound, and so many are connected. What was before the first look is
+    /// not new.
+    fn connected(&mut self, service: &DomainName, accepted: u64, now: u64) {
+        let before = self.accepted.insert(service.clone(), accepted).unwrap_or(accepted);
+        let more = accepted.saturating_sub(before);
+        if more > 0 || now > 0 {
+            self.told.tell(Told::Connected { service: service.clone(), more, now });
+        }
     }
 
     /// Somebody wanted `service`, or used it.
@@ -206,6 +228,8 @@ impl Control {
             let Some(quiet_ms) = quiet_ms(service) else { continue };
             awake = true;
             let Some(traffic) = self.wiring.traffic(&instance.service) else { continue };
+            let now_connected = u64::from(traffic.open_connections) + u64::from(traffic.udp_sessions);
+            forecasts.connected(&instance.service, traffic.accepted, now_connected);
             // An open connection is use, also while nothing passes.
             let last = if traffic.open_connections > 0 { Some(now) } else { traffic.last_packet };
             if let Some(at) = last.filter(|at| *at > since) {
@@ -215,6 +239,7 @@ impl Control {
         forecasts.sensed = Some(now);
         forecasts.next_sense = awake.then(|| now.plus_ms(SENSE_MS));
         forecasts.used.retain(|_, known| now < known.last.plus_ms(known.quiet_ms));
+        forecasts.accepted.retain(|service, _| forecasts.used.contains_key(service));
     }
 
     /// Takes in what is foreseen.
@@ -252,7 +277,7 @@ mod tests {
             .map(|told| match told {
                 Told::Arrived { at, .. } => ('a', at.as_ms()),
                 Told::Busy { at, .. } => ('b', at.as_ms()),
-                Told::Gone { .. } => ('g', 0),
+                Told::Connected { .. } | Told::Gone { .. } => ('g', 0),
             })
             .collect();
         assert_eq!(heard, [('a', 0), ('b', 1_100), ('b', 9_000), ('b', 18_999), ('a', 40_000)]);

@@ -7,7 +7,7 @@ use reveille_core::model::{DomainName, Phase, Timestamp, VmState, WakeOutcome};
 use reveille_store::{ReadError, Store};
 
 use super::commands::Shown;
-use crate::anomalies::event_of;
+use crate::anomalies::noted_of;
 use crate::forecasts::Recorded;
 
 /// Wakes and decisions of the past that are looked at.
@@ -18,7 +18,10 @@ const UNDER_WAY_MS: u64 = 5 * 60_000;
 /// The newest anomalies of a service, newest first. None if the history cannot be read: what else is known is told all the same.
 pub fn anomalies(recorded: &Recorded, service: &DomainName, limit: usize) -> Vec<AnomalyReport> {
     match recorded.history.anomalies(service.to_string().as_bytes(), limit) {
-        Ok(stored) => stored.iter().filter_map(event_of).map(|event| AnomalyReport::of(&event)).collect(),
+        Ok(stored) => {
+            let noted = stored.iter().filter_map(noted_of);
+            noted.map(|noted| AnomalyReport::of(&noted.event, noted.judgement.as_ref())).collect()
+        }
         Err(error) => {
             tracing::warn!(%service, %error, "its anomalies cannot be read");
             Vec::new()

@@ -34,7 +34,7 @@ fn anomalies_of_before_a_start_are_shown_with_their_evidence_and_the_risk_with_i
     let stored = begins.map(|(since_ms, kind)| StoredAnomaly {
         name: b"hello.vm.test".as_slice().into(),
         since_ms,
-        event: serde_json::to_vec(&event(since_ms, kind)).unwrap(),
+        event: serde_json::to_vec(&serde_json::json!({ "event": event(since_ms, kind) })).unwrap(),
     });
     let dir = place.path("state/history");
     let (history, _) = History::open(Path::new(&dir), Limits::default()).unwrap();

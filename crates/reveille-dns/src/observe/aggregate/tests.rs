@@ -20,6 +20,7 @@ fn query(counter: u32, qtype: u16, client: &str, ms: u64) -> Observed {
         client: client.parse().unwrap(),
         subnet: None,
         ttl_s: None,
+        proven: false,
     }
 }
 
