@@ -5,13 +5,13 @@
 //! all others. What names have in common is in the file `gaps`. Both are written each minute and at the end: a kill
 //! costs a minute of learning and nothing else.
 
+mod recorded;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
 use reveille_dns::observe::{Correction, Counters, Observer};
 use reveille_store::history::{
-    BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Reader, Seen, StoredForecast,
+    BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast,
 };
 use tokio::sync::mpsc;
 
@@ -35,6 +35,8 @@ use crate::control::Message;
 use crate::control::forecasts::{Hearer, Teller, Told, way};
 use crate::request_logs::RequestLogs;
 use crate::room::arrivals::rounded;
+
+pub use recorded::{Recorded, Threshold};
 
 /// Names that are known in memory; of others it is read when they are asked for. One takes about 500 bytes.
 const NAMES_MAX: usize = 16_384;
@@ -79,53 +81,6 @@ pub struct Forecasting {
     pub thread: JoinHandle<()>,
 }
 
-/// From how many standard deviations on something is an anomaly; a reload may change it.
-#[derive(Debug, Clone)]
-pub struct Threshold(Arc<(AtomicU64, AtomicBool)>);
-
-impl Threshold {
-    /// It is that.
-    pub fn new(threshold_sd: f64) -> Self {
-        Self(Arc::new((AtomicU64::new(threshold_sd.to_bits()), AtomicBool::new(false))))
-    }
-
-    /// It is that from now on.
-    pub fn set(&self, threshold_sd: f64) {
-        self.0.0.store(threshold_sd.to_bits(), Release);
-        self.0.1.store(true, Release);
-    }
-
-    /// What it is now.
-    pub fn get(&self) -> f64 {
-        f64::from_bits(self.0.0.load(Acquire))
-    }
-
-    /// Whether it was set since this was last asked.
-    fn was_changed(&self) -> bool {
-        self.0.1.swap(false, AcqRel)
-    }
-}
-
-/// What is recorded of demand, as it is looked at past the thread.
-#[derive(Debug, Clone)]
-pub struct Recorded {
-    /// The history.
-    pub history: Reader,
-    /// Requests that logs tell of.
-    pub logs: Arc<RequestLogs>,
-    /// What counts as an anomaly.
-    pub threshold: Threshold,
-    /// Arrivals that were not learned from, since they came too fast.
-    arrivals_dropped: Arc<AtomicU64>,
-}
-
-impl Recorded {
-    /// Arrivals since the start that were not learned from, since they came too fast.
-    pub fn arrivals_dropped(&self) -> u64 {
-        self.arrivals_dropped.load(Relaxed)
-    }
-}
-
 /// Opens the history below the state directory `dir`, and begins to forecast.
 ///
 /// # Errors
@@ -160,12 +115,8 @@ pub fn start(
     )?;
     let (told, heard) = way();
     let logs = Arc::new(logs);
-    let recorded = Recorded {
-        history: history.reader(),
-        logs: Arc::clone(&logs),
-        threshold: threshold.clone(),
-        arrivals_dropped: told.dropped(),
-    };
+    let recorded =
+        Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
     let forecaster = Forecaster {
         gaps,
         path,

@@ -249,7 +249,7 @@ impl<R: BufRead> Parts<R> {
         let mut part = Vec::new();
         let limit = self.part_bytes as u64;
         while part.len() < self.part_bytes {
-            let read = (&mut self.log).take(limit).read_until(b'\n', &mut part)?;
+            let read = self.log.by_ref().take(limit).read_until(b'\n', &mut part)?;
             if read == 0 {
                 break;
             }

@@ -120,7 +120,7 @@ impl RequestLogs {
                 view.service(&name).map(|service| service.name.clone())
             });
             let at_s = request.at.as_ms() / 1_000;
-            let outcome = match service {
+            let outcome = match &*service {
                 None => &mut taken.elsewhere,
                 Some(_) if now_s.saturating_sub(at_s) > self.late_s_max => &mut taken.too_old,
                 Some(service) if counts.add(service, at_s, now_s, milliseconds(request.seconds)) => {
