@@ -95,12 +95,12 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/redeploy", post(versions::redeploy))
         .route("/v1/services/{name}/rollback", post(versions::rollback))
         .route("/v1/depot/prune", post(versions::prune))
-        // As long as the sender takes.
-        .route(demand::LOGS_PATH, post(demand::take_log))
         // Many and large zone files take their time.
         .route("/v1/reload", post(reload))
         .route_layer(from_fn(|request, next| limit_time(WAIT_MS_MAX, request, next)));
-    let streaming = Router::new().route("/v1/events", get(events));
+    // These have limits of their own.
+    let streaming =
+        Router::new().route("/v1/events", get(events)).route(demand::LOGS_PATH, post(demand::take_log));
     let guarded =
         quick.merge(waiting).merge(streaming).route_layer(from_fn_with_state(Arc::clone(&api), guard));
     // Health tells nothing that needs a guard, and is asked by name from wherever a supervisor runs.

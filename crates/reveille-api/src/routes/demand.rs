@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use reveille_core::forecast::profile::Request;
 use reveille_core::model::SpecFault;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{Api, PageAsked, Shared, checked_name, page_of};
 use crate::guard::wall_clock;
@@ -29,6 +30,8 @@ pub const LOG_BYTES_MAX: u64 = 1 << 30;
 pub const LOGS_MAX: usize = 8;
 /// Longest silence of a sender, in ms.
 pub const LOG_SILENCE_MS_MAX: u64 = 30_000;
+/// Longest time for a log, in ms: an hour.
+pub const LOG_MS_MAX: u64 = 3_600_000;
 /// Faults that an answer names, each with its line; of more only the number. Some 8 MiB at worst.
 pub const FAULTS_MAX: usize = 16_384;
 /// Most hours that demand is told of at a time: a year.
@@ -50,12 +53,12 @@ pub async fn take_log(State(api): Shared, headers: HeaderMap, body: Body) -> Res
     }
     let _place = Place::take(&api)?;
     let mut log = Log { reader: Reader::new(wall_clock()), intake: Intake::default() };
-    let mut body = body;
-    let mut bytes = 0;
+    let (mut body, mut bytes) = (body, 0);
+    let end = Instant::now() + Duration::from_millis(LOG_MS_MAX);
     loop {
-        let Ok(frame) = tokio::time::timeout(Duration::from_millis(LOG_SILENCE_MS_MAX), body.frame()).await
-        else {
-            let detail = format!("nothing came for {LOG_SILENCE_MS_MAX} ms");
+        let silent = Instant::now() + Duration::from_millis(LOG_SILENCE_MS_MAX);
+        let Ok(frame) = tokio::time::timeout_at(silent.min(end), body.frame()).await else {
+            let detail = format!("nothing came for {LOG_SILENCE_MS_MAX} ms, or it took longer than {LOG_MS_MAX} ms");
             return Err(log.cut(StatusCode::REQUEST_TIMEOUT, "log-silent", "The sender is silent", &detail));
         };
         let piece: Bytes = match frame {
