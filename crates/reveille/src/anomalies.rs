@@ -199,7 +199,8 @@ impl Anomalies {
         }
         let quiet: Vec<_> =
             self.watched.extract_if(.., |_, watched| watched.asked + QUIET_MINUTES <= minute).collect();
-        save(quiet.iter().filter(|(_, watched)| watched.unsaved), recorder);
+        let unsaved = quiet.iter().filter(|(_, watched)| watched.unsaved);
+        save(unsaved.map(|(service, watched)| (service, watched)), recorder);
         if current % SAVE_EVERY == 0 {
             self.save(recorder);
         }
@@ -217,6 +218,7 @@ impl Anomalies {
         for service in counts.keys().filter(|service| !self.watched.contains_key(*service)).collect::<Vec<_>>() {
             if self.watched.len() >= DETECTORS_MAX {
                 self.unwatched += 1;
+                tracing::debug!(%service, so_far = self.unwatched, "too many services to watch one more");
                 continue;
             }
             let stored = stored(service, reader).filter(|detector| {
