@@ -26,7 +26,12 @@ fn about_demand(page: &mut Page, demand: &DemandReport) {
     page.counters("reveille_log_requests_total", help, "event", &demand.requests);
     let help = "Arrivals that nothing was learned from, since they came too fast.";
     page.counter("reveille_arrivals_dropped_total", help, demand.arrivals_dropped);
-    page.counters("reveille_history_points_total", "What became of points of history.", "event", &demand.history);
+    page.counters(
+        "reveille_history_points_total",
+        "What became of points of history.",
+        "event",
+        &demand.history,
+    );
     page.gauge("reveille_history_bytes", "Bytes of the history on the disk.", demand.history_bytes);
     page.gauge("reveille_user_profiles", "Users with a profile.", demand.profiles.users);
     page.gauge("reveille_group_profiles", "Groups with a profile.", demand.profiles.groups);

@@ -99,8 +99,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/reload", post(reload))
         .route_layer(from_fn(|request, next| limit_time(WAIT_MS_MAX, request, next)));
     // These have limits of their own.
-    let streaming =
-        Router::new().route("/v1/events", get(events)).route(demand::LOGS_PATH, post(demand::take_log));
+    let streaming = Router::new().route("/v1/events", get(events)).route(LOGS_PATH, post(demand::take_log));
     let guarded =
         quick.merge(waiting).merge(streaming).route_layer(from_fn_with_state(Arc::clone(&api), guard));
     // Health tells nothing that needs a guard, and is asked by name from wherever a supervisor runs.

@@ -22,7 +22,10 @@ pub use demand::{
     AnomalyReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport,
     ProfilesReport, RiskPart, RiskReport, ServiceDemand, TakenRequests, Whose,
 };
-pub use dns::{ArrivalsEstimate, Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use dns::{
+    ArrivalsEstimate, Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport,
+    Top,
+};
 pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,

@@ -151,7 +151,9 @@ impl Anomalies {
 
     /// Which part of the questions of this minute is demand, in [0, 1].
     pub fn demand_share(&self, service: &DomainName) -> f64 {
-        let (Some(judgement), Some(count)) = (self.judged.get(service), self.counts.get(service)) else { return 1.0 };
+        let (Some(judgement), Some(count)) = (self.judged.get(service), self.counts.get(service)) else {
+            return 1.0;
+        };
         match judgement.nature {
             Nature::Usual | Nature::FlashCrowd => 1.0,
             Nature::RandomSubdomains | Nature::SingleSource | Nature::Spoofed | Nature::Unexplained => {
@@ -215,7 +217,9 @@ impl Anomalies {
 
     /// Gives each service that was asked for a detector, as far as there is room.
     fn take_up(&mut self, counts: &BTreeMap<DomainName, u64>, minute: u64, reader: &Reader) {
-        for service in counts.keys().filter(|service| !self.watched.contains_key(*service)).collect::<Vec<_>>() {
+        for service in
+            counts.keys().filter(|service| !self.watched.contains_key(*service)).collect::<Vec<_>>()
+        {
             if self.watched.len() >= DETECTORS_MAX {
                 self.unwatched += 1;
                 tracing::debug!(%service, so_far = self.unwatched, "too many services to watch one more");
@@ -225,9 +229,10 @@ impl Anomalies {
                 // The clock may have gone back.
                 detector.last().is_none_or(|last| last < Timestamp::from_ms(minute * MINUTE_MS))
             });
-            let detector = stored.map_or_else(|| Detector::new(self.settings), |mut detector| {
-                detector.set_threshold_sd(self.settings.threshold_sd).map(|()| detector)
-            });
+            let detector = stored.map_or_else(
+                || Detector::new(self.settings),
+                |mut detector| detector.set_threshold_sd(self.settings.threshold_sd).map(|()| detector),
+            );
             match detector {
                 Ok(detector) => {
                     let noted = detector.event().map(|event| Noted { event, judgement: None });
@@ -304,7 +309,9 @@ fn stored(service: &DomainName, reader: &Reader) -> Option<Detector> {
     let plain = zstd::bulk::decompress(&bytes, PLAIN_BYTES_MAX).map_err(|error| error.to_string());
     let detector = plain.and_then(|plain| serde_json::from_slice(&plain).map_err(|error| error.to_string()));
     detector
-        .inspect_err(|error| tracing::warn!(%service, error, "what was usual of it is lost; it is learned anew"))
+        .inspect_err(
+            |error| tracing::warn!(%service, error, "what was usual of it is lost; it is learned anew"),
+        )
         .ok()
 }
 
@@ -409,7 +416,10 @@ mod tests {
         let [begun] = world.events("a.vm.test").try_into().unwrap();
         assert_eq!((begun.kind, begun.observed, begun.points), (Kind::Spike, 200.0, 1));
         assert_eq!(begun.since, Timestamp::from_ms(START + 120 * MINUTE_MS));
-        assert!(begun.is_alarm() && begun.deviation_sd > 3.0 && (begun.expected - 10.0).abs() < 3.0, "{begun:?}");
+        assert!(
+            begun.is_alarm() && begun.deviation_sd > 3.0 && (begun.expected - 10.0).abs() < 3.0,
+            "{begun:?}"
+        );
         for minute in 0..10 {
             world.minute(&[("a.vm.test", if minute == 0 { 300 } else { usual(minute) }), ("b.vm.test", 9)]);
         }
@@ -423,10 +433,25 @@ mod tests {
     fn a_flood_is_no_demand_and_a_crowd_is_and_both_say_so_in_what_is_noted() {
         let cases = [
             // Sources that are used once, and nobody connects.
-            (Crowd { queries: 1_950, clients: 1_900, top_client: 2, proven: 0 }, 0, Nature::Spoofed, 0.0..30.0),
-            (Crowd { queries: 1_950, clients: 40, top_client: 1_800, proven: 0 }, 3, Nature::SingleSource, 50.0..300.0),
+            (
+                Crowd { queries: 1_950, clients: 1_900, top_client: 2, proven: 0 },
+                0,
+                Nature::Spoofed,
+                0.0..30.0,
+            ),
+            (
+                Crowd { queries: 1_950, clients: 40, top_client: 1_800, proven: 0 },
+                3,
+                Nature::SingleSource,
+                50.0..300.0,
+            ),
             // Many who come over resolvers, and many of them connect.
-            (Crowd { queries: 1_950, clients: 1_500, top_client: 9, proven: 0 }, 400, Nature::FlashCrowd, 2_000.0..2_001.0),
+            (
+                Crowd { queries: 1_950, clients: 1_500, top_client: 9, proven: 0 },
+                400,
+                Nature::FlashCrowd,
+                2_000.0..2_001.0,
+            ),
         ];
         for (crowd, connected, nature, demand) in cases {
             let mut world = World::new();
@@ -434,7 +459,10 @@ mod tests {
             let found = world.burst(2_000, crowd, connected);
             assert!(demand.contains(&found), "{nature:?}: {found}");
             let [noted] = world.noted("a.vm.test").try_into().unwrap();
-            assert_eq!((noted.event.kind, noted.judgement.map(|own| own.nature)), (Kind::Spike, Some(nature)));
+            assert_eq!(
+                (noted.event.kind, noted.judgement.map(|own| own.nature)),
+                (Kind::Spike, Some(nature))
+            );
             // The next minute is judged for itself; the event says what it was at its height.
             assert_eq!(world.anomalies.demand_share(&"a.vm.test".parse().unwrap()), 1.0);
             (0..5).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
@@ -456,7 +484,10 @@ mod tests {
         let mut world = World::new();
         (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
         (0..=QUIET_MINUTES).for_each(|_| world.minute(&[("b.vm.test", 1)]));
-        assert_eq!(world.anomalies.watched.keys().map(ToString::to_string).collect::<Vec<_>>(), ["b.vm.test"]);
+        assert_eq!(
+            world.anomalies.watched.keys().map(ToString::to_string).collect::<Vec<_>>(),
+            ["b.vm.test"]
+        );
         // What it knows is not lost: a detector without memory would take whatever comes as usual.
         assert!(world.history.recorder().flush());
         world.minute(&[("a.vm.test", 5_000)]);

@@ -93,6 +93,7 @@ pub fn start(
     inbox: mpsc::Sender<Message>,
     clock: Clock,
 ) -> anyhow::Result<Forecasting> {
+    let late_s_max = limits.late_s_max;
     let (history, damaged) = History::open(&dir.join("history"), limits)?;
     for damage in &damaged {
         tracing::warn!(%damage, "part of the history cannot be read and is skipped");
@@ -107,16 +108,10 @@ pub fn start(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Gaps::default(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let logs = RequestLogs::open(
-        &dir.join("requests"),
-        Arc::clone(&questions.view),
-        limits.late_s_max,
-        clock,
-    )?;
+    let logs = RequestLogs::open(&dir.join("requests"), Arc::clone(&questions.view), late_s_max, clock)?;
     let (told, heard) = way();
     let logs = Arc::new(logs);
-    let recorded =
-        Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
+    let recorded = Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
     let forecaster = Forecaster {
         gaps,
         path,
@@ -350,11 +345,12 @@ impl Forecaster {
             if questions.is_empty() { BTreeMap::new() } else { self.questions.observer.corrections() };
         let elsewhere = self.questions_elsewhere(now_s);
         self.judge(&questions, &elsewhere);
-        let own = questions.iter().flat_map(|(name, counter, count)| {
-            self.points_of(name, now_s, *count, corrections.get(counter))
-        });
+        let own = questions
+            .iter()
+            .flat_map(|(name, counter, count)| self.points_of(name, now_s, *count, corrections.get(counter)));
         // What their servers answered is not known, and so not what they stand for.
-        let others = elsewhere.iter().flat_map(|(name, at_s, count)| self.points_of(name, *at_s, *count, None));
+        let others =
+            elsewhere.iter().flat_map(|(name, at_s, count)| self.points_of(name, *at_s, *count, None));
         let mut points: Vec<Point> = own.chain(others).collect();
         let arrivals = std::mem::take(&mut self.pending);
         points.extend(
@@ -362,7 +358,8 @@ impl Forecaster {
         );
         points.extend(self.requests());
         self.look_for_anomalies();
-        let kinds: KindSet = [Kind::Queries, Kind::DemandMilli, Kind::Arrivals, Kind::Refused].into_iter().collect();
+        let kinds: KindSet =
+            [Kind::Queries, Kind::DemandMilli, Kind::Arrivals, Kind::Refused].into_iter().collect();
         let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
         while seen.is_some() || !points.is_empty() {

@@ -44,7 +44,11 @@ const DEMAND_DEFAULT: (u64, u64) = (24, 3_600);
 const BATCH_MAX: usize = 512;
 
 /// Takes a log in as it arrives, and answers when it is over. Of its body no more is held than a line and a batch.
-pub async fn take_log(State(api): Shared, headers: HeaderMap, body: Body) -> Result<Json<LogReport>, Problem> {
+pub async fn take_log(
+    State(api): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<LogReport>, Problem> {
     if let Some(coding) = headers.get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity") {
         let coding = String::from_utf8_lossy(coding.as_bytes());
         let detail = format!("a log is sent as it is, not with the content coding {coding}");
@@ -58,7 +62,8 @@ pub async fn take_log(State(api): Shared, headers: HeaderMap, body: Body) -> Res
     loop {
         let silent = Instant::now() + Duration::from_millis(LOG_SILENCE_MS_MAX);
         let Ok(frame) = tokio::time::timeout_at(silent.min(end), body.frame()).await else {
-            let detail = format!("nothing came for {LOG_SILENCE_MS_MAX} ms, or it took longer than {LOG_MS_MAX} ms");
+            let detail =
+                format!("nothing came for {LOG_SILENCE_MS_MAX} ms, or it took longer than {LOG_MS_MAX} ms");
             return Err(log.cut(StatusCode::REQUEST_TIMEOUT, "log-silent", "The sender is silent", &detail));
         };
         let piece: Bytes = match frame {
@@ -179,7 +184,8 @@ pub struct RangeAsked {
 
 impl RangeAsked {
     fn checked(&self) -> Result<DemandRange, Problem> {
-        let (hours, step_s) = (self.hours.unwrap_or(DEMAND_DEFAULT.0), self.step_s.unwrap_or(DEMAND_DEFAULT.1));
+        let (hours, step_s) =
+            (self.hours.unwrap_or(DEMAND_DEFAULT.0), self.step_s.unwrap_or(DEMAND_DEFAULT.1));
         let invalid = |fault| Err(Problem::invalid(vec![fault]));
         if !(1..=DEMAND_HOURS_MAX).contains(&hours) {
             return invalid(SpecFault::new("hours", hours, format!("1 to {DEMAND_HOURS_MAX}")));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use reveille_core::model::Timestamp;
 
 use super::Observed;
-use super::distinct::Distinct;
 use super::crowd::{Crowd, Crowds};
+use super::distinct::Distinct;
 use super::heavy::{Heavy, HeavyHitters};
 use super::volume::{Correction, Volume};
 

@@ -27,12 +27,12 @@ use reveille_core::model::Timestamp;
 pub use aggregate::{Aggregate, EPOCH_S, Observations, SECONDS_KEPT, SERIES_MAX, SeenName, ServiceQueries};
 pub(crate) use counts::NameCounts;
 pub use counts::{COUNTERS_MAX, Counters};
+pub use crowd::Crowd;
 pub use heavy::Heavy;
 pub use observer::Observer;
 pub(crate) use ring::Producer;
-pub use crowd::Crowd;
-pub use volume::Correction;
 pub use ring::{CELLS_MAX, Consumer, ring};
+pub use volume::Correction;
 
 use crate::limit::{Client, Source};
 use crate::respond::{Origin, Outcome, Transport};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::aggregate::{Aggregate, Observations, ServiceQueries};
 use super::crowd::Crowd;
-use super::volume::Correction;
 use super::ring::{CELLS_MAX, Consumer};
+use super::volume::Correction;
 use crate::server::Clock;
 
 /// Queries that are taken from one ring at a look: as many as it has room for. What comes faster than that is a sample.

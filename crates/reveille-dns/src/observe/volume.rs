@@ -98,7 +98,8 @@ impl Volume {
 
     /// What is known of all services.
     pub fn corrections(&self, now: Timestamp) -> BTreeMap<u32, Correction> {
-        let mut counters: Vec<u32> = self.last.keys().chain(self.watches.names()).map(|(own, _)| *own).collect();
+        let mut counters: Vec<u32> =
+            self.last.keys().chain(self.watches.names()).map(|(own, _)| *own).collect();
         counters.sort_unstable();
         counters.dedup();
         let known = counters.into_iter().filter_map(|own| Some((own, self.correction(own, now)?)));
@@ -160,7 +161,11 @@ mod tests {
             // Exponential gaps of 100 ms on average, the same each time.
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let uniform = ((bits >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some seconds at most")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "some seconds at most"
+            )]
             let gap = (-uniform.ln() * 100.0) as u64;
             now += gap;
             came += 1;

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use reveille_store::history::{
-    Answer, BATCH_POINTS_MAX, Batch, Damage, History, Kind, KindSet, Limits, Point, QUEUE_MAX, Query,
-    QueryError, Resolution, STATE_BYTES_MAX, Seen, StateError, StoredForecast,
+    ANOMALIES_MAX, ANOMALY_BYTES_MAX, Answer, BATCH_POINTS_MAX, Batch, Damage, History, Kind, KindSet,
+    Limits, Point, QUEUE_MAX, Query, QueryError, Resolution, STATE_BYTES_MAX, Seen, StateError,
+    StoredAnomaly, StoredForecast,
 };
 
 const HOUR: u64 = 3_600;
@@ -190,7 +191,8 @@ fn anomalies_survive_a_kill_and_the_newest_of_a_name_stay() {
         since_ms,
         event: event.to_vec(),
     };
-    let all: Vec<_> = (0..ANOMALIES_MAX as u64 + 5).map(|since_ms| anomaly("a", since_ms, b"begun")).collect();
+    let all: Vec<_> =
+        (0..ANOMALIES_MAX as u64 + 5).map(|since_ms| anomaly("a", since_ms, b"begun")).collect();
     history.recorder().note_anomalies(all).unwrap();
     history.recorder().note_anomalies(vec![anomaly("a", 7, b"over"), anomaly("b", 1, b"begun")]).unwrap();
     let most = history.recorder().note_anomalies(vec![anomaly("a", 1, &[0; ANOMALY_BYTES_MAX + 1])]);
@@ -226,7 +228,8 @@ fn a_removed_name_is_nowhere_on_the_disk_and_others_are_where_they_were() {
     };
     history.recorder().put_forecast_states(vec![forecast(secret)]).unwrap();
     history.recorder().put_detector_states(vec![forecast(secret)]).unwrap();
-    let anomaly = |name: &str| StoredAnomaly { name: name.as_bytes().into(), since_ms: 7, event: b"odd".to_vec() };
+    let anomaly =
+        |name: &str| StoredAnomaly { name: name.as_bytes().into(), since_ms: 7, event: b"odd".to_vec() };
     history.recorder().note_anomalies(vec![anomaly(secret), anomaly("stays")]).unwrap();
     settle(&history, START + 30 * HOUR);
     assert!(files(dir.path(), ".blocks").len() > 3 && files(dir.path(), "journal").len() == 1);

@@ -92,7 +92,8 @@ impl Verb {
         let runtime = runtime()?;
         match self {
             Self::Show(daemon) => {
-                let report = runtime.block_on(async { anyhow::Ok(daemon.client().await?.demand().await?) })?;
+                let report =
+                    runtime.block_on(async { anyhow::Ok(daemon.client().await?.demand().await?) })?;
                 output.print(&report, in_short)
             }
             Self::Service(of) => {
@@ -202,7 +203,9 @@ fn bar(output: Output, length: Option<u64>) -> anyhow::Result<ProgressBar> {
         return Ok(ProgressBar::hidden());
     }
     let (bar, template) = match length {
-        Some(length) => (ProgressBar::new(length), "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}"),
+        Some(length) => {
+            (ProgressBar::new(length), "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
+        }
         None => (ProgressBar::new_spinner(), "{spinner} {msg} {bytes}, {bytes_per_sec}"),
     };
     bar.set_style(ProgressStyle::with_template(template)?.progress_chars("=> "));
@@ -292,11 +295,17 @@ fn in_short(report: &DemandReport) -> String {
         ["history on disk".to_owned(), bytes(report.history_bytes)],
         [
             "users with a profile".to_owned(),
-            format!("{}; requests of others: {}", report.profiles.users, report.profiles.other_users.requests),
+            format!(
+                "{}; requests of others: {}",
+                report.profiles.users, report.profiles.other_users.requests
+            ),
         ],
         [
             "groups with a profile".to_owned(),
-            format!("{}; requests of others: {}", report.profiles.groups, report.profiles.other_groups.requests),
+            format!(
+                "{}; requests of others: {}",
+                report.profiles.groups, report.profiles.other_groups.requests
+            ),
         ],
     ];
     table(["RECORDED", "SINCE THE START"], &rows)
@@ -314,7 +323,8 @@ fn steps(demand: &ServiceDemand) -> String {
     };
     let some = (0..).zip(&demand.steps).filter(|(_, step)| step.queries + step.arrivals > 0);
     let rows: Vec<[String; 5]> = some.map(row).collect();
-    let mut text = format!("{} in steps of {} s; steps without demand are left out\n\n", demand.service, demand.step_s);
+    let mut text =
+        format!("{} in steps of {} s; steps without demand are left out\n\n", demand.service, demand.step_s);
     text += &table(["SINCE", "QUERIES", "STAND FOR CLIENTS", "ARRIVALS", "EACH TOOK"], &rows);
     let unseen = demand.steps.iter().filter(|step| step.watched_s == 0).count();
     if unseen > 0 {
@@ -343,8 +353,7 @@ fn overview(profiles: &[DemandProfileSummary]) -> String {
         ]
     };
     let rows: Vec<[String; 8]> = profiles.iter().map(row).collect();
-    let heading =
-        ["NAME", "REQUESTS", "PER HOUR", "P50", "P95", "MEMORY P95", "RUNTIME", "95 % HELD"];
+    let heading = ["NAME", "REQUESTS", "PER HOUR", "P50", "P95", "MEMORY P95", "RUNTIME", "95 % HELD"];
     table(heading, &rows)
 }
 
@@ -363,7 +372,8 @@ fn told(behaviour: &Behaviour) -> String {
         let interval = |place: usize| match summary.intervals.get(place) {
             None => "-".to_owned(),
             Some(interval) => {
-                let held = interval.coverage.map_or(String::new(), |share| format!(" ({:.1} %)", 100.0 * share));
+                let held =
+                    interval.coverage.map_or(String::new(), |share| format!(" ({:.1} %)", 100.0 * share));
                 format!("{} to {}{held}", shown(interval.low), shown(interval.high))
             }
         };
@@ -398,7 +408,11 @@ fn seconds(value: Option<f64>) -> String {
     })
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is wanted"
+)]
 fn size(value: f64) -> String {
     bytes(value.round() as u64)
 }

@@ -90,12 +90,15 @@ fn top(heading: &str, top: &[Top]) -> String {
         true => top.at_most.to_string(),
         false => format!("{} to {}", top.at_least, top.at_most),
     };
-    let rows: Vec<[String; 3]> =
-        top.iter().map(|top| [top.name.clone(), count(top), top.arrivals.map_or(String::new(), clients)]).collect();
+    let rows: Vec<[String; 3]> = top
+        .iter()
+        .map(|top| [top.name.clone(), count(top), top.arrivals.map_or(String::new(), clients)])
+        .collect();
     match rows.as_slice() {
         [] => String::new(),
         rows if top.iter().all(|top| top.arrivals.is_none()) => {
-            let rows: Vec<[String; 2]> = rows.iter().map(|[name, count, _]| [name.clone(), count.clone()]).collect();
+            let rows: Vec<[String; 2]> =
+                rows.iter().map(|[name, count, _]| [name.clone(), count.clone()]).collect();
             format!("\n{}", table([heading, "QUERIES"], &rows))
         }
         rows => format!("\n{}", table([heading, "QUERIES", "STAND FOR CLIENTS (95 %)"], rows)),

@@ -356,7 +356,10 @@ fn show(detail: &ServiceDetail) -> String {
         rows.push(("anomaly", anomaly(found)));
     }
     if let Some(risk) = &detail.risk {
-        rows.push(("risk", format!("{} to fail a client within the hour; `reveille why` has its parts", percent(risk.score))));
+        rows.push((
+            "risk",
+            format!("{} to fail a client within the hour; `reveille why` has its parts", percent(risk.score)),
+        ));
     }
     if let Some(failure) = &summary.failure {
         rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));

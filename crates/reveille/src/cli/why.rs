@@ -104,7 +104,12 @@ pub(super) fn anomaly(anomaly: &AnomalyReport) -> String {
     };
     format!(
         "{kind} since {} until {}: {} questions in a minute, {:.1} expected, {:.1} standard deviations of {:.1}{alarm}{nature}",
-        anomaly.since, anomaly.until, anomaly.observed, anomaly.expected, anomaly.deviation_sd, anomaly.spread
+        anomaly.since,
+        anomaly.until,
+        anomaly.observed,
+        anomaly.expected,
+        anomaly.deviation_sd,
+        anomaly.spread
     )
 }
 

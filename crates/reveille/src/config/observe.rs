@@ -31,8 +31,9 @@ impl Observe {
     pub(super) fn faults(&self) -> impl Iterator<Item = SpecFault> {
         let settings = Settings { threshold_sd: self.anomaly_threshold_sd, ..Settings::default() };
         let faults = settings.faults().into_iter();
-        let threshold = faults
-            .map(|fault| SpecFault::new("observe.anomaly_threshold_sd", fault.value, fault.allowed.to_owned()));
+        let threshold = faults.map(|fault| {
+            SpecFault::new("observe.anomaly_threshold_sd", fault.value, fault.allowed.to_owned())
+        });
         let from = threshold.chain(prefixed("observe.dnstap_in", self.dnstap_in.faults()));
         from.chain(prefixed("observe.dnstap_out", self.dnstap_out.faults()))
     }

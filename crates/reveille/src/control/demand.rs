@@ -53,7 +53,8 @@ pub fn of_service(
     let (queries, clients) = (look(Kind::Queries)?, look(Kind::Arrivals)?);
     let (demand, kept_out) = (look(Kind::DemandMilli)?, look(Kind::Refused)?);
     let execution = look(Kind::ExecutionMs)?;
-    let at = |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
+    let at =
+        |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
     let steps = (0..queries.buckets.len()).map(|place| DemandStep {
         queries: at(&queries, place).sum,
         kept_out: at(&kept_out, place).sum,

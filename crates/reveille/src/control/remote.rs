@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    AnomalyReport, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HostSummary,
-    PruneReport, Redeploy, ReloadReport, RestoreReply, RiskReport, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests,
-    VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
+    AnomalyReport, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport,
+    DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, RiskReport,
+    ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply, VerifyReport, VersionDetail,
+    VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
@@ -289,7 +290,11 @@ impl reveille_api::Control for Remote {
         self.in_recorded(demand::report).await
     }
 
-    async fn service_demand(&self, name: &DomainName, asked: DemandRange) -> Result<ServiceDemand, ControlError> {
+    async fn service_demand(
+        &self,
+        name: &DomainName,
+        asked: DemandRange,
+    ) -> Result<ServiceDemand, ControlError> {
         let name = self.show(name).await?.detail.summary.name;
         let (now, room) = (self.clock.now(), Arc::clone(&self.room));
         let look = move |recorded: &Recorded| {

@@ -65,12 +65,7 @@ impl RequestLogs {
     ///
     /// # Errors
     /// If the directory cannot be used.
-    pub fn open(
-        dir: &Path,
-        view: Arc<ArcSwap<View>>,
-        late_s_max: u64,
-        clock: Clock,
-    ) -> anyhow::Result<Self> {
+    pub fn open(dir: &Path, view: Arc<ArcSwap<View>>, late_s_max: u64, clock: Clock) -> anyhow::Result<Self> {
         Ok(Self {
             view,
             clock,
@@ -172,7 +167,11 @@ impl RequestLogs {
         let mut found = of(kept.profiles(), whose);
         found.retain(|(name, _)| after.is_none_or(|after| *name > after));
         found.sort_unstable_by_key(|(name, _)| *name);
-        found.into_iter().take(limit).map(|(name, profile)| DemandProfileSummary::of(name, &profile.behaviour())).collect()
+        found
+            .into_iter()
+            .take(limit)
+            .map(|(name, profile)| DemandProfileSummary::of(name, &profile.behaviour()))
+            .collect()
     }
 
     /// One user or group, if it has a profile.

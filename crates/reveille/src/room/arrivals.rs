@@ -22,7 +22,11 @@ pub fn of(correction: &Correction, (at_least, at_most): (u64, u64)) -> ArrivalsE
 }
 
 /// The nearest count; none for what is negative or no number.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is wanted"
+)]
 pub fn rounded(value: f64) -> u64 {
     value.round() as u64
 }

@@ -43,8 +43,14 @@ fn anomalies_of_before_a_start_are_shown_with_their_evidence_and_the_risk_with_i
 
     let _daemon = place.daemon();
     let why = place.json(&["why", "hello"]);
-    assert_eq!((&why["anomalies"][0]["kind"], &why["anomalies"][1]["kind"]), (&"spike".into(), &"drop".into()));
-    assert_eq!((&why["anomalies"][0]["observed"], &why["anomalies"][0]["alarm"]), (&240.0.into(), &true.into()));
+    assert_eq!(
+        (&why["anomalies"][0]["kind"], &why["anomalies"][1]["kind"]),
+        (&"spike".into(), &"drop".into())
+    );
+    assert_eq!(
+        (&why["anomalies"][0]["observed"], &why["anomalies"][0]["alarm"]),
+        (&240.0.into(), &true.into())
+    );
     let parts: Vec<&str> =
         why["risk"]["parts"].as_array().unwrap().iter().map(|part| part["what"].as_str().unwrap()).collect();
     assert_eq!(parts, ["demand", "failure", "health", "load"]);
@@ -56,7 +62,10 @@ fn anomalies_of_before_a_start_are_shown_with_their_evidence_and_the_risk_with_i
             && text.contains("240 questions in a minute, 12.5 expected, 75.8 standard deviations"),
         "{text}"
     );
-    assert!(text.contains("Risk of failing a client within the hour") && text.contains("wakes failed"), "{text}");
+    assert!(
+        text.contains("Risk of failing a client within the hour") && text.contains("wakes failed"),
+        "{text}"
+    );
     let shown = place.json(&["service", "show", "hello"]);
     assert_eq!((&shown["last_anomaly"], &shown["risk"]), (&why["anomalies"][0], &why["risk"]));
 

@@ -238,8 +238,10 @@ fn what_can_change_changes_and_what_cannot_is_named() {
         &place,
         &followed(
             &place,
-            &format!("{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n\
-             [observe]\nanomaly_threshold_sd = 4.5\n"),
+            &format!(
+                "{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n\
+             [observe]\nanomaly_threshold_sd = 4.5\n"
+            ),
         ),
     );
     let report = place.reload().unwrap();

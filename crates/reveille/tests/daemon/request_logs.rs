@@ -59,7 +59,9 @@ fn a_log_with_damage_reaches_the_history_and_profiles_and_survives_a_kill() {
         report["faults"].as_array().unwrap().iter().map(|fault| fault["line"].as_u64().unwrap()).collect();
     assert_eq!(damaged, (1..=lines).filter(|line| line % 100 == 0).collect::<Vec<_>>());
     let (good, elsewhere) = (lines - lines / 100, lines / 10);
-    for (what, count) in [("accepted", good), ("counted", good - elsewhere), ("elsewhere", elsewhere), ("dropped", 0)] {
+    for (what, count) in
+        [("accepted", good), ("counted", good - elsewhere), ("elsewhere", elsewhere), ("dropped", 0)]
+    {
         assert_eq!(report[what], count, "{what}: {}", report["refused"]);
     }
     let said = String::from_utf8(output.stderr).unwrap();
@@ -75,7 +77,9 @@ fn a_log_with_damage_reaches_the_history_and_profiles_and_survives_a_kill() {
     let known = users.as_array().unwrap().iter().map(requests).sum::<u64>() + requests(&shown["other_users"]);
     assert_eq!(known, good);
     assert_eq!(shown["requests"]["refused"], lines / 100, "{shown}");
-    for interval in place.json(&["demand", "user", "user 3"])["behaviour"]["seconds"]["intervals"].as_array().unwrap() {
+    for interval in
+        place.json(&["demand", "user", "user 3"])["behaviour"]["seconds"]["intervals"].as_array().unwrap()
+    {
         let off = interval["coverage"].as_f64().unwrap() - interval["nominal"].as_f64().unwrap();
         assert!(off.abs() <= 0.03, "{interval}");
     }

@@ -1,7 +1,7 @@
 //! Demand behind the caches of resolvers, as an operator sees it: raw, corrected, and how sure that is. No virtual machine is
 //! started; the service has no image.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -19,7 +19,7 @@ struct Resolver {
 
 impl Resolver {
     fn new(place: &Place, number: u8) -> Self {
-        let socket = UdpSocket::bind(([127, 77, number, 1], 0)).unwrap();
+        let socket = UdpSocket::bind(SocketAddr::from(([127, 77, number, 1], 0))).unwrap();
         socket.connect(place.dns).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self { socket, cached_until: Instant::now() }

@@ -29,12 +29,12 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub use super::stored::Damaged;
 pub use features::FEATURES;
 pub use grid::{PIECES, piece, piece_at};
 pub use host::{CLIENTS_MAX, Host};
 pub use name::Name;
 pub use regression::Regression;
-pub use super::stored::Damaged;
 
 use serde::{Deserialize, Serialize};
 

@@ -28,9 +28,9 @@ mod tops;
 use crate::model::Timestamp;
 use tops::Tops;
 
+pub use super::stored::Damaged;
 pub use behaviour::{Behaviour, Profile, QUIET_HOURS_MAX, RUNTIMES_MAX, Share};
 pub use distribution::{Distribution, Interval, LEVELS, Summary, VALUES_MIN};
-pub use super::stored::Damaged;
 pub use sketch::{ACCURACY, BINS_MAX, Sketch, VALUE_MAX, VALUE_MIN};
 pub use stored::{pack, unpack};
 
