@@ -192,7 +192,8 @@ impl Anomalies {
                 watched.asked = minute;
             }
             let judgement = judged.get(service).copied();
-            events.extend(watched.observe(service, Timestamp::from_ms(minute * MINUTE_MS), count, judgement));
+            let at = Timestamp::from_ms(minute * MINUTE_MS);
+            events.extend(watched.observe(service, at, count, judgement).into_iter().flatten());
         }
         if !events.is_empty()
             && let Err(error) = recorder.note_anomalies(events)
@@ -235,7 +236,7 @@ impl Anomalies {
             );
             match detector {
                 Ok(detector) => {
-                    let noted = detector.event().map(|event| Noted { event, judgement: None });
+                    let noted = detector.event().map(|event| noted_before(service, event, reader));
                     let usual = (0.0, 1.0);
                     let watched = Watched { detector, asked: minute, unsaved: true, usual, noted };
                     self.watched.insert(service.clone(), watched);
@@ -247,19 +248,19 @@ impl Anomalies {
 }
 
 impl Watched {
-    /// Takes a minute in; gives the event that there is something new to tell of.
+    /// Takes a minute in; gives the events that there is something new to tell of: one that is over, and one under way.
     fn observe(
         &mut self,
         service: &DomainName,
         at: Timestamp,
         count: u64,
         judgement: Option<Judgement>,
-    ) -> Option<StoredAnomaly> {
+    ) -> [Option<StoredAnomaly>; 2] {
         let verdict = match self.detector.observe(at, count as f64) {
             Ok(verdict) => verdict,
             Err(error) => {
                 tracing::debug!(%service, %error, "a minute is not looked at");
-                return None;
+                return [None, None];
             }
         };
         self.unsaved = true;
@@ -279,22 +280,25 @@ impl Watched {
             })
         };
         let under_way = verdict.event.map(noted);
-        let news = verdict.ended.map(noted).or(under_way.filter(|event| !is_same(event)));
-        self.noted = under_way;
-        let told = news?;
-        let event = told.event;
-        if under_way.is_some_and(|noted| noted.event.since == event.since) && event.is_alarm() {
+        let news = under_way.filter(|event| !is_same(event));
+        if let Some(Noted { event, .. }) = news.filter(|news| news.event.is_alarm()) {
             tracing::info!(
                 %service, kind = ?event.kind, observed = event.observed, expected = event.expected,
                 deviation_sd = event.deviation_sd, "out of the ordinary"
             );
         }
-        Some(StoredAnomaly {
-            name: service.to_string().into_bytes().into(),
-            since_ms: event.since.as_ms(),
-            event: serde_json::to_vec(&told).ok()?,
-        })
+        // Minutes in between that are usual leave it open.
+        self.noted = under_way.or(before.filter(|_| verdict.ended.is_none()));
+        [verdict.ended.map(noted), news].map(|noted| stored_anomaly(service, &noted?))
     }
+}
+
+fn stored_anomaly(service: &DomainName, noted: &Noted) -> Option<StoredAnomaly> {
+    Some(StoredAnomaly {
+        name: service.to_string().into_bytes().into(),
+        since_ms: noted.event.since.as_ms(),
+        event: serde_json::to_vec(noted).ok()?,
+    })
 }
 
 fn stored(service: &DomainName, reader: &Reader) -> Option<Detector> {
@@ -313,6 +317,13 @@ fn stored(service: &DomainName, reader: &Reader) -> Option<Detector> {
             |error| tracing::warn!(%service, error, "what was usual of it is lost; it is learned anew"),
         )
         .ok()
+}
+
+/// An event that is under way, with what it was taken for before its detector was put aside.
+fn noted_before(service: &DomainName, event: Event, reader: &Reader) -> Noted {
+    let stored = reader.anomalies(service.to_string().as_bytes(), 1).unwrap_or_default();
+    let before = stored.first().and_then(noted_of).filter(|before| before.event.since == event.since);
+    Noted { event, judgement: before.and_then(|before| before.judgement) }
 }
 
 fn save<'w>(watched: impl Iterator<Item = (&'w DomainName, &'w Watched)>, recorder: &Recorder) {
