@@ -204,7 +204,7 @@ impl Anomalies {
             self.watched.extract_if(.., |_, watched| watched.asked + QUIET_MINUTES <= minute).collect();
         let unsaved = quiet.iter().filter(|(_, watched)| watched.unsaved);
         save(unsaved.map(|(service, watched)| (service, watched)), recorder);
-        if current % SAVE_EVERY == 0 {
+        if current.is_multiple_of(SAVE_EVERY) {
             self.save(recorder);
         }
         true

@@ -201,8 +201,13 @@ mod tests {
         }
         assert_eq!(volume.corrections(at(2 * WINDOW_MS + 30_000)), BTreeMap::from([(7, found)]));
         assert_eq!(volume.correction(8, at(0)), None);
-        volume.look(at(2 * WINDOW_MS + 30_000 + VALID_MS));
-        assert_eq!(volume.correction(7, at(2 * WINDOW_MS + 30_000 + VALID_MS)), None, "too old to go by");
+        // The window in which nobody asked any more says nothing, and what was before is too old to go by.
+        for looked in [WINDOW_MS, VALID_MS + 1] {
+            volume.look(at(2 * WINDOW_MS + 30_000 + looked));
+            volume.look(at(2 * WINDOW_MS + 30_001 + 2 * looked));
+        }
+        assert_eq!(volume.correction(7, at(2 * WINDOW_MS + 30_001 + 2 * VALID_MS)), None);
+        assert!(volume.last.is_empty() && volume.watches.names().next().is_none());
     }
 
     #[test]

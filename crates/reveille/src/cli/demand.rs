@@ -357,17 +357,20 @@ fn overview(profiles: &[DemandProfileSummary]) -> String {
     table(heading, &rows)
 }
 
+/// What it is called, what is known of it, and how it is written.
+type Quantity<'q> = (&'q str, &'q Summary, &'q dyn Fn(f64) -> String);
+
 fn told(behaviour: &Behaviour) -> String {
     let plain = |value: f64| format!("{value:.1}");
     let time = |value: f64| seconds(Some(value));
-    let quantities: [(&str, &Summary, &dyn Fn(f64) -> String); 5] = [
+    let quantities: [Quantity<'_>; 5] = [
         ("requests per hour", &behaviour.volume_per_hour, &plain),
         ("execution time", &behaviour.seconds, &time),
         ("processor time", &behaviour.cpu_seconds, &time),
         ("memory", &behaviour.memory_bytes, &size),
         ("read and written", &behaviour.io_bytes, &size),
     ];
-    let row = |(what, summary, shown): &(&str, &Summary, &dyn Fn(f64) -> String)| {
+    let row = |(what, summary, shown): &Quantity<'_>| {
         let quantile = |value: Option<f64>| value.map_or("-".to_owned(), shown);
         let interval = |place: usize| match summary.intervals.get(place) {
             None => "-".to_owned(),

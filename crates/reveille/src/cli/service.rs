@@ -9,10 +9,9 @@ use reveille_api::types::{DeployReply, RungReport, ServiceDetail, ServiceSummary
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
 
-use super::dns::clients;
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
-use super::why::{anomaly, percent};
+use super::why::of_late;
 use super::{Daemon, Output};
 
 /// Verbs of `reveille service`.
@@ -331,36 +330,7 @@ fn show(detail: &ServiceDetail) -> String {
     if let Some(from) = detail.rolling_back {
         rows.push(("rolling back", format!("to version {from}; it wakes when that is done")));
     }
-    if let Some(queries) = &detail.queries {
-        let parts: Vec<String> =
-            queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
-        let (most, types) = (if queries.complete { "" } else { "at least " }, parts.join(", "));
-        let types = if types.is_empty() { types } else { format!(" ({types})") };
-        rows.push(("questions", format!("{most}{} in the last minute{types}", queries.last_minute)));
-        if let Some(arrivals) = queries.arrivals {
-            let hidden = match arrivals.uncorrected_percent {
-                0 => String::new(),
-                share => format!("; at least, for {share} % of the questions"),
-            };
-            let told = format!(
-                "{} with caches put back, in 95 % of all cases ({} questions of {} resolvers in {} s{hidden})",
-                clients(arrivals),
-                arrivals.window_queries,
-                arrivals.window_resolvers,
-                arrivals.window_s
-            );
-            rows.push(("clients", told));
-        }
-    }
-    if let Some(found) = &detail.last_anomaly {
-        rows.push(("anomaly", anomaly(found)));
-    }
-    if let Some(risk) = &detail.risk {
-        rows.push((
-            "risk",
-            format!("{} to fail a client within the hour; `reveille why` has its parts", percent(risk.score)),
-        ));
-    }
+    rows.extend(of_late(detail));
     if let Some(failure) = &summary.failure {
         rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));
     }

@@ -1,11 +1,14 @@
 //! `reveille why`: the story of a service's last decisions and wakes.
 
 use clap::Args;
-use reveille_api::types::{AnomalyReport, DecisionReport, RiskPart, StagesMs, Wake, WhyReport};
+use reveille_api::types::{
+    AnomalyReport, DecisionReport, RiskPart, ServiceDetail, StagesMs, Wake, WhyReport,
+};
 use reveille_core::forecast::anomaly::Kind;
 use reveille_core::forecast::anomaly::flood::Nature;
 use reveille_core::model::DomainName;
 
+use super::dns::clients;
 use super::output::duration;
 use super::remote::runtime;
 use super::{Daemon, Output};
@@ -79,8 +82,44 @@ fn story(report: &WhyReport) -> String {
     lines.join("\n")
 }
 
+/// Rows of how a service was asked for of late, and of what that may lead to.
+pub(super) fn of_late(detail: &ServiceDetail) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(queries) = &detail.queries {
+        let parts: Vec<String> =
+            queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
+        let (most, types) = (if queries.complete { "" } else { "at least " }, parts.join(", "));
+        let types = if types.is_empty() { types } else { format!(" ({types})") };
+        rows.push(("questions", format!("{most}{} in the last minute{types}", queries.last_minute)));
+        if let Some(arrivals) = queries.arrivals {
+            let hidden = match arrivals.uncorrected_percent {
+                0 => String::new(),
+                share => format!("; at least, for {share} % of the questions"),
+            };
+            let told = format!(
+                "{} with caches put back, in 95 % of all cases ({} questions of {} resolvers in {} s{hidden})",
+                clients(arrivals),
+                arrivals.window_queries,
+                arrivals.window_resolvers,
+                arrivals.window_s
+            );
+            rows.push(("clients", told));
+        }
+    }
+    if let Some(found) = &detail.last_anomaly {
+        rows.push(("anomaly", anomaly(found)));
+    }
+    if let Some(risk) = &detail.risk {
+        rows.push((
+            "risk",
+            format!("{} to fail a client within the hour; `reveille why` has its parts", percent(risk.score)),
+        ));
+    }
+    rows
+}
+
 /// `spike since … until …: 200 questions in a minute, expected 10, 63.3 standard deviations (3.0)`
-pub(super) fn anomaly(anomaly: &AnomalyReport) -> String {
+fn anomaly(anomaly: &AnomalyReport) -> String {
     let kind = match anomaly.kind {
         Kind::Spike => "spike",
         Kind::Drop => "drop",
@@ -114,7 +153,7 @@ pub(super) fn anomaly(anomaly: &AnomalyReport) -> String {
 }
 
 /// `3.2 %`
-pub(super) fn percent(share: f64) -> String {
+fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
