@@ -176,7 +176,7 @@ mod tests {
                     volume.asked(counter, qtype, resolver as u64, at(now), ttl_s);
                 }
             }
-            if now % 50 == 0 {
+            if now.is_multiple_of(50) {
                 volume.look(at(now));
             }
         }

@@ -301,12 +301,12 @@ mod tests {
         let request = |number: u64| Request {
             at: Timestamp::from_ms(1_800_000_000_000 + number * HOUR_MS / 7),
             user: format!("user {}", number % 13 * (number % 5)).into(),
-            group: (number % 3 > 0).then(|| format!("group {}", number % 3).into()),
+            group: (!number.is_multiple_of(3)).then(|| format!("group {}", number % 3).into()),
             service: Box::default(),
-            runtime: (number % 4 > 0).then(|| format!("runtime {}", number % 11).into()),
+            runtime: (!number.is_multiple_of(4)).then(|| format!("runtime {}", number % 11).into()),
             seconds: (number % 17) as f64 * 0.31,
-            cpu_seconds: (number % 2 > 0).then_some(number as f64),
-            memory_bytes: (number % 5 > 0).then_some(number << 20),
+            cpu_seconds: (!number.is_multiple_of(2)).then_some(number as f64),
+            memory_bytes: (!number.is_multiple_of(5)).then_some(number << 20),
             io_bytes: None,
             tags: Box::default(),
         };
