@@ -32,6 +32,7 @@ REVEILLE_TEST_SEQUENCES=5000 cargo test --workspace --locked --test sequences
 
 # A request log of a million lines, 1 % of them damaged.
 REVEILLE_TEST_LOG_LINES=1000000 cargo test --workspace --locked --lib request_log
+REVEILLE_TEST_LOG_LINES=1000000 cargo test --workspace --locked --test daemon request_logs
 
 # Wakes through tap devices, at random moments: the activator alone, and below the daemon.
 REVEILLE_TEST_TAP_WAKES=500 cargo test --workspace --locked --test tap -- --nocapture clients_at_random

@@ -1,5 +1,6 @@
 //! The other end of the wire, for the command line: typed calls, errors as sentences.
 
+mod demand;
 mod versions;
 
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ use crate::access::Token;
 use crate::control::{CloneRequest, Connections, RolloverStep, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
-use crate::routes::{REQUEST_MS_MAX, WAIT_MS_MAX};
+use crate::request_log::LOG_TYPE;
+use crate::routes::{LOGS_PATH, REQUEST_MS_MAX, WAIT_MS_MAX};
 use crate::time::Time;
 use crate::types::{
     DnsReport, HostSummary, Page, ReloadReport, ServiceDetail, ServiceSummary, VerbReply, Wake, WhyReport,
@@ -404,7 +406,8 @@ impl Client {
         let _ = stream.set_nodelay(true);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.authority);
         if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            let kind = if path == LOGS_PATH { LOG_TYPE } else { "application/json" };
+            request = request.header(header::CONTENT_TYPE, kind);
         }
         if let Some(token) = &self.token {
             let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.secret()))

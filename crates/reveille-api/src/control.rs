@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use async_trait::async_trait;
+use reveille_core::forecast::profile::Request;
 use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, Policy, RequestError, ServiceSpec, SpecFault};
 use serde::{Deserialize, Serialize};
@@ -11,9 +12,10 @@ use tokio::sync::broadcast;
 use crate::events::Event;
 use crate::time::Time;
 use crate::types::{
-    DeployReply, DnsReport, HealthReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
-    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
-    ZoneKeys, ZoneSummary,
+    DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HealthReport,
+    HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDemand, ServiceDetail,
+    ServiceSummary, TakenRequests, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose,
+    WhyReport, ZoneKeys, ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -169,6 +171,49 @@ pub trait Control: Send + Sync + 'static {
     /// What the query room has counted and seen.
     async fn dns(&self) -> Result<DnsReport, ControlError>;
 
+    /// Takes in requests that a log tells of, in the log's order; `refused` lines between them were none. Waits for room, but
+    /// not for long.
+    async fn take_requests(
+        &self,
+        requests: Vec<Request>,
+        refused: u64,
+    ) -> Result<TakenRequests, ControlError> {
+        let (_, _) = (requests, refused);
+        Err(nothing_recorded())
+    }
+
+    /// What is recorded of demand, in short.
+    async fn demand(&self) -> Result<DemandReport, ControlError> {
+        Err(nothing_recorded())
+    }
+
+    /// What was asked of the service of late.
+    async fn service_demand(
+        &self,
+        name: &DomainName,
+        asked: DemandRange,
+    ) -> Result<ServiceDemand, ControlError> {
+        let (_, _) = (name, asked);
+        Err(nothing_recorded())
+    }
+
+    /// At most `limit` users or groups with a profile in the order of their names, beginning after the name `after`.
+    async fn demand_profiles(
+        &self,
+        whose: Whose,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DemandProfileSummary>, ControlError> {
+        let (_, _, _) = (whose, after, limit);
+        Err(nothing_recorded())
+    }
+
+    /// One user's or group's profile.
+    async fn demand_profile(&self, whose: Whose, name: &str) -> Result<DemandProfile, ControlError> {
+        let (_, _) = (whose, name);
+        Err(nothing_recorded())
+    }
+
     /// At most `limit` zones in the order of their names, beginning after the name `after`.
     async fn zones(&self, after: Option<&DomainName>, limit: usize)
     -> Result<Vec<ZoneSummary>, ControlError>;
@@ -250,6 +295,10 @@ pub trait Control: Send + Sync + 'static {
     fn events(&self) -> broadcast::Receiver<Event>;
 }
 
+fn nothing_recorded() -> ControlError {
+    ControlError::Unavailable { detail: "this daemon records nothing of demand".to_owned() }
+}
+
 /// Why the daemon did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -274,6 +323,17 @@ pub enum ControlError {
         service: DomainName,
         /// What was asked for.
         number: u64,
+    },
+    /// No such user or group has a profile. 404.
+    #[error(
+        "there is no profile of {name} among the {whose}; `reveille demand {whose}` shows those that there are, and \
+         who made few requests is among all others"
+    )]
+    UnknownDemandProfile {
+        /// Among whom it was looked for.
+        whose: Whose,
+        /// What was asked for.
+        name: String,
     },
     /// It takes an object store, and none is configured. 409.
     #[error(

@@ -13,7 +13,8 @@ use reveille_core::model::Timestamp;
 
 use crate::access::{Access, Scope, Token};
 use crate::problem::{PROBLEM_JSON, Problem};
-use crate::routes::Api;
+use crate::request_log::LOG_TYPE;
+use crate::routes::{Api, LOGS_PATH};
 
 /// Longest text of a refused request that is taken over into its problem.
 const REFUSAL_BYTES_MAX: usize = 4_096;
@@ -102,26 +103,26 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A form of a foreign page can post anything but JSON without being asked first.
+/// A form of a foreign page can post anything but JSON, of one value or of lines, without being asked first.
 fn check_content_type(request: &Request) -> Result<(), Problem> {
+    let expected = if path_of(request) == LOGS_PATH { LOG_TYPE } else { "application/json" };
     let headers = request.headers();
     let has_body = headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default());
     let is_json = kind.is_some_and(|kind| {
         let essence = kind.split(';').next().unwrap_or_default().trim();
-        essence.eq_ignore_ascii_case("application/json")
+        essence.eq_ignore_ascii_case(expected)
     });
     if (has_body || kind.is_some()) && !is_json {
-        let detail = "a body must have the content type application/json";
+        let detail = format!("a body must have the content type {expected}");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Not JSON", detail));
     }
     Ok(())
 }
 
 fn check_token(access: &Access, request: &Request) -> Result<(), Problem> {
-    let path = request.extensions().get::<MatchedPath>().map_or("", |path| path.as_str());
-    let needed = needed_scope(request.method(), path);
+    let needed = needed_scope(request.method(), path_of(request));
     let Some(value) = request.headers().get(header::AUTHORIZATION) else {
         let peer = request.extensions().get::<Peer>();
         let proxied = PROXY_HEADERS.iter().any(|name| request.headers().contains_key(name));
@@ -143,6 +144,11 @@ fn check_token(access: &Access, request: &Request) -> Result<(), Problem> {
     }
 }
 
+/// The path of the route, with its parameters' names.
+fn path_of(request: &Request) -> &str {
+    request.extensions().get::<MatchedPath>().map_or("", |path| path.as_str())
+}
+
 /// What a route needs. A route that is not listed needs the most.
 fn needed_scope(method: &Method, path: &str) -> Scope {
     let verbs = [
@@ -150,7 +156,12 @@ fn needed_scope(method: &Method, path: &str) -> Scope {
         "/v1/services/{name}/hibernate",
         "/v1/services/{name}/terminate",
         "/v1/services/{name}/versions/{number}/verify",
+        LOGS_PATH,
     ];
+    // They tell of people.
+    if path.starts_with("/v1/demand/") {
+        return Scope::Operate;
+    }
     if matches!(*method, Method::GET | Method::HEAD) {
         Scope::Read
     } else if *method == Method::POST && verbs.contains(&path) {
@@ -160,7 +171,7 @@ fn needed_scope(method: &Method, path: &str) -> Scope {
     }
 }
 
-fn wall_clock() -> Timestamp {
+pub(crate) fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

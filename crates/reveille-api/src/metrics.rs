@@ -7,19 +7,45 @@ use std::fmt::{Display, Write};
 
 use reveille_core::health::Health;
 
-use crate::types::{Counts, DnsReport, HealthReport, HostSummary, InstanceHealth, MetricsReport};
+use crate::types::{
+    Counts, DemandReport, DnsReport, HealthReport, HostSummary, InstanceHealth, MetricsReport,
+};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text.
-pub fn text(dns: &DnsReport, host: &HostSummary, health: &HealthReport) -> String {
+pub fn text(
+    dns: &DnsReport,
+    host: &HostSummary,
+    health: &HealthReport,
+    demand: Option<&DemandReport>,
+) -> String {
     let mut page = Page::default();
     about_host(&mut page, host);
     about_health(&mut page, health);
     about_queries(&mut page, dns);
     about_peers(&mut page, dns);
+    if let Some(demand) = demand {
+        about_demand(&mut page, demand);
+    }
     page.0
+}
+
+fn about_demand(page: &mut Page, demand: &DemandReport) {
+    let help = "Requests that logs told of, and lines that were refused.";
+    page.counters("reveille_log_requests_total", help, "event", &demand.requests);
+    let help = "Arrivals that nothing was learned from, since they came too fast.";
+    page.counter("reveille_arrivals_dropped_total", help, demand.arrivals_dropped);
+    page.counters(
+        "reveille_history_points_total",
+        "What became of points of history.",
+        "event",
+        &demand.history,
+    );
+    page.gauge("reveille_history_bytes", "Bytes of the history on the disk.", demand.history_bytes);
+    page.gauge("reveille_user_profiles", "Users with a profile.", demand.profiles.users);
+    page.gauge("reveille_group_profiles", "Groups with a profile.", demand.profiles.groups);
 }
 
 fn about_host(page: &mut Page, host: &HostSummary) {

@@ -116,6 +116,9 @@ impl From<ControlError> for Problem {
             ControlError::UnknownVersion { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-version", "Unknown version", detail)
             }
+            ControlError::UnknownDemandProfile { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-demand-profile", "No such profile", detail)
+            }
             ControlError::NoDepot => Self::new(conflict, "no-depot", "No object store", detail),
             ControlError::AmbiguousName { candidates, .. } => {
                 let candidates = candidates.into();

@@ -1,5 +1,6 @@
 //! The paths under `/v1`, and the health checks and metrics beside them.
 
+mod demand;
 mod room;
 mod versions;
 
@@ -30,6 +31,8 @@ use crate::events::Event;
 use crate::guard::{guard, polish};
 use crate::problem::Problem;
 use crate::time::Time;
+pub use demand::LOGS_PATH;
+
 use crate::types::{HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ServiceDetail, ServiceSummary};
 use crate::types::{ReloadReport, VerbReply, Wake, WhyReport};
 
@@ -54,6 +57,8 @@ pub struct Api {
     /// Becomes true when the server stops, which ends event streams.
     pub stopping: watch::Receiver<bool>,
     pub event_streams: AtomicUsize,
+    /// Request logs that are on their way.
+    pub logs: AtomicUsize,
 }
 
 /// All paths, with everything that a request passes before them.
@@ -64,8 +69,14 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/clone", post(clone_service))
         .route("/v1/services/{name}/why", get(why))
         .route("/v1/services/{name}/wakes", get(wakes))
+        .route("/v1/services/{name}/demand", get(demand::of_service))
         .route("/v1/host", get(host))
         .route("/v1/dns", get(room::dns))
+        .route("/v1/demand", get(demand::show))
+        .route("/v1/demand/users", get(demand::users))
+        .route("/v1/demand/users/{name}", get(demand::user))
+        .route("/v1/demand/groups", get(demand::groups))
+        .route("/v1/demand/groups/{name}", get(demand::group))
         .route("/v1/zones", get(room::list_zones))
         .route("/v1/zones/{zone}/keys", get(room::keys))
         .route("/v1/zones/{zone}/rollover", post(room::rollover))
@@ -88,7 +99,8 @@ pub fn router(api: Arc<Api>) -> Router {
         // Many and large zone files take their time.
         .route("/v1/reload", post(reload))
         .route_layer(from_fn(|request, next| limit_time(WAIT_MS_MAX, request, next)));
-    let streaming = Router::new().route("/v1/events", get(events));
+    // These have limits of their own.
+    let streaming = Router::new().route("/v1/events", get(events)).route(LOGS_PATH, post(demand::take_log));
     let guarded =
         quick.merge(waiting).merge(streaming).route_layer(from_fn_with_state(Arc::clone(&api), guard));
     // Health tells nothing that needs a guard, and is asked by name from wherever a supervisor runs.

@@ -82,7 +82,13 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send,
 ) {
     let (stopping, is_stopping) = watch::channel(false);
-    let api = Api { control, access, stopping: is_stopping, event_streams: AtomicUsize::new(0) };
+    let api = Api {
+        control,
+        access,
+        stopping: is_stopping,
+        event_streams: AtomicUsize::new(0),
+        logs: AtomicUsize::new(0),
+    };
     let router = router(Arc::new(api));
     let places = Places::new(CONNECTIONS_MAX);
     let under_way = GracefulShutdown::new();

@@ -15,12 +15,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
 
+mod demand;
 mod dns;
 mod health;
 mod versions;
 mod zones;
 
-pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
+pub use demand::{
+    AnomalyReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep, LogReport,
+    ProfilesReport, RiskPart, RiskReport, ServiceDemand, TakenRequests, Whose,
+};
+pub use dns::{
+    ArrivalsEstimate, Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport,
+    Top,
+};
 pub use health::{
     Evidence, HealthChange, HealthReport, INSTANCES_SHOWN_MAX, InstanceHealth, MetricsReport, ProbeReport,
 };
@@ -111,7 +119,7 @@ pub struct ServiceSummary {
 }
 
 /// All about a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceDetail {
     /// As in a list.
     #[serde(flatten)]
@@ -200,6 +208,12 @@ pub struct ServiceDetail {
     /// Questions for it of late; absent where nobody counts them.
     #[serde(default)]
     pub queries: Option<QueriesReport>,
+    /// What was last out of the ordinary in how often it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_anomaly: Option<AnomalyReport>,
+    /// How likely it is to fail its next client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<RiskReport>,
 }
 
 impl ServiceSummary {
@@ -278,6 +292,8 @@ impl ServiceDetail {
             probes: Vec::new(),
             metrics: None,
             queries: None,
+            last_anomaly: None,
+            risk: None,
         }
     }
 }
@@ -679,6 +695,12 @@ pub struct WhyReport {
     /// The last verdicts on its health that were not so before, newest first.
     #[serde(default)]
     pub health_changes: Vec<HealthChange>,
+    /// What was out of the ordinary in how often it was asked for, newest first.
+    #[serde(default)]
+    pub anomalies: Vec<AnomalyReport>,
+    /// How likely it is to fail its next client, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<RiskReport>,
 }
 
 /// The daemon and its host.

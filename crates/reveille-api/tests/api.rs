@@ -27,6 +27,12 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("GET", "/v1/dns", "", Read, 200),
         ("GET", "/metrics", "", Read, 200),
         ("GET", "/v1/health", "", Read, 200),
+        ("GET", "/v1/demand", "", Read, 200),
+        ("GET", "/v1/services/hello/demand?hours=2&step_s=60", "", Read, 200),
+        ("GET", "/v1/demand/users", "", Operate, 200),
+        ("GET", "/v1/demand/users/ann", "", Operate, 200),
+        ("GET", "/v1/demand/groups", "", Operate, 200),
+        ("GET", "/v1/demand/groups/ann", "", Operate, 200),
         ("GET", "/v1/zones", "", Read, 200),
         ("GET", "/v1/zones/vm.test/keys", "", Read, 200),
         ("POST", "/v1/zones/vm.test/rollover", "", Admin, 200),
@@ -374,6 +380,8 @@ async fn metrics_are_what_prometheus_reads() {
         "reveille_instance_cpu_seconds_total{service=\"hello.vm.test\",instance=\"i1\"} 1.234000",
         "reveille_instance_memory_bytes{service=\"hello.vm.test\",instance=\"i1\"} 8192",
         "reveille_instance_reply_seconds_total{service=\"hello.vm.test\",instance=\"i1\"} 0.000750",
+        "reveille_log_requests_total{event=\"refused\"} 0",
+        "reveille_arrivals_dropped_total 3",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
     }

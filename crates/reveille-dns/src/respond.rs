@@ -160,6 +160,8 @@ pub struct Outcome<'v> {
     pub qtype: u16,
     /// EDNS client subnet in the question.
     pub subnet: Option<Subnet>,
+    /// For how long the answer may be cached, in seconds, if it may.
+    pub ttl_s: Option<u32>,
     /// Data of the COOKIE option that the answer has, or would have.
     pub cookie: Option<[u8; COOKIE_BYTES]>,
     /// The packet was signed, but not with a key that is known here, or not by its owner.
@@ -233,11 +235,19 @@ pub fn respond<'v>(at: &Setting<'v, '_>, packet: &[u8], from: &Origin, out: &mut
         return Outcome { written, counter, signature_refused: signing.sign(&query, out), ..known };
     }
     let written = Some(write_reply(&query, &reply, &envelope, out));
+    let ttl_s = ttl_s(&reply);
     let signature_refused = signing.sign(&query, out);
     let wake = reply.wake.map(|service| WakeWish { service, qtype: question.qtype, subnet: subnet.copied() });
     let keepalive = envelope.tells_keepalive && edns.is_some_and(|edns| edns.keepalive);
     let hold_ms_max = reply.hold_ms_max;
-    Outcome { written, wake, hold_ms_max, counter, signature_refused, keepalive, transfer, ..known }
+    Outcome { written, wake, hold_ms_max, counter, signature_refused, keepalive, transfer, ttl_s, ..known }
+}
+
+/// For how long a reply may be cached: until the first of its records expires; a denial as long as the SOA beside it says
+/// (RFC 2308 §5).
+fn ttl_s(reply: &Reply<'_>) -> Option<u32> {
+    let section = if reply.answer.is_empty() { &reply.authority } else { &reply.answer };
+    section.iter().map(|records| records.ttl).min().filter(|_| reply.authoritative)
 }
 
 /// What a question that is let in is answered with, and how that is signed.

@@ -6,13 +6,14 @@
 //! costs a minute of learning and nothing else.
 
 mod ahead;
+mod recorded;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,14 +24,22 @@ use reveille_core::decide::{Foresight, OUTLOOK_PIECES_MAX};
 use reveille_core::forecast::gaps::{Arrival, Gaps, Name};
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
-use reveille_dns::observe::Counters;
-use reveille_store::history::{Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast};
+use reveille_dns::observe::{Correction, Counters, Observer};
+use reveille_store::history::{
+    BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast,
+};
 use tokio::sync::mpsc;
 
+use crate::anomalies::Anomalies;
 use crate::clock::Clock;
 use crate::control::Message;
-use crate::control::forecasts::{TOLD_MAX, Told};
+use crate::control::forecasts::{Hearer, Teller, Told, way};
+use crate::request_logs::RequestLogs;
+use crate::room::arrivals::rounded;
+
 use ahead::Ahead;
+
+pub use recorded::{Recorded, Threshold};
 
 /// Names that are known in memory; of others it is read when they are asked for. One takes about 500 bytes.
 const NAMES_MAX: usize = 16_384;
@@ -47,6 +56,9 @@ const TAKEN_UP_MAX: usize = 32;
 /// How often it is told what is foreseen: the newest of each name, so that many arrivals make one message.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
+/// Questions of a minute below which nobody asks whether they are a flood.
+const FLOOD_QUERIES_MIN: u64 = 100;
+
 /// The form of the states in the catalogue.
 const STATE_FORM: u32 = 1;
 
@@ -56,6 +68,8 @@ pub struct Questions {
     pub view: Arc<ArcSwap<View>>,
     /// The counters.
     pub counters: Counters,
+    /// What they stand for.
+    pub observer: Arc<Observer>,
     /// Where other servers' questions are counted, if they tell of them.
     pub collector: Option<Arc<Collector>>,
 }
@@ -63,7 +77,9 @@ pub struct Questions {
 /// The thread, and the sender's end for the control loop. Dropping it does not end the thread: the sender's end does.
 pub struct Forecasting {
     /// Where arrivals are told.
-    pub told: SyncSender<Told>,
+    pub told: Teller,
+    /// What is recorded, for those who look.
+    pub recorded: Recorded,
     /// Ends after the sender is dropped, when all was written.
     pub thread: JoinHandle<()>,
 }
@@ -75,10 +91,12 @@ pub struct Forecasting {
 pub fn start(
     dir: &Path,
     limits: Limits,
+    threshold: &Threshold,
     questions: Questions,
     inbox: mpsc::Sender<Message>,
     clock: Clock,
 ) -> anyhow::Result<Forecasting> {
+    let late_s_max = limits.late_s_max;
     let (history, damaged) = History::open(&dir.join("history"), limits)?;
     for damage in &damaged {
         tracing::warn!(%damage, "part of the history cannot be read and is skipped");
@@ -93,7 +111,10 @@ pub fn start(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Gaps::default(),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let (told, arrivals) = sync_channel(TOLD_MAX);
+    let logs = RequestLogs::open(&dir.join("requests"), Arc::clone(&questions.view), late_s_max, clock)?;
+    let (told, heard) = way();
+    let logs = Arc::new(logs);
+    let recorded = Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
     let forecaster = Forecaster {
         gaps,
         path,
@@ -105,15 +126,18 @@ pub fn start(
         in_use: BTreeMap::new(),
         ahead: Ahead::default(),
         questions,
+        logs,
+        anomalies: Anomalies::new(threshold.get()),
+        threshold: threshold.clone(),
         counted: Vec::new(),
         inbox,
         clock,
     };
     let thread = std::thread::Builder::new()
         .name("forecasts".to_owned())
-        .spawn(move || forecaster.run(&arrivals))
+        .spawn(move || forecaster.run(&heard))
         .context("cannot start the thread that forecasts")?;
-    Ok(Forecasting { told, thread })
+    Ok(Forecasting { told, recorded, thread })
 }
 
 /// What is known of a name that is in memory.
@@ -139,6 +163,9 @@ struct Forecaster {
     in_use: BTreeMap<(DomainName, u64), u64>,
     ahead: Ahead,
     questions: Questions,
+    logs: Arc<RequestLogs>,
+    anomalies: Anomalies,
+    threshold: Threshold,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
     inbox: mpsc::Sender<Message>,
@@ -146,7 +173,7 @@ struct Forecaster {
 }
 
 impl Forecaster {
-    fn run(mut self, arrivals: &Receiver<Told>) {
+    fn run(mut self, heard: &Hearer) {
         let (mut second, mut save) = (Instant::now() + SECOND, Instant::now() + SAVE_EVERY);
         let mut tell = Instant::now() + TELL_EVERY;
         self.count_from_here();
@@ -159,10 +186,11 @@ impl Forecaster {
                 (None, true) => second,
                 (None, false) => second.min(tell),
             };
-            match arrivals.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            match heard.next(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, at }) => self.arrived(service, at),
                 Ok(Told::Busy { service, at }) => self.busy(service, at),
                 Ok(Told::Used { service, in_use, at }) => self.used(service, in_use, at),
+                Ok(Told::Connected { service, more, now }) => self.anomalies.connected(&service, more, now),
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
                     let some: Vec<DomainName> = before.by_ref().take(TAKEN_UP_MAX).collect();
@@ -193,6 +221,7 @@ impl Forecaster {
         }
         self.record();
         self.save();
+        self.anomalies.save(&self.history.recorder());
     }
 
     /// Learns of an arrival.
@@ -291,6 +320,7 @@ impl Forecaster {
     fn forget(&mut self, service: &DomainName) {
         self.names.remove(service);
         self.ahead.forget(service);
+        self.anomalies.forget(service);
         self.pending.retain(|(name, _), _| name != service);
         self.in_use.retain(|(name, _), _| name != service);
         if let Err(error) = self.history.recorder().remove(service.to_string().as_bytes()) {
@@ -303,8 +333,8 @@ impl Forecaster {
         drop(self.questions_since());
     }
 
-    /// Questions for each service since the last call.
-    fn questions_since(&mut self) -> Vec<(DomainName, u32)> {
+    /// Questions for each service since the last call, with its counter.
+    fn questions_since(&mut self) -> Vec<(DomainName, u32, u32)> {
         let view = self.questions.view.load();
         let mut asked = Vec::new();
         for service in view.services() {
@@ -315,7 +345,7 @@ impl Forecaster {
             }
             let before = std::mem::replace(&mut self.counted[place], sum);
             if sum != before {
-                asked.push((service.name.clone(), sum.wrapping_sub(before)));
+                asked.push((service.name.clone(), service.counter, sum.wrapping_sub(before)));
             }
         }
         asked
@@ -340,30 +370,96 @@ impl Forecaster {
     /// Hands over to the history what this second has had.
     fn record(&mut self) {
         let now_s = self.clock.now().as_ms() / 1_000;
-        let point = |name: DomainName, kind, at_s, amount| Point {
-            name: name.to_string().into_bytes().into(),
-            kind,
-            at_s,
-            amount,
-        };
         let questions = self.questions_since();
-        let mut points: Vec<Point> = questions
-            .into_iter()
-            .map(|(name, count)| point(name, Kind::Queries, now_s, count.into()))
-            .collect();
+        let corrections =
+            if questions.is_empty() { BTreeMap::new() } else { self.questions.observer.corrections() };
         let elsewhere = self.questions_elsewhere(now_s);
-        points.extend(
-            elsewhere.into_iter().map(|(name, at_s, count)| point(name, Kind::Queries, at_s, count.into())),
-        );
+        self.judge(&questions, &elsewhere);
+        let own = questions
+            .iter()
+            .flat_map(|(name, counter, count)| self.points_of(name, now_s, *count, corrections.get(counter)));
+        // What their servers answered is not known, and so not what they stand for.
+        let others =
+            elsewhere.iter().flat_map(|(name, at_s, count)| self.points_of(name, *at_s, *count, None));
+        let mut points: Vec<Point> = own.chain(others).collect();
         let arrivals = std::mem::take(&mut self.pending);
         points.extend(
-            arrivals.into_iter().map(|((name, at_s), count)| point(name, Kind::Arrivals, at_s, count)),
+            arrivals.into_iter().map(|((name, at_s), count)| point(&name, Kind::Arrivals, at_s, count)),
         );
         let in_use = std::mem::take(&mut self.in_use);
-        points.extend(in_use.into_iter().map(|((name, at_s), ms)| point(name, Kind::ExecutionMs, at_s, ms)));
-        let kinds = KindSet::NONE.with(Kind::Queries).with(Kind::Arrivals).with(Kind::ExecutionMs);
+        points.extend(in_use.into_iter().map(|((name, at_s), ms)| point(&name, Kind::ExecutionMs, at_s, ms)));
+        points.extend(self.requests());
+        self.look_for_anomalies();
+        let kinds: KindSet =
+            [Kind::Queries, Kind::DemandMilli, Kind::Arrivals, Kind::ExecutionMs, Kind::Refused]
+                .into_iter()
+                .collect();
+        let mut seen = Some(Seen { at_s: now_s, kinds });
         // What does not fit is dropped and counted there.
-        self.history.recorder().record(Batch { now_s, seen: Some(Seen { at_s: now_s, kinds }), points });
+        while seen.is_some() || !points.is_empty() {
+            let rest = points.split_off(points.len().min(BATCH_POINTS_MAX));
+            self.history.recorder().record(Batch { now_s, seen: seen.take(), points });
+            points = rest;
+        }
+    }
+
+    fn look_for_anomalies(&mut self) {
+        if self.threshold.was_changed() {
+            self.anomalies.set_threshold_sd(self.threshold.get());
+        }
+        let (reader, recorder) = (self.history.reader(), self.history.recorder());
+        if self.anomalies.look(self.clock.now(), &reader, &recorder) {
+            self.questions.observer.begin_minute();
+        }
+    }
+
+    /// Takes in how often services were asked for in this second, and says of those that are asked for much whether that is a
+    /// crowd or a flood.
+    fn judge(&mut self, own: &[(DomainName, u32, u32)], elsewhere: &[(DomainName, u64, u32)]) {
+        let asked = own.iter().map(|(service, _, count)| (service, *count));
+        for (service, count) in asked.chain(elsewhere.iter().map(|(service, _, count)| (service, *count))) {
+            self.anomalies.asked(service, count.into());
+        }
+        let view = self.questions.view.load();
+        let busy = self.anomalies.asked_for(FLOOD_QUERIES_MIN).filter_map(|service| view.service(service));
+        let counters: BTreeMap<u32, DomainName> =
+            busy.map(|service| (service.counter, service.name.clone())).collect();
+        if counters.is_empty() {
+            return;
+        }
+        let crowds = self.questions.observer.crowds(counters.keys().copied()).into_iter();
+        let crowds = crowds.filter_map(|(counter, crowd)| Some((counters.get(&counter)?.clone(), crowd)));
+        self.anomalies.judge(&crowds.collect());
+    }
+
+    /// What the history has of so many questions for a service.
+    fn points_of(
+        &self,
+        service: &DomainName,
+        at_s: u64,
+        count: u32,
+        correction: Option<&Correction>,
+    ) -> impl Iterator<Item = Point> + use<> {
+        let share = self.anomalies.demand_share(service);
+        let kept_out = rounded(f64::from(count) * (1.0 - share));
+        let points = [
+            point(service, Kind::Queries, at_s, count.into()),
+            point(service, Kind::DemandMilli, at_s, demand_milli(count, share, correction)),
+            point(service, Kind::Refused, at_s, kept_out),
+        ];
+        points.into_iter().filter(|point| point.amount > 0)
+    }
+
+    /// Requests that logs have told of since the last call.
+    fn requests(&self) -> Vec<Point> {
+        let taken = self.logs.take_seconds();
+        let points = taken.iter().flat_map(|(service, at_s, amount)| {
+            [
+                point(service, Kind::Arrivals, *at_s, amount.requests),
+                point(service, Kind::ExecutionMs, *at_s, amount.execution_ms),
+            ]
+        });
+        points.filter(|point| point.amount > 0).collect()
     }
 
     /// Writes what was learned since the last time.
@@ -400,6 +496,16 @@ impl Forecaster {
         }
         put.is_ok()
     }
+}
+
+/// What this share of questions stands for, in thousandths of an arrival; as many as there are where that is not known.
+fn demand_milli(questions: u32, share: f64, correction: Option<&Correction>) -> u64 {
+    let per_query = correction.map_or(1.0, |known| known.per_query);
+    rounded(1e3 * f64::from(questions) * share * per_query)
+}
+
+fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {
+    Point { name: service.to_string().into_bytes().into(), kind, at_s, amount }
 }
 
 /// What is foreseen of a name at `now`.

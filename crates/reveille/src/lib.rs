@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod announce;
+mod anomalies;
 mod bench;
 pub mod cli;
 pub mod clock;
@@ -16,6 +17,7 @@ mod forecasts;
 mod keys;
 mod reload;
 mod replay;
+mod request_logs;
 mod room;
 mod serve;
 mod stopping;

@@ -30,6 +30,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::config::{Config, ConfigError};
 use crate::control::{Command, Message};
 use crate::encrypted::{self, Watched};
+use crate::forecasts::Threshold;
 use crate::zones::{Files, read_files};
 
 /// What the parts of a running daemon share with a reload.
@@ -46,6 +47,8 @@ pub struct Live {
     pub certificate: Option<Arc<Certificate>>,
     /// What the API tells.
     pub announced: ArcSwap<Announced>,
+    /// What counts as an anomaly.
+    pub threshold: Threshold,
 }
 
 impl Live {
@@ -56,10 +59,12 @@ impl Live {
         signing: Arc<Signing>,
         certificate: Option<&Watched>,
         announced: Announced,
+        threshold: Threshold,
     ) -> Self {
         let certificate = certificate.map(|watched| Arc::clone(&watched.certificate));
         let announced = ArcSwap::from_pointee(announced);
-        Self { keys: dns.keys(), gate, notify: dns.notify_list(), signing, certificate, announced }
+        let (keys, notify) = (dns.keys(), dns.notify_list());
+        Self { keys, gate, notify, signing, certificate, announced, threshold }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything here may wait: for the disk, for a lock that a look at the observations holds, for a walk over all
 //! services. The API asks from threads where that is allowed.
 
+pub mod arrivals;
 mod report;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use reveille_core::answer::View;
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::{Collector, CollectorError, DnstapIn, EmitterWatch};
 use reveille_dns::limit::Gate;
-use reveille_dns::observe::Observer;
+use reveille_dns::observe::{Correction, Observer};
 use reveille_dns::publish::{PublishConfig, PublishStatus, PublishTask};
 use reveille_dns::sign::{KeyError, Signing, ZoneKeyReport};
 use reveille_dns::{DnsServer, Secondaries, Tallies};
@@ -32,7 +33,7 @@ pub struct QueryRoom {
     signing: Arc<Signing>,
     looks: Looks,
     publications: Vec<(PublishConfig, watch::Receiver<PublishStatus>)>,
-    observer: Observer,
+    observer: Arc<Observer>,
     /// Out and in, if they are on.
     dnstap: (Option<EmitterWatch>, Option<Arc<Collector>>),
     clock: Clock,
@@ -52,7 +53,7 @@ impl QueryRoom {
         clock: Clock,
     ) -> std::io::Result<Self> {
         let publications = published.iter().map(|task| (task.config().clone(), task.watch())).collect();
-        let observer = Observer::start(dns.take_rings(), Arc::new(move || clock.now()))?;
+        let observer = Arc::new(Observer::start(dns.take_rings(), Arc::new(move || clock.now()))?);
         let (tallies, secondaries) = (dns.tallies(), dns.secondaries());
         let dnstap = (dns.watch_dnstap(), None);
         Ok(Self { view, tallies, secondaries, gate, signing, looks, publications, observer, dnstap, clock })
@@ -76,9 +77,20 @@ impl QueryRoom {
         self.dnstap.1.as_ref()
     }
 
+    /// What takes in who asks for what.
+    pub fn observer(&self) -> &Arc<Observer> {
+        &self.observer
+    }
+
     /// What was counted since the start and seen of late.
     pub fn report(&self) -> DnsReport {
         report::of(self)
+    }
+
+    /// What questions for the service stand for, if it is known.
+    pub fn correction_of(&self, service: &DomainName) -> Option<Correction> {
+        let counter = self.view.load().service(service).map(|service| service.counter)?;
+        self.observer.correction(counter)
     }
 
     /// Questions for the service in the last minute; `None` if it is not counted by itself.
@@ -86,7 +98,9 @@ impl QueryRoom {
         let counter = self.view.load().service(service).map(|service| service.counter)?;
         let seen = if counter == 0 { return None } else { self.observer.service(counter) };
         let by_type = seen.by_type.into_iter().map(|(word, count)| (word.to_owned(), count)).collect();
-        Some(QueriesReport { last_minute: seen.queries, by_type, complete: seen.is_complete })
+        let estimate = |correction| arrivals::of(&correction, (seen.queries, seen.queries));
+        let arrivals = self.observer.correction(counter).map(estimate);
+        Some(QueriesReport { last_minute: seen.queries, by_type, complete: seen.is_complete, arrivals })
     }
 
     /// At most `limit` zones in the order of their names, beginning after the name `after`.

@@ -39,7 +39,7 @@ use crate::control::{
 };
 use crate::control::{keeping, versions};
 use crate::encrypted;
-use crate::forecasts::{self, Forecasting, Questions};
+use crate::forecasts::{self, Forecasting, Questions, Threshold};
 use crate::keys::Looks;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
@@ -231,28 +231,28 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions } =
         open_room(config, seen, files.keys, &signing, notes, &store, clock)?;
     publisher.publish_to(&published);
-    publisher.count_with(questions.counters.clone());
+    publisher.count_with(questions.counters.clone(), Arc::clone(&questions.observer));
     let listener = reveille_api::bind(config.api.listen).await?;
     let (token, access) = operator_token(config)?;
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
-    let forecasting = forecasting(config, questions, &inbox, clock);
+    let threshold = Threshold::new(config.observe.anomaly_threshold_sd);
+    let forecasting = forecasting(config, &threshold, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let announced = Announced {
-        about: about(config, &*driver, clock),
-        policy: config.policy,
-        health: config.health.clone(),
-    };
-    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
+    let (about, policy, health) = (about(config, &*driver, clock), config.policy, config.health.clone());
+    let announced = Announced { about, policy, health };
+    let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced, threshold);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let images = Arc::new(images);
     let remote = Remote {
         inbox: inbox.clone(),
+        clock,
         store: Arc::clone(&store),
         generation: generations,
         news: news.clone(),
         reloader: reloader.clone(),
         room: Arc::new(room),
+        recorded: forecasting.as_ref().map(|forecasting| forecasting.recorded.clone()),
         stock: taken_up.as_ref().map(|(stock, _)| Arc::clone(stock)),
         images: Arc::clone(&images) as _,
     };
@@ -285,12 +285,13 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
 /// Who forecasts. Without a history nothing is foreseen, and the daemon serves all the same.
 fn forecasting(
     config: &Config,
+    threshold: &Threshold,
     questions: Questions,
     inbox: &mpsc::Sender<crate::control::Message>,
     clock: Clock,
 ) -> Option<Forecasting> {
     let (dir, limits) = (&config.daemon.state_dir, config.history.limits());
-    forecasts::start(dir, limits, questions, inbox.clone(), clock)
+    forecasts::start(dir, limits, threshold, questions, inbox.clone(), clock)
         .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "nothing is recorded or foreseen"))
         .ok()
 }
@@ -331,7 +332,8 @@ fn open_room(
     let counters = dns.counters();
     let room = QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, clock)?;
     let room = room.collecting(&config.observe.dnstap_in)?;
-    let questions = Questions { view, counters, collector: room.collector().cloned() };
+    let (observer, collector) = (Arc::clone(room.observer()), room.collector().cloned());
+    let questions = Questions { view, counters, observer, collector };
     Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions })
 }
 

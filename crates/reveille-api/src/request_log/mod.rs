@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 
 pub use line::{BYTES_MAX, NAME_BYTES_MAX, SECONDS_MAX, TAG_BYTES_MAX, TAGS_MAX};
 
+/// The content type of a log.
+pub const LOG_TYPE: &str = "application/x-ndjson";
 /// Longest line, without its end, in bytes.
 pub const LINE_BYTES_MAX: usize = 16 << 10;
 /// How far the time of a request may lie ahead of this host's, in ms: clocks differ.

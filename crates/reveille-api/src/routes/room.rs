@@ -32,7 +32,9 @@ pub async fn health(State(api): Shared) -> Result<Json<HealthReport>, Problem> {
 pub async fn metrics(State(api): Shared) -> Result<Response, Problem> {
     let (dns, host) = (api.control.dns().await?, api.control.host().await?);
     let health = api.control.health().await?;
-    let text = metrics::text(&dns, &host, &health);
+    // A daemon without a history has nothing to tell of it.
+    let demand = api.control.demand().await.ok();
+    let text = metrics::text(&dns, &host, &health, demand.as_ref());
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 

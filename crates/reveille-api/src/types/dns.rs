@@ -125,6 +125,34 @@ pub struct Top {
     pub at_least: u64,
     /// And so often at most.
     pub at_most: u64,
+    /// What these queries stand for, if it is a service of which that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<ArrivalsEstimate>,
+}
+
+/// How many clients wanted a service: its queries, with those put back that resolvers answered from their caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrivalsEstimate {
+    /// Arrivals.
+    pub estimate: u64,
+    /// They are not fewer in 90 % of all cases,
+    pub low_80: u64,
+    /// and not more in 90 %: between both in 80 %.
+    pub high_80: u64,
+    /// The same with 95 %.
+    pub low_95: u64,
+    /// See [`low_95`](Self::low_95).
+    pub high_95: u64,
+    /// Thousandths of an arrival that a query stands for.
+    pub per_query_milli: u64,
+    /// Queries that this was seen in,
+    pub window_queries: u64,
+    /// of about so many resolvers,
+    pub window_resolvers: u64,
+    /// in so many seconds.
+    pub window_s: u64,
+    /// Percent of these queries behind which more may be hidden than can be told.
+    pub uncorrected_percent: u64,
 }
 
 /// Questions for a service in the last minute.
@@ -136,4 +164,7 @@ pub struct QueriesReport {
     pub by_type: Counts,
     /// None was left out; otherwise there were more than could be taken in one by one.
     pub complete: bool,
+    /// What they stand for, if enough was seen to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<ArrivalsEstimate>,
 }

@@ -16,16 +16,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    Counts, DecisionReport, DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, InstanceHealth,
-    MetricsReport, ObservedReport, PruneReport, Redeploy, ReloadReport, RestoreReply, SecondaryReport,
-    ServiceCounts, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList,
-    VersionPlace, VersionSummary, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    Counts, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep,
+    DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, InstanceHealth, MetricsReport,
+    ObservedReport, ProfilesReport, PruneReport, Redeploy, ReloadReport, RestoreReply, SecondaryReport,
+    ServiceCounts, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply, VerifyReport,
+    VersionDetail, VersionList, VersionPlace, VersionSummary, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     Access, Anonymous, Connections, Control, ControlError, Depth, Pin, RolloverStep, Scope, Time, Token,
     TokenGrant, Unstored, Wait,
 };
 use reveille_core::decide::{Action, Decision, Reason};
+use reveille_core::forecast::profile::{Profiles, Request};
 use reveille_core::health::{Health, HealthReason};
 use reveille_core::model::{
     Cause, DomainName, Failure, Instance, InstanceId, Phase, RequestError, Rung, Service, ServiceSpec,
@@ -57,6 +59,8 @@ pub struct Memory {
     pub reload: Mutex<Result<ReloadReport, ControlError>>,
     pub pinned: Mutex<Vec<u64>>,
     pub has_depot: Mutex<bool>,
+    /// Requests of logs, and refused lines.
+    pub requests: Mutex<(Vec<Request>, u64)>,
 }
 
 impl Memory {
@@ -68,6 +72,7 @@ impl Memory {
             reload: Mutex::new(Ok(ReloadReport::default())),
             pinned: Mutex::default(),
             has_depot: Mutex::new(true),
+            requests: Mutex::default(),
         };
         for text in names {
             memory.insert(spec(text));
@@ -289,6 +294,8 @@ impl Control for Memory {
                     Health::Down,
                     &HealthReason::Unheard { for_ms: 7 },
                 )],
+                anomalies: Vec::new(),
+                risk: None,
             })
         })
     }
@@ -432,6 +439,75 @@ impl Control for Memory {
             RolloverStep::DsSeen => "seen",
         };
         Ok(ZoneKeys { next_step: next_step.to_owned(), ..keys })
+    }
+
+    async fn take_requests(
+        &self,
+        requests: Vec<Request>,
+        refused: u64,
+    ) -> Result<TakenRequests, ControlError> {
+        let services = self.services.lock().unwrap();
+        let is_here = |request: &&Request| services.contains_key(&name(&request.service));
+        let counted = requests.iter().filter(is_here).count() as u64;
+        let elsewhere = requests.len() as u64 - counted;
+        let mut taken = self.requests.lock().unwrap();
+        taken.0.extend(requests);
+        taken.1 += refused;
+        Ok(TakenRequests { counted, elsewhere, ..TakenRequests::default() })
+    }
+
+    async fn demand(&self) -> Result<DemandReport, ControlError> {
+        let taken = self.requests.lock().unwrap();
+        let counted = [("counted", taken.0.len() as u64), ("refused", taken.1)];
+        let profiles = Profiles::default();
+        Ok(DemandReport {
+            requests: counted.map(|(word, count)| (word.to_owned(), count)).into(),
+            arrivals_dropped: 3,
+            history: Counts::new(),
+            history_bytes: 4_096,
+            profiles: ProfilesReport {
+                users: 1,
+                groups: 0,
+                other_users: profiles.other_users().behaviour(),
+                other_groups: profiles.other_groups().behaviour(),
+            },
+        })
+    }
+
+    async fn service_demand(
+        &self,
+        asked: &DomainName,
+        range: DemandRange,
+    ) -> Result<ServiceDemand, ControlError> {
+        self.with(asked, |_, instance| {
+            Ok(ServiceDemand {
+                service: instance.service.clone(),
+                from: Time(Timestamp::from_ms(0)),
+                step_s: range.step_s,
+                steps: vec![DemandStep::default(); usize::try_from(range.hours).unwrap()],
+                per_thousand_queries: None,
+                damaged: Vec::new(),
+            })
+        })
+    }
+
+    async fn demand_profiles(
+        &self,
+        _whose: Whose,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DemandProfileSummary>, ControlError> {
+        let behaviour = Profiles::default().other_users().behaviour();
+        let names = ["ann", "bob", "cleo"].into_iter().filter(|own| after.is_none_or(|after| *own > after));
+        Ok(names.take(limit).map(|own| DemandProfileSummary::of(own, &behaviour)).collect())
+    }
+
+    async fn demand_profile(&self, whose: Whose, asked: &str) -> Result<DemandProfile, ControlError> {
+        let behaviour = Profiles::default().other_users().behaviour();
+        match asked {
+            "ann" | "a/b" => Ok(DemandProfile { name: asked.to_owned(), behaviour }),
+            _ => Err(ControlError::UnknownDemandProfile { whose, name: asked.to_owned() }),
+        }
     }
 
     async fn versions(&self, asked: &DomainName) -> Result<VersionList, ControlError> {

@@ -4,4 +4,6 @@ pub mod anomaly;
 pub mod caching;
 pub mod gaps;
 pub mod profile;
+pub mod risk;
+mod stored;
 pub mod volume;

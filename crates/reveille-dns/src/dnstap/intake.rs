@@ -122,7 +122,10 @@ impl Intake {
         self.seconds.add(second(at), source, counter);
         let name = if counter == 0 { question.name.as_wire().to_vec() } else { Vec::new() };
         let (qtype, transport) = (question.qtype, transport(message.protocol));
-        self.aggregate.take(Observed { at, counter, name, qtype, rcode: 0, transport, client, subnet });
+        // What was answered elsewhere, and for how long it is kept, is not looked at.
+        let (rcode, ttl_s, proven) = (0, None, transport.proves_address());
+        let seen = Observed { at, counter, name, qtype, rcode, transport, client, subnet, ttl_s, proven };
+        self.aggregate.take(seen);
         Ok(())
     }
 

@@ -57,6 +57,16 @@ enum What<'v> {
     Denial,
 }
 
+impl Found<'_> {
+    /// For how long the answer may be cached, in seconds.
+    pub fn ttl_s(&self, view: &View, now_s: u32) -> Option<u32> {
+        match self.what {
+            What::Address(slot) | What::Address6(slot) => Some(slot.ttl_s(now_s)),
+            What::Denial => view.zones().at(self.zone).map(|zone| zone.negative_ttl()),
+        }
+    }
+}
+
 impl Head {
     /// Reads a packet if it is an ordinary question: QUERY, one name of class IN, a type that is data, perhaps EDNS of
     /// version 0, nothing else. `None` leaves it to the general way.

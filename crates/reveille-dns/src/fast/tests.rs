@@ -229,6 +229,7 @@ proptest! {
             prop_assert_eq!(Some(found.zone), outcome.zone);
             prop_assert_eq!(found.slot.map_or(0, Slot::counter), outcome.counter);
             prop_assert_eq!(outcome.hold_ms_max, None);
+            prop_assert_eq!(found.ttl_s(&view, now_s), outcome.ttl_s);
         }
     }
 }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use reveille_core::model::Timestamp;
 
 use super::Observed;
+use super::crowd::{Crowd, Crowds};
 use super::distinct::Distinct;
 use super::heavy::{Heavy, HeavyHitters};
+use super::volume::{Correction, Volume};
 
 /// For so many seconds it is known how often a service was asked for in each. No longer than a counter rests before
 /// another service is given it, so that nobody is counted as another.
@@ -98,6 +100,8 @@ pub struct Aggregate {
     current: Epoch,
     before: Epoch,
     dropped: u64,
+    volume: Volume,
+    crowds: Crowds,
 }
 
 #[derive(Debug, Default)]
@@ -139,15 +143,18 @@ impl Aggregate {
             current: Epoch::new(now),
             before: Epoch::new(now),
             dropped: 0,
+            volume: Volume::default(),
+            crowds: Crowds::default(),
         }
     }
 
     /// Takes a query in.
     pub fn take(&mut self, seen: Observed) {
-        let Observed { at, counter, mut name, qtype, client, .. } = seen;
+        let Observed { at, counter, mut name, qtype, client, ttl_s, proven, .. } = seen;
         let epoch = &mut self.current;
+        let hashed = self.hash.hash_one(client);
         epoch.queries += 1;
-        epoch.clients.add(self.hash.hash_one(client));
+        epoch.clients.add(hashed);
         epoch.networks.add(network_of(client));
         if counter == 0 {
             name.make_ascii_lowercase();
@@ -155,6 +162,10 @@ impl Aggregate {
         } else {
             epoch.names.add(SeenName::Counter(counter));
             self.count(counter, known_type(qtype), second(at));
+            self.crowds.asked(counter, hashed, proven);
+            if let Some(ttl_s) = ttl_s {
+                self.volume.asked(counter, qtype, hashed, at, ttl_s);
+            }
         }
     }
 
@@ -162,7 +173,9 @@ impl Aggregate {
     pub fn look(&mut self, dropped: u64, now: Timestamp) {
         if dropped > self.dropped {
             (self.dropped, self.incomplete_s) = (dropped, Some(second(now)));
+            self.volume.lost(now);
         }
+        self.volume.look(now);
         let age_s = second(now).saturating_sub(second(self.current.began));
         if age_s >= EPOCH_S {
             // After a pause of more than an epoch nothing of before is of late.
@@ -213,6 +226,31 @@ impl Aggregate {
             }
         }
         found
+    }
+
+    /// What queries for the service with that counter stand for, as far as it is known at `now`.
+    pub fn correction(&self, counter: u32, now: Timestamp) -> Option<Correction> {
+        self.volume.correction(counter, now)
+    }
+
+    /// The same of all services, by their counters.
+    pub fn corrections(&self, now: Timestamp) -> BTreeMap<u32, Correction> {
+        self.volume.corrections(now)
+    }
+
+    /// Who asks in this minute for the services with these counters, as far as they are asked for much.
+    pub fn crowds(&self, counters: impl Iterator<Item = u32>) -> BTreeMap<u32, Crowd> {
+        counters.filter_map(|counter| Some((counter, self.crowds.of(counter)?))).collect()
+    }
+
+    /// A minute begins.
+    pub fn begin_minute(&mut self) {
+        self.crowds.begin_minute();
+    }
+
+    /// The counter is another service's from now on.
+    pub fn forget(&mut self, counter: u32) {
+        self.volume.forget(counter);
     }
 
     fn count(&mut self, counter: u32, qtype: u16, at_s: u32) {

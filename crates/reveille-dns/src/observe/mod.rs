@@ -6,14 +6,18 @@
 //!                 └─► Observer   a thread of its own: counts per service and second, sketches of names and clients
 //! ```
 //!
+//! What resolvers keep in their caches is put back by what the sightings tell of them (`volume.rs`).
+//!
 //! **Invariant:** no address of a client outlives the look at which its query is taken in, but as part of a network.
 
 mod aggregate;
 mod counts;
+mod crowd;
 mod distinct;
 mod heavy;
 mod observer;
 mod ring;
+mod volume;
 
 use std::net::IpAddr;
 
@@ -23,11 +27,14 @@ use reveille_core::model::Timestamp;
 pub use aggregate::{Aggregate, EPOCH_S, Observations, SECONDS_KEPT, SERIES_MAX, SeenName, ServiceQueries};
 pub(crate) use counts::NameCounts;
 pub use counts::{COUNTERS_MAX, Counters};
+pub use crowd::Crowd;
 pub use heavy::Heavy;
 pub use observer::Observer;
 pub(crate) use ring::Producer;
 pub use ring::{CELLS_MAX, Consumer, ring};
+pub use volume::Correction;
 
+use crate::limit::{Client, Source};
 use crate::respond::{Origin, Outcome, Transport};
 use crate::wire::Subnet;
 
@@ -50,6 +57,10 @@ pub struct Observed {
     pub client: IpAddr,
     /// On whose behalf, if it was said.
     pub subnet: Option<Subnet>,
+    /// For how long what was answered may be cached, in seconds, if it may and that is known.
+    pub ttl_s: Option<u32>,
+    /// Whether who asked has proven its address.
+    pub proven: bool,
 }
 
 /// One query, as a thread that answers hands it over.
@@ -63,6 +74,8 @@ pub(crate) struct Sighting<'p> {
     pub transport: Transport,
     pub client: IpAddr,
     pub subnet: Option<Subnet>,
+    pub ttl_s: Option<u32>,
+    pub proven: bool,
 }
 
 impl<'p> Sighting<'p> {
@@ -78,8 +91,15 @@ impl<'p> Sighting<'p> {
             transport: from.transport,
             client: from.peer.ip(),
             subnet: outcome.subnet,
+            ttl_s: outcome.ttl_s,
+            proven: proves(from.transport, outcome.client.as_ref()),
         })
     }
+}
+
+/// Whether the sender's address is proven: by a connection, or by its cookie.
+pub(crate) fn proves(transport: Transport, client: Option<&Client>) -> bool {
+    transport.proves_address() || client.is_some_and(|client| client.source == Source::Proven)
 }
 
 /// The name of the question in a packet that could be read, in wire format.

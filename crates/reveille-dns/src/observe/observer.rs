@@ -1,5 +1,6 @@
 //! The thread that reads the rings: at a bounded pace, and rarely while nobody asks.
 
+use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,9 @@ use std::thread::{JoinHandle, park_timeout};
 use std::time::Duration;
 
 use super::aggregate::{Aggregate, Observations, ServiceQueries};
+use super::crowd::Crowd;
 use super::ring::{CELLS_MAX, Consumer};
+use super::volume::Correction;
 use crate::server::Clock;
 
 /// Queries that are taken from one ring at a look: as many as it has room for. What comes faster than that is a sample.
@@ -65,6 +68,31 @@ impl Observer {
     /// What is known of the questions for the service with that counter.
     pub fn service(&self, counter: u32) -> ServiceQueries {
         lock(&self.aggregate).service(counter, (self.clock)())
+    }
+
+    /// What queries for the service with that counter stand for, with those put back that caches answered.
+    pub fn correction(&self, counter: u32) -> Option<Correction> {
+        lock(&self.aggregate).correction(counter, (self.clock)())
+    }
+
+    /// The same of all services of which it is known, by their counters.
+    pub fn corrections(&self) -> BTreeMap<u32, Correction> {
+        lock(&self.aggregate).corrections((self.clock)())
+    }
+
+    /// Who asks in this minute for the services with these counters, as far as they are asked for much.
+    pub fn crowds(&self, counters: impl Iterator<Item = u32>) -> BTreeMap<u32, Crowd> {
+        lock(&self.aggregate).crowds(counters)
+    }
+
+    /// A minute begins: who asked in the one before is forgotten.
+    pub fn begin_minute(&self) {
+        lock(&self.aggregate).begin_minute();
+    }
+
+    /// The counter is given to another service: what was seen of the one before says nothing of it.
+    pub fn forget(&self, counter: u32) {
+        lock(&self.aggregate).forget(counter);
     }
 }
 
@@ -134,6 +162,8 @@ mod tests {
             transport: Transport::Udp,
             client: "192.0.2.7".parse().unwrap(),
             subnet: None,
+            ttl_s: Some(60),
+            proven: false,
         };
         (0..CELLS_MAX + 7).for_each(|_| first.push(&sighting));
         second.push(&Sighting { qtype: 28, transport: Transport::Tcp, ..sighting });

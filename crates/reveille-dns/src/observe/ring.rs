@@ -15,6 +15,9 @@ use crate::wire::Subnet;
 /// Cells of one ring; a power of two. 128 KiB: a small part of a core's cache.
 pub const CELLS_MAX: usize = 2_048;
 
+/// Where beside the transport it stands whether its sender is proven.
+const PROVEN_BIT: u32 = 7;
+
 /// The end that writes.
 #[derive(Debug)]
 pub struct Producer(Writer);
@@ -67,7 +70,7 @@ impl Consumer {
     }
 }
 
-/// `counter | qtype | rcode`, `time | transport | name length`, client, subnet's family and prefix, subnet.
+/// `counter | qtype | rcode`, `time | proven | transport | name length`, client, subnet's family and prefix, subnet, TTL.
 fn head_words(seen: &Sighting<'_>, name_bytes: usize) -> [u64; WORDS] {
     let halves = |address: u128| {
         [address >> 64, address & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0))
@@ -81,19 +84,22 @@ fn head_words(seen: &Sighting<'_>, name_bytes: usize) -> [u64; WORDS] {
     let [subnet_high, subnet_low] = halves(subnet);
     [
         u64::from(seen.counter) << 32 | u64::from(seen.qtype) << 16 | u64::from(seen.rcode.number()),
-        seen.at.as_ms() << 16 | u64::from(seen.transport.number()) << 8 | name_bytes as u64,
+        seen.at.as_ms() << 16
+            | u64::from(seen.transport.number() | u8::from(seen.proven) << PROVEN_BIT) << 8
+            | name_bytes as u64,
         client_high,
         client_low,
         u64::from(family) << 8 | u64::from(prefix),
         subnet_high,
         subnet_low,
-        0,
+        // None is zero.
+        seen.ttl_s.map_or(0, |ttl_s| u64::from(ttl_s) + 1),
     ]
 }
 
 /// The query whose head these words are, and how long its name is.
 fn observed(words: [u64; WORDS]) -> (Observed, usize) {
-    let [what, when, client_high, client_low, subnet, subnet_high, subnet_low, _] = words;
+    let [what, when, client_high, client_low, subnet, subnet_high, subnet_low, ttl] = words;
     let part = |word: u64, shift: u32| (word >> shift).to_le_bytes();
     let number = |bytes: [u8; 8]| u16::from_le_bytes([bytes[0], bytes[1]]);
     let whole = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
@@ -104,9 +110,11 @@ fn observed(words: [u64; WORDS]) -> (Observed, usize) {
         name: Vec::new(),
         qtype: number(part(what, 16)),
         rcode: number(part(what, 0)),
-        transport: Transport::from_number(part(when, 8)[0]),
+        transport: Transport::from_number(part(when, 8)[0] & !(1 << PROVEN_BIT)),
+        proven: part(when, 8)[0] >> PROVEN_BIT == 1,
         client: Ipv6Addr::from_bits(whole(client_high, client_low)).to_canonical(),
         subnet: Subnet::from_parts(family, prefix, whole(subnet_high, subnet_low)),
+        ttl_s: ttl.checked_sub(1).and_then(|ttl_s| u32::try_from(ttl_s).ok()),
     };
     (seen, usize::from(part(when, 0)[0]))
 }
@@ -127,6 +135,8 @@ mod tests {
             transport: Transport::Tcp,
             client: "2001:db8::7".parse().unwrap(),
             subnet: Subnet::from_parts(1, 24, 0xc000_0200_u128 << 96),
+            ttl_s: counter.checked_sub(1),
+            proven: counter % 2 == 1,
         }
     }
 
@@ -150,6 +160,8 @@ mod tests {
             assert_eq!(seen.len(), 2);
             assert_eq!((seen[0].counter, seen[0].name.as_slice()), (0, name));
             assert_eq!((seen[1].counter, seen[1].name.as_slice()), (round + 1, &[][..]));
+            assert_eq!((seen[0].ttl_s, seen[1].ttl_s), (None, Some(round)));
+            assert_eq!((seen[0].proven, seen[1].proven), (false, round % 2 == 0));
             let first = &seen[0];
             assert_eq!(first.at, Timestamp::from_ms(1_795_000_000_123));
             assert_eq!((first.qtype, first.rcode, first.transport), (65_535, 16, Transport::Tcp));

@@ -26,7 +26,7 @@ use crate::dnstap::{TapWriter, Tapped};
 use crate::fast::{self, Head};
 use crate::hold::{HoldRoom, Waiting};
 use crate::limit::{Arrival, Client, Entry, Gate, RateVerdict, Writers};
-use crate::observe::{NameCounts, Producer, Sighting};
+use crate::observe::{NameCounts, Producer, Sighting, proves};
 use crate::respond::{Origin, Setting, Transport, WakeWish, respond};
 use crate::server::Clock;
 use crate::tally::{BatchTally, Tally, bump};
@@ -234,6 +234,8 @@ impl Worker {
             transport: Transport::Udp,
             client: peer.ip(),
             subnet,
+            proven: proves(Transport::Udp, client.as_ref()),
+            ttl_s: if verdict == RateVerdict::Pass { found.ttl_s(at.setting.view, at.now_s) } else { None },
         });
         if verdict == RateVerdict::Drop {
             tally.dropped();

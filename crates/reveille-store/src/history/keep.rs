@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use super::compact::Compaction;
 use super::head::Added;
 use super::journal::Journal;
-use super::names::{NamesError, StoredForecast};
+use super::names::{NamesError, StateOf, StoredAnomaly, StoredForecast};
 use super::pack::Pack;
 use super::plan::{Step, next_step};
 use super::segment::{Segment, Unfit};
@@ -358,9 +358,15 @@ impl Keeper {
         }
     }
 
-    pub fn put_states(&mut self, states: &[StoredForecast]) {
-        if let Err(error) = self.shared.names.put_states(states) {
-            self.fault(&error, "states of forecasts could not be saved");
+    pub fn note_anomalies(&mut self, anomalies: &[StoredAnomaly]) {
+        if let Err(error) = self.shared.names.note_anomalies(anomalies) {
+            self.fault(&error, "anomalies could not be saved");
+        }
+    }
+
+    pub fn put_states(&mut self, of: StateOf, states: &[StoredForecast]) {
+        if let Err(error) = self.shared.names.put_states(of, states) {
+            self.fault(&error, "states of forecasts or of detectors could not be saved");
         }
         self.unsynced_states += 1;
         if self.unsynced_states >= STATES_PER_SYNC {

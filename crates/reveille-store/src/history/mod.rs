@@ -74,7 +74,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use keep::RemoveError;
-pub use names::{NameInfo, NamesError, StoredForecast};
+pub use names::{NameInfo, NamesError, StoredAnomaly, StoredForecast};
 pub use offline::{Offline, OfflinePoint};
 pub use open::OpenError;
 pub use query::{ANSWER_POINTS_MAX, Answer, Bucket, LIST_MAX, Query, QueryError, RANGE_MAX_S, Reader};
@@ -89,6 +89,13 @@ use writer::Writer;
 pub const QUEUE_MAX: usize = 64;
 /// Longest state of a forecast, in bytes.
 pub const STATE_BYTES_MAX: usize = 4_096;
+
+/// Longest state of what watches a name for anomalies, in bytes.
+pub const DETECTOR_BYTES_MAX: usize = 32 * 1_024;
+/// Longest anomaly, in bytes.
+pub const ANOMALY_BYTES_MAX: usize = 1_024;
+/// Anomalies that are kept of a name; the oldest go first.
+pub const ANOMALIES_MAX: usize = 128;
 
 /// Bounds of a history.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,9 @@
-//! The catalogue: every name with its first and last activity, and the forecast state of each, in a redb file.
+//! The catalogue: every name with its first and last activity, the states of its forecast and of what watches it for anomalies,
+//! and the last of these, in a redb file.
 //!
-//! Both are looked up by name and replaced in place, one name at a time, which files of blocks cannot do and a B-tree
-//! does. Neither is the only copy: activity is read from the blocks again should the file be damaged, and a forecast's
-//! state is computed again from the history. So commits are not synchronised one by one, only now and then, which is
+//! All are looked up by name and replaced in place, one name at a time, which files of blocks cannot do and a B-tree
+//! does. But for anomalies none is the only copy: activity is read from the blocks again should the file be damaged, and a forecast's
+//! state is computed again from the history. So commits are not synchronised one by one but for anomalies, which are rare, only now and then, which is
 //! what keeps the disk to the state database.
 
 use std::fs::OpenOptions;
@@ -24,6 +25,10 @@ const CACHE_BYTES_MAX: usize = 8 << 20;
 const ACTIVITY: TableDefinition<'static, &[u8], (u64, u64)> = TableDefinition::new("activity");
 /// Name → version of the state's format, and the state.
 const STATES: TableDefinition<'static, &[u8], (u32, &[u8])> = TableDefinition::new("states");
+/// The same of what watches a name for anomalies.
+const DETECTORS: TableDefinition<'static, &[u8], (u32, &[u8])> = TableDefinition::new("detectors");
+/// Name and begin, in ms since the Unix epoch → an anomaly.
+const ANOMALIES: TableDefinition<'static, (&[u8], u64), &[u8]> = TableDefinition::new("anomalies");
 /// Names whose removal has begun.
 const LEAVING: TableDefinition<'static, &[u8], ()> = TableDefinition::new("leaving");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
@@ -56,6 +61,41 @@ pub struct StoredForecast {
     pub version: u32,
     /// At most [`super::STATE_BYTES_MAX`] bytes.
     pub state: Vec<u8>,
+}
+
+/// Whose state it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StateOf {
+    Forecast,
+    Detector,
+}
+
+impl StateOf {
+    fn table(self) -> TableDefinition<'static, &'static [u8], (u32, &'static [u8])> {
+        match self {
+            Self::Forecast => STATES,
+            Self::Detector => DETECTORS,
+        }
+    }
+
+    /// Longest one, in bytes.
+    pub fn bytes_max(self) -> usize {
+        match self {
+            Self::Forecast => super::STATE_BYTES_MAX,
+            Self::Detector => super::DETECTOR_BYTES_MAX,
+        }
+    }
+}
+
+/// Something out of the ordinary in a name's history, which means something only to whoever wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAnomaly {
+    /// The name.
+    pub name: Box<[u8]>,
+    /// When it began, in ms since the Unix epoch. One of the same name and begin takes the place of the one before.
+    pub since_ms: u64,
+    /// At most [`super::ANOMALY_BYTES_MAX`] bytes.
+    pub event: Vec<u8>,
 }
 
 /// A name that has a history.
@@ -119,9 +159,9 @@ impl Names {
         })
     }
 
-    pub fn put_states(&self, states: &[StoredForecast]) -> Result<(), NamesError> {
+    pub fn put_states(&self, of: StateOf, states: &[StoredForecast]) -> Result<(), NamesError> {
         self.write(Durability::None, |transaction| {
-            let mut table = transaction.open_table(STATES)?;
+            let mut table = transaction.open_table(of.table())?;
             for row in states {
                 table.insert(&*row.name, (row.version, row.state.as_slice()))?;
             }
@@ -134,9 +174,43 @@ impl Names {
         self.write(Durability::Immediate, |_| Ok(()))
     }
 
-    pub fn state(&self, name: &[u8]) -> Result<Option<(u32, Vec<u8>)>, NamesError> {
+    /// Notes anomalies durably: they are in no other file. Of each name the newest stay.
+    pub fn note_anomalies(&self, anomalies: &[StoredAnomaly]) -> Result<(), NamesError> {
+        self.write(Durability::Immediate, |transaction| {
+            let mut table = transaction.open_table(ANOMALIES)?;
+            for row in anomalies {
+                table.insert((&*row.name, row.since_ms), row.event.as_slice())?;
+                let all = (&*row.name, 0)..=(&*row.name, u64::MAX);
+                let mut begins = Vec::new();
+                for found in table.range(all)? {
+                    begins.push(found?.0.value().1);
+                }
+                let over = begins.len().saturating_sub(super::ANOMALIES_MAX);
+                for since_ms in begins.into_iter().take(over) {
+                    table.remove((&*row.name, since_ms))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The newest anomalies of a name, newest first.
+    pub fn anomalies(&self, name: &[u8], limit: usize) -> Result<Vec<StoredAnomaly>, NamesError> {
         self.read(|database| {
-            let row = database.begin_read()?.open_table(STATES)?.get(name)?;
+            let table = database.begin_read()?.open_table(ANOMALIES)?;
+            let mut found = Vec::new();
+            for row in table.range((name, 0)..=(name, u64::MAX))?.rev().take(limit) {
+                let (key, event) = row?;
+                let since_ms = key.value().1;
+                found.push(StoredAnomaly { name: name.into(), since_ms, event: event.value().to_vec() });
+            }
+            Ok(found)
+        })
+    }
+
+    pub fn state(&self, of: StateOf, name: &[u8]) -> Result<Option<(u32, Vec<u8>)>, NamesError> {
+        self.read(|database| {
+            let row = database.begin_read()?.open_table(of.table())?.get(name)?;
             Ok(row.map(|row| (row.value().0, row.value().1.to_vec())))
         })
     }
@@ -172,6 +246,9 @@ impl Names {
             transaction.open_table(LEAVING)?.insert(name, ())?;
             transaction.open_table(ACTIVITY)?.remove(name)?;
             transaction.open_table(STATES)?.remove(name)?;
+            transaction.open_table(DETECTORS)?.remove(name)?;
+            let mut anomalies = transaction.open_table(ANOMALIES)?;
+            anomalies.retain_in((name, 0)..=(name, u64::MAX), |_, _| false)?;
             Ok(())
         })
     }
@@ -270,6 +347,8 @@ fn open_file(path: &Path) -> Result<Database, Fault> {
         let transaction = database.begin_write()?;
         transaction.open_table(ACTIVITY)?;
         transaction.open_table(STATES)?;
+        transaction.open_table(DETECTORS)?;
+        transaction.open_table(ANOMALIES)?;
         transaction.open_table(LEAVING)?;
         transaction.open_table(META)?;
         transaction.commit()?;

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::Damage;
 use super::block::Block;
-use super::names::{NameInfo, NamesError};
+use super::names::{NameInfo, NamesError, StateOf, StoredAnomaly};
 use super::series::{DAY_S, HOUR_S, Kind, Level, NAME_BYTES_MAX, Resolution, WATCHED};
 use super::shared::{Shared, State, Status};
 
@@ -216,7 +216,25 @@ impl Reader {
     /// If the name is none, or the catalogue cannot be read.
     pub fn forecast_state(&self, name: &[u8]) -> Result<Option<(u32, Vec<u8>)>, QueryError> {
         check_name(name)?;
-        Ok(self.shared.names.state(name)?)
+        Ok(self.shared.names.state(StateOf::Forecast, name)?)
+    }
+
+    /// What [`Recorder::put_detector_states`](super::Recorder::put_detector_states) last gave for this name.
+    ///
+    /// # Errors
+    /// If the name is none, or the catalogue cannot be read.
+    pub fn detector_state(&self, name: &[u8]) -> Result<Option<(u32, Vec<u8>)>, QueryError> {
+        check_name(name)?;
+        Ok(self.shared.names.state(StateOf::Detector, name)?)
+    }
+
+    /// The newest anomalies of a name, newest first: at most `limit`, and [`ANOMALIES_MAX`](super::ANOMALIES_MAX).
+    ///
+    /// # Errors
+    /// If the name is none, or the catalogue cannot be read.
+    pub fn anomalies(&self, name: &[u8], limit: usize) -> Result<Vec<StoredAnomaly>, QueryError> {
+        check_name(name)?;
+        Ok(self.shared.names.anomalies(name, limit)?)
     }
 
     /// What is kept, and what was lost.

@@ -8,16 +8,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::keep::{Keeper, RemoveError};
-use super::names::StoredForecast;
+use super::names::{StateOf, StoredAnomaly, StoredForecast};
 use super::query::check_name;
 use super::series::{BATCH_POINTS_MAX, Batch};
 use super::shared::Counters;
-use super::{QUEUE_MAX, STATE_BYTES_MAX};
+use super::{ANOMALY_BYTES_MAX, QUEUE_MAX};
 
 /// What waits for the thread.
 enum Message {
     Batch(Batch),
-    States(Vec<StoredForecast>),
+    States(StateOf, Vec<StoredForecast>),
+    Anomalies(Vec<StoredAnomaly>),
     Remove(Box<[u8]>, SyncSender<Result<(), RemoveError>>),
     Flush(SyncSender<()>),
     End,
@@ -27,12 +28,14 @@ enum Message {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// It is too long.
-    #[error("the state of the forecast of {name} has {bytes} bytes; {STATE_BYTES_MAX} are kept at most")]
+    #[error("a state of {name} has {bytes} bytes; {most} are kept at most")]
     TooLong {
         /// Whose.
         name: String,
         /// How long it is.
         bytes: usize,
+        /// How long it may be.
+        most: usize,
     },
     /// The name is none.
     #[error("a name has 1 to 255 bytes, not {0}")]
@@ -68,14 +71,33 @@ impl Recorder {
     /// # Errors
     /// [`StateError`]; then none of them is taken.
     pub fn put_forecast_states(&self, states: Vec<StoredForecast>) -> Result<(), StateError> {
+        self.put_states(StateOf::Forecast, states)
+    }
+
+    /// The same of what watches names for anomalies.
+    ///
+    /// # Errors
+    /// [`StateError`]; then none of them is taken.
+    pub fn put_detector_states(&self, states: Vec<StoredForecast>) -> Result<(), StateError> {
+        self.put_states(StateOf::Detector, states)
+    }
+
+    fn put_states(&self, of: StateOf, states: Vec<StoredForecast>) -> Result<(), StateError> {
         for row in &states {
-            check_name(&row.name).map_err(|_| StateError::Name(row.name.len()))?;
-            if row.state.len() > STATE_BYTES_MAX {
-                let name = row.name.escape_ascii().to_string();
-                return Err(StateError::TooLong { name, bytes: row.state.len() });
-            }
+            check_state(&row.name, row.state.len(), of.bytes_max())?;
         }
-        self.queue.try_send(Message::States(states)).map_err(|_| StateError::Dropped)
+        self.queue.try_send(Message::States(of, states)).map_err(|_| StateError::Dropped)
+    }
+
+    /// Hands over anomalies, each in the place of the one that the name had with the same begin.
+    ///
+    /// # Errors
+    /// [`StateError`]; then none of them is taken.
+    pub fn note_anomalies(&self, anomalies: Vec<StoredAnomaly>) -> Result<(), StateError> {
+        for row in &anomalies {
+            check_state(&row.name, row.event.len(), ANOMALY_BYTES_MAX)?;
+        }
+        self.queue.try_send(Message::Anomalies(anomalies)).map_err(|_| StateError::Dropped)
     }
 
     /// Removes everything of a name: points, state, and its place in the listing. What was handed over before is
@@ -96,6 +118,14 @@ impl Recorder {
         let (done, answer) = sync_channel(1);
         self.queue.send(Message::Flush(done)).is_ok() && answer.recv().is_ok()
     }
+}
+
+fn check_state(name: &[u8], bytes: usize, most: usize) -> Result<(), StateError> {
+    check_name(name).map_err(|_| StateError::Name(name.len()))?;
+    if bytes > most {
+        return Err(StateError::TooLong { name: name.escape_ascii().to_string(), bytes, most });
+    }
+    Ok(())
 }
 
 /// The thread, for as long as the history is open.
@@ -143,7 +173,8 @@ fn write_until_ended(_lock: File, mut keeper: Keeper, messages: &Receiver<Messag
 fn carry_out(keeper: &mut Keeper, message: Message) -> bool {
     match message {
         Message::Batch(batch) => keeper.take(batch),
-        Message::States(states) => keeper.put_states(&states),
+        Message::States(of, states) => keeper.put_states(of, &states),
+        Message::Anomalies(anomalies) => keeper.note_anomalies(&anomalies),
         Message::Remove(name, done) => {
             // Whoever does not wait does not want to know.
             let _ = done.send(keeper.remove(&name));

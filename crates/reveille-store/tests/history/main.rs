@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use reveille_store::history::{
-    Answer, BATCH_POINTS_MAX, Batch, Damage, History, Kind, KindSet, Limits, Point, QUEUE_MAX, Query,
-    QueryError, Resolution, STATE_BYTES_MAX, Seen, StateError, StoredForecast,
+    ANOMALIES_MAX, ANOMALY_BYTES_MAX, Answer, BATCH_POINTS_MAX, Batch, Damage, History, Kind, KindSet,
+    Limits, Point, QUEUE_MAX, Query, QueryError, Resolution, STATE_BYTES_MAX, Seen, StateError,
+    StoredAnomaly, StoredForecast,
 };
 
 const HOUR: u64 = 3_600;
@@ -183,6 +184,36 @@ fn what_is_no_question_is_refused_with_what_would_be() {
 // --- Names and states ------------------------------------------------------------------------------------------
 
 #[test]
+fn anomalies_survive_a_kill_and_the_newest_of_a_name_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = open(dir.path());
+    let anomaly = |name: &str, since_ms: u64, event: &[u8]| StoredAnomaly {
+        name: name.as_bytes().into(),
+        since_ms,
+        event: event.to_vec(),
+    };
+    let all: Vec<_> =
+        (0..ANOMALIES_MAX as u64 + 5).map(|since_ms| anomaly("a", since_ms, b"begun")).collect();
+    history.recorder().note_anomalies(all).unwrap();
+    history.recorder().note_anomalies(vec![anomaly("a", 7, b"over"), anomaly("b", 1, b"begun")]).unwrap();
+    let most = history.recorder().note_anomalies(vec![anomaly("a", 1, &[0; ANOMALY_BYTES_MAX + 1])]);
+    assert!(matches!(most, Err(StateError::TooLong { .. })), "{most:?}");
+    assert!(history.recorder().flush());
+    // As they are on the disk now, whatever becomes of this process.
+    let copy = tempfile::tempdir().unwrap();
+    for path in files(dir.path(), "") {
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let reader = open(copy.path()).reader();
+    let found = reader.anomalies(b"a", 1_000).unwrap();
+    assert_eq!(found.len(), ANOMALIES_MAX);
+    assert_eq!((found[0].since_ms, found.last().unwrap().since_ms), (ANOMALIES_MAX as u64 + 4, 5));
+    assert!(found.contains(&anomaly("a", 7, b"over")));
+    assert_eq!(reader.anomalies(b"b", 1_000).unwrap().len(), 1);
+    assert_eq!(reader.anomalies(b"a", 2).unwrap().len(), 2);
+}
+
+#[test]
 fn a_removed_name_is_nowhere_on_the_disk_and_others_are_where_they_were() {
     let dir = tempfile::tempdir().unwrap();
     let history = open(dir.path());
@@ -197,6 +228,10 @@ fn a_removed_name_is_nowhere_on_the_disk_and_others_are_where_they_were() {
         state: b"forget-me.vm.test?".to_vec(),
     };
     history.recorder().put_forecast_states(vec![forecast(secret)]).unwrap();
+    history.recorder().put_detector_states(vec![forecast(secret)]).unwrap();
+    let anomaly =
+        |name: &str| StoredAnomaly { name: name.as_bytes().into(), since_ms: 7, event: b"odd".to_vec() };
+    history.recorder().note_anomalies(vec![anomaly(secret), anomaly("stays")]).unwrap();
     settle(&history, START + 30 * HOUR);
     assert!(files(dir.path(), ".blocks").len() > 3 && files(dir.path(), "journal").len() == 1);
     history.recorder().remove(secret.as_bytes()).unwrap();
@@ -207,6 +242,9 @@ fn a_removed_name_is_nowhere_on_the_disk_and_others_are_where_they_were() {
             history.reader().names(b"", 10).unwrap().into_iter().map(|info| info.name).collect();
         assert_eq!(names, [b"stays".as_slice().into()]);
         assert_eq!(history.reader().forecast_state(secret.as_bytes()).unwrap(), None);
+        assert_eq!(history.reader().detector_state(secret.as_bytes()).unwrap(), None);
+        assert_eq!(history.reader().anomalies(secret.as_bytes(), 9).unwrap(), []);
+        assert_eq!(history.reader().anomalies(b"stays", 9).unwrap(), [anomaly("stays")]);
         assert_eq!(history.reader().name(secret.as_bytes()).unwrap(), None);
     };
     check(&history);
@@ -266,7 +304,7 @@ fn the_state_of_a_forecast_is_kept_until_it_is_replaced_and_has_a_limit() {
     put(&history, "a", 2, &[7; STATE_BYTES_MAX]).unwrap();
     put(&history, "b", 1, b"").unwrap();
     let refused = put(&history, "c", 1, &[0; STATE_BYTES_MAX + 1]).unwrap_err();
-    assert!(matches!(&refused, StateError::TooLong { name, bytes: 4_097 } if name == "c"), "{refused}");
+    assert!(matches!(&refused, StateError::TooLong { name, bytes: 4_097, .. } if name == "c"), "{refused}");
     assert_eq!(put(&history, "", 1, b""), Err(StateError::Name(0)));
     drop(history);
     let reader = open(dir.path()).reader();

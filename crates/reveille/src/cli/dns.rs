@@ -1,7 +1,7 @@
 //! `reveille dns`: what the query room has counted and seen.
 
 use clap::Args;
-use reveille_api::types::{Counts, DnsReport, PublicationReport, SecondaryReport, Top};
+use reveille_api::types::{ArrivalsEstimate, Counts, DnsReport, PublicationReport, SecondaryReport, Top};
 
 use super::output::table;
 use super::remote::runtime;
@@ -90,8 +90,24 @@ fn top(heading: &str, top: &[Top]) -> String {
         true => top.at_most.to_string(),
         false => format!("{} to {}", top.at_least, top.at_most),
     };
-    let rows: Vec<[String; 2]> = top.iter().map(|top| [top.name.clone(), count(top)]).collect();
-    if rows.is_empty() { String::new() } else { format!("\n{}", table([heading, "QUERIES"], &rows)) }
+    let rows: Vec<[String; 3]> = top
+        .iter()
+        .map(|top| [top.name.clone(), count(top), top.arrivals.map_or(String::new(), clients)])
+        .collect();
+    match rows.as_slice() {
+        [] => String::new(),
+        rows if top.iter().all(|top| top.arrivals.is_none()) => {
+            let rows: Vec<[String; 2]> =
+                rows.iter().map(|[name, count, _]| [name.clone(), count.clone()]).collect();
+            format!("\n{}", table([heading, "QUERIES"], &rows))
+        }
+        rows => format!("\n{}", table([heading, "QUERIES", "STAND FOR CLIENTS (95 %)"], rows)),
+    }
+}
+
+/// `120 (90 to 160)`
+pub(super) fn clients(arrivals: ArrivalsEstimate) -> String {
+    format!("{} ({} to {})", arrivals.estimate, arrivals.low_95, arrivals.high_95)
 }
 
 fn secondaries(all: &[SecondaryReport]) -> String {
@@ -138,12 +154,30 @@ mod tests {
         assert_eq!(parts(&counts(&[("timed_out", 3)])), "timed out 3");
         assert_eq!((parts(&Counts::new()), with_parts(0, &Counts::new())), ("0".to_owned(), "0".to_owned()));
         let names = [
-            Top { name: "hello.vm.test".to_owned(), at_least: 7, at_most: 7 },
-            Top { name: "x".to_owned(), at_least: 3, at_most: 5 },
+            Top { name: "hello.vm.test".to_owned(), at_least: 7, at_most: 7, arrivals: None },
+            Top { name: "x".to_owned(), at_least: 3, at_most: 5, arrivals: None },
         ];
         assert_eq!(
             top("TOP NAMES", &names),
             "\nTOP NAMES      QUERIES\nhello.vm.test  7\nx              3 to 5\n"
+        );
+        let arrivals = ArrivalsEstimate {
+            estimate: 21,
+            low_80: 18,
+            high_80: 26,
+            low_95: 15,
+            high_95: 30,
+            per_query_milli: 3_000,
+            window_queries: 100,
+            window_resolvers: 9,
+            window_s: 300,
+            uncorrected_percent: 0,
+        };
+        let names = [Top { arrivals: Some(arrivals), ..names[0].clone() }, names[1].clone()];
+        assert_eq!(
+            top("TOP NAMES", &names),
+            "\nTOP NAMES      QUERIES  STAND FOR CLIENTS (95 %)\nhello.vm.test  7        21 (15 to 30)\n\
+             x              3 to 5\n"
         );
     }
 }

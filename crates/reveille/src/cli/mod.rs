@@ -1,6 +1,7 @@
 //! The command line. Exit status 0 on success, 1 on failure, 2 on wrong use.
 
 mod check;
+mod demand;
 mod dns;
 mod doctor;
 mod doctor_tap;
@@ -73,6 +74,9 @@ enum Verb {
     Zone(zone::Verb),
     /// Show what the DNS server has counted, and who asks for what
     Dns(dns::Dns),
+    /// What is recorded of demand: of services, and by request logs of users and groups
+    #[command(subcommand)]
+    Demand(demand::Verb),
     /// Wake a service and wait until it answers
     Wake(service::Wake),
     /// Put a service to sleep without waiting for its idle time
@@ -132,6 +136,7 @@ pub fn run() -> ExitCode {
         Verb::Snapshot(verb) => verb.run(output),
         Verb::Zone(verb) => verb.run(output),
         Verb::Dns(dns) => dns.run(output),
+        Verb::Demand(verb) => verb.run(output),
         Verb::Wake(wake) => wake.run(output),
         Verb::Hibernate(hibernate) => hibernate.run(output),
         Verb::Terminate(terminate) => terminate.run(output),

@@ -13,6 +13,7 @@ use reveille_core::model::{DomainName, PortSpec, Rung};
 
 use super::output::{bytes, duration, table};
 use super::remote::runtime;
+use super::why::of_late;
 use super::{Daemon, Output, vitals};
 
 /// Verbs of `reveille service`.
@@ -353,13 +354,7 @@ fn show(detail: &ServiceDetail) -> String {
     if let Some(from) = detail.rolling_back {
         rows.push(("rolling back", format!("to version {from}; it wakes when that is done")));
     }
-    if let Some(queries) = &detail.queries {
-        let parts: Vec<String> =
-            queries.by_type.iter().map(|(word, count)| format!("{word} {count}")).collect();
-        let (most, types) = (if queries.complete { "" } else { "at least " }, parts.join(", "));
-        let types = if types.is_empty() { types } else { format!(" ({types})") };
-        rows.push(("questions", format!("{most}{} in the last minute{types}", queries.last_minute)));
-    }
+    rows.extend(of_late(detail));
     if let Some(failure) = &summary.failure {
         rows.push(("failure", format!("{} at {}", failure.cause, failure.at)));
     }

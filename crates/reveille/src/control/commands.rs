@@ -8,6 +8,7 @@ use reveille_api::types::{
 };
 use reveille_api::{CloneRequest, ControlError, Event as News, Time, Unstored};
 use reveille_core::answer::{Clash, clashes};
+use reveille_core::forecast::gaps::expected;
 use reveille_core::model::{
     Applied, DomainName, Event, Former, Instance, InstanceId, Phase, Role, Service, ServiceSpec, SleepAsked,
     SpecFault, Timestamp, Trigger, VmState, WakeRecord,
@@ -62,10 +63,15 @@ pub enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+/// Arrivals are told of that are expected within so long.
+const HOUR_MS: u64 = 3_600_000;
+
 /// What the loop knows of one service.
 #[derive(Debug)]
 pub struct Shown {
     pub(super) detail: ServiceDetail,
+    /// Arrivals that are expected within the next hour, if anything is foreseen.
+    pub(super) expected: Option<f64>,
     /// Its wake under way.
     pub(super) wake: Option<WakeRecord>,
     /// Something is being done with its process, or a process may be left that is to be ended.
@@ -187,6 +193,11 @@ impl Control {
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
                     .with(self.executor.tools().vitals.evidence(instance.id))
             },
+            expected: service.outlook.as_ref().map(|outlook| {
+                let foresight = outlook.foresight();
+                let idle_ms = now.ms_since(foresight.since);
+                expected(&foresight.pieces, idle_ms, idle_ms + HOUR_MS)
+            }),
             wake: self.wakes.open_of(&service.spec.name).cloned(),
             busy: instance.in_flight || instance.unfenced,
             sleep_asked: instance.sleep_asked.is_some(),

@@ -2,14 +2,18 @@
 //! waits for none.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use reveille_core::decide::{Foresight, QUIET_MS};
 use reveille_core::model::{DomainName, Event, ForecastMode, Service, Timestamp, Trigger};
 
 use super::run::Control;
 
-/// Arrivals that may wait for the thread that learns from them; of more the newest are dropped, and counted.
+/// What may wait for the thread that learns from it; of more the newest arrivals are dropped, and counted. That a service is
+/// gone is told in any case.
 pub const TOLD_MAX: usize = 4_096;
 
 /// How often it is looked what awake services have had of traffic. Gaps are as exact as that.
@@ -41,6 +45,15 @@ pub enum Told {
         /// When.
         at: Timestamp,
     },
+    /// Clients connected to it.
+    Connected {
+        /// The service.
+        service: DomainName,
+        /// So many since this was last told.
+        more: u64,
+        /// So many are connected now.
+        now: u64,
+    },
     /// The service is gone, and what is known of it is not kept.
     Gone {
         /// The service.
@@ -48,15 +61,83 @@ pub enum Told {
     },
 }
 
+impl Told {
+    /// Whether it may be dropped: what is not learned costs a little of a forecast, what is not forgotten stays for good.
+    fn is_lossy(&self) -> bool {
+        match self {
+            Self::Arrived { .. } | Self::Busy { .. } | Self::Connected { .. } | Self::Used { .. } => true,
+            Self::Gone { .. } => false,
+        }
+    }
+}
+
+/// The way to the thread that learns, in the order in which things happened: neither end waits for the other.
+#[must_use]
+pub fn way() -> (Teller, Hearer) {
+    let (sender, receiver) = channel();
+    let teller = Teller { sender, waiting: Arc::default(), dropped: Arc::default() };
+    let waiting = Arc::clone(&teller.waiting);
+    (teller, Hearer { receiver, waiting })
+}
+
+/// The end that tells.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    sender: Sender<Told>,
+    waiting: Arc<AtomicUsize>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Teller {
+    /// Tells, unless too much waits already and it may be dropped.
+    fn tell(&self, told: Told) {
+        // One may go in beyond the limit for each that tells at the same time, of whom there is one.
+        if told.is_lossy() && self.waiting.load(Relaxed) >= TOLD_MAX {
+            if self.dropped.fetch_add(1, Relaxed) == 0 {
+                tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
+            }
+            return;
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        // Who learns is gone: nothing is foreseen any more.
+        let _ = self.sender.send(told);
+    }
+
+    /// Where it is counted what was dropped.
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
+    }
+}
+
+/// The end that hears.
+#[derive(Debug)]
+pub struct Hearer {
+    receiver: Receiver<Told>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Hearer {
+    /// What was told next, waiting for it as long as that.
+    ///
+    /// # Errors
+    /// If nothing was told in that time, or nobody tells any more.
+    pub fn next(&self, patience: Duration) -> Result<Told, RecvTimeoutError> {
+        let told = self.receiver.recv_timeout(patience)?;
+        self.waiting.fetch_sub(1, Relaxed);
+        Ok(told)
+    }
+}
+
 /// The loop's end.
 #[derive(Debug)]
 pub struct Forecasts {
-    told: SyncSender<Told>,
+    told: Teller,
     /// Services in use.
     used: BTreeMap<DomainName, Use>,
+    /// Clients that their relays had accepted, of services in use.
+    accepted: BTreeMap<DomainName, u64>,
     sensed: Option<Timestamp>,
     next_sense: Option<Timestamp>,
-    dropped: u64,
 }
 
 /// An arrival, and what followed it without a pause.
@@ -72,8 +153,24 @@ struct Use {
 
 impl Forecasts {
     /// Tells `told` of arrivals.
-    pub fn new(told: SyncSender<Told>) -> Self {
-        Self { told, used: BTreeMap::new(), sensed: None, next_sense: None, dropped: 0 }
+    pub fn new(told: Teller) -> Self {
+        let (used, accepted) = (BTreeMap::new(), BTreeMap::new());
+        Self { told, used, accepted, sensed: None, next_sense: None }
+    }
+
+    /// So many clients were accepted since the relay was bound, and so many are connected. What was before the first look is
+    /// not new.
+    fn connected(&mut self, service: &DomainName, accepted: u64, now: u64) {
+        let before = self.accepted.insert(service.clone(), accepted).unwrap_or(accepted);
+        let more = accepted.saturating_sub(before);
+        if more > 0 || now > 0 {
+            self.told.tell(Told::Connected { service: service.clone(), more, now });
+        }
+    }
+
+    /// Tells who learns.
+    pub(super) fn tell(&self, told: Told) {
+        self.told.tell(told);
     }
 
     /// Somebody wanted `service`, or used it.
@@ -93,16 +190,7 @@ impl Forecasts {
             }
         };
         if let Some(told) = told {
-            self.tell(told);
-        }
-    }
-
-    pub(super) fn tell(&mut self, told: Told) {
-        if self.told.try_send(told).is_err() {
-            if self.dropped == 0 {
-                tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
-            }
-            self.dropped += 1;
+            self.told.tell(told);
         }
     }
 }
@@ -134,7 +222,7 @@ impl Control {
     pub(super) fn note_gone(&mut self, service: &DomainName) {
         if let Some(forecasts) = &mut self.forecasts {
             forecasts.used.remove(service);
-            forecasts.tell(Told::Gone { service: service.clone() });
+            forecasts.told.tell(Told::Gone { service: service.clone() });
         }
     }
 
@@ -154,6 +242,8 @@ impl Control {
             let Some(quiet_ms) = quiet_ms(service) else { continue };
             awake = true;
             let Some(traffic) = self.wiring.traffic(&instance.service) else { continue };
+            let now_connected = u64::from(traffic.open_connections) + u64::from(traffic.udp_sessions);
+            forecasts.connected(&instance.service, traffic.accepted, now_connected);
             // An open connection is use, also while nothing passes.
             let last = if traffic.open_connections > 0 { Some(now) } else { traffic.last_packet };
             if let Some(at) = last.filter(|at| *at > since) {
@@ -163,6 +253,7 @@ impl Control {
         forecasts.sensed = Some(now);
         forecasts.next_sense = awake.then(|| now.plus_ms(SENSE_MS));
         forecasts.used.retain(|_, known| now < known.last.plus_ms(known.quiet_ms));
+        forecasts.accepted.retain(|service, _| forecasts.used.contains_key(service));
     }
 
     /// Takes in what is foreseen.
@@ -181,27 +272,47 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::sync_channel;
-
     use super::*;
+
+    /// What is there to be heard.
+    fn all(heard: &Hearer) -> Vec<Told> {
+        std::iter::from_fn(|| heard.next(Duration::ZERO).ok()).collect()
+    }
 
     #[test]
     fn what_follows_without_a_pause_is_the_same_arrival() {
-        let (told, heard) = sync_channel(TOLD_MAX);
+        let (told, heard) = way();
         let (mut forecasts, name) = (Forecasts::new(told), "a.vm.test".parse::<DomainName>().unwrap());
         for ms in [0, 5, 900, 1_100, 1_050, 9_000, 18_999, 40_000] {
             forecasts.used(&name, Timestamp::from_ms(ms), 10_000);
         }
-        drop(forecasts);
-        let heard: Vec<(char, u64)> = heard
+        let heard: Vec<(char, u64)> = all(&heard)
             .iter()
             .map(|told| match told {
                 Told::Arrived { at, .. } => ('a', at.as_ms()),
                 Told::Busy { at, .. } => ('b', at.as_ms()),
                 Told::Used { at, .. } => ('u', at.as_ms()),
-                Told::Gone { .. } => ('g', 0),
+                Told::Connected { .. } | Told::Gone { .. } => ('g', 0),
             })
             .collect();
         assert_eq!(heard, [('a', 0), ('b', 1_100), ('b', 9_000), ('b', 18_999), ('a', 40_000)]);
+    }
+
+    #[test]
+    fn arrivals_are_dropped_under_pressure_and_counted_but_not_that_a_service_is_gone() {
+        let (told, heard) = way();
+        let service = |number: usize| format!("s{number}.vm.test").parse::<DomainName>().unwrap();
+        let at = Timestamp::from_ms(1);
+        (0..TOLD_MAX + 7).for_each(|number| told.tell(Told::Arrived { service: service(number), at }));
+        told.tell(Told::Gone { service: service(0) });
+        assert_eq!(told.dropped().load(Relaxed), 7);
+        let heard_of = all(&heard);
+        assert_eq!(heard_of.len(), TOLD_MAX + 1);
+        assert!(matches!(heard_of.last(), Some(Told::Gone { .. })), "behind all that was told before");
+        // There is room again.
+        told.tell(Told::Arrived { service: service(1), at });
+        assert_eq!((all(&heard).len(), told.dropped().load(Relaxed)), (1, 7));
+        drop(told);
+        assert_eq!(heard.next(Duration::from_secs(60)).unwrap_err(), RecvTimeoutError::Disconnected);
     }
 }

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use reveille_core::answer::{Acl, Refused, ServiceView, View, WakeTime, Zone, ZoneEdit};
 use reveille_core::decide::sleeps_at;
 use reveille_core::model::{DomainName, Fleet, Gate, Instance, InstanceId, Phase, Role, Service, Timestamp};
-use reveille_dns::observe::Counters;
+use reveille_dns::observe::{Counters, Observer};
 use reveille_dns::publish::{Feed, PublishConfig, PublishTask};
 use tokio::sync::watch;
 
@@ -56,6 +56,7 @@ struct Numbers {
     last: u32,
     resting: VecDeque<(Timestamp, u32)>,
     counters: Option<Counters>,
+    observer: Option<Arc<Observer>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,12 @@ impl Numbers {
                 self.last = self.last.saturating_add(1);
                 self.last
             },
-            |(_, number)| number,
+            |(_, number)| {
+                if let Some(observer) = &self.observer {
+                    observer.forget(number);
+                }
+                number
+            },
         );
         if let Some(counters) = &self.counters {
             counters.reserve(usize::try_from(self.last).unwrap_or(usize::MAX).saturating_add(1));
@@ -148,10 +154,10 @@ impl Publisher {
         !self.edits.is_empty()
     }
 
-    /// From here on counters have their room before a view names them.
-    pub fn count_with(&mut self, counters: Counters) {
+    /// From here on counters have their room before a view names them, and nothing is remembered of one that is given anew.
+    pub fn count_with(&mut self, counters: Counters, observer: Arc<Observer>) {
         counters.reserve(usize::try_from(self.numbers.last).unwrap_or(usize::MAX).saturating_add(1));
-        self.numbers.counters = Some(counters);
+        (self.numbers.counters, self.numbers.observer) = (Some(counters), Some(observer));
     }
 
     /// Whether questions for the instance's service were counted since this was last asked.

@@ -176,6 +176,7 @@ impl Control {
         self.publisher.rezone(serials, config::status_acl(&wanted));
         // Rules name zones by their numbers in a view; who is answered from the one before finds those before.
         live.gate.take(gate);
+        live.threshold.set(wanted.observe.anomaly_threshold_sd);
         self.turn();
 
         live.notify.set(config::notify(&wanted));
@@ -291,6 +292,10 @@ fn changed_sections(before: &Config, wanted: &Config) -> Vec<ReloadChange> {
         ("dns.status_allow", old.dns.status_allow != new.dns.status_allow),
         ("dns.status_keys", old.dns.status_keys != new.dns.status_keys),
         ("gate", old.gate != new.gate),
+        (
+            "observe.anomaly_threshold_sd",
+            old.observe.anomaly_threshold_sd.to_bits() != new.observe.anomaly_threshold_sd.to_bits(),
+        ),
         ("host", old.host != new.host),
         ("dnssec", old.dnssec != new.dnssec),
         ("policy", old.policy != new.policy),

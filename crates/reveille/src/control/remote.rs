@@ -5,22 +5,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, PruneReport, Redeploy,
-    ReloadReport, RestoreReply, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail,
-    VersionList, Wake, WhyReport, ZoneKeys, ZoneSummary,
+    AnomalyReport, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport,
+    DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, PruneReport, Redeploy, ReloadReport,
+    RestoreReply, RiskReport, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply,
+    VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
 };
+use reveille_core::forecast::profile::Request;
 use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, Phase, Policy, ServiceSpec, SleepAsked, VmState};
 use reveille_store::{Store, StoredHealth};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::Message;
 use super::commands::{Command, Counts, Shown, is_so};
 use super::images::Images;
 use super::stock::Stock;
+use super::{Message, demand, risk};
+use crate::clock::Clock;
+use crate::forecasts::Recorded;
 use crate::reload::Reloader;
 use crate::room::QueryRoom;
 
@@ -33,6 +37,8 @@ pub struct Remote {
     pub inbox: mpsc::Sender<Message>,
     /// History is read past the loop.
     pub store: Arc<Store>,
+    /// The daemon's time.
+    pub clock: Clock,
     /// Announces each published view.
     pub generation: watch::Receiver<u64>,
     /// What happens.
@@ -41,6 +47,8 @@ pub struct Remote {
     pub reloader: Reloader,
     /// The query room is looked at past the loop.
     pub room: Arc<QueryRoom>,
+    /// So is what is recorded of demand, if it is.
+    pub recorded: Option<Recorded>,
     /// So is the object store, if there is one.
     pub stock: Option<Arc<Stock>>,
     /// What services may run.
@@ -102,6 +110,37 @@ impl Remote {
         looked.map_err(|_| ControlError::Unavailable { detail: "the daemon is stopping".to_owned() })
     }
 
+    /// Looks at what is recorded of demand, where waiting is allowed.
+    async fn in_recorded<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Recorded) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let recorded = self.recorded()?.clone();
+        let looked = tokio::task::spawn_blocking(move || look(&recorded)).await;
+        looked.map_err(|_| ControlError::Unavailable { detail: "the daemon is stopping".to_owned() })
+    }
+
+    fn recorded(&self) -> Result<&Recorded, ControlError> {
+        let detail = "nothing is recorded, since the history cannot be used; the daemon's log says why";
+        self.recorded.as_ref().ok_or_else(|| ControlError::Unavailable { detail: detail.to_owned() })
+    }
+
+    /// The last anomalies of a service, and its risk; nothing where nothing is recorded.
+    async fn outlook_of(
+        &self,
+        shown: &Shown,
+        limit: usize,
+    ) -> Result<(Vec<AnomalyReport>, Option<RiskReport>), ControlError> {
+        let Ok(threshold_sd) = self.recorded().map(|recorded| recorded.threshold.get()) else {
+            return Ok((Vec::new(), None));
+        };
+        let name = shown.detail.summary.name.clone();
+        let anomalies = self.in_recorded(move |recorded| risk::anomalies(recorded, &name, limit)).await?;
+        let now = self.clock.now();
+        let risk = Self::history(risk::of(&self.store, shown, (anomalies.first(), threshold_sd), now))?;
+        Ok((anomalies, Some(risk)))
+    }
+
     fn history<T>(read: Result<T, reveille_store::ReadError>) -> Result<T, ControlError> {
         read.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
     }
@@ -118,10 +157,11 @@ impl reveille_api::Control for Remote {
     }
 
     async fn service(&self, name: &DomainName) -> Result<ServiceDetail, ControlError> {
-        let detail = self.show(name).await?.detail;
-        let name = detail.summary.name.clone();
+        let shown = self.show(name).await?;
+        let name = shown.detail.summary.name.clone();
         let queries = self.in_room(move |room| room.queries_of(&name)).await?;
-        Ok(ServiceDetail { queries, ..detail })
+        let (anomalies, risk) = self.outlook_of(&shown, 1).await?;
+        Ok(ServiceDetail { queries, last_anomaly: anomalies.into_iter().next(), risk, ..shown.detail })
     }
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
@@ -190,8 +230,10 @@ impl reveille_api::Control for Remote {
     }
 
     async fn why(&self, name: &DomainName, limit: usize) -> Result<WhyReport, ControlError> {
-        let Shown { detail, wake: open, .. } = self.show(name).await?;
-        let name = detail.summary.name.clone();
+        let shown = self.show(name).await?;
+        let name = shown.detail.summary.name.clone();
+        let (anomalies, risk) = self.outlook_of(&shown, limit).await?;
+        let Shown { detail, wake: open, .. } = shown;
         let decisions = Self::history(self.store.decisions(&name, None, limit))?;
         let decisions = decisions
             .iter()
@@ -209,7 +251,7 @@ impl reveille_api::Control for Remote {
             HealthChange::of(*at, service, *instance, *health, reason)
         });
         let health_changes = health_changes.collect();
-        Ok(WhyReport { service: detail.summary, decisions, wakes, health_changes })
+        Ok(WhyReport { service: detail.summary, decisions, wakes, health_changes, anomalies, risk })
     }
 
     async fn wakes(
@@ -244,6 +286,50 @@ impl reveille_api::Control for Remote {
 
     async fn dns(&self) -> Result<DnsReport, ControlError> {
         self.in_room(QueryRoom::report).await
+    }
+
+    async fn take_requests(
+        &self,
+        requests: Vec<Request>,
+        refused: u64,
+    ) -> Result<TakenRequests, ControlError> {
+        self.recorded()?.logs.room(requests.len()).await;
+        self.in_recorded(move |recorded| recorded.logs.take(&requests, refused)).await
+    }
+
+    async fn demand(&self) -> Result<DemandReport, ControlError> {
+        self.in_recorded(demand::report).await
+    }
+
+    async fn service_demand(
+        &self,
+        name: &DomainName,
+        asked: DemandRange,
+    ) -> Result<ServiceDemand, ControlError> {
+        let name = self.show(name).await?.detail.summary.name;
+        let (now, room) = (self.clock.now(), Arc::clone(&self.room));
+        let look = move |recorded: &Recorded| {
+            let correction = room.correction_of(&name);
+            demand::of_service(recorded, name, asked, correction, now)
+        };
+        let found = self.in_recorded(look).await?;
+        found.map_err(|error| ControlError::Unavailable { detail: error.to_string() })
+    }
+
+    async fn demand_profiles(
+        &self,
+        whose: Whose,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DemandProfileSummary>, ControlError> {
+        let after = after.map(str::to_owned);
+        self.in_recorded(move |recorded| recorded.logs.profiles(whose, after.as_deref(), limit)).await
+    }
+
+    async fn demand_profile(&self, whose: Whose, name: &str) -> Result<DemandProfile, ControlError> {
+        let asked = name.to_owned();
+        let found = self.in_recorded(move |recorded| recorded.logs.profile(whose, &asked)).await?;
+        found.ok_or_else(|| ControlError::UnknownDemandProfile { whose, name: name.to_owned() })
     }
 
     async fn zones(

@@ -11,7 +11,7 @@ use reveille_dns::observe::{Heavy, SeenName};
 use reveille_dns::publish::{PublishConfig, PublishStatus};
 use reveille_dns::{Counts as Counted, SecondaryStatus, Transport};
 
-use super::QueryRoom;
+use super::{QueryRoom, arrivals};
 
 /// What there is to tell now.
 pub(super) fn of(room: &QueryRoom) -> DnsReport {
@@ -154,7 +154,8 @@ fn publication(config: &PublishConfig, status: &PublishStatus) -> PublicationRep
 fn observed(room: &QueryRoom) -> ObservedReport {
     let seen = room.observer.observations();
     let names = names(&room.view.load(), &seen.top_names);
-    let top = |name: String, at_least, at_most| Top { name, at_least, at_most };
+    let top = |name: String, at_least, at_most| Top { name, at_least, at_most, arrivals: None };
+    let corrections = room.observer.corrections();
     let top_names = seen.top_names.iter().map(|Heavy { key, at_least, at_most }| {
         let name = match key {
             SeenName::Counter(counter) => {
@@ -165,7 +166,12 @@ fn observed(room: &QueryRoom) -> ObservedReport {
                 Err(_) => wire.escape_ascii().to_string(),
             },
         };
-        top(name, *at_least, *at_most)
+        let correction = match key {
+            SeenName::Counter(counter) => corrections.get(counter),
+            SeenName::Wire(_) => None,
+        };
+        let arrivals = correction.map(|known| arrivals::of(known, (*at_least, *at_most)));
+        Top { arrivals, ..top(name, *at_least, *at_most) }
     });
     let networks = seen.top_networks.iter().map(|Heavy { key: (address, bits), at_least, at_most }| {
         top(format!("{address}/{bits}"), *at_least, *at_most)

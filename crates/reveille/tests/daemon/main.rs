@@ -4,6 +4,7 @@
 
 #[path = "../e2e/addresses.rs"]
 mod addresses;
+mod anomalies;
 mod bench;
 mod dnstap;
 mod load;
@@ -14,5 +15,7 @@ mod primaries;
 mod operate;
 mod reload;
 mod replay;
+mod request_logs;
 mod serials;
 mod updates;
+mod volume;

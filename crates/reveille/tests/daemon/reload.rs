@@ -238,7 +238,10 @@ fn what_can_change_changes_and_what_cannot_is_named() {
         &place,
         &followed(
             &place,
-            &format!("{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n"),
+            &format!(
+                "{other}{signed}[dns.https]\nlisten = [\"127.0.0.1:0\"]\n[host]\nstarts_max = 2\n\
+             [observe]\nanomaly_threshold_sd = 4.5\n"
+            ),
         ),
     );
     let report = place.reload().unwrap();
@@ -251,6 +254,7 @@ fn what_can_change_changes_and_what_cannot_is_named() {
     for key in [
         &format!("key \"{KEY}\"")[..],
         "host",
+        "observe.anomaly_threshold_sd",
         "service \"s1.vm.test\"",
         "zone \"signed.test\"",
         "zone \"vm.test\"",

@@ -172,6 +172,11 @@ impl Detector {
         }
     }
 
+    /// The last point that was taken.
+    pub fn last(&self) -> Option<Timestamp> {
+        self.0.last
+    }
+
     /// The event that is under way.
     pub fn event(&self) -> Option<Event> {
         self.0.tracker.open()

@@ -36,10 +36,10 @@
 //! address* count as seen ([`Estimate::uncorrected`]). *Lost queries* look like quiet: a window in which some were dropped says too
 //! little, and has to begin anew ([`Watches::lost`]).
 //!
-//! **Where it goes.** The thread that takes in what the query room has observed knows of each query its service, type, time
-//! and client; the TTL that was answered is what it lacks. It hashes the client's address with its secret and tells [`Watches`],
-//! which hold a bounded number of names and end their windows. The history keeps raw counts, and `per_query` of the
-//! window turns these into volume; without it they stay what they are.
+//! **Where it goes.** The thread that takes in what the query room has observed knows of each query its service, type, time, client
+//! and the TTL that was answered. It hashes the client's address with its secret and tells [`Watches`],
+//! which hold a bounded number of names and end their windows. The history keeps raw counts, and beside them what these are
+//! times `per_query` of the window; without a window they stay what they are.
 //!
 //! **Privacy, cost.** A resolver is 32 bits of a keyed hash, and forgotten when a window ends at which it has nothing
 //! cached. At most [`WATCH_BYTES_MAX`] a name, whoever asks; a few hundred bytes with a few resolvers.

@@ -160,12 +160,16 @@ fn names_are_watched_while_they_are_busy_and_told_of_when_their_window_ends() {
     assert_eq!(watches.look(at(109)), []);
     let found = watches.look(at(110));
     assert_eq!(found.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["busy"]);
+    assert_eq!(watches.so_far(&"nobody", at(119)), None);
     // What came later than a look is in it, as are all between 10 s, when earlier answers had expired, and now.
     assert_eq!((found[0].1.window_ms, found[0].1.resolvers), (100_000, 2));
     // 160 s are four TTLs of the slow one; the rare one goes at its first look.
     let found = watches.look(at(200));
     assert_eq!(found.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["rare", "slow"]);
     assert!(!watches.by_name.contains_key("rare") && watches.by_name.contains_key("slow"));
+    assert!(watches.so_far(&"busy", at(220)).is_some_and(|estimate| estimate.window_ms == 110_000));
+    watches.forget(|name| *name == "busy");
+    assert_eq!(watches.names().collect::<Vec<_>>(), [&"slow"]);
     assert_eq!(watches.places, watches.by_name.values().map(|watch| watch.resolvers.len()).sum::<usize>());
 }
 

@@ -65,6 +65,23 @@ impl<K: Ord + Clone> Watches<K> {
         found
     }
 
+    /// What the window of that name says that has not ended by `now`, unless too little was seen in it.
+    #[must_use]
+    pub fn so_far(&self, name: &K, now: Timestamp) -> Option<Estimate> {
+        self.by_name.get(name)?.estimate(now).ok()
+    }
+
+    /// Stops to watch the names for which `is_gone` says so.
+    pub fn forget(&mut self, is_gone: impl Fn(&K) -> bool) {
+        self.by_name.retain(|name, _| !is_gone(name));
+        self.places = self.by_name.values().map(|watch| watch.resolvers.len()).sum();
+    }
+
+    /// The names that are watched.
+    pub fn names(&self) -> impl Iterator<Item = &K> {
+        self.by_name.keys()
+    }
+
     /// Some queries were lost before `now`, nobody knows of whom: all windows begin anew, once what these were answered has expired.
     pub fn lost(&mut self, now: Timestamp) {
         for watch in self.by_name.values_mut() {

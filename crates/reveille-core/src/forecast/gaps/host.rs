@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Arrival;
-use super::stored::{Number, Reader};
+use crate::forecast::stored::{Number, Reader};
 
 /// So many clients are remembered, those that asked last.
 pub const CLIENTS_MAX: usize = 4_096;

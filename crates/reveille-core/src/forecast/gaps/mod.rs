@@ -29,12 +29,12 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub use super::stored::Damaged;
 pub use features::FEATURES;
 pub use grid::{PIECES, piece, piece_at};
 pub use host::{CLIENTS_MAX, Host};
 pub use name::Name;
 pub use regression::Regression;
-pub use stored::Damaged;
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,16 @@ pub struct Piece {
     pub until_ms: u64,
     /// Expected arrivals per hour while no arrival has come.
     pub per_hour: f64,
+}
+
+/// Arrivals that are expected between two idle times, both in ms since the last arrival. What no piece reaches has the hazard of the
+/// last one.
+#[must_use]
+pub fn expected(pieces: &[Piece], from_ms: u64, until_ms: u64) -> f64 {
+    let overlap_ms = |from: u64, until: u64| until.min(until_ms).saturating_sub(from.max(from_ms)) as f64;
+    let within = pieces.iter().map(|piece| piece.per_hour * overlap_ms(piece.from_ms, piece.until_ms));
+    let beyond = pieces.last().map_or(0.0, |last| last.per_hour * overlap_ms(last.until_ms, u64::MAX));
+    (within.sum::<f64>() + beyond) / 3_600_000.0
 }
 
 /// The forecast of gaps of one group of names: what they share.

@@ -3,8 +3,8 @@
 use crate::model::Timestamp;
 
 use super::clock::ODDS_AT_FIRST;
-use super::stored::{Number, Reader};
 use super::{Arrival, Host};
+use crate::forecast::stored::{Number, Reader};
 
 /// Half-lives of the decaying counts of arrivals, in seconds: two minutes to a week.
 pub(super) const HALF_LIVES_S: [f32; 7] = [120.0, 600.0, 1_800.0, 7_200.0, 28_800.0, 86_400.0, 604_800.0];

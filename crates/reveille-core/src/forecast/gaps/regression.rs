@@ -1,7 +1,7 @@
 //! A Poisson regression that learns online: weights with a Gaussian posterior, moved by an extended Kalman filter.
 
 use super::features::{FEATURES, Features, PRIOR};
-use super::stored::{Number, Reader};
+use crate::forecast::stored::{Number, Reader};
 
 /// Variance of a weight before anything was seen.
 const PRIOR_VARIANCE: f64 = 0.005;

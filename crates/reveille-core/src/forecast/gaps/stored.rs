@@ -1,129 +1,17 @@
-//! What is known, as bytes: a letter for the form, the numbers in little-endian order, and a check sum (FNV-1a) of both.
+//! What is known, as bytes.
 
 use super::name::{Asker, Name};
 use super::regression::Regression;
 use super::{Gaps, Host};
+use crate::forecast::stored::{Damaged, Number, Reader, opened, sealed};
 
 /// The form of these bytes. Others are of another version of this program, and are not read.
 const FORM: u8 = 1;
 
-/// Why bytes are not what was stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Damaged {
-    /// Another form.
-    #[error("its form is {0}, this program knows {FORM}: it was stored by another version")]
-    Form(u8),
-    /// Too few or too many bytes, or a wrong check sum.
-    #[error("it is damaged at byte {at} of {of}")]
-    At {
-        /// Where.
-        at: usize,
-        /// How many there are.
-        of: usize,
-    },
-}
-
-/// One of the numbers that are stored.
-pub(super) trait Number: Copy + Sized {
-    fn put(self, out: &mut Vec<u8>);
-    fn get(from: &mut Reader<'_>) -> Option<Self>;
-}
-
-macro_rules! numbers {
-    ($($kind:ty),*) => {$(
-        impl Number for $kind {
-            fn put(self, out: &mut Vec<u8>) {
-                out.extend(self.to_le_bytes());
-            }
-
-            fn get(from: &mut Reader<'_>) -> Option<Self> {
-                from.take().map(Self::from_le_bytes)
-            }
-        }
-    )*};
-}
-numbers!(u16, u32, u64, f32, f64);
-
-impl<T: Number, const N: usize> Number for [T; N] {
-    fn put(self, out: &mut Vec<u8>) {
-        self.into_iter().for_each(|number| number.put(out));
-    }
-
-    fn get(from: &mut Reader<'_>) -> Option<Self> {
-        let mut numbers = [T::get(from)?; N];
-        for number in numbers.iter_mut().skip(1) {
-            *number = T::get(from)?;
-        }
-        Some(numbers)
-    }
-}
-
-impl<T: Number> Number for Option<T> {
-    fn put(self, out: &mut Vec<u8>) {
-        u16::from(self.is_some()).put(out);
-        if let Some(number) = self {
-            number.put(out);
-        }
-    }
-
-    fn get(from: &mut Reader<'_>) -> Option<Self> {
-        match u16::get(from)? {
-            0 => Some(None),
-            1 => T::get(from).map(Some),
-            _ => None,
-        }
-    }
-}
-
-/// Bytes that are read from the front.
-pub(super) struct Reader<'b> {
-    bytes: &'b [u8],
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let taken = self.bytes.get(self.at..)?.first_chunk()?;
-        self.at += N;
-        Some(*taken)
-    }
-}
-
-fn sealed(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = vec![FORM];
-    put(&mut out);
-    checksum(&out).put(&mut out);
-    out
-}
-
-fn opened<T>(bytes: &[u8], get: impl FnOnce(&mut Reader<'_>) -> Option<T>) -> Result<T, Damaged> {
-    let damaged = |at| Damaged::At { at, of: bytes.len() };
-    let (body, sum) = bytes.split_last_chunk::<8>().ok_or(damaged(0))?;
-    match body.first() {
-        Some(&FORM) => {}
-        Some(&form) => return Err(Damaged::Form(form)),
-        None => return Err(damaged(0)),
-    }
-    if checksum(body) != u64::from_le_bytes(*sum) {
-        return Err(damaged(body.len()));
-    }
-    let mut reader = Reader { bytes: body, at: 1 };
-    match get(&mut reader) {
-        Some(value) if reader.at == body.len() => Ok(value),
-        Some(_) | None => Err(damaged(reader.at)),
-    }
-}
-
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 impl Name {
     /// As bytes, fewer than 400.
     pub fn to_bytes(&self) -> Vec<u8> {
-        sealed(|out| self.put(out))
+        sealed(FORM, |out| self.put(out))
     }
 
     /// From the bytes of [`Name::to_bytes`].
@@ -131,14 +19,14 @@ impl Name {
     /// # Errors
     /// What is wrong with them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Damaged> {
-        opened(bytes, Self::get)
+        opened(FORM, bytes, Self::get)
     }
 }
 
 impl Gaps {
     /// As bytes, some 200 kB at most. Who asked of late is not in them.
     pub fn to_bytes(&self) -> Vec<u8> {
-        sealed(|out| {
+        sealed(FORM, |out| {
             self.host.put(out);
             self.regression.put(out);
         })
@@ -149,7 +37,7 @@ impl Gaps {
     /// # Errors
     /// What is wrong with them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Damaged> {
-        opened(bytes, |from| Some(Self { host: Host::get(from)?, regression: Regression::get(from)? }))
+        opened(FORM, bytes, |from| Some(Self { host: Host::get(from)?, regression: Regression::get(from)? }))
     }
 }
 

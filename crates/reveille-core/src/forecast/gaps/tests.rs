@@ -110,3 +110,13 @@ fn who_is_asked_for_by_a_clock_is_warm_when_it_strikes_and_asleep_before() {
     let (due, late) = (after(&gaps, &name, 10), after(&gaps, &name, 60));
     assert!(due > 20.0 * late, "{due} {late}");
 }
+
+#[test]
+fn what_is_expected_in_a_time_is_the_hazard_over_it() {
+    let piece = |from_ms, until_ms, per_hour| Piece { from_ms, until_ms, per_hour };
+    let pieces = [piece(0, 1_800_000, 2.0), piece(1_800_000, 3_600_000, 6.0)];
+    assert!((expected(&pieces, 0, 3_600_000) - 4.0).abs() < 1e-12);
+    assert!((expected(&pieces, 900_000, 2_700_000) - 2.0).abs() < 1e-12);
+    assert!((expected(&pieces, 3_600_000, 7_200_000) - 6.0).abs() < 1e-12, "as at the end");
+    assert!(expected(&pieces, 5, 5) == 0.0 && expected(&[], 0, 1) == 0.0);
+}

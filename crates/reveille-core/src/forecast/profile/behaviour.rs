@@ -1,6 +1,6 @@
 //! What one user or group does.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::distribution::{Distribution, Summary};
@@ -15,30 +15,30 @@ const HOUR_MS: u64 = 3_600_000;
 /// The behaviour of one user or group, or of all that have no profile of their own.
 #[derive(Debug, Clone)]
 pub struct Profile {
-    requests: u64,
-    hours: Option<Hours>,
-    late: u64,
-    volume: Distribution,
-    seconds: Distribution,
-    cpu_seconds: Distribution,
-    memory_bytes: Distribution,
-    io_bytes: Distribution,
-    runtimes: Tops<u64>,
-    with_runtime: u64,
+    pub(super) requests: u64,
+    pub(super) hours: Option<Hours>,
+    pub(super) late: u64,
+    pub(super) volume: Distribution,
+    pub(super) seconds: Distribution,
+    pub(super) cpu_seconds: Distribution,
+    pub(super) memory_bytes: Distribution,
+    pub(super) io_bytes: Distribution,
+    pub(super) runtimes: Tops<u64>,
+    pub(super) with_runtime: u64,
 }
 
 /// Requests of hours that are not over, since logs of several hosts do not come in the order of time.
 #[derive(Debug, Clone, Copy)]
-struct Hours {
+pub(super) struct Hours {
     /// The latest, since the epoch.
-    newest: u64,
-    count: u64,
+    pub newest: u64,
+    pub count: u64,
     /// Of the one before, if there was one.
-    before: Option<u64>,
+    pub before: Option<u64>,
 }
 
 /// A profile in numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Behaviour {
     /// Requests that were taken in.
     pub requests: u64,
@@ -59,7 +59,7 @@ pub struct Behaviour {
 }
 
 /// How much a runtime is preferred.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// Its name.
     pub runtime: String,
@@ -129,6 +129,11 @@ impl Profile {
     pub(super) fn turn(&mut self) {
         let Self { volume, seconds, cpu_seconds, memory_bytes, io_bytes, .. } = self;
         [volume, seconds, cpu_seconds, memory_bytes, io_bytes].into_iter().for_each(Distribution::turn);
+    }
+
+    /// Whether it has had no request in this epoch and the one before.
+    pub(super) fn is_idle(&self) -> bool {
+        self.seconds.is_empty()
     }
 
     /// Adds what another one did, but for its volume: that of one is no volume of many.

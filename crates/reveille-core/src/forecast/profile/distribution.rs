@@ -7,7 +7,7 @@
 //! as many counts are, are held in part: by as much of them as the level needs (as in Czado, Gneiting and Held,
 //! "Predictive model assessment for count data", Biometrics 65, 2009).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::sketch::{Bin, Cut, Sketch, bin_of};
 
@@ -26,29 +26,29 @@ const RENEWED_AFTER: (u64, u64) = (20, 8);
 /// The distribution of one quantity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
-    current: Sketch,
-    before: Sketch,
-    levels: [Level; LEVELS.len()],
+    pub(super) current: Sketch,
+    pub(super) before: Sketch,
+    pub(super) levels: [Level; LEVELS.len()],
     /// Values after which the intervals are made anew.
-    renewed_at: u64,
-    seen: u64,
+    pub(super) renewed_at: u64,
+    pub(super) seen: u64,
 }
 
 /// One interval, and how it did.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Level {
-    nominal: f64,
+pub(super) struct Level {
+    pub nominal: f64,
     /// The share that it leaves out now.
-    missed: f64,
-    ends: Option<(Cut, Cut)>,
-    held: f64,
-    judged: u64,
+    pub missed: f64,
+    pub ends: Option<(Cut, Cut)>,
+    pub held: f64,
+    pub judged: u64,
     /// The same of the intervals that there are now.
-    lately: (f64, u64),
+    pub lately: (f64, u64),
 }
 
 /// A distribution in numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Values that it rests on.
     pub values: u64,
@@ -65,7 +65,7 @@ pub struct Summary {
 }
 
 /// Where the next value is to be expected.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// How often it should hold it.
     pub nominal: f64,
@@ -147,6 +147,11 @@ impl Distribution {
             p99: all.quantile(0.99),
             intervals: self.levels.iter().filter_map(Level::interval).collect(),
         }
+    }
+
+    /// Whether nothing of this epoch and the one before is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.current.count() + self.before.count() == 0
     }
 
     pub(super) fn allocated_bytes(&self) -> usize {

@@ -13,11 +13,14 @@
 //! Whoever writes the logs chooses the names in them, so profiles are bounded: the [`USERS_MAX`] users and [`GROUPS_MAX`] groups with
 //! most requests have their own, once they were seen [`ADMITTED_AFTER`] times; what others do is in the profile of all others.
 //!
+//! A user or group without a request in this epoch and the one before is forgotten.
+//!
 //! **Cost**: at most [`PROFILE_BYTES_MAX`] a profile, mostly a fifth of it.
 
 mod behaviour;
 mod distribution;
 mod sketch;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod tops;
@@ -25,9 +28,11 @@ mod tops;
 use crate::model::Timestamp;
 use tops::Tops;
 
+pub use super::stored::Damaged;
 pub use behaviour::{Behaviour, Profile, QUIET_HOURS_MAX, RUNTIMES_MAX, Share};
 pub use distribution::{Distribution, Interval, LEVELS, Summary, VALUES_MIN};
 pub use sketch::{ACCURACY, BINS_MAX, Sketch, VALUE_MAX, VALUE_MIN};
+pub use stored::{pack, unpack};
 
 /// Users with a profile of their own.
 pub const USERS_MAX: usize = 1_024;
@@ -82,6 +87,7 @@ struct Kept {
 
 #[derive(Debug, Clone, Default)]
 struct Known {
+    /// Requests since it has a place.
     seen: u64,
     profile: Option<Box<Profile>>,
 }
@@ -179,6 +185,8 @@ impl Kept {
             .values_mut()
             .filter_map(|known| known.profile.as_mut())
             .for_each(|profile| profile.turn());
+        // Who was not seen often enough for a profile starts anew.
+        self.by_name.retain(|known| known.profile.as_ref().is_some_and(|profile| !profile.is_idle()));
     }
 
     fn get(&self, name: &str) -> Option<&Profile> {

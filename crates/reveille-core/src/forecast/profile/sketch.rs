@@ -19,12 +19,12 @@ pub(super) type Bin = Option<i16>;
 /// Counts of values by their logarithm.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sketch {
-    zeros: u64,
+    pub(super) zeros: u64,
     /// The index of the first bin.
-    first: i16,
-    bins: Vec<u64>,
-    count: u64,
-    sum: f64,
+    pub(super) first: i16,
+    pub(super) bins: Vec<u64>,
+    pub(super) count: u64,
+    pub(super) sum: f64,
 }
 
 /// A place between two values: this share of the bin's lies above it.

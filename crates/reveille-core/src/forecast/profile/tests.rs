@@ -311,3 +311,21 @@ fn a_profile_stays_within_its_limit() {
     assert!((30_000..=PROFILE_BYTES_MAX).contains(&profile.size_bytes()), "{}", profile.size_bytes());
     assert!(profile.behaviour().runtimes.len() <= RUNTIMES_MAX);
 }
+
+#[test]
+fn who_has_not_come_for_two_epochs_is_forgotten() {
+    let mut profiles = Profiles::with_places(8, 8);
+    let come = |profiles: &mut Profiles, user: &str, week: u64| {
+        let at = BEGIN.plus_ms(week * EPOCH_MS + 1);
+        (0..=ADMITTED_AFTER).for_each(|_| profiles.take(&request(user, at, 1.0)));
+    };
+    come(&mut profiles, "ann", 0);
+    for week in 0..3 {
+        come(&mut profiles, "bob", week);
+        assert_eq!(profiles.user("ann").is_some(), week < 2, "in week {week}");
+    }
+    assert!(profiles.user("bob").is_some());
+    // It has a place again when it comes back, as somebody new.
+    come(&mut profiles, "ann", 2);
+    assert_eq!(profiles.user("ann").map(|profile| profile.behaviour().requests), Some(1));
+}

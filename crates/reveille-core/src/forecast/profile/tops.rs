@@ -60,6 +60,28 @@ impl<V: Default> Tops<V> {
         self.by_count.iter().rev().filter_map(|(_, key)| Some((&**key, self.get(key)?)))
     }
 
+    /// Forgets the keys whose value is not to stay.
+    pub fn retain(&mut self, mut stays: impl FnMut(&V) -> bool) {
+        self.places.retain(|_, place| stays(&place.value));
+        self.by_count.retain(|(_, key)| self.places.contains_key(key));
+    }
+
+    /// All that are kept, with their counts.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, u64, &V)> {
+        self.places.iter().map(|(key, place)| (&**key, place.count, &place.value))
+    }
+
+    /// Puts a key back with the count that it had; not beyond the places that there are, nor twice.
+    pub fn put_back(&mut self, key: &str, count: u64, value: V) -> bool {
+        let key: Arc<str> = Arc::from(key);
+        if self.places.len() >= self.places_max || self.places.contains_key(&key) {
+            return false;
+        }
+        self.by_count.insert((count, Arc::clone(&key)));
+        self.places.insert(key, Place { count, value });
+        true
+    }
+
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.places.values_mut().map(|place| &mut place.value)
     }

@@ -19,6 +19,8 @@ fn query(counter: u32, qtype: u16, client: &str, ms: u64) -> Observed {
         transport: Transport::Udp,
         client: client.parse().unwrap(),
         subnet: None,
+        ttl_s: None,
+        proven: false,
     }
 }
 

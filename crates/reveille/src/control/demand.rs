@@ -1,0 +1,78 @@
+//! What is recorded of demand, as the API shows it.
+
+use reveille_api::Time;
+use reveille_api::types::{DemandRange, DemandReport, DemandStep, ServiceDemand};
+use reveille_core::model::{DomainName, Timestamp};
+use reveille_dns::observe::Correction;
+use reveille_store::history::{Answer, Bucket, Kind, Query, QueryError};
+
+use crate::forecasts::Recorded;
+use crate::room::arrivals;
+
+/// Everything in short.
+pub fn report(recorded: &Recorded) -> DemandReport {
+    let history = recorded.history.status();
+    let counts = [
+        ("taken", history.points),
+        ("dropped", history.dropped_points),
+        ("late", history.refused_late),
+        ("early", history.refused_early),
+        ("damaged", history.damaged),
+        ("failed", history.write_faults),
+    ];
+    DemandReport {
+        requests: recorded.logs.counted(),
+        arrivals_dropped: recorded.arrivals_dropped(),
+        history: counts.into_iter().map(|(word, count)| (word.to_owned(), count)).collect(),
+        history_bytes: history.disk_bytes + history.names_bytes,
+        profiles: recorded.logs.in_short(),
+    }
+}
+
+/// What was asked of a service, up to the end of the step in which `now` is.
+///
+/// # Errors
+/// If the history cannot be read.
+pub fn of_service(
+    recorded: &Recorded,
+    service: DomainName,
+    asked: DemandRange,
+    correction: Option<Correction>,
+    now: Timestamp,
+) -> Result<ServiceDemand, QueryError> {
+    let (name, now_s) = (service.to_string(), now.as_ms() / 1_000);
+    let look = |kind| -> Result<Answer, QueryError> {
+        recorded.history.query(&Query {
+            name: name.as_bytes(),
+            kind,
+            from_s: (now_s + 1).saturating_sub(asked.hours * 3_600),
+            to_s: now_s + 1,
+            step_s: asked.step_s,
+        })
+    };
+    let (queries, clients) = (look(Kind::Queries)?, look(Kind::Arrivals)?);
+    let (demand, kept_out) = (look(Kind::DemandMilli)?, look(Kind::Refused)?);
+    let execution = look(Kind::ExecutionMs)?;
+    let at =
+        |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
+    let steps = (0..queries.buckets.len()).map(|place| DemandStep {
+        queries: at(&queries, place).sum,
+        kept_out: at(&kept_out, place).sum,
+        demand: at(&demand, place).sum as f64 / 1e3,
+        arrivals: at(&clients, place).sum,
+        execution_ms: at(&execution, place).sum,
+        watched_s: at(&queries, place).seen_s,
+    });
+    let damaged = [&queries, &demand, &clients, &execution].into_iter().flat_map(|answer| &answer.damaged);
+    let mut damaged: Vec<String> = damaged.map(ToString::to_string).collect();
+    damaged.sort_unstable();
+    damaged.dedup();
+    Ok(ServiceDemand {
+        service,
+        from: Time(Timestamp::from_ms(queries.from_s * 1_000)),
+        step_s: queries.step_s,
+        steps: steps.collect(),
+        per_thousand_queries: correction.map(|known| arrivals::of(&known, (1_000, 1_000))),
+        damaged,
+    })
+}
