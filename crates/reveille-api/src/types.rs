@@ -15,6 +15,7 @@ use crate::time::Time;
 
 mod dns;
 mod versions;
+mod warm_up;
 mod zones;
 
 pub use dns::{Counts, DnsReport, ObservedReport, PublicationReport, QueriesReport, SecondaryReport, Top};
@@ -22,6 +23,7 @@ pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,
 };
+pub use warm_up::{WarmUpReport, WarmUpResult, WarmUpStepReport};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.
@@ -129,6 +131,12 @@ pub struct ServiceDetail {
     /// one the guest cannot veto its sleep, its file systems are not frozen, and it cannot be cloned.
     #[serde(default)]
     pub agent: Option<String>,
+    /// Its warm-up profile, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// What was last done by it; absent before that, and after a restart of the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUpReport>,
     /// The older version that it is being rolled back to.
     #[serde(default)]
     pub rolling_back: Option<u64>,
@@ -210,6 +218,8 @@ impl ServiceDetail {
             wake_at: instance.wake_at.map(Time),
             agent: None,
             rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
+            profile: service.spec.profile.clone(),
+            warm_up: None,
             former_image: instance.former.as_ref().map(|former| former.image.clone()),
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
@@ -239,18 +249,26 @@ pub struct RungReport {
     pub wake_ms_p50: Option<u32>,
     /// Trigger to ready: 95th percentile.
     pub wake_ms_p95: Option<u32>,
+    /// Of these, what the warm-up set took, the boot set on `cold`: median.
+    #[serde(default)]
+    pub warm_up_ms_p50: Option<u32>,
+    /// The same: 95th percentile.
+    #[serde(default)]
+    pub warm_up_ms_p95: Option<u32>,
     /// Memory of the host that its process held there, in KiB; what it shared with others in part.
     pub held_kib: Option<u64>,
 }
 
 impl RungReport {
     fn of(rung: Rung, measured: &RungMeasured) -> Self {
-        let RungMeasured { wakes, held_kib } = measured;
+        let RungMeasured { wakes, warm_ups, held_kib, .. } = measured;
         Self {
             rung,
             wakes: wakes.count(),
             wake_ms_p50: wakes.percentile_ms(50),
             wake_ms_p95: wakes.percentile_ms(95),
+            warm_up_ms_p50: warm_ups.percentile_ms(50),
+            warm_up_ms_p95: warm_ups.percentile_ms(95),
             held_kib: *held_kib,
         }
     }
@@ -424,6 +442,9 @@ pub struct StagesMs {
     /// The guest has the right time and random bytes of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refreshed: Option<f64>,
+    /// The warm-up set is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmed_up: Option<f64>,
     /// The readiness check passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<f64>,
@@ -444,6 +465,7 @@ impl StagesMs {
             restored: ms(Stage::Restored),
             running: ms(Stage::Running),
             refreshed: ms(Stage::Refreshed),
+            warmed_up: ms(Stage::WarmedUp),
             ready: ms(Stage::Ready),
             first_byte: ms(Stage::FirstByte),
         }
@@ -451,8 +473,9 @@ impl StagesMs {
 
     /// The stages that were reached, in order, with their words.
     pub fn reached(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let Self { decided, fetched, spawned, restored, running, refreshed, ready, first_byte } = *self;
-        let all = [decided, fetched, spawned, restored, running, refreshed, ready, first_byte];
+        let Self { decided, fetched, spawned, restored, running, refreshed, warmed_up, ready, first_byte } =
+            *self;
+        let all = [decided, fetched, spawned, restored, running, refreshed, warmed_up, ready, first_byte];
         Stage::ALL.into_iter().zip(all).filter_map(|(stage, ms)| Some((stage.word(), ms?)))
     }
 }

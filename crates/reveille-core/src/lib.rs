@@ -9,3 +9,4 @@ pub mod decide;
 pub mod forecast;
 pub mod model;
 pub mod mutation;
+pub mod warm_up;

@@ -14,6 +14,7 @@ pub mod control;
 mod encrypted;
 mod forecasts;
 mod keys;
+pub mod profiles;
 mod reload;
 mod room;
 mod serve;

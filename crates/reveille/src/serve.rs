@@ -253,7 +253,9 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         images: Arc::clone(&images) as _,
     };
     let versions = taken_up.map(|(stock, stored)| keeping::start(stock, stored, &inbox, clock));
-    let mut executor = Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions);
+    let profiles = Arc::clone(&config.profiles);
+    let mut executor =
+        Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions, profiles);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,

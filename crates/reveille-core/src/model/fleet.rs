@@ -231,6 +231,10 @@ impl Fleet {
                 instance.measured.note_held(rung, held_kib);
                 Ok(())
             }),
+            Event::FirstAnswer { instance, waited_ms } => self.change(instance, |instance, service| {
+                instance.note_first_answer(service, waited_ms);
+                Ok(())
+            }),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }
@@ -644,6 +648,7 @@ impl Fleet {
                     instance.step(Move::Boot, now)?;
                     instance.begin_start(Rung::Cold, now);
                     instance.ahead = service.demand.is_none();
+                    instance.begin_warm_up(&service.spec);
                     instance.leave_outdated();
                     instance.version = None;
                     instance.stored_is_current = false;
@@ -653,6 +658,7 @@ impl Fleet {
                     instance.step(Move::Restore, now)?;
                     instance.begin_start(*from, now);
                     instance.ahead = service.demand.is_none();
+                    instance.begin_warm_up(&service.spec);
                     // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
                     instance.stored_is_current = false;
                 }

@@ -46,6 +46,12 @@ impl RecentDurations {
 pub struct RungMeasured {
     /// Wakes that began there, trigger to ready.
     pub wakes: RecentDurations,
+    /// Warm-up sets of starts from there: the boot set on `Cold`, the restore set on others.
+    pub warm_ups: RecentDurations,
+    /// Trigger to first byte of wakes by a client's packet, with the restore set.
+    pub first_warmed: RecentDurations,
+    /// The same without it.
+    pub first_straight: RecentDurations,
     /// Memory of the host that its process held when last looked at, in KiB; what it shared with others in part.
     pub held_kib: Option<u64>,
 }
@@ -59,6 +65,17 @@ impl Measured {
     /// Notes a wake that began on `from`.
     pub fn note_wake(&mut self, from: Rung, waited_ms: u64) {
         self.0.entry(from).or_default().wakes.push_ms(waited_ms);
+    }
+
+    /// Notes a warm-up set of a start from `from`.
+    pub fn note_warm_up(&mut self, from: Rung, took_ms: u64) {
+        self.0.entry(from).or_default().warm_ups.push_ms(took_ms);
+    }
+
+    /// Notes when a client whose packet woke the service had its first byte.
+    pub fn note_first_answer(&mut self, from: Rung, warmed: bool, waited_ms: u64) {
+        let of = self.0.entry(from).or_default();
+        if warmed { &mut of.first_warmed } else { &mut of.first_straight }.push_ms(waited_ms);
     }
 
     /// Notes what is held on `rung`. A small difference to what was known is no news: each is written to the disk.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use reveille_api::types::{DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply};
+use reveille_api::types::{
+    DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply, WarmUpReport,
+};
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
 
@@ -270,7 +272,23 @@ fn wakes(p50: Option<u32>, p95: Option<u32>) -> String {
 fn on_rung(of: &RungReport) -> (&'static str, String) {
     let woken = (of.wakes > 0).then(|| format!("wakes in {}", wakes(of.wake_ms_p50, of.wake_ms_p95)));
     let held = of.held_kib.map(|kib| format!("holds {}", bytes(kib << 10)));
-    (of.rung.word(), woken.into_iter().chain(held).collect::<Vec<_>>().join("; "))
+    let warmed = of.warm_up_ms_p50.map(|ms| format!("of that {} warm-up", duration(ms.into())));
+    (of.rung.word(), woken.into_iter().chain(warmed).chain(held).collect::<Vec<_>>().join("; "))
+}
+
+/// What was last done to warm it up, step by step.
+fn warm_up(last: &WarmUpReport) -> Vec<(&'static str, String)> {
+    let WarmUpReport { profile, why, set, at, took_ms, runs, result, steps } = last;
+    let chosen = why.as_ref().map(|why| format!(", since {why}")).unwrap_or_default();
+    let again = if *runs > 1 { format!(", begun {runs} times") } else { String::new() };
+    let (set, took, result) = (set.word(), duration(*took_ms), result.word());
+    let mut rows = vec![("warm-up", format!("{profile}{chosen}: {set} set at {at}, {took}, {result}{again}"))];
+    rows.extend(steps.iter().map(|step| {
+        let tries = if step.tries > 1 { format!(", {} tries", step.tries) } else { String::new() };
+        let (took, result) = (duration(step.took_ms), step.result.word());
+        ("  step", format!("{}: {result} in {took}{tries}; {}", step.name, step.detail))
+    }));
+    rows
 }
 
 /// Most rungs of a forecast that are shown.
@@ -308,6 +326,8 @@ fn show(detail: &ServiceDetail) -> String {
         ("cold boot", wakes(detail.boot_ms_p50, detail.boot_ms_p95)),
     ];
     rows.extend(detail.rungs.iter().filter(|of| of.rung > Rung::Cold).map(on_rung));
+    rows.extend(detail.profile.iter().map(|profile| ("profile", profile.clone())));
+    rows.extend(detail.warm_up.iter().flat_map(warm_up));
     rows.extend([(
         "sleeps after",
         format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),

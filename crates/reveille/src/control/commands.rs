@@ -171,6 +171,7 @@ impl Control {
         Ok(Shown {
             detail: ServiceDetail {
                 agent: self.executor.tools().agents.told(instance.id),
+                warm_up: self.executor.tools().warm_ups.told(instance.id),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
             },
             wake: self.wakes.open_of(&service.spec.name).cloned(),
@@ -313,6 +314,7 @@ impl Control {
         let clashes = clashes(&self.publisher.zones(), [&spec.name]);
         let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
         faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
+        faults.extend(self.executor.tools().profiles.load().fault_of(spec));
         faults.extend(self.unknown_image(spec).await);
         faults
     }
@@ -353,6 +355,7 @@ impl Control {
         let gone = self.services.release_gone(&self.fleet);
         if !gone.is_empty() {
             self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
+            self.executor.tools().warm_ups.keep(|id| self.fleet.instance(id).is_some());
         }
         for service in gone {
             self.note_gone(&service);

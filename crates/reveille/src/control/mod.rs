@@ -38,6 +38,7 @@ mod traffic;
 mod updates;
 pub mod versions;
 mod wakes;
+mod warm_up;
 mod watch;
 pub mod wiring;
 mod write_back;

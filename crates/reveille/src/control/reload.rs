@@ -168,6 +168,7 @@ impl Control {
         live.keys.exchange(&files.keys);
         self.updates = desk;
         self.zones = wanted.zone.iter().map(|zone| zone.name.clone()).collect();
+        self.executor.tools().profiles.store(Arc::clone(&wanted.profiles));
         self.fleet.limits = wanted.host;
         self.on_stop = (wanted.daemon.on_stop, Duration::from_millis(wanted.daemon.stop_ms_max));
         report.changes.extend(plan.changes.iter().cloned());
@@ -290,6 +291,7 @@ fn changed_sections(before: &Config, wanted: &Config) -> Vec<ReloadChange> {
         ("host", old.host != new.host),
         ("dnssec", old.dnssec != new.dnssec),
         ("policy", old.policy != new.policy),
+        ("warm_up", (&old.warm_up, &old.profiles) != (&new.warm_up, &new.profiles)),
     ];
     sections.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| change(key, "changed")).collect()
 }

@@ -5,4 +5,5 @@ mod forecast;
 mod room;
 mod stories;
 mod versions;
+mod warm_up;
 mod world;
