@@ -128,6 +128,9 @@ pub struct Add {
     /// Readiness is a GET of this path on the first TCP port, instead of a TCP handshake
     #[arg(long, value_name = "PATH")]
     ready_http: Option<String>,
+    /// What is done before clients are let in: a warm-up profile, or auto; `reveille profile list` shows them
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
     /// Sleep after this long without an open connection or a packet
     #[arg(long, value_name = "MS")]
     idle_ms: Option<u64>,
@@ -221,6 +224,7 @@ impl Add {
             ("address", self.address.map(|address| address.to_string().into())),
             ("address6", self.address6.map(|address| address.to_string().into())),
             ("priority", self.priority.map(serde_json::Value::from)),
+            ("profile", self.profile.clone().map(serde_json::Value::from)),
         ] {
             if let Some(value) = value {
                 spec[key] = value;

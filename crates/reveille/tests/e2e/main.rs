@@ -37,3 +37,4 @@ mod stored;
 mod tap;
 mod users;
 mod wake;
+mod warm_up;
