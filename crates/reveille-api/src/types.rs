@@ -255,13 +255,19 @@ pub struct RungReport {
     /// The same: 95th percentile.
     #[serde(default)]
     pub warm_up_ms_p95: Option<u32>,
+    /// Trigger to first byte of wakes by a client's packet, with the restore set: median.
+    #[serde(default)]
+    pub first_warmed_ms_p50: Option<u32>,
+    /// The same without it.
+    #[serde(default)]
+    pub first_straight_ms_p50: Option<u32>,
     /// Memory of the host that its process held there, in KiB; what it shared with others in part.
     pub held_kib: Option<u64>,
 }
 
 impl RungReport {
     fn of(rung: Rung, measured: &RungMeasured) -> Self {
-        let RungMeasured { wakes, warm_ups, held_kib, .. } = measured;
+        let RungMeasured { wakes, warm_ups, first_warmed, first_straight, held_kib } = measured;
         Self {
             rung,
             wakes: wakes.count(),
@@ -269,6 +275,8 @@ impl RungReport {
             wake_ms_p95: wakes.percentile_ms(95),
             warm_up_ms_p50: warm_ups.percentile_ms(50),
             warm_up_ms_p95: warm_ups.percentile_ms(95),
+            first_warmed_ms_p50: first_warmed.percentile_ms(50),
+            first_straight_ms_p50: first_straight.percentile_ms(50),
             held_kib: *held_kib,
         }
     }

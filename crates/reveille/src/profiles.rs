@@ -266,12 +266,7 @@ fn fits<T: DeserializeOwned>(place: &str, value: &Value, faults: &mut Vec<SpecFa
     told(place, value, value.clone().try_into::<T>().map(drop), faults)
 }
 
-fn told(
-    place: &str,
-    value: &Value,
-    read: Result<(), toml::de::Error>,
-    faults: &mut Vec<SpecFault>,
-) -> bool {
+fn told(place: &str, value: &Value, read: Result<(), toml::de::Error>, faults: &mut Vec<SpecFault>) -> bool {
     let Err(error) = read else { return true };
     let said = error.message().trim().replace('\n', "; ");
     faults.push(SpecFault::new(place, quote::value(place, value), said));

@@ -75,7 +75,8 @@ impl Measured {
     /// Notes when a client whose packet woke the service had its first byte.
     pub fn note_first_answer(&mut self, from: Rung, warmed: bool, waited_ms: u64) {
         let of = self.0.entry(from).or_default();
-        if warmed { &mut of.first_warmed } else { &mut of.first_straight }.push_ms(waited_ms);
+        let first = if warmed { &mut of.first_warmed } else { &mut of.first_straight };
+        first.push_ms(waited_ms);
     }
 
     /// Notes what is held on `rung`. A small difference to what was known is no news: each is written to the disk.
@@ -84,6 +85,12 @@ impl Measured {
         if known.is_none_or(|before| held_kib.abs_diff(before) > before / HELD_NEWS) {
             *known = Some(held_kib);
         }
+    }
+
+    /// What a restore set is likely to take on a rung from which none was seen: the most of the medians from others.
+    pub fn restore_set_ms(&self) -> Option<u32> {
+        let restored = self.0.iter().filter(|(rung, _)| **rung > Rung::Cold);
+        restored.filter_map(|(_, of)| of.warm_ups.percentile_ms(50)).max()
     }
 
     /// What was measured on `rung`, if anything was.

@@ -114,6 +114,7 @@ impl Instance {
         if !self.step(Move::Ready, now)? {
             return Ok(());
         }
+        self.warming_up = false;
         let demand = service.demand.take();
         let waited_ms = now.ms_since(demand.as_ref().map_or(self.start_since, |demand| demand.since));
         if !std::mem::take(&mut self.ahead) || demand.is_some() {

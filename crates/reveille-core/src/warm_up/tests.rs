@@ -98,8 +98,7 @@ fn both_ways_are_tried_and_then_the_one_by_which_clients_wait_less() {
     for start in 1..=15 {
         let (takes, _) = takes_restore_set(Some(&of), false, start);
         taken.push(takes);
-        let (first, ms) =
-            if takes { (&mut of.first_warmed, 300) } else { (&mut of.first_straight, 200) };
+        let (first, ms) = if takes { (&mut of.first_warmed, 300) } else { (&mut of.first_straight, 200) };
         first.push_ms(ms);
     }
     assert_eq!(taken[..7], [true, true, true, false, false, false, false]);

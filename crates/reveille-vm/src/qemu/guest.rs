@@ -216,11 +216,7 @@ pub async fn before_sleep(vm: &Vm, limit: Duration) -> BeforeSleep {
 }
 
 /// Runs a program in the guest.
-pub async fn exec(
-    vm: &Vm,
-    program: GuestProgram<'_>,
-    limit: Duration,
-) -> Result<ProgramEnded, ExecError> {
+pub async fn exec(vm: &Vm, program: GuestProgram<'_>, limit: Duration) -> Result<ProgramEnded, ExecError> {
     if !has_agent(vm).await {
         return Err(ExecError::NoAgent);
     }

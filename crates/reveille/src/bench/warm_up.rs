@@ -182,7 +182,8 @@ impl WarmUp {
         let config = if self.config.exists() { Config::load(&self.config)? } else { Config::default() };
         let scratch = scratch_with_images(&config, &["here"])?;
         let images = ImageStore::open(scratch.path().join("here/images"))?;
-        let wanted = |kind: &Kind| self.profile.is_empty() || self.profile.iter().any(|p| p == kind.profile());
+        let wanted =
+            |kind: &Kind| self.profile.is_empty() || self.profile.iter().any(|p| p == kind.profile());
         let (kinds, missing): (Vec<Kind>, Vec<Kind>) = Kind::ALL
             .into_iter()
             .filter(wanted)
@@ -314,7 +315,8 @@ async fn request(kind: Kind, address: Ipv4Addr, number: &mut usize) -> anyhow::R
             // A database that is not up yet refuses; who asks comes again.
             Err(_) if begun.elapsed() < WAKE_MAX => sleep(TRY_PAUSE).await,
             Err(error) => {
-                return Err(error).with_context(|| format!("{} at {address} is not answered", kind.profile()));
+                return Err(error)
+                    .with_context(|| format!("{} at {address} is not answered", kind.profile()));
             }
         }
     }
@@ -324,7 +326,8 @@ async fn figures(daemon: &Daemon, of: &Measured, from: Rung) -> anyhow::Result<F
     let seen = if from == Rung::Cold { &of.cold } else { &of.local };
     let rungs = daemon.client.service(&of.name).await?.rungs;
     let warm_up_ms_p50 = rungs.iter().find(|rung| rung.rung == from).and_then(|rung| rung.warm_up_ms_p50);
-    let (first_ms_p50, steady_ms_p50) = (percentile(&seen.first_ms, 50.0)?, percentile(&seen.steady_ms, 50.0)?);
+    let (first_ms_p50, steady_ms_p50) =
+        (percentile(&seen.first_ms, 50.0)?, percentile(&seen.steady_ms, 50.0)?);
     Ok(Figures {
         wakes: seen.first_ms.len(),
         wake_ms_p50: percentile(&seen.wake_ms, 50.0)?,
@@ -339,7 +342,16 @@ async fn figures(daemon: &Daemon, of: &Measured, from: Rung) -> anyhow::Result<F
 fn text(report: &Report) -> String {
     let mut text = format!(
         "QEMU under {}; the first request after a wake against the steady state (= 1), medians\n\n{:16} {:6} {:8} {:>6} {:>10} {:>10} {:>11} {:>11} {:>7}\n",
-        report.qemu_accelerator, "profile", "from", "", "wakes", "wake ms", "warm-up ms", "first ms", "steady ms", "ratio"
+        report.qemu_accelerator,
+        "profile",
+        "from",
+        "",
+        "wakes",
+        "wake ms",
+        "warm-up ms",
+        "first ms",
+        "steady ms",
+        "ratio"
     );
     for row in &report.rows {
         for (how, of) in [("with", &row.with), ("without", &row.without)] {

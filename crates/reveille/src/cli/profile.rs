@@ -162,8 +162,7 @@ fn check(file: &std::path::Path, output: Output) -> anyhow::Result<()> {
         Ok(known) => (Some(ProfileReport::of(&name, &known)), Vec::new()),
         Err(faults) => (None, faults.iter().map(SpecFault::to_string).collect()),
     };
-    let report =
-        CheckReport { file: file.display().to_string(), ok: profile.is_some(), faults, profile };
+    let report = CheckReport { file: file.display().to_string(), ok: profile.is_some(), faults, profile };
     if report.ok || output.is_json() {
         output.print(&report, |report| {
             let steps = report.profile.iter().flat_map(|profile| &profile.sets).map(steps);

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use reveille_api::types::{
-    DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply, WarmUpReport,
-};
+use reveille_api::types::{DeployReply, RungReport, ServiceDetail, ServiceSummary, VerbReply, WarmUpReport};
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
 
@@ -277,6 +275,9 @@ fn on_rung(of: &RungReport) -> (&'static str, String) {
     let woken = (of.wakes > 0).then(|| format!("wakes in {}", wakes(of.wake_ms_p50, of.wake_ms_p95)));
     let held = of.held_kib.map(|kib| format!("holds {}", bytes(kib << 10)));
     let warmed = of.warm_up_ms_p50.map(|ms| format!("of that {} warm-up", duration(ms.into())));
+    let first = [("with", of.first_warmed_ms_p50), ("without", of.first_straight_ms_p50)]
+        .map(|(how, ms)| ms.map(|ms| format!("first byte in {} {how} the restore set", duration(ms.into()))));
+    let warmed = warmed.into_iter().chain(first.into_iter().flatten());
     (of.rung.word(), woken.into_iter().chain(warmed).chain(held).collect::<Vec<_>>().join("; "))
 }
 
@@ -286,7 +287,8 @@ fn warm_up(last: &WarmUpReport) -> Vec<(&'static str, String)> {
     let chosen = why.as_ref().map(|why| format!(", since {why}")).unwrap_or_default();
     let again = if *runs > 1 { format!(", begun {runs} times") } else { String::new() };
     let (set, took, result) = (set.word(), duration(*took_ms), result.word());
-    let mut rows = vec![("warm-up", format!("{profile}{chosen}: {set} set at {at}, {took}, {result}{again}"))];
+    let mut rows =
+        vec![("warm-up", format!("{profile}{chosen}: {set} set at {at}, {took}, {result}{again}"))];
     rows.extend(steps.iter().map(|step| {
         let tries = if step.tries > 1 { format!(", {} tries", step.tries) } else { String::new() };
         let (took, result) = (duration(step.took_ms), step.result.word());

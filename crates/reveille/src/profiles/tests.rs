@@ -78,7 +78,8 @@ fn every_fault_of_a_file_is_told_at_once_with_the_file_and_the_key() {
 fn a_service_names_a_profile_that_there_is() {
     let spec = |profile: &str| -> ServiceSpec {
         let ports = ["tcp/80"];
-        let value = serde_json::json!({"name": "a.vm.test", "image": "i", "ports": ports, "profile": profile});
+        let value =
+            serde_json::json!({"name": "a.vm.test", "image": "i", "ports": ports, "profile": profile});
         serde_json::from_value(value).unwrap()
     };
     let profiles = Profiles::default();

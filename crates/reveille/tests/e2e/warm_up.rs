@@ -64,7 +64,10 @@ fn the_first_client_comes_after_the_profile_and_the_version_has_what_it_did() {
     assert_eq!(first.requests, 6, "the profile asked five times before the client");
     let shown = world.until_phase(NAME, "active");
     let last = &shown["warm_up"];
-    assert_eq!((&last["profile"], &last["set"], &last["result"]), (&"mine".into(), &"boot".into(), &"done".into()));
+    assert_eq!(
+        (&last["profile"], &last["set"], &last["result"]),
+        (&"mine".into(), &"boot".into(), &"done".into())
+    );
     assert_eq!(steps(&shown)[1].1.split(',').next(), Some("5 answers"), "{shown}");
     let read = steps(&shown)[2].1.clone();
     assert!(read.strip_suffix(" bytes").unwrap().parse::<u64>().unwrap() > 500_000, "{read}");
@@ -76,7 +79,10 @@ fn the_first_client_comes_after_the_profile_and_the_version_has_what_it_did() {
     assert!(ms(&wake, "running") <= ms(&wake, "warmed_up"), "{wake}");
     assert!(ms(&wake, "warmed_up") <= ms(&wake, "first_byte"), "{wake}");
     let shown = world.until_phase(NAME, "active");
-    assert_eq!((&shown["warm_up"]["set"], &shown["warm_up"]["result"]), (&"restore".into(), &"incomplete".into()));
+    assert_eq!(
+        (&shown["warm_up"]["set"], &shown["warm_up"]["result"]),
+        (&"restore".into(), &"incomplete".into())
+    );
     let steps = steps(&shown);
     assert_eq!(steps[1], ("done".to_owned(), "a guest".to_owned()));
     assert_eq!(steps[2].0, "failed", "{steps:?}");
@@ -119,14 +125,18 @@ fn a_profile_that_fails_for_good_is_told_and_a_mended_one_is_taken_up_by_a_reloa
     assert!(told.contains("its warm-up failed at `table`: it ended with status 1"), "{told}");
     world.until_vms(0);
     let shown = world.show(NAME);
-    assert_eq!((&shown["warm_up"]["result"], &shown["warm_up"]["steps"][0]["tries"]), (&"failed".into(), &2.into()));
+    assert_eq!(
+        (&shown["warm_up"]["result"], &shown["warm_up"]["steps"][0]["tries"]),
+        (&"failed".into(), &2.into())
+    );
 
     fs::write(world.path("profiles/mine.toml"), "[boot]\n[[boot.step]]\nexec = 1\n").unwrap();
     let told = world.refused(&["reload"]);
     assert!(told.contains("mine.toml: boot.step[0].exec = 1"), "{told}");
     fs::write(world.path("profiles/mine.toml"), MINE).unwrap();
     let report = world.json(&["reload"]);
-    let keys: Vec<&Value> = report["changes"].as_array().unwrap().iter().map(|change| &change["key"]).collect();
+    let keys: Vec<&Value> =
+        report["changes"].as_array().unwrap().iter().map(|change| &change["key"]).collect();
     assert_eq!(keys, ["warm_up"]);
     assert_eq!(world.page().requests, 6);
 }
@@ -164,10 +174,36 @@ fn profiles_are_listed_shown_and_checked_without_a_daemon() {
     let bad = world.path("bad.toml");
     fs::write(&bad, "[boot]\n[[boot.step]]\nhttp = { paths = [\"x\"] }\nretries = 99\n").unwrap();
     let told = world.refused(&["profile", "check", bad.to_str().unwrap()]);
-    assert!(told.contains("boot.step[0].http.paths[0] = \"x\"") && told.contains("retries = 99: 0 to 10"), "{told}");
+    assert!(
+        told.contains("boot.step[0].http.paths[0] = \"x\"") && told.contains("retries = 99: 0 to 10"),
+        "{told}"
+    );
     let add = ["service", "add", "b.vm.test", "--image", "demo", "--port", "tcp/80", "--profile"];
     let told = world.refused(&[&add[..], &["none-such"]].concat());
-    assert!(told.contains("profile = none-such: auto, cache-heavy, compute-heavy, database-heavy, mine"), "{told}");
+    assert!(
+        told.contains("profile = none-such: auto, cache-heavy, compute-heavy, database-heavy, mine"),
+        "{told}"
+    );
     let added = world.json(&[&add[..], &["auto"]].concat());
     assert_eq!(added["profile"], "auto");
+}
+
+#[test]
+fn auto_tries_the_restore_set_and_going_without_it() {
+    let auto = service("").replace("\"mine\"", "\"auto\"");
+    let world = World::new().service(&auto).start();
+    world.page();
+    for _ in 0..4 {
+        world.put_to_sleep("hello");
+        world.page();
+    }
+    let wakes = world.until_wakes("hello", 5);
+    let warmed: Vec<bool> = wakes.iter().map(|wake| !wake["stages_ms"]["warmed_up"].is_null()).collect();
+    assert_eq!(warmed, [true, true, true, true, false], "{wakes:#?}");
+    let shown = world.show(NAME);
+    let why = shown["warm_up"]["why"].as_str().unwrap();
+    assert_eq!((&shown["warm_up"]["profile"], why), (&"cache-heavy".into(), "tcp/8080 is a port of HTTP"));
+    let local = shown["rungs"].as_array().unwrap().iter().find(|of| of["rung"] == "local").unwrap();
+    assert!(local["first_warmed_ms_p50"].as_u64() > Some(0), "{local}");
+    assert!(local["first_straight_ms_p50"].as_u64() > Some(0), "{local}");
 }

@@ -49,7 +49,11 @@ fn nobody_is_let_in_before_the_set_is_over_and_what_it_took_is_part_of_the_wake(
     assert_eq!(local.wakes.percentile_ms(50), Some(450));
     assert_eq!(row(&world).measured.on(Rung::Cold).unwrap().warm_ups.percentile_ms(50), Some(2_000));
     world.down(1, 2, [31_000, 31_010]);
-    assert_eq!(row(&world).likely_wakes().percentile_ms(50), Some(450), "the next one is expected to take it");
+    assert_eq!(
+        row(&world).likely_wakes().percentile_ms(50),
+        Some(450),
+        "the next one is expected to take it"
+    );
 }
 
 #[test]

@@ -100,10 +100,9 @@ async fn warm_up(
     let result = ended.result();
     tracing::info!(%service, profile = name, set = set.word(), took_ms, result = result.word(), "warmed up");
     let Ended { runs, steps, failed } = ended;
-    tools.warm_ups.note(
-        order.instance,
-        WarmUpReport { profile: name, why, set, at, took_ms, runs, result, steps },
-    );
+    tools
+        .warm_ups
+        .note(order.instance, WarmUpReport { profile: name, why, set, at, took_ms, runs, result, steps });
     match failed {
         None => Ok(Some(took_ms)),
         Some((step, detail)) => Err(Cause::WarmUpFailed { step, detail }),

@@ -211,17 +211,13 @@ impl Run<'_> {
         loop {
             let count = stream.read(&mut part).await.map_err(broken)?;
             reply.extend_from_slice(part.get(..count).unwrap_or_default());
-            let found = match expect {
-                None => !reply.is_empty(),
-                Some(text) => contains(&reply, text.as_bytes()),
-            };
-            match expect {
-                _ if found => return Ok(stream),
-                Some(text) if count == 0 || reply.len() > REPLY_BYTES_MAX => {
-                    return Err(format!("port {port} did not answer with {text:?}"));
-                }
-                None if count == 0 => return Err(format!("port {port} did not answer")),
-                Some(_) | None => {}
+            let wanted = expect.unwrap_or_default().as_bytes();
+            if !reply.is_empty() && contains(&reply, wanted) {
+                return Ok(stream);
+            }
+            if count == 0 || reply.len() > REPLY_BYTES_MAX {
+                let with = expect.map(|text| format!(" with {text:?}")).unwrap_or_default();
+                return Err(format!("port {port} did not answer{with}"));
             }
         }
     }
@@ -252,7 +248,11 @@ impl Run<'_> {
             Condition::Http { port, path, status } => {
                 let answer = get(self.cable, self.port(*port)?, path, (0, 0)).await?;
                 let fits = status.map_or(answer.status < STATUS_ERROR, |wanted| answer.status == wanted);
-                if fits { Ok(()) } else { Err(format!("GET {path} was answered with status {}", answer.status)) }
+                if fits {
+                    Ok(())
+                } else {
+                    Err(format!("GET {path} was answered with status {}", answer.status))
+                }
             }
             Condition::Exec(exec) => self.exec(exec, limit, seen).await.map(drop),
         }

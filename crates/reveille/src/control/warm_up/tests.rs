@@ -54,8 +54,7 @@ impl Guest {
         assert_eq!(faults, []);
         let spec = serde_json::json!({"name": "a.vm.test", "image": "i", "ports": ["udp/53", "tcp/80"]});
         let spec = Arc::new(serde_json::from_value(spec).unwrap());
-        let order =
-            Order { instance: InstanceId(1), start: 1, spec, warm_up: Some(WarmUpSet::Restore) };
+        let order = Order { instance: InstanceId(1), start: 1, spec, warm_up: Some(WarmUpSet::Restore) };
         let deadline = Instant::now() + limit;
         let (programs, cable, set) = (self, self, WarmUpSet::Restore);
         Run { programs, order: &order, cable, set, deadline }.set(&profile.restore).await
@@ -208,7 +207,10 @@ async fn a_set_has_its_time_and_what_is_not_done_by_then_has_failed() {
     let ended = guest.run(set, Duration::from_secs(2)).await;
     let seen: Vec<(WarmUpResult, u32)> = ended.steps.iter().map(|step| (step.result, step.tries)).collect();
     assert_eq!(seen, [(WarmUpResult::Failed, 1), (WarmUpResult::Skipped, 0)]);
-    assert_eq!((ended.result(), ended.steps[1].detail.as_str()), (WarmUpResult::Incomplete, "there was no time left for it"));
+    assert_eq!(
+        (ended.result(), ended.steps[1].detail.as_str()),
+        (WarmUpResult::Incomplete, "there was no time left for it")
+    );
     assert!(guest.ran.lock().unwrap().is_empty());
     let ended = guest.run(&format!("{set}on_failure = \"retry\"\n"), Duration::from_secs(2)).await;
     assert_eq!((ended.result(), ended.runs), (WarmUpResult::Failed, 1), "and is not begun again");
