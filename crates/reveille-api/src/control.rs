@@ -10,9 +10,9 @@ use tokio::sync::broadcast;
 use crate::events::Event;
 use crate::time::Time;
 use crate::types::{
-    DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDetail,
-    ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport, ZoneKeys,
-    ZoneSummary,
+    DeployReply, DnsReport, HostSummary, ProfileReport, PruneReport, Redeploy, ReloadReport, RestoreReply,
+    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
+    ZoneKeys, ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -227,6 +227,11 @@ pub trait Control: Send + Sync + 'static {
     /// The policy of services that do not say otherwise.
     fn default_policy(&self) -> Policy {
         Policy::default()
+    }
+
+    /// The warm-up profiles that services can name, in the order of their names.
+    fn profiles(&self) -> Vec<ProfileReport> {
+        Vec::new()
     }
 
     /// Whether requests are served.

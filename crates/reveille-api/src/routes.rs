@@ -30,7 +30,9 @@ use crate::events::Event;
 use crate::guard::{guard, polish};
 use crate::problem::Problem;
 use crate::time::Time;
-use crate::types::{HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ServiceDetail, ServiceSummary};
+use crate::types::{
+    HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ProfileReport, ServiceDetail, ServiceSummary,
+};
 use crate::types::{ReloadReport, VerbReply, Wake, WhyReport};
 
 /// Largest body that is taken.
@@ -65,6 +67,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/why", get(why))
         .route("/v1/services/{name}/wakes", get(wakes))
         .route("/v1/host", get(host))
+        .route("/v1/profiles", get(list_profiles))
         .route("/v1/dns", get(room::dns))
         .route("/v1/zones", get(room::list_zones))
         .route("/v1/zones/{zone}/keys", get(room::keys))
@@ -192,6 +195,16 @@ fn page_of<T>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) ->
 // --- Services --------------------------------------------------------------------------------------------------
 
 type Shared = State<Arc<Api>>;
+
+async fn list_profiles(
+    State(api): Shared,
+    Query(asked): Query<PageAsked>,
+) -> Result<Json<Page<ProfileReport>>, Problem> {
+    let (limit, after) = asked.checked::<String>()?;
+    let later = |profile: &ProfileReport| after.as_ref().is_none_or(|after| profile.name > *after);
+    let items = api.control.profiles().into_iter().filter(later).take(limit + 1).collect();
+    Ok(Json(page_of(items, limit, |profile| profile.name.clone())))
+}
 
 async fn list_services(
     State(api): Shared,

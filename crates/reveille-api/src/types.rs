@@ -23,7 +23,7 @@ pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,
 };
-pub use warm_up::{WarmUpReport, WarmUpResult, WarmUpStepReport};
+pub use warm_up::{ProfileReport, StepReport, StepSetReport, WarmUpReport, WarmUpResult, WarmUpStepReport};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.

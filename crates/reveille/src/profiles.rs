@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
+use reveille_api::types::ProfileReport;
 use reveille_core::model::{ServiceSpec, SpecFault};
 use reveille_core::warm_up::{
     AUTO, Exec, Fitting, Http, Prefetch, StepSet, StepSpec, Tcp, WaitFor, WarmUpProfile, check_about,
@@ -47,8 +48,7 @@ pub const BUILT_IN: [(&str, &str); 3] = [
 ];
 
 /// Where a profile comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// It is compiled in.
     BuiltIn,
@@ -142,6 +142,11 @@ impl Profiles {
         self.0.get(name)
     }
 
+    /// What there is to say of all of them, by name.
+    pub fn reports(&self) -> Vec<ProfileReport> {
+        self.iter().map(|(name, known)| known.report(name)).collect()
+    }
+
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Known)> {
         self.0.iter().map(|(name, known)| (name.as_str(), known))
@@ -160,6 +165,11 @@ impl Profiles {
 }
 
 impl Known {
+    /// What there is to say of it under that name.
+    pub fn report(&self, name: &str) -> ProfileReport {
+        ProfileReport::of(name, self.source == Source::BuiltIn, &self.profile)
+    }
+
     /// Reads and checks a file of the user's that is to be called `name`.
     ///
     /// # Errors

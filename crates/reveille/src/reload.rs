@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::config::{Config, ConfigError};
 use crate::control::{Command, Message};
 use crate::encrypted::{self, Watched};
+use crate::profiles::Profiles;
 use crate::zones::{Files, read_files};
 
 /// What the parts of a running daemon share with a reload.
@@ -69,6 +70,8 @@ pub struct Announced {
     pub about: HostSummary,
     /// The policy of services that do not say otherwise.
     pub policy: Policy,
+    /// The warm-up profiles.
+    pub profiles: Arc<Profiles>,
 }
 
 /// A config that was read, with its files, and found to be good as far as that can be told from outside.

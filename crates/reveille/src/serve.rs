@@ -238,7 +238,9 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let forecasting = forecasting(config, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let announced = Announced { about: about(config, &*driver, clock), policy: config.policy };
+    let profiles = Arc::clone(&config.profiles);
+    let about = about(config, &*driver, clock);
+    let announced = Announced { about, policy: config.policy, profiles: Arc::clone(&profiles) };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let images = Arc::new(images);
@@ -253,7 +255,6 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         images: Arc::clone(&images) as _,
     };
     let versions = taken_up.map(|(stock, stored)| keeping::start(stock, stored, &inbox, clock));
-    let profiles = Arc::clone(&config.profiles);
     let mut executor =
         Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions, profiles);
     executor.take_up(&found.fleet, found.steps);

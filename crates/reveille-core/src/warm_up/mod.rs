@@ -123,6 +123,19 @@ pub enum Work {
     WaitFor(Condition),
 }
 
+impl Work {
+    /// The word by which it is written.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Http(_) => "http",
+            Self::Tcp(_) => "tcp",
+            Self::Prefetch(_) => "prefetch",
+            Self::WaitFor(_) => "wait_for",
+        }
+    }
+}
+
 /// What a step waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reveille_api::types::{
-    DecisionReport, DeployReply, DnsReport, HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply,
-    ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, WhyReport,
-    ZoneKeys, ZoneSummary,
+    DecisionReport, DeployReply, DnsReport, HostSummary, ProfileReport, PruneReport, Redeploy, ReloadReport,
+    RestoreReply, ServiceDetail, ServiceSummary, VerbReply, VerifyReport, VersionDetail, VersionList, Wake,
+    WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
@@ -310,6 +310,10 @@ impl reveille_api::Control for Remote {
         wait: Wait,
     ) -> Result<DeployReply, ControlError> {
         self.undeploy(name, unstored, wait).await
+    }
+
+    fn profiles(&self) -> Vec<ProfileReport> {
+        self.reloader.announced().profiles.reports()
     }
 
     fn default_policy(&self) -> Policy {

@@ -168,7 +168,9 @@ fn profiles_are_listed_shown_and_checked_without_a_daemon() {
     let list = world.json(&["profile", "list", "--config", file.to_str().unwrap()]);
     let names: Vec<&Value> = list.as_array().unwrap().iter().map(|profile| &profile["name"]).collect();
     assert_eq!(names, ["cache-heavy", "compute-heavy", "database-heavy", "mine"]);
-    assert_eq!(list[3]["source"], "user");
+    assert_eq!((&list[0]["built_in"], &list[3]["built_in"]), (&true.into(), &false.into()));
+    let told: Value = serde_json::from_str(&world.ask("GET", "/v1/profiles").unwrap().body).unwrap();
+    assert_eq!(told["items"], list, "by the API too");
     let shown = world.run(&["profile", "show", "database-heavy", "--config", file.to_str().unwrap()]);
     assert!(text(&shown.stdout).contains("pg_prewarm"));
     let bad = world.path("bad.toml");
