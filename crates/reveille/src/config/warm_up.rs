@@ -33,7 +33,8 @@ impl Config {
         }
         let of_services = self.service.iter().flat_map(|service| {
             let fault = self.profiles.fault_of(service);
-            prefixed(&format!("service \"{}\"", service.name), fault.into_iter().collect())
+            let place = format!("service \"{}\"", service.name);
+            prefixed(&place, fault.into_iter().collect()).collect::<Vec<SpecFault>>()
         });
         let faults: Vec<SpecFault> = of_services.collect();
         if faults.is_empty() { Ok(()) } else { faulty(faults) }

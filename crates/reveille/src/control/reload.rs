@@ -187,7 +187,8 @@ impl Control {
         report.warnings.extend(exchange_kept(&live, policy, certificate).await);
         let mut about = live.announced.load().about.clone();
         about.zones.clone_from(&self.zones);
-        live.announced.store(Arc::new(Announced { about, policy: wanted.policy, profiles: wanted.profiles }));
+        let profiles = Arc::clone(&wanted.profiles);
+        live.announced.store(Arc::new(Announced { about, policy: wanted.policy, profiles }));
         report.changes.extend(changed_zones(&before, &wanted, &served, &self.publisher.zones()));
         report
     }

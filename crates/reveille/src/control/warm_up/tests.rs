@@ -94,6 +94,8 @@ async fn serve(listener: TcpListener, asked: Arc<Mutex<Vec<String>>>) {
 }
 
 const LONG: Duration = Duration::from_secs(30);
+/// What a request that is never answered is waited for.
+const SHORT: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn urls_are_asked_for_in_order_and_as_often_as_is_said() {
@@ -191,7 +193,7 @@ async fn each_failure_leads_to_what_its_step_says() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_set_has_its_time_and_what_is_not_done_by_then_has_failed() {
     let guest = Guest::start().await;
     let set = r#"
@@ -204,7 +206,7 @@ async fn a_set_has_its_time_and_what_is_not_done_by_then_has_failed() {
         name = "late"
         exec = { path = "/late" }
     "#;
-    let ended = guest.run(set, Duration::from_secs(2)).await;
+    let ended = guest.run(set, SHORT).await;
     let seen: Vec<(WarmUpResult, u32)> = ended.steps.iter().map(|step| (step.result, step.tries)).collect();
     assert_eq!(seen, [(WarmUpResult::Failed, 1), (WarmUpResult::Skipped, 0)]);
     assert_eq!(
@@ -212,7 +214,7 @@ async fn a_set_has_its_time_and_what_is_not_done_by_then_has_failed() {
         (WarmUpResult::Incomplete, "there was no time left for it")
     );
     assert!(guest.ran.lock().unwrap().is_empty());
-    let ended = guest.run(&format!("{set}on_failure = \"retry\"\n"), Duration::from_secs(2)).await;
+    let ended = guest.run(&format!("{set}on_failure = \"retry\"\n"), SHORT).await;
     assert_eq!((ended.result(), ended.runs), (WarmUpResult::Failed, 1), "and is not begun again");
 }
 
