@@ -58,6 +58,9 @@ cp "$here/bench/postgres/inittab" "$root/etc/inittab"
 for file in prepare postgres page; do
     install -m 755 "$here/bench/postgres/$file" "$root/srv/$file"
 done
+# Where Debian has it, by a package that is not needed here.
+ln -sf ../lib/postgresql/15/bin/psql "$root/usr/bin/psql"
+[ -e "$root/var/run" ] || ln -s /run "$root/var/run"
 install -d -m 755 "$root/etc/reveille"
 install -m 755 "$here/bench/postgres/warm-up" "$root/etc/reveille/warm-up"
 for applet in mkdir chown chmod rm su cat head wc; do
