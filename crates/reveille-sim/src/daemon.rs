@@ -53,6 +53,10 @@ exec = { path = "/etc/reveille/warm-up" }
 tcp = { connections = 2 }
 "#;
 
+fn profiles() -> Arc<Profiles> {
+    Arc::new(Profiles::default().with(PROFILE, STEPS))
+}
+
 /// The one image of the world.
 struct OneImage;
 
@@ -179,9 +183,9 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     if let Some(versions) = &versions {
         tokio::spawn(versions::keep(Arc::clone(versions), inbox.clone()));
     }
-    let (images, profiles) = (Arc::new(OneImage), Arc::new(Profiles::default().with(PROFILE, STEPS)));
+    let (images, profiles) = (Arc::new(OneImage), profiles());
     let mut executor =
-        Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions, profiles);
+        Executor::new(driver, images, wiring.clone(), inbox.clone(), clock, versions, profiles);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,

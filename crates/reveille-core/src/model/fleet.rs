@@ -231,10 +231,7 @@ impl Fleet {
                 instance.measured.note_held(rung, held_kib);
                 Ok(())
             }),
-            Event::FirstAnswer { instance, waited_ms } => self.change(instance, |instance, service| {
-                instance.note_first_answer(service, waited_ms);
-                Ok(())
-            }),
+            Event::FirstAnswer { instance, waited_ms } => self.first_answered(instance, waited_ms),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }
@@ -260,6 +257,13 @@ impl Fleet {
         for id in all {
             self.settle(id);
         }
+    }
+
+    fn first_answered(&mut self, id: InstanceId, waited_ms: u64) -> Result<Applied, RequestError> {
+        self.change(id, |instance, service| {
+            instance.note_first_answer(service, waited_ms);
+            Ok(())
+        })
     }
 
     fn known(&self, name: &DomainName) -> Result<&Service, RequestError> {
