@@ -53,8 +53,16 @@ exec = { path = "/etc/reveille/warm-up" }
 tcp = { connections = 2 }
 "#;
 
-fn profiles() -> Arc<Profiles> {
-    Arc::new(Profiles::default().with(PROFILE, STEPS))
+fn executor(
+    driver: Arc<dyn Driver>,
+    wiring: &Arc<dyn Wiring>,
+    inbox: &mpsc::Sender<Message>,
+    clock: Clock,
+    versions: Option<Arc<Versions>>,
+) -> Executor {
+    let (wiring, inbox) = (Arc::clone(wiring), inbox.clone());
+    let profiles = Arc::new(Profiles::default().with(PROFILE, STEPS));
+    Executor::new(driver, Arc::new(OneImage), wiring, inbox, clock, versions, profiles)
 }
 
 /// The one image of the world.
@@ -183,9 +191,7 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     if let Some(versions) = &versions {
         tokio::spawn(versions::keep(Arc::clone(versions), inbox.clone()));
     }
-    let (images, profiles) = (Arc::new(OneImage), profiles());
-    let mut executor =
-        Executor::new(driver, images, wiring.clone(), inbox.clone(), clock, versions, profiles);
+    let mut executor = executor(driver, &wiring, &inbox, clock, versions);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,
