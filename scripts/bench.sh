@@ -1,9 +1,10 @@
 #!/bin/sh
 # Builds Reveille and prints the tables of the benchmarks: wakes against cold boots, what versions take in an object
-# store, DNS against Knot DNS; as root also the wakes of a machine with PostgreSQL and a disk.
+# store, first requests with warm-up profiles and without, DNS against Knot DNS; as root also the wakes of a machine with
+# PostgreSQL and a disk.
 #
-#   scripts/bench.sh [wake|postgres|store|dns [OPTIONS]]       default: all
 #   scripts/bench.sh forecast|policy DIR [OPTIONS]             forecasts and policies on a directory of data
+#   scripts/bench.sh [wake|postgres|warm-up|store|dns [OPTIONS]]       default: all
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -32,6 +33,15 @@ postgres() {
         --cold-boots 5 "$@"
 }
 
+warm_up() {
+    image
+    scripts/warm-up-image.sh target/release/reveille "$state" target/demo-packages
+    if [ "$(id -u)" = 0 ]; then
+        scripts/postgres-image.sh target/release/reveille "$state" target/demo-packages
+    fi
+    target/release/reveille bench warm-up --config "$state/reveille.toml" "$@"
+}
+
 store() {
     image
     target/release/reveille bench store --config "$state/reveille.toml" "$@"
@@ -56,12 +66,14 @@ case $what in
 all)
     wake
     postgres
+    warm_up
     store
     dns
     ;;
 wake | postgres | store | dns | forecast | policy) "$what" "$@" ;;
+warm-up) warm_up "$@" ;;
 *)
-    echo "bench.sh: there is no benchmark '$what'; wake, postgres, store, dns, forecast and policy are what there is" >&2
+    echo "bench.sh: there is no benchmark '$what'; wake, postgres, warm-up, store, dns, forecast and policy are what there is" >&2
     exit 2
     ;;
 esac

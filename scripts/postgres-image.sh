@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the image `postgres` for the benchmarks into a state directory, unless it is there already: PostgreSQL from
-# Debian's packages on a disk of its own, and a page that is read from it. Needs root, to prepare the database.
+# Debian's packages on a disk of its own, a page that is read from it, and a table to load. Needs root, to prepare the database.
 #
 #   scripts/postgres-image.sh REVEILLE STATE_DIR CACHE_DIR
 set -eu
@@ -58,7 +58,12 @@ cp "$here/bench/postgres/inittab" "$root/etc/inittab"
 for file in prepare postgres page; do
     install -m 755 "$here/bench/postgres/$file" "$root/srv/$file"
 done
-for applet in mkdir chown chmod rm; do
+# Where Debian has it, by a package that is not needed here.
+ln -sf ../lib/postgresql/15/bin/psql "$root/usr/bin/psql"
+[ -e "$root/var/run" ] || ln -s /run "$root/var/run"
+install -d -m 755 "$root/etc/reveille"
+install -m 755 "$here/bench/postgres/warm-up" "$root/etc/reveille/warm-up"
+for applet in mkdir chown chmod rm su cat head wc; do
     [ -e "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
 done
 
@@ -74,12 +79,20 @@ bin=/usr/lib/postgresql/15/bin
 as_postgres $bin/initdb --no-sync -D /var/lib/postgresql --auth=trust --locale=C >"$work/initdb" 2>&1 ||
     fail "initdb: $(tail -n 3 "$work/initdb")"
 cat >>"$root/var/lib/postgresql/postgresql.conf" <<'EOF'
-listen_addresses = ''
+listen_addresses = '*'
 unix_socket_directories = '/run/postgresql'
 shared_buffers = 128MB
 jit = off
 EOF
-echo 'CREATE TABLE visits (at timestamptz DEFAULT now());' |
+echo 'host all all 0.0.0.0/0 trust' >>"$root/var/lib/postgresql/pg_hba.conf"
+# Each statement on a line of its own, as the single-user mode wants it.
+cat <<'EOF' |
+CREATE TABLE visits (at timestamptz DEFAULT now());
+CREATE TABLE items (id int PRIMARY KEY, bucket int, payload text);
+INSERT INTO items SELECT n, n % 500, repeat(md5(n::text), 4) FROM generate_series(1, 200000) n;
+CREATE INDEX items_by_bucket ON items (bucket);
+VACUUM ANALYZE items;
+EOF
     as_postgres $bin/postgres --single -D /var/lib/postgresql postgres >"$work/table" 2>&1 ||
     fail "no table: $(tail -n 3 "$work/table")"
 rm -rf "$root/dev"

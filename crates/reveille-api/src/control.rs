@@ -13,9 +13,9 @@ use crate::events::Event;
 use crate::time::Time;
 use crate::types::{
     DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DeployReply, DnsReport, HealthReport,
-    HostSummary, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDemand, ServiceDetail,
-    ServiceSummary, TakenRequests, VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose,
-    WhyReport, ZoneKeys, ZoneSummary,
+    HostSummary, ProfileReport, PruneReport, Redeploy, ReloadReport, RestoreReply, ServiceDemand,
+    ServiceDetail, ServiceSummary, TakenRequests, VerbReply, VerifyReport, VersionDetail, VersionList, Wake,
+    Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 
 /// Whether a verb answers when it is accepted or when it is done.
@@ -283,6 +283,11 @@ pub trait Control: Send + Sync + 'static {
     /// How services are probed that do not say otherwise.
     fn default_health(&self) -> HealthPolicy {
         HealthPolicy::default()
+    }
+
+    /// The warm-up profiles that services can name, in the order of their names.
+    fn profiles(&self) -> Vec<ProfileReport> {
+        Vec::new()
     }
 
     /// Whether requests are served.

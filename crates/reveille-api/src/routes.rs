@@ -33,7 +33,9 @@ use crate::problem::Problem;
 use crate::time::Time;
 pub use demand::LOGS_PATH;
 
-use crate::types::{HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ServiceDetail, ServiceSummary};
+use crate::types::{
+    HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ProfileReport, ServiceDetail, ServiceSummary,
+};
 use crate::types::{ReloadReport, VerbReply, Wake, WhyReport};
 
 /// Largest body that is taken.
@@ -71,6 +73,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/services/{name}/wakes", get(wakes))
         .route("/v1/services/{name}/demand", get(demand::of_service))
         .route("/v1/host", get(host))
+        .route("/v1/profiles", get(list_profiles))
         .route("/v1/dns", get(room::dns))
         .route("/v1/demand", get(demand::show))
         .route("/v1/demand/users", get(demand::users))
@@ -205,6 +208,16 @@ fn page_of<T>(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) ->
 // --- Services --------------------------------------------------------------------------------------------------
 
 type Shared = State<Arc<Api>>;
+
+async fn list_profiles(
+    State(api): Shared,
+    Query(asked): Query<PageAsked>,
+) -> Result<Json<Page<ProfileReport>>, Problem> {
+    let (limit, after) = asked.checked::<String>()?;
+    let later = |profile: &ProfileReport| after.as_ref().is_none_or(|after| profile.name > *after);
+    let items = api.control.profiles().into_iter().filter(later).take(limit + 1).collect();
+    Ok(Json(page_of(items, limit, |profile| profile.name.clone())))
+}
 
 async fn list_services(
     State(api): Shared,

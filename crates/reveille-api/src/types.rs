@@ -19,6 +19,7 @@ mod demand;
 mod dns;
 mod health;
 mod versions;
+mod warm_up;
 mod zones;
 
 pub use demand::{
@@ -36,6 +37,7 @@ pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,
 };
+pub use warm_up::{ProfileReport, StepReport, StepSetReport, WarmUpReport, WarmUpResult, WarmUpStepReport};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.
@@ -149,6 +151,12 @@ pub struct ServiceDetail {
     /// one the guest cannot veto its sleep, its file systems are not frozen, and it cannot be cloned.
     #[serde(default)]
     pub agent: Option<String>,
+    /// Its warm-up profile, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// What was last done by it; absent before that, and after a restart of the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUpReport>,
     /// The older version that it is being rolled back to.
     #[serde(default)]
     pub rolling_back: Option<u64>,
@@ -271,6 +279,8 @@ impl ServiceDetail {
             wake_at: instance.wake_at.map(Time),
             agent: None,
             rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
+            profile: service.spec.profile.clone(),
+            warm_up: None,
             former_image: instance.former.as_ref().map(|former| former.image.clone()),
             foreign: service.foreign.clone(),
             wake_ms_p50: instance.restores.percentile_ms(50),
@@ -374,18 +384,34 @@ pub struct RungReport {
     pub wake_ms_p50: Option<u32>,
     /// Trigger to ready: 95th percentile.
     pub wake_ms_p95: Option<u32>,
+    /// Of these, what the warm-up set took, the boot set on `cold`: median.
+    #[serde(default)]
+    pub warm_up_ms_p50: Option<u32>,
+    /// The same: 95th percentile.
+    #[serde(default)]
+    pub warm_up_ms_p95: Option<u32>,
+    /// Trigger to first byte of wakes by a client's packet, with the restore set: median.
+    #[serde(default)]
+    pub first_warmed_ms_p50: Option<u32>,
+    /// The same without it.
+    #[serde(default)]
+    pub first_straight_ms_p50: Option<u32>,
     /// Memory of the host that its process held there, in KiB; what it shared with others in part.
     pub held_kib: Option<u64>,
 }
 
 impl RungReport {
     fn of(rung: Rung, measured: &RungMeasured) -> Self {
-        let RungMeasured { wakes, held_kib } = measured;
+        let RungMeasured { wakes, warm_ups, first_warmed, first_straight, held_kib } = measured;
         Self {
             rung,
             wakes: wakes.count(),
             wake_ms_p50: wakes.percentile_ms(50),
             wake_ms_p95: wakes.percentile_ms(95),
+            warm_up_ms_p50: warm_ups.percentile_ms(50),
+            warm_up_ms_p95: warm_ups.percentile_ms(95),
+            first_warmed_ms_p50: first_warmed.percentile_ms(50),
+            first_straight_ms_p50: first_straight.percentile_ms(50),
             held_kib: *held_kib,
         }
     }
@@ -559,6 +585,9 @@ pub struct StagesMs {
     /// The guest has the right time and random bytes of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refreshed: Option<f64>,
+    /// The warm-up set is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmed_up: Option<f64>,
     /// The readiness check passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<f64>,
@@ -579,6 +608,7 @@ impl StagesMs {
             restored: ms(Stage::Restored),
             running: ms(Stage::Running),
             refreshed: ms(Stage::Refreshed),
+            warmed_up: ms(Stage::WarmedUp),
             ready: ms(Stage::Ready),
             first_byte: ms(Stage::FirstByte),
         }
@@ -586,8 +616,9 @@ impl StagesMs {
 
     /// The stages that were reached, in order, with their words.
     pub fn reached(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let Self { decided, fetched, spawned, restored, running, refreshed, ready, first_byte } = *self;
-        let all = [decided, fetched, spawned, restored, running, refreshed, ready, first_byte];
+        let Self { decided, fetched, spawned, restored, running, refreshed, warmed_up, ready, first_byte } =
+            *self;
+        let all = [decided, fetched, spawned, restored, running, refreshed, warmed_up, ready, first_byte];
         Stage::ALL.into_iter().zip(all).filter_map(|(stage, ms)| Some((stage.word(), ms?)))
     }
 }

@@ -33,6 +33,7 @@ async fn each_endpoint_takes_who_may_and_refuses_who_may_not() {
         ("GET", "/v1/demand/users/ann", "", Operate, 200),
         ("GET", "/v1/demand/groups", "", Operate, 200),
         ("GET", "/v1/demand/groups/ann", "", Operate, 200),
+        ("GET", "/v1/profiles", "", Read, 200),
         ("GET", "/v1/zones", "", Read, 200),
         ("GET", "/v1/zones/vm.test/keys", "", Read, 200),
         ("POST", "/v1/zones/vm.test/rollover", "", Admin, 200),

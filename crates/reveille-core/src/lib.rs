@@ -10,3 +10,4 @@ pub mod forecast;
 pub mod health;
 pub mod model;
 pub mod mutation;
+pub mod warm_up;

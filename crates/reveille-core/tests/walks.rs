@@ -115,6 +115,7 @@ impl Host {
             resources: Resources::default(),
             ports: vec!["tcp/80".parse().unwrap()],
             ready: None,
+            profile: None,
             address: None,
             address6: None,
             priority: 0,

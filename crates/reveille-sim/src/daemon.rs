@@ -14,6 +14,7 @@ use reveille::control::images::Images;
 use reveille::control::versions::{self, Versions};
 use reveille::control::wiring::Wiring;
 use reveille::control::{Control, INBOX_MAX, Inputs, Message, Parts, Publisher, Serials, startup};
+use reveille::profiles::Profiles;
 use reveille_core::answer::{Acl, View, Zones};
 use reveille_core::model::Timestamp;
 use reveille_dns::WakeAsk;
@@ -33,6 +34,36 @@ use crate::world::{Inside, Life, World};
 
 /// Addresses of services.
 const POOL: &str = "127.64.0.0/24";
+
+/// The warm-up profile of some services.
+pub const PROFILE: &str = "sim";
+/// What it does. Guests of the simulation have no agent, so that one step fails.
+const STEPS: &str = r#"
+[boot]
+[[boot.step]]
+wait_for = { ready = true }
+[[boot.step]]
+tcp = { connections = 3 }
+retries = 1
+on_failure = "retry"
+[restore]
+[[restore.step]]
+exec = { path = "/etc/reveille/warm-up" }
+[[restore.step]]
+tcp = { connections = 2 }
+"#;
+
+fn executor(
+    driver: Arc<dyn Driver>,
+    wiring: &Arc<dyn Wiring>,
+    inbox: &mpsc::Sender<Message>,
+    clock: Clock,
+    versions: Option<Arc<Versions>>,
+) -> Executor {
+    let (wiring, inbox) = (Arc::clone(wiring), inbox.clone());
+    let profiles = Arc::new(Profiles::default().with(PROFILE, STEPS));
+    Executor::new(driver, Arc::new(OneImage), wiring, inbox, clock, versions, profiles)
+}
 
 /// The one image of the world.
 struct OneImage;
@@ -160,8 +191,7 @@ pub async fn start(world: &Arc<World>, host: usize) -> Option<Daemon> {
     if let Some(versions) = &versions {
         tokio::spawn(versions::keep(Arc::clone(versions), inbox.clone()));
     }
-    let mut executor =
-        Executor::new(driver, Arc::new(OneImage), Arc::clone(&wiring), inbox.clone(), clock, versions);
+    let mut executor = executor(driver, &wiring, &inbox, clock, versions);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,

@@ -22,7 +22,7 @@ use tokio::runtime::Builder;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::daemon::{self, Daemon};
+use crate::daemon::{self, Daemon, PROFILE};
 use crate::dice::Dice;
 use crate::ports::{PORT, Served, client};
 use crate::truth::Truths;
@@ -218,6 +218,7 @@ fn spec(dice: &mut Dice, number: u64, has_depot: bool) -> ServiceSpec {
         },
         ports: vec![PORT],
         ready: None,
+        profile: (number % 2 == 1).then(|| PROFILE.to_owned()),
         address: None,
         address6: None,
         priority: u8::try_from(dice.below(3)).unwrap_or(0),

@@ -33,6 +33,7 @@ fn service(text: &str) -> StoredService {
         resources: Resources::default(),
         ports: vec!["tcp/8080".parse().unwrap()],
         ready: None,
+        profile: None,
         address: None,
         address6: None,
         priority: 3,

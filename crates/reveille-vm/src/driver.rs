@@ -213,6 +213,37 @@ pub enum BeforeSleep {
     },
 }
 
+/// A program that is run in a guest.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestProgram<'a> {
+    /// Absolute path.
+    pub path: &'a str,
+    /// Its arguments: everybody in the guest can read them.
+    pub arguments: &'a [&'a str],
+    /// What it reads on its standard input.
+    pub input: &'a [u8],
+}
+
+/// How a program in a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramEnded {
+    /// Its exit status; `None` when a signal ended it.
+    pub code: Option<i64>,
+    /// What it printed, as far as that is kept.
+    pub output: Vec<u8>,
+}
+
+/// Why nothing is known of a program in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecError {
+    /// There is nobody in the guest who would run it, or not yet.
+    #[error("the guest has no agent; add qemu-guest-agent to its image")]
+    NoAgent,
+    /// It was refused, or not heard of any more: one sentence. It may still run.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Why a version was not cloned.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
@@ -447,6 +478,17 @@ pub trait Driver: Send + Sync {
     async fn refresh(&self, instance: InstanceId, limit: Duration) -> Refreshed {
         let _ = (instance, limit);
         Refreshed::NoAgent
+    }
+
+    /// Runs a program in the guest to its end. For `limit` at most; the program may go on then.
+    async fn exec(
+        &self,
+        instance: InstanceId,
+        program: GuestProgram<'_>,
+        limit: Duration,
+    ) -> Result<ProgramEnded, ExecError> {
+        let _ = (instance, program, limit);
+        Err(ExecError::NoAgent)
     }
 
     /// Asks the guest whether it may be put to sleep. For `limit` at most.

@@ -15,6 +15,7 @@ pub mod control;
 mod encrypted;
 mod forecasts;
 mod keys;
+pub mod profiles;
 mod reload;
 mod replay;
 mod request_logs;

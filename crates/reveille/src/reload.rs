@@ -31,6 +31,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::{Command, Message};
 use crate::encrypted::{self, Watched};
 use crate::forecasts::Threshold;
+use crate::profiles::Profiles;
 use crate::zones::{Files, read_files};
 
 /// What the parts of a running daemon share with a reload.
@@ -77,6 +78,8 @@ pub struct Announced {
     pub policy: Policy,
     /// How those are probed.
     pub health: HealthPolicy,
+    /// The warm-up profiles.
+    pub profiles: Arc<Profiles>,
 }
 
 /// A config that was read, with its files, and found to be good as far as that can be told from outside.

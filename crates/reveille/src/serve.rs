@@ -239,8 +239,9 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let threshold = Threshold::new(config.observe.anomaly_threshold_sd);
     let forecasting = forecasting(config, &threshold, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
-    let (about, policy, health) = (about(config, &*driver, clock), config.policy, config.health.clone());
-    let announced = Announced { about, policy, health };
+    let (profiles, about) = (Arc::clone(&config.profiles), about(config, &*driver, clock));
+    let health = config.health.clone();
+    let announced = Announced { about, policy: config.policy, health, profiles: Arc::clone(&profiles) };
     let live = Live::of(&dns, gate, Arc::clone(&signing), certificate.as_ref(), announced, threshold);
     let reloader = Reloader::new(path, config.clone(), inbox.clone(), live);
     let images = Arc::new(images);
@@ -257,7 +258,8 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
         images: Arc::clone(&images) as _,
     };
     let versions = taken_up.map(|(stock, stored)| keeping::start(stock, stored, &inbox, clock));
-    let mut executor = Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions);
+    let mut executor =
+        Executor::new(driver, images, Arc::clone(&wiring), inbox.clone(), clock, versions, profiles);
     executor.take_up(&found.fleet, found.steps);
     let control = Control::new(Parts {
         fleet: found.fleet,

@@ -107,6 +107,10 @@ fn cost(rung: Rung, resources: Resources, instance: &Instance) -> RungCost {
     };
     let wake_ms = measured.and_then(|measured| measured.wakes.percentile_ms(50)).map(f64::from);
     let unmeasured_ms = UNMEASURED_MS.iter().find(|(of, _)| *of == rung).map_or(0.0, |(_, ms)| *ms);
+    // Its warm-up set is part of the wake, from wherever it was seen.
+    let warms = matches!(rung, Rung::Remote | Rung::Local | Rung::Armed);
+    let warm_up_ms = instance.measured.restore_set_ms().filter(|_| warms).map_or(0.0, f64::from);
+    let unmeasured_ms = unmeasured_ms + warm_up_ms;
     RungCost {
         rung,
         held_mib: held_mib.unwrap_or(unmeasured_mib as f64),

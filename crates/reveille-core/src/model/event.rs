@@ -284,6 +284,13 @@ pub enum Event {
         /// The verdict.
         judged: Judged,
     },
+    /// A client whose packet woke the service had its first byte.
+    FirstAnswer {
+        /// The instance.
+        instance: InstanceId,
+        /// Milliseconds since that packet.
+        waited_ms: u64,
+    },
     /// What the executor did.
     Reported {
         /// The instance.
@@ -300,6 +307,11 @@ pub enum Event {
 pub enum Report {
     /// The vCPUs run.
     Running,
+    /// The warm-up set is over, with whatever became of its steps, or there was nothing to do.
+    WarmedUp {
+        /// What it took, if anything was done.
+        took_ms: Option<u64>,
+    },
     /// The readiness check passed.
     Ready,
     /// The relay holds new clients and saw no traffic.

@@ -244,6 +244,7 @@ impl Fleet {
                 Ok(())
             }),
             Event::Judged { instance, start, judged } => self.judged(instance, start, judged),
+            Event::FirstAnswer { instance, waited_ms } => self.first_answered(instance, waited_ms),
             Event::Reported { instance, start, report } => self.reported(instance, start, report, now),
         }
     }
@@ -269,6 +270,13 @@ impl Fleet {
         for id in all {
             self.settle(id);
         }
+    }
+
+    fn first_answered(&mut self, id: InstanceId, waited_ms: u64) -> Result<Applied, RequestError> {
+        self.change(id, |instance, service| {
+            instance.note_first_answer(service, waited_ms);
+            Ok(())
+        })
     }
 
     fn known(&self, name: &DomainName) -> Result<&Service, RequestError> {
@@ -767,6 +775,7 @@ impl Fleet {
                     service.forget_load();
                     instance.begin_start(Rung::Cold, now);
                     instance.ahead = service.demand.is_none();
+                    instance.begin_warm_up(&service.spec);
                     instance.leave_outdated();
                     instance.version = None;
                     instance.stored_is_current = false;
@@ -777,6 +786,7 @@ impl Fleet {
                     service.forget_load();
                     instance.begin_start(*from, now);
                     instance.ahead = service.demand.is_none();
+                    instance.begin_warm_up(&service.spec);
                     // Durable before a vCPU runs: from then on the stored version is not what the guest last was.
                     instance.stored_is_current = false;
                 }
@@ -809,9 +819,7 @@ impl Fleet {
                     instance.last_activity = now;
                     service.demand.take_if(|_| instance.role == Role::Primary);
                 }
-                Action::Capture => {
-                    instance.step(Move::Capture, now)?;
-                }
+                Action::Capture => _ = instance.step(Move::Capture, now)?,
                 Action::AbandonCapture => {
                     instance.in_flight = true;
                     instance.sleep_asked = None;

@@ -10,6 +10,7 @@ use super::phase::{Move, Outcome, Phase, Refusal, Role, Rung, VmState, transitio
 use super::service::{Resources, ServiceSpec};
 use super::time::Timestamp;
 use crate::health::{Health, HealthReason, Judged};
+use crate::warm_up::WarmUpSet;
 
 /// Identity of an instance, never used twice on a host; shown as `i17`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,6 +90,13 @@ pub enum Cause {
         /// What the check saw.
         detail: String,
     },
+    /// A step of the warm-up profile failed on which the start depends.
+    WarmUpFailed {
+        /// The step.
+        step: String,
+        /// Why.
+        detail: String,
+    },
     /// The start took longer than the policy allows.
     StartTimedOut {
         /// The limit that was reached.
@@ -129,6 +137,7 @@ impl fmt::Display for Cause {
             Self::VmmDied { detail } => write!(f, "its QEMU process ended: {detail}"),
             Self::VmmHung { waited_ms } => write!(f, "its QEMU process did not answer for {waited_ms} ms"),
             Self::PortDead { detail } => write!(f, "the service's port was dead: {detail}"),
+            Self::WarmUpFailed { step, detail } => write!(f, "its warm-up failed at `{step}`: {detail}"),
             Self::StartTimedOut { limit_ms, phase } => {
                 write!(f, "it was still {phase} after {limit_ms} ms")
             }
@@ -265,6 +274,13 @@ pub struct Instance {
     /// a restart.
     #[serde(skip)]
     pub in_flight: bool,
+    /// The start under way warms its guest up before clients are let in. Stored: a daemon that takes the guest over begins
+    /// the set again.
+    #[serde(default)]
+    pub warming_up: bool,
+    /// The last start has done so.
+    #[serde(skip)]
+    pub warmed_up: bool,
     /// The start under way is for nobody who asked, but for who is expected.
     #[serde(skip)]
     pub ahead: bool,
@@ -300,9 +316,15 @@ pub enum SleepAsked {
 }
 
 impl Instance {
-    /// Whether its guest goes on from a version and has not answered anybody since.
+    /// Whether its guest goes on from a version, is warmed up, and has not answered anybody since.
     pub fn is_restored(&self) -> bool {
-        self.phase == Phase::Warming && self.start_from > Rung::Cold
+        self.phase == Phase::Warming && self.start_from > Rung::Cold && !self.warming_up
+    }
+
+    /// What the start under way has to do before clients are let in.
+    pub fn warm_up(&self) -> Option<WarmUpSet> {
+        let set = if self.start_from > Rung::Cold { WarmUpSet::Restore } else { WarmUpSet::Boot };
+        self.warming_up.then_some(set)
     }
 
     /// A new replica of `service` that has never run.
@@ -348,6 +370,8 @@ impl Instance {
             boots: RecentDurations::default(),
             measured: Measured::default(),
             fetched_for_wake: false,
+            warming_up: false,
+            warmed_up: false,
             ahead: false,
             put_to_sleep_at: None,
             start: 0,

@@ -46,6 +46,12 @@ impl RecentDurations {
 pub struct RungMeasured {
     /// Wakes that began there, trigger to ready.
     pub wakes: RecentDurations,
+    /// Warm-up sets of starts from there: the boot set on `Cold`, the restore set on others.
+    pub warm_ups: RecentDurations,
+    /// Trigger to first byte of wakes by a client's packet, with the restore set.
+    pub first_warmed: RecentDurations,
+    /// The same without it.
+    pub first_straight: RecentDurations,
     /// Memory of the host that its process held when last looked at, in KiB; what it shared with others in part.
     pub held_kib: Option<u64>,
 }
@@ -61,12 +67,30 @@ impl Measured {
         self.0.entry(from).or_default().wakes.push_ms(waited_ms);
     }
 
+    /// Notes a warm-up set of a start from `from`.
+    pub fn note_warm_up(&mut self, from: Rung, took_ms: u64) {
+        self.0.entry(from).or_default().warm_ups.push_ms(took_ms);
+    }
+
+    /// Notes when a client whose packet woke the service had its first byte.
+    pub fn note_first_answer(&mut self, from: Rung, warmed: bool, waited_ms: u64) {
+        let of = self.0.entry(from).or_default();
+        let first = if warmed { &mut of.first_warmed } else { &mut of.first_straight };
+        first.push_ms(waited_ms);
+    }
+
     /// Notes what is held on `rung`. A small difference to what was known is no news: each is written to the disk.
     pub fn note_held(&mut self, rung: Rung, held_kib: u64) {
         let known = &mut self.0.entry(rung).or_default().held_kib;
         if known.is_none_or(|before| held_kib.abs_diff(before) > before / HELD_NEWS) {
             *known = Some(held_kib);
         }
+    }
+
+    /// What a restore set is likely to take on a rung from which none was seen: the most of the medians from others.
+    pub fn restore_set_ms(&self) -> Option<u32> {
+        let restored = self.0.iter().filter(|(rung, _)| **rung > Rung::Cold);
+        restored.filter_map(|(_, of)| of.warm_ups.percentile_ms(50)).max()
     }
 
     /// What was measured on `rung`, if anything was.

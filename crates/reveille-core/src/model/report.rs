@@ -5,6 +5,7 @@ use super::instance::{Cause, Failure, Former, Instance, RollBack, SnapshotVersio
 use super::phase::{Move, Phase, Rung};
 use super::service::{AfterCrash, ServiceSpec};
 use super::time::Timestamp;
+use crate::warm_up;
 
 /// Starts in a row from a version after which a cold boot is tried instead.
 const RESTORE_ATTEMPTS_MAX: u32 = 2;
@@ -34,6 +35,11 @@ impl Instance {
                 self.rung = Rung::Active;
                 self.version = None;
                 self.stored_is_current = false;
+            }
+            Report::WarmedUp { took_ms } => {
+                self.warming_up = false;
+                self.warmed_up = took_ms.is_some();
+                took_ms.into_iter().for_each(|ms| self.measured.note_warm_up(self.start_from, ms));
             }
             Report::Ready => self.take_ready(service, now)?,
             Report::GateClosed => {
@@ -108,6 +114,7 @@ impl Instance {
         if !self.step(Move::Ready, now)? {
             return Ok(());
         }
+        self.warming_up = false;
         let demand = service.demand.take();
         let waited_ms = now.ms_since(demand.as_ref().map_or(self.start_since, |demand| demand.since));
         if !std::mem::take(&mut self.ahead) || demand.is_some() {
@@ -529,6 +536,7 @@ impl Instance {
             | Cause::VmmDied { .. }
             | Cause::VmmHung { .. }
             | Cause::PortDead { .. }
+            | Cause::WarmUpFailed { .. }
             | Cause::StartTimedOut { .. }
             | Cause::CaptureFailed { .. }
             | Cause::Vetoed { .. } => 1,
@@ -543,6 +551,29 @@ impl Instance {
 }
 
 impl Instance {
+    /// Which start is begun, and whether it is ahead of demand, is known.
+    pub(super) fn begin_warm_up(&mut self, spec: &ServiceSpec) {
+        self.warmed_up = false;
+        self.warming_up = match (spec.profile.as_deref(), self.start_from) {
+            (None, _) => false,
+            // It was warmed before it was stopped.
+            (Some(_), Rung::Paused) => false,
+            (Some(warm_up::AUTO), Rung::Remote | Rung::Local | Rung::Armed) => {
+                let measured = self.measured.on(self.start_from);
+                warm_up::takes_restore_set(measured, self.ahead, self.start).0
+            }
+            (Some(_), Rung::Cold | Rung::Remote | Rung::Local | Rung::Armed | Rung::Active) => true,
+        };
+    }
+
+    pub(super) fn note_first_answer(&mut self, service: &Service, waited_ms: u64) {
+        let warms = service.spec.profile.is_some();
+        // Fetching takes what the object store takes.
+        if warms && matches!(self.start_from, Rung::Local | Rung::Armed) && !self.fetched_for_wake {
+            self.measured.note_first_answer(self.start_from, self.warmed_up, waited_ms);
+        }
+    }
+
     pub(super) fn begin_start(&mut self, from: Rung, now: Timestamp) {
         self.start += 1;
         self.start_from = from;

@@ -11,6 +11,7 @@ use super::name::DomainName;
 use super::phase::{Kind, Rung};
 use crate::answer::Network;
 use crate::health::{HealthPolicy, Probing};
+use crate::warm_up;
 
 /// Most networks in each list of a service's egress policy.
 const EGRESS_NETWORKS_MAX: usize = 64;
@@ -312,6 +313,9 @@ pub struct ServiceSpec {
     /// How readiness is told; default: a TCP handshake on the first TCP port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadyCheck>,
+    /// Its warm-up profile by name, or `auto`; default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// Stable IPv4 address; default: the next one of the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
@@ -449,6 +453,11 @@ impl ServiceSpec {
                 "\"\"",
                 "the name of an image; `reveille image list` shows them",
             ));
+        }
+        if let Some(profile) = self.profile.as_deref().filter(|profile| *profile != warm_up::AUTO)
+            && let Err(allowed) = warm_up::check_name(profile)
+        {
+            faults.push(SpecFault::new("profile", format!("{profile:?}"), allowed));
         }
         let Resources { cpus, memory_mib, bandwidth_mbit } = self.resources;
         if cpus == 0 || cpus > CPUS_MAX {

@@ -71,6 +71,8 @@ pub enum Stage {
     Running,
     /// The guest has the right time and random bytes of its own.
     Refreshed,
+    /// The warm-up set is over.
+    WarmedUp,
     /// The readiness check passed.
     Ready,
     /// The first byte from the guest went to a waiting client.
@@ -79,13 +81,14 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Decided,
         Self::Fetched,
         Self::Spawned,
         Self::Restored,
         Self::Running,
         Self::Refreshed,
+        Self::WarmedUp,
         Self::Ready,
         Self::FirstByte,
     ];
@@ -99,6 +102,7 @@ impl Stage {
             Self::Restored => "restored",
             Self::Running => "running",
             Self::Refreshed => "refreshed",
+            Self::WarmedUp => "warmed_up",
             Self::Ready => "ready",
             Self::FirstByte => "first_byte",
         }

@@ -16,7 +16,9 @@ use super::agent::{Agent, AgentError, Exited, Program, random};
 use super::refresher::{Faults, SEED_BYTES};
 use super::version::{Listener, Listeners};
 use super::vm::Vm;
-use crate::driver::{AgentState, BeforeSleep, Launch, Link, Refreshed, Tap};
+use crate::driver::{
+    AgentState, BeforeSleep, ExecError, GuestProgram, Launch, Link, ProgramEnded, Refreshed, Tap,
+};
 
 /// Longest wait until a guest knows that it is a clone: without that it is not let run for clients.
 pub const INTRODUCE_MS_MAX: u64 = 20_000;
@@ -210,6 +212,19 @@ pub async fn before_sleep(vm: &Vm, limit: Duration) -> BeforeSleep {
             tracing::warn!(pid = vm.process.pid, %error, "before-sleep in the guest was not heard out");
             ready
         }
+    }
+}
+
+/// Runs a program in the guest.
+pub async fn exec(vm: &Vm, program: GuestProgram<'_>, limit: Duration) -> Result<ProgramEnded, ExecError> {
+    if !has_agent(vm).await {
+        return Err(ExecError::NoAgent);
+    }
+    let GuestProgram { path, arguments, input } = program;
+    let (deadline, program) = (Instant::now() + limit, Program { path, arguments, input, output: true });
+    match vm.ask_agent(async |agent| agent.run(program, deadline).await).await {
+        Ok(Exited { code, output }) => Ok(ProgramEnded { code, output }),
+        Err(error) => Err(ExecError::Failed(error.to_string())),
     }
 }
 

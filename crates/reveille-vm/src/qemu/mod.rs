@@ -73,8 +73,8 @@ use self::process::Lock;
 use self::version::{Listeners, Needs, StateDir, VersionFault};
 use self::vm::Vm;
 use crate::driver::{
-    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, DiskIo, Driver, DriverError, Launch,
-    Link, Mapping, OnStage, Refreshed, VersionFiles,
+    Abandon, AgentState, BeforeSleep, Capabilities, Capture, CloneError, DiskIo, Driver, DriverError,
+    ExecError, GuestProgram, Launch, Link, Mapping, OnStage, ProgramEnded, Refreshed, VersionFiles,
 };
 
 /// The driver's name.
@@ -541,6 +541,18 @@ impl Driver for Qemu {
         match self.live(instance) {
             Ok((_slot, vm)) => guest::refresh(&vm, limit).await,
             Err(_) => Refreshed::NoAgent,
+        }
+    }
+
+    async fn exec(
+        &self,
+        instance: InstanceId,
+        program: GuestProgram<'_>,
+        limit: Duration,
+    ) -> Result<ProgramEnded, ExecError> {
+        match self.live(instance) {
+            Ok((_slot, vm)) => guest::exec(&vm, program, limit).await,
+            Err(error) => Err(ExecError::Failed(error.to_string())),
         }
     }
 

@@ -11,9 +11,11 @@ mod forecast;
 mod host;
 mod memory;
 mod policy;
+mod postgresql;
 mod probe;
 mod store;
 mod wake;
+mod warm_up;
 
 use clap::Subcommand;
 
@@ -25,6 +27,8 @@ use crate::config::Config;
 pub enum Verb {
     /// Wakes from each rung against a cold boot of the same machine
     Wake(wake::Wake),
+    /// The first request after a wake against the steady state, with each built-in warm-up profile and without
+    WarmUp(warm_up::WarmUp),
     /// What versions take in an object store, and clones of memory
     Store(store::Store),
     /// CPU of a DNS query, side by side with Knot DNS and a bare echo
@@ -44,6 +48,7 @@ impl Verb {
     pub fn run(self, output: Output) -> anyhow::Result<()> {
         match self {
             Self::Wake(wake) => wake.run(output),
+            Self::WarmUp(warm_up) => warm_up.run(output),
             Self::Store(store) => store.run(output),
             Self::Dns(dns) => dns.run(output),
             Self::Forecast(forecast) => forecast.run(output),

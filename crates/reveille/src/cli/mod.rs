@@ -7,6 +7,7 @@ mod doctor;
 mod doctor_tap;
 mod image;
 mod output;
+mod profile;
 mod progress;
 mod pull;
 mod reload;
@@ -69,6 +70,9 @@ enum Verb {
     /// Versions of services in the object store: list, check, go back to, keep, carry elsewhere
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
+    /// Warm-up profiles: what is done in a guest before its clients are let in
+    #[command(subcommand)]
+    Profile(profile::Verb),
     /// Zones, and the keys that sign them
     #[command(subcommand)]
     Zone(zone::Verb),
@@ -134,6 +138,7 @@ pub fn run() -> ExitCode {
         Verb::Service(verb) => verb.run(output),
         Verb::Image(verb) => verb.run(output),
         Verb::Snapshot(verb) => verb.run(output),
+        Verb::Profile(verb) => verb.run(output),
         Verb::Zone(verb) => verb.run(output),
         Verb::Dns(dns) => dns.run(output),
         Verb::Demand(verb) => verb.run(output),

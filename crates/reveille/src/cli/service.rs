@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use reveille_api::types::{
     DeployReply, LoadReport, ReplicaReport, RungReport, ServiceDetail, ServiceSummary, VerbReply,
+    WarmUpReport,
 };
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
@@ -129,6 +130,9 @@ pub struct Add {
     /// Readiness is a GET of this path on the first TCP port, instead of a TCP handshake
     #[arg(long, value_name = "PATH")]
     ready_http: Option<String>,
+    /// What is done before clients are let in: a warm-up profile, or auto; `reveille profile list` shows them
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
     /// Sleep after this long without an open connection or a packet
     #[arg(long, value_name = "MS")]
     idle_ms: Option<u64>,
@@ -222,6 +226,7 @@ impl Add {
             ("address", self.address.map(|address| address.to_string().into())),
             ("address6", self.address6.map(|address| address.to_string().into())),
             ("priority", self.priority.map(serde_json::Value::from)),
+            ("profile", self.profile.clone().map(serde_json::Value::from)),
         ] {
             if let Some(value) = value {
                 spec[key] = value;
@@ -274,7 +279,27 @@ fn wakes(p50: Option<u32>, p95: Option<u32>) -> String {
 fn on_rung(of: &RungReport) -> (&'static str, String) {
     let woken = (of.wakes > 0).then(|| format!("wakes in {}", wakes(of.wake_ms_p50, of.wake_ms_p95)));
     let held = of.held_kib.map(|kib| format!("holds {}", bytes(kib << 10)));
-    (of.rung.word(), woken.into_iter().chain(held).collect::<Vec<_>>().join("; "))
+    let warmed = of.warm_up_ms_p50.map(|ms| format!("of that {} warm-up", duration(ms.into())));
+    let first = [("with", of.first_warmed_ms_p50), ("without", of.first_straight_ms_p50)]
+        .map(|(how, ms)| ms.map(|ms| format!("first byte in {} {how} the restore set", duration(ms.into()))));
+    let warmed = warmed.into_iter().chain(first.into_iter().flatten());
+    (of.rung.word(), woken.into_iter().chain(warmed).chain(held).collect::<Vec<_>>().join("; "))
+}
+
+/// What was last done to warm it up, step by step.
+fn warm_up(last: &WarmUpReport) -> Vec<(&'static str, String)> {
+    let WarmUpReport { profile, why, set, at, took_ms, runs, result, steps } = last;
+    let chosen = why.as_ref().map(|why| format!(", since {why}")).unwrap_or_default();
+    let again = if *runs > 1 { format!(", begun {runs} times") } else { String::new() };
+    let (set, took, result) = (set.word(), duration(*took_ms), result.word());
+    let mut rows =
+        vec![("warm-up", format!("{profile}{chosen}: {set} set at {at}, {took}, {result}{again}"))];
+    rows.extend(steps.iter().map(|step| {
+        let tries = if step.tries > 1 { format!(", {} tries", step.tries) } else { String::new() };
+        let (took, result) = (duration(step.took_ms), step.result.word());
+        ("  step", format!("{}: {result} in {took}{tries}; {}", step.name, step.detail))
+    }));
+    rows
 }
 
 /// Most rungs of a forecast that are shown.
@@ -331,6 +356,8 @@ fn show(detail: &ServiceDetail) -> String {
         ("cold boot", wakes(detail.boot_ms_p50, detail.boot_ms_p95)),
     ];
     rows.extend(detail.rungs.iter().filter(|of| of.rung > Rung::Cold).map(on_rung));
+    rows.extend(detail.profile.iter().map(|profile| ("profile", profile.clone())));
+    rows.extend(detail.warm_up.iter().flat_map(warm_up));
     rows.extend([(
         "sleeps after",
         format!("{} idle, on the rung {}", duration(detail.policy.idle_ms), detail.policy.rest),

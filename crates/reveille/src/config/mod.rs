@@ -8,15 +8,17 @@ mod net;
 mod observe;
 mod overlay;
 mod pool6;
-mod quote;
+pub(crate) mod quote;
 mod secondaries;
 mod standing;
 mod updates;
+mod warm_up;
 mod warnings;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reveille_core::health::HealthPolicy;
 use reveille_core::model::{DomainName, HostLimits, Policy, ServiceSpec, SpecFault};
@@ -25,6 +27,8 @@ use reveille_dns::named_file::{self, FileError};
 use reveille_dns::sign::KeyPolicy;
 use reveille_vm::qemu::Users;
 use serde::{Deserialize, Serialize};
+
+use crate::profiles::Profiles;
 
 pub use depot::{Depot, Keeping};
 pub use encrypted::{Https, Tls};
@@ -35,6 +39,7 @@ pub use observe::Observe;
 pub use pool6::{Network6, Pools};
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
+pub use warm_up::WarmUp;
 pub use warnings::warnings;
 
 /// Largest config file that is read.
@@ -66,6 +71,8 @@ pub struct Config {
     pub history: History,
     /// The QEMU driver.
     pub qemu: Qemu,
+    /// What guests are warmed up by.
+    pub warm_up: WarmUp,
     /// How long caches keep what the keys of signed zones have to wait for.
     pub dnssec: KeyPolicy,
     /// What services have unless they say otherwise.
@@ -80,6 +87,9 @@ pub struct Config {
     pub publish: Vec<Publish>,
     /// The services that are declared here; others are added through the API.
     pub service: Vec<ServiceSpec>,
+    /// The profiles that are built in, and those of `warm_up.profiles_dir`.
+    #[serde(skip)]
+    pub profiles: Arc<Profiles>,
 }
 
 /// `[daemon]`
@@ -364,6 +374,7 @@ impl Config {
         for key in &mut config.key {
             key.file = below(base, &key.file);
         }
+        config.read_profiles(base).map_err(|error| error.in_file(path))?;
         Ok(config)
     }
 

@@ -190,6 +190,7 @@ impl Control {
                     .filter_map(|id| self.fleet.instance(*id))
                     .map(ReplicaReport::of)
                     .collect(),
+                warm_up: self.executor.tools().warm_ups.told(instance.id),
                 ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
                     .with(self.executor.tools().vitals.evidence(instance.id))
             },
@@ -338,6 +339,7 @@ impl Control {
         let clashes = clashes(&self.publisher.zones(), [&spec.name]);
         let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
         faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
+        faults.extend(self.executor.tools().profiles.load().fault_of(spec));
         faults.extend(self.unknown_image(spec).await);
         faults
     }
@@ -383,6 +385,7 @@ impl Control {
             self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
             self.executor.tools().vitals.keep(|id| self.fleet.instance(id).is_some());
             self.ailing.retain(|id, _| self.fleet.instance(*id).is_some());
+            self.executor.tools().warm_ups.keep(|id| self.fleet.instance(id).is_some());
         }
         for service in gone {
             self.note_gone(&service);

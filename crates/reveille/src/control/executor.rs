@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use reveille_core::model::{
-    Cause, DomainName, Fleet, InstanceId, Reconciled, Remains, Report, Role, Rung, ServiceSpec,
+    Cause, DomainName, Fleet, Instance, InstanceId, Reconciled, Remains, Report, Role, Rung, ServiceSpec,
 };
+use reveille_core::warm_up::WarmUpSet;
 use reveille_failpoint::failpoint;
 use reveille_store::Ack;
 use reveille_vm::driver::{Abandon, Driver, DriverError, Launch, Mapping};
@@ -24,8 +26,10 @@ use super::images::Images;
 use super::tasks::{adopt, arm, capture, cause_of, evict, fetch, pause, roll_back, start};
 use super::versions::Versions;
 use super::vitals::Vitals;
+use super::warm_up::WarmUps;
 use super::wiring::Wiring;
 use crate::clock::{Clock, monotonic};
+use crate::profiles::Profiles;
 
 /// Pause between two tries to end a process that could not be ended.
 pub(super) const KILL_PAUSE: Duration = Duration::from_secs(1);
@@ -41,6 +45,16 @@ pub struct Order {
     pub start: u64,
     /// The service.
     pub spec: Arc<ServiceSpec>,
+    /// What is to be done before its clients are let in.
+    pub warm_up: Option<WarmUpSet>,
+}
+
+impl Order {
+    /// An order about the instance as its row is.
+    pub fn of(row: &Instance, spec: &ServiceSpec) -> Self {
+        let (instance, role, start, warm_up) = (row.id, row.role, row.start, row.warm_up());
+        Self { instance, role, start, spec: Arc::new(spec.clone()), warm_up }
+    }
 }
 
 /// What a new version in the object store comes after.
@@ -70,6 +84,10 @@ pub struct Tools {
     pub agents: Agents,
     /// How those that run fare.
     pub vitals: Vitals,
+    /// The warm-up profiles.
+    pub profiles: ArcSwap<Profiles>,
+    /// What was last done by them.
+    pub warm_ups: WarmUps,
     pub(super) watches: Mutex<BTreeMap<InstanceId, AbortHandle>>,
 }
 
@@ -125,9 +143,21 @@ impl Executor {
         inbox: mpsc::Sender<Message>,
         clock: Clock,
         versions: Option<Arc<Versions>>,
+        profiles: Arc<Profiles>,
     ) -> Self {
-        let (watches, agents, vitals) = (Mutex::default(), Agents::default(), Vitals::default());
-        let tools = Tools { driver, images, wiring, inbox, clock, versions, agents, vitals, watches };
+        let tools = Tools {
+            driver,
+            images,
+            wiring,
+            inbox,
+            clock,
+            versions,
+            agents: Agents::default(),
+            vitals: Vitals::default(),
+            profiles: ArcSwap::new(profiles),
+            warm_ups: WarmUps::default(),
+            watches: Mutex::default(),
+        };
         Self { tools: Arc::new(tools), captures: BTreeMap::new(), tasks: BTreeMap::new() }
     }
 
@@ -267,12 +297,7 @@ impl Executor {
         for (id, step) in steps {
             let Some(instance) = fleet.instance(id) else { continue };
             let Some(service) = fleet.service(&instance.service) else { continue };
-            let order = Order {
-                instance: id,
-                role: instance.role,
-                start: instance.start,
-                spec: Arc::new(service.spec.clone()),
-            };
+            let order = Order::of(instance, &service.spec);
             match step {
                 Reconciled::Settled if instance.rung == Rung::Armed => self.adopt_armed(order),
                 Reconciled::Settled => {}

@@ -44,6 +44,7 @@ mod updates;
 pub mod versions;
 mod vitals;
 mod wakes;
+mod warm_up;
 mod watch;
 pub mod wiring;
 mod write_back;

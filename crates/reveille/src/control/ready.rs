@@ -92,7 +92,7 @@ fn silent(port: u16, limit: Duration) -> NotReady {
 }
 
 /// Ends a connection over which nothing was said as a client would, by FIN: servers log a reset as an error.
-fn part(mut stream: Box<dyn Stream>) {
+pub fn part(mut stream: Box<dyn Stream>) {
     tokio::spawn(async move {
         let ended = async {
             let mut said = [0; PARTING_BYTES_MAX];

@@ -168,6 +168,7 @@ impl Control {
         live.keys.exchange(&files.keys);
         self.updates = desk;
         self.zones = wanted.zone.iter().map(|zone| zone.name.clone()).collect();
+        self.executor.tools().profiles.store(Arc::clone(&wanted.profiles));
         self.fleet.limits = wanted.host;
         self.on_stop = (wanted.daemon.on_stop, Duration::from_millis(wanted.daemon.stop_ms_max));
         report.changes.extend(plan.changes.iter().cloned());
@@ -187,10 +188,12 @@ impl Control {
         report.warnings.extend(exchange_kept(&live, policy, certificate).await);
         let mut about = live.announced.load().about.clone();
         about.zones.clone_from(&self.zones);
+        let profiles = Arc::clone(&wanted.profiles);
         live.announced.store(Arc::new(Announced {
             about,
             policy: wanted.policy,
             health: wanted.health.clone(),
+            profiles,
         }));
         report.changes.extend(changed_zones(&before, &wanted, &served, &self.publisher.zones()));
         report
@@ -300,6 +303,7 @@ fn changed_sections(before: &Config, wanted: &Config) -> Vec<ReloadChange> {
         ("dnssec", old.dnssec != new.dnssec),
         ("policy", old.policy != new.policy),
         ("health", old.health != new.health),
+        ("warm_up", (&old.warm_up, &old.profiles) != (&new.warm_up, &new.profiles)),
     ];
     sections.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| change(key, "changed")).collect()
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::types::{
     AnomalyReport, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport,
-    DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, PruneReport, Redeploy, ReloadReport,
-    RestoreReply, RiskReport, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply,
-    VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
+    DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, ProfileReport, PruneReport, Redeploy,
+    ReloadReport, RestoreReply, RiskReport, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests,
+    VerbReply, VerifyReport, VersionDetail, VersionList, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
 };
 use reveille_api::{
     CloneRequest, Connections, ControlError, Depth, Event as News, Pin, RolloverStep, Time, Unstored, Wait,
@@ -407,6 +407,10 @@ impl reveille_api::Control for Remote {
         wait: Wait,
     ) -> Result<DeployReply, ControlError> {
         self.undeploy(name, unstored, wait).await
+    }
+
+    fn profiles(&self) -> Vec<ProfileReport> {
+        self.reloader.announced().profiles.reports()
     }
 
     fn default_policy(&self) -> Policy {

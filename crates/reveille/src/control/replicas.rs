@@ -122,6 +122,7 @@ impl Control {
             | Report::RolledBack { .. }
             | Report::RollBackFailed { .. }
             | Report::RestFailed { .. }
+            | Report::WarmedUp { .. }
             | Report::Disarmed => {}
         }
     }

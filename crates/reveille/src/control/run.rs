@@ -10,7 +10,7 @@ use reveille_api::types::{DecisionReport, Wake};
 use reveille_core::decide::{Action, Decision, Reason, decide};
 use reveille_core::model::{
     Applied, Cause, DomainName, Event, Fleet, InstanceId, Ownership, Phase, Report, RequestError, Role, Rung,
-    ServiceSpec, SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
+    SnapshotVersion, Stage, Timestamp, Trigger, WakeRecord,
 };
 use reveille_dns::update::UpdateDesk;
 use reveille_dns::{AskKind, WakeAsk};
@@ -248,6 +248,7 @@ impl Control {
             }
             RelayEvent::FirstByte { service, at } => {
                 let record = self.wakes.reached(&service, Stage::FirstByte, at);
+                self.note_first_answer(record.as_ref().or_else(|| self.wakes.open_of(&service)).cloned());
                 self.keep_wakes(record);
                 // It was ready when it was kept: who has been answered says that it is again.
                 let restored = self.fleet.primary(&service).filter(|row| row.is_restored());
@@ -367,6 +368,7 @@ impl Control {
             Report::Lost { cause } => self.lost(instance, &service, was, &cause),
             Report::GateClosed
             | Report::GateBusy { .. }
+            | Report::WarmedUp { .. }
             | Report::Armed
             | Report::Paused
             | Report::Evicted
@@ -379,6 +381,17 @@ impl Control {
                     self.lost(instance, &service, was, &cause);
                 }
             }
+        }
+    }
+
+    /// What a client whose packet woke a service has waited for its first byte.
+    fn note_first_answer(&mut self, record: Option<WakeRecord>) {
+        let Some(record) = record.filter(|record| matches!(record.trigger, Trigger::Packet { .. })) else {
+            return;
+        };
+        if let Some(us) = record.stage_us(Stage::FirstByte) {
+            let waited_ms = us.div_ceil(1_000);
+            self.take_event(Event::FirstAnswer { instance: record.instance, waited_ms });
         }
     }
 
@@ -556,8 +569,7 @@ impl Control {
 
     fn order(&self, id: InstanceId) -> Option<Order> {
         let instance = self.fleet.instance(id)?;
-        let spec: &ServiceSpec = &self.fleet.service(&instance.service)?.spec;
-        Some(Order { instance: id, role: instance.role, start: instance.start, spec: Arc::new(spec.clone()) })
+        Some(Order::of(instance, &self.fleet.service(&instance.service)?.spec))
     }
 
     /// Writes every row that has changed; the answer comes when they are durable.

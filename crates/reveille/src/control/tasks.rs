@@ -16,7 +16,7 @@ use super::cable::Cable;
 use super::executor::{KILL_PAUSE, Order, Since, Tools};
 use super::guest;
 use super::watch::{From, until_answers, watch};
-use super::{Message, at_length};
+use super::{Message, at_length, warm_up};
 use crate::clock::monotonic;
 
 pub(super) async fn start(tools: Arc<Tools>, order: Order, restore: Option<Mapping>, ack: Ack) {
@@ -77,6 +77,7 @@ pub(super) async fn pause(tools: Arc<Tools>, order: Order, ack: Ack) {
         let cable = tools.link(&order).await.map_err(cause_of)?;
         // Again when it goes on; but what it needs for it is warm then.
         guest::refresh(&tools, &order).await;
+        warm_up::before_rest(&tools, &order, &*cable).await?;
         until_answers(&order, &*cable).await;
         tools.driver.pause(order.instance).await.map_err(cause_of)
     };

@@ -14,6 +14,7 @@ use super::damping::{Damping, Sign, Verdict};
 use super::executor::{Order, Tools};
 use super::probe::{Pulse, attend};
 use super::ready::{self, NotReady};
+use super::warm_up;
 
 /// The first readiness check of a start may take this long; each further one twice as long as the one before,
 /// because a guest that boots loses the first packets, and one that is slow needs its time.
@@ -42,6 +43,12 @@ pub enum From {
 pub async fn watch(tools: Arc<Tools>, order: Order, cable: Arc<dyn Cable>, from: From) {
     let died = tools.driver.died(order.instance);
     let looking = async {
+        // Adopted in the midst of it, it is begun again.
+        if from != From::Ready
+            && let Err(cause) = warm_up::before_clients(&tools, &order, &*cable).await
+        {
+            return cause;
+        }
         match from {
             From::Booted => until_ready(&tools, &order, &*cable).await,
             From::Restored if client_answered(&tools, &order.spec.name).await => {

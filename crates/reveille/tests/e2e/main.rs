@@ -39,3 +39,4 @@ mod stored;
 mod tap;
 mod users;
 mod wake;
+mod warm_up;

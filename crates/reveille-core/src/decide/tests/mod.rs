@@ -6,4 +6,5 @@ mod replicas;
 mod room;
 mod stories;
 mod versions;
+mod warm_up;
 mod world;

@@ -52,6 +52,7 @@ impl World {
             resources: Resources::default(),
             ports: vec!["tcp/8080".parse::<PortSpec>().unwrap()],
             ready: None,
+            profile: None,
             address: None,
             address6: None,
             priority,
