@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::place::Place;
+use crate::place::{NEVER_GIVEN_UP, Place};
 
 /// What a verb says when it fails, as it must.
 fn refused(place: &Place, arguments: &[&str]) -> String {
@@ -121,7 +121,7 @@ fn an_operator_sees_who_asks_for_what_and_what_became_of_it() {
     let tls = place.tls;
     place.config(&format!(
         "[dns.tls]\nlisten = [\"{tls}\"]\n[[zone]]\nname = \"vm.test\"\nnotify = [{{ address = \"{}\" }}]\n\
-         [[service]]\nname = \"hello.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n",
+         [[service]]\nname = \"hello.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n{NEVER_GIVEN_UP}",
         secondary()
     ));
     let _daemon = place.daemon();

@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::addresses::Addresses;
+
 pub use crate::primaries::{KEY, SECRET};
 
+/// Of a service whose image is not there: however long a test takes, it is answered for.
+pub const NEVER_GIVEN_UP: &str =
+    "policy = { attempts_max = 100, backoff_ms = 600000, backoff_ms_max = 600000 }\n";
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 

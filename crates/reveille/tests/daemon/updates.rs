@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::place::{KEY, Place};
+use crate::place::{KEY, NEVER_GIVEN_UP, Place};
 use crate::primaries::{Kind, Primary};
 
 /// Lives of the daemon.
@@ -27,7 +27,9 @@ fn place_with(more: &str) -> Place {
 
 fn services(count: u32) -> String {
     let one = |number| {
-        format!("[[service]]\nname = \"s{number}.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n")
+        format!(
+            "[[service]]\nname = \"s{number}.vm.test\"\nimage = \"none\"\nports = [\"tcp/80\"]\n{NEVER_GIVEN_UP}"
+        )
     };
     (0..count).map(one).collect()
 }
