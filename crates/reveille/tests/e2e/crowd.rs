@@ -19,7 +19,7 @@ const CAPACITY: usize = 4;
 /// Questions of the flood.
 const QUESTIONS: u16 = 2_000;
 /// For how long it is looked that nothing changes: some panic windows.
-const NOTHING_FOR: Duration = Duration::from_secs(5);
+const NOTHING_FOR: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(100);
 
 fn service(capacity: usize) -> String {
