@@ -428,7 +428,9 @@ impl Instance {
                 self.publish_retry_at = None;
                 // A roll-back may have put it behind meanwhile.
                 if self.is_newest(&version) {
-                    self.stored_is_current = self.version.as_ref().is_some_and(|own| own.number == number);
+                    // A guest that is being started from it may have run by the time that anybody reads this.
+                    self.stored_is_current = self.phase != Phase::Restoring
+                        && self.version.as_ref().is_some_and(|own| own.number == number);
                     self.stored = Some(version);
                     if self.outdated
                         && let Some(former) = &mut self.former

@@ -151,3 +151,22 @@ fn a_service_that_comes_back_goes_on_from_what_the_other_host_left() {
         }
     }
 }
+
+/// The guest may run before the next row is durable: then a loss of the host must not roll it back.
+#[test]
+fn a_version_that_reaches_the_store_while_its_guest_is_started_is_not_what_the_service_last_was() {
+    let mut world = with_depot();
+    let name = world.add(1, "a", 0, policy());
+    world.asleep(1, &name);
+    assert!(world.plan(13_020)[0].starts_with("i1 publish 1"));
+    world.wake(&name, 13_030).unwrap();
+    assert!(world.plan(13_030)[0].starts_with("i1 restore from local, keeping it"));
+    world.published(1, 1, Ok(version(1)), 13_040);
+    let row = world.fleet.instance(InstanceId(1)).unwrap();
+    assert_eq!((row.phase, row.stored_is_current), (Phase::Restoring, false));
+    assert_eq!(row.stored.as_ref().map(|version| version.number), Some(1));
+    // A start that did not come about leaves it as it was.
+    let start = Cause::StartFailed { detail: "no memory".into() };
+    world.lose(1, start, Some(version(1)), 13_050);
+    assert!(world.fleet.instance(InstanceId(1)).unwrap().stored_is_current);
+}
