@@ -200,7 +200,13 @@ impl Inside {
                     .truths
                     .content(newest)
                     .is_none_or(|content| content.given_up || content.starts >= STARTS_MAX);
-                if is_given_up { Ok(()) } else { Err("it could have been restored".to_owned()) }
+                // Who had it meanwhile has warmed a guest and served nobody.
+                let is_of_before = moved && self.was_lost_after(host, service, newest);
+                if is_given_up || is_of_before {
+                    Ok(())
+                } else {
+                    Err("it could have been restored".to_owned())
+                }
             }
             (Head::Asleep(newest), Source::Version(_)) => {
                 let is_given_up = self.truths.content(newest).is_none_or(|content| content.given_up);
@@ -266,19 +272,21 @@ impl Inside {
         }
     }
 
-    /// Whether a guest of this host's was lost after that content was captured here: what it wrote to its disk since is not
-    /// put behind for a version of before, whoever had the service meanwhile and left nothing.
+    /// Whether a guest of this host's was lost after that content was captured, here or where the service was before, and no
+    /// guest ran elsewhere since: what it wrote to its disk is not put behind for a version of before, whoever had the
+    /// service meanwhile and left nothing.
     fn was_lost_after(&self, host: usize, service: &DomainName, content: ContentId) -> bool {
         let Some(since) = self.truths.contents.get(content.0).map(|content| content.run) else {
             return false;
         };
         let slept =
             |run| self.truths.contents.iter().any(|content| content.run == run && !content.checkpoint);
+        let is_own = self.truths.runs.get(since.0).is_some_and(|run| run.host == host);
         let lost = |(number, run): (usize, &Run)| {
-            run.service == *service && run.host == host && !run.alive && !slept(RunId(number))
+            let is_here = run.service == *service && run.host == host && !run.alive;
+            is_here && (is_own || !run.orphan) && !slept(RunId(number))
         };
         self.truths.runs.iter().enumerate().skip(since.0).any(lost)
-            && self.truths.runs.get(since.0).is_some_and(|run| run.host == host)
     }
 
     /// A host owns a service again with which nobody has gone on meanwhile: what it runs of it is the service.
