@@ -4,6 +4,7 @@
 #   scripts/setup.sh demo     to run the demo
 #   scripts/setup.sh tap      to run it through tap devices
 #   scripts/setup.sh test     to run the tests as well
+#   scripts/setup.sh stores   the object stores of the tests
 set -eu
 
 purpose=${1:-demo}
@@ -22,8 +23,8 @@ wanted_test="$wanted_demo $wanted_tap $wanted_servers knot-dnsutils:kdig cpio:cp
 case $purpose in
 demo) wanted=$wanted_demo ;;
 tap) wanted="$wanted_demo $wanted_tap" ;;
-test) wanted=$wanted_test ;;
-*) fail "say demo, tap or test" ;;
+test | stores) wanted=$wanted_test ;;
+*) fail "say demo, tap, test or stores" ;;
 esac
 
 command -v cargo >/dev/null || fail "Rust is missing: install it from https://rustup.rs, then try again"
@@ -52,10 +53,11 @@ object_stores() {
     fi
 }
 
-if [ -z "$missing" ]; then
-    [ "$purpose" != test ] || object_stores
+if [ "$purpose" = stores ]; then
+    object_stores
     exit 0
 fi
+[ -n "$missing" ] || exit 0
 
 command -v apt-get >/dev/null || fail "this is no Debian system; install yourself:$missing"
 root=
@@ -84,4 +86,3 @@ if command -v systemctl >/dev/null; then
         esac
     done
 fi
-[ "$purpose" != test ] || object_stores

@@ -9,6 +9,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 scripts/setup.sh test
+scripts/setup.sh stores
 # shellcheck source=scripts/fixture.sh
 . scripts/fixture.sh
 export REVEILLE_TEST_CYCLES="${1:-200}" REVEILLE_TEST_KILLS="${2:-60}" REVEILLE_TEST_BOOTS="${3:-100}" REVEILLE_TEST_STORM=40
@@ -43,7 +44,8 @@ soak() {
     # not a package, so that nothing is built twice.
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
-    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_OUTAGE_S=60 cargo test --workspace --locked --test e2e -- faults:: steps:: stored::
+    REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_OUTAGE_S=60 cargo test --workspace --locked --test e2e
+    REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test image
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ASKS=20 cargo test --workspace --locked --test e2e -- --nocapture forecast::
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test e2e -- --nocapture \
         tap::clients_elsewhere

@@ -1,22 +1,59 @@
-#!/bin/sh
-# Sets up everything and passes the tests: once with the installed QEMU, and what starts virtual machines once more
-# with the QEMU of Debian's backports.
-set -eu
+#!/usr/bin/env bash
+# Sets up everything and passes the tests: once with the installed QEMU, and what starts, wakes and kills virtual machines
+# once more with the QEMU of Debian's backports (all of it with that one: scripts/soak.sh).
+#
+# Two streams side by side, since each leaves processors idle for much of its time. What the second one says comes after the
+# first one, and lies in target/test-beside.log.
+set -euo pipefail
 
 cd "$(dirname "$0")/.."
 scripts/setup.sh test
+# What is fetched is fetched while the compiler works.
+mkdir -p target
+scripts/setup.sh stores &
+stores=$!
+scripts/backports-qemu.sh target/backports-qemu >target/backports-qemu.path &
+backports=$!
 # shellcheck source=scripts/fixture.sh
 . scripts/fixture.sh
-cargo test --workspace --locked
-newer=$(scripts/backports-qemu.sh target/backports-qemu)
-if [ -n "$newer" ]; then
+wait "$stores"
+wait "$backports"
+newer=$(cat target/backports-qemu.path)
+
+# All but whole daemons with virtual machines. The whole workspace and not a package, here and below, so that nothing is
+# built twice.
+beside() {
+    cargo test --workspace --locked --lib --bins --test '[!e]*'
+    cargo test --workspace --locked --doc
+    [ -n "$newer" ] || return 0
     echo "once more with $("$newer" --version | head -n 1)"
-    # The whole workspace and not a package, so that nothing is built twice.
-    export REVEILLE_TEST_QEMU="$newer"
-    cargo test --workspace --locked --test qemu --test qemu_leaks --test image --test tap
-    # The rest is the same with every QEMU: where versions lie and what is said of them, what is foreseen, how many instances
-    # there are, who has room, what a daemon that was killed between two steps of its own finds.
-    cargo test --workspace --locked --test e2e -- --skip faults:: --skip stored:: --skip snapshots:: --skip refusals:: \
-        --skip forecast:: --skip crowd:: --skip health:: --skip warm_up:: --skip steps:: --skip registry:: \
-        --skip services:: --skip budget::
-fi
+    REVEILLE_TEST_QEMU=$newer cargo test --workspace --locked --test tap --test qemu --test qemu_leaks
+}
+
+# Whole daemons wait for most of their time: more of them at once than processors, with guests as many as e2e/place.rs lets.
+guests() {
+    local threads=$(($(nproc) * 2))
+    cargo test --workspace --locked --test e2e -- --test-threads "$threads"
+    [ -n "$newer" ] || return 0
+    echo "once more with $("$newer" --version | head -n 1)"
+    REVEILLE_TEST_QEMU=$newer cargo test --workspace --locked --test e2e -- --test-threads "$threads" \
+        wake:: cycles:: crash:: loss:: armed:: guest:: tap::clients_elsewhere rows::rows_outlive
+}
+
+log=target/test-beside.log
+# With a process group of its own, so that all of it ends when this does.
+set -m
+(beside) >"$log" 2>&1 &
+second=$!
+set +m
+trap 'kill -- "-$second" 2>/dev/null || true' EXIT
+# Not as a condition, in which a failed command would not end it.
+set +e
+(
+    set -e
+    guests
+)
+first=$?
+tail -n +1 -f --pid="$second" "$log"
+wait "$second"
+exit $((first | $?))

@@ -14,7 +14,7 @@ impl Place {
     pub fn take() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut free = PLACES.lock().unwrap();
-        while *free.get_or_insert((processors / 2).max(2)) == 0 {
+        while *free.get_or_insert((processors + 1).max(2)) == 0 {
             free = PLACE_FREE.wait(free).unwrap();
         }
         *free = free.map(|free| free - 1);
