@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """M4 hourly by statsforecast and by Reveille, one after the other: see statsforecast.sh.
 
-Usage: m4_beside.py REVEILLE SCRATCH DIR [SERIES]
+Usage: m4_beside.py REVEILLE SCRATCH DIR [SERIES [MODEL]...]
 
 Scores are the competition's: errors over 48 hours scaled by the mean absolute seasonal difference (24 hours) of the
 history (MASE), and the symmetric percentage error; the mean over all series. Seconds are CPU time of the process,
@@ -93,9 +93,16 @@ def main():
     for row in report["m4_hourly"]:
         line(f"Reveille {row['model']}", row["mase"], row["smape"], row["ms"] * row["series"] / 1000)
     multiple = MSTL(season_length=[DAY, WEEK], trend_forecaster=AutoETS(model="ZZN"))
-    models = [SeasonalNaive(DAY), multiple, AutoETS(season_length=DAY), AutoARIMA(season_length=DAY)]
-    for model, what in zip(models, ["SeasonalNaive", "MSTL", "AutoETS", "AutoARIMA"]):
-        line(f"statsforecast {what}", *measure(model, train, test))
+    models = {
+        "SeasonalNaive": SeasonalNaive(DAY),
+        "MSTL": multiple,
+        "AutoETS": AutoETS(season_length=DAY),
+        "AutoARIMA": AutoARIMA(season_length=DAY),
+    }
+    for what in sys.argv[5:] or models:
+        if what not in models:
+            sys.exit(f"statsforecast.sh: there is no model {what}; there are {', '.join(models)}")
+        line(f"statsforecast {what}", *measure(models[what], train, test))
 
 
 main()

@@ -5,67 +5,34 @@
 #   scripts/postgres-image.sh REVEILLE STATE_DIR CACHE_DIR
 set -eu
 
-reveille=$1
-state=$2
-cache=$3
-here=$(cd "$(dirname "$0")/.." && pwd)
+name=postgres
 packages="postgresql-15 postgresql-client-15 libpq5 libc6 libgcc-s1 libstdc++6 libcrypt1 libicu72 libxml2 liblzma5
     libzstd1 liblz4-1 zlib1g libssl3 libpam0g libaudit1 libcap-ng0 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2
     libkrb5support0 libkeyutils1 libldap-2.5-0 libsasl2-2 libsystemd0 libgcrypt20 libgpg-error0 libcap2 libselinux1
     libgnutls30 libp11-kit0 libidn2-0 libunistring2 libtasn1-6 libnettle8 libhogweed6 libgmp10 libffi8 libpcre2-8-0
     libuuid1 libreadline8 libtinfo6 tzdata busybox-static perl-base qemu-guest-agent libglib2.0-0 libnuma1
     libudev1 liburing2"
+tools="mkfs.ext4 chroot"
 disk_mib=768
-
-fail() {
-    echo "postgres-image.sh: $*" >&2
-    exit 1
-}
+# shellcheck source=scripts/debian-root.sh
+. "$(dirname "$0")/debian-root.sh"
 [ "$(id -u)" = 0 ] || fail "run as root: the database is prepared by a user of its own"
-for tool in mkfs.ext4 dpkg-deb apt-get chroot; do
-    command -v $tool >/dev/null || fail "$tool is missing"
-done
-mark=$(cat "$here"/scripts/postgres-image.sh "$here"/bench/postgres/* \
-    "$here"/crates/reveille-vm/src/image/stage1.sh "$here"/crates/reveille-vm/src/image/refresh | sha256sum)
-if [ "$(cat "$state/postgres-image.mark" 2>/dev/null)" = "$mark" ] &&
-    "$reveille" image verify postgres --state-dir "$state" >/dev/null 2>&1; then
-    exit 0
-fi
-mkdir -p "$state" "$cache"
-cache=$(cd "$cache" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' HUP INT TERM
-echo "building the image postgres from Debian packages"
+own=$here/bench/postgres
+begin "$own"/*
 
-for package in $packages; do
-    file=$(apt-get --print-uris download "$package" | awk '{ print $2; exit }')
-    [ -n "$file" ] || fail "apt offers no $package; try apt-get update"
-    [ -f "$cache/$file" ] || (cd "$cache" && apt-get -q -q -o APT::Sandbox::User=root download "$package")
-    dpkg-deb -x "$cache/$file" "$work/root"
-done
-root=$work/root
 rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale" "$root/usr/lib/postgresql/15/lib/bitcode"
-mkdir -p "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/srv" "$root/sbin" "$root/etc" \
-    "$root/var/lib/postgresql"
-[ -e "$root/bin/busybox" ] || ln -s ../usr/bin/busybox "$root/bin/busybox"
-ln -sf busybox "$root/bin/sh"
-ln -sf ../bin/busybox "$root/sbin/init"
-ln -sf ../bin/busybox "$root/sbin/hwclock"
+mkdir -p "$root/var/lib/postgresql"
 printf 'root:x:0:0::/:/bin/sh\npostgres:x:100:100::/var/lib/postgresql:/bin/sh\n' >"$root/etc/passwd"
 printf 'root:x:0:\npostgres:x:100:\n' >"$root/etc/group"
-cp "$here/bench/postgres/inittab" "$root/etc/inittab"
+cp "$own/inittab" "$root/etc/inittab"
 for file in prepare postgres page; do
-    install -m 755 "$here/bench/postgres/$file" "$root/srv/$file"
+    install -m 755 "$own/$file" "$root/srv/$file"
 done
 # Where Debian has it, by a package that is not needed here.
 ln -sf ../lib/postgresql/15/bin/psql "$root/usr/bin/psql"
 [ -e "$root/var/run" ] || ln -s /run "$root/var/run"
-install -d -m 755 "$root/etc/reveille"
-install -m 755 "$here/bench/postgres/warm-up" "$root/etc/reveille/warm-up"
-for applet in mkdir chown chmod rm su cat head wc; do
-    [ -e "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
-done
+install -m 755 "$own/warm-up" "$root/etc/reveille/warm-up"
+applets mkdir chown chmod rm su cat head wc
 
 # initdb wants a null device and the time zones; neither needs more of a system than this.
 mknod -m 666 "$root/dev/null" c 1 3
@@ -100,6 +67,4 @@ mkdir "$root/dev"
 
 truncate -s "${disk_mib}M" "$work/disk.raw"
 mkfs.ext4 -q -d "$root" "$work/disk.raw"
-"$reveille" image build postgres --disk "$work/disk.raw" --root-device /dev/vda --memory-mib 512 \
-    --package-cache "$cache" --state-dir "$state"
-printf '%s\n' "$mark" >"$state/postgres-image.mark"
+build --disk "$work/disk.raw" --root-device /dev/vda --memory-mib 512

@@ -1,14 +1,15 @@
 #!/bin/sh
 # Reveille's forecasts beside those of statsforecast (PyPI) on M4 hourly, in one run on one core: MASE, sMAPE, seconds.
 #
-#   scripts/statsforecast.sh DIR [SERIES]     DIR as for `reveille bench forecast`; SERIES of it, evenly spread
+#   scripts/statsforecast.sh DIR [SERIES [MODEL]...]     DIR as for `reveille bench forecast`; SERIES of it, evenly spread
 #
-# Without SERIES all are taken; AutoARIMA alone needs up to a minute for each of them. A virtual environment is made once
-# below target/; `make test` does not need it.
+# Without SERIES all are taken; AutoARIMA alone needs up to a minute for each of them. MODEL is SeasonalNaive, MSTL,
+# AutoETS or AutoARIMA; without one all of them. A virtual environment is made once below target/; `make test` does not
+# need it.
 set -eu
 
-[ $# -ge 1 ] && [ $# -le 2 ] || {
-    echo "usage: scripts/statsforecast.sh DIR [SERIES]" >&2
+[ $# -ge 1 ] || {
+    echo "usage: scripts/statsforecast.sh DIR [SERIES [MODEL]...]" >&2
     exit 2
 }
 dir=$(cd "$1" && pwd)

@@ -97,7 +97,9 @@ impl Writer {
         whole.iter().for_each(|chunk| self.put(words_of(chunk)));
         if !rest.is_empty() {
             let mut chunk = [0; CELL_BYTES];
-            chunk.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            if let Some(to) = chunk.get_mut(..rest.len()) {
+                to.copy_from_slice(rest);
+            }
             self.put(words_of(&chunk));
         }
     }
@@ -138,7 +140,7 @@ impl Reader {
         for number in 0..cells {
             let bytes = self.cell(at + number).map(u64::to_le_bytes);
             let take = (length - number * CELL_BYTES).min(CELL_BYTES);
-            out.extend(bytes.as_flattened().iter().take(take));
+            out.extend_from_slice(bytes.as_flattened().get(..take).unwrap_or_default());
         }
         at + cells
     }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use reveille_core::model::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::protobuf::{DecodeError, Field, Fields, Length, Sink, Value};
+use super::protobuf::{DecodeError, Field, Fields, Output, Value};
 
 /// What happened, and as whom the sender saw it. Queries have odd numbers, and their responses the next ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ impl MessageType {
 
     /// Its number in the schema.
     pub fn number(self) -> u64 {
-        Self::ALL.iter().zip(1..).find_map(|(kind, number)| (*kind == self).then_some(number)).unwrap_or(0)
+        self as u64 + 1
     }
 
     fn from_number(number: u64) -> Option<Self> {
@@ -128,7 +128,7 @@ impl SocketProtocol {
         [Self::Udp, Self::Tcp, Self::Dot, Self::Doh, Self::DnscryptUdp, Self::DnscryptTcp, Self::Doq];
 
     fn number(self) -> u64 {
-        Self::ALL.iter().zip(1..).find_map(|(own, number)| (*own == self).then_some(number)).unwrap_or(0)
+        self as u64 + 1
     }
 }
 
@@ -230,15 +230,13 @@ impl<'b> Dnstap<'b> {
 
     /// Appends it in protocol buffers' encoding.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let out = &mut Output(out);
         for (number, value) in [(outer::IDENTITY, self.identity), (outer::VERSION, self.version)] {
             if !value.is_empty() {
                 out.bytes(number, value);
             }
         }
-        let mut length = Length::default();
-        self.message.put(&mut length);
-        out.header(outer::MESSAGE, length.0);
-        self.message.put(out);
+        out.inside(outer::MESSAGE, |out| self.message.put(out));
         out.varint(outer::TYPE, outer::TYPE_MESSAGE);
     }
 }
@@ -276,7 +274,7 @@ impl<'b> Message<'b> {
         Ok(read)
     }
 
-    fn put(&self, out: &mut impl Sink) {
+    fn put(&self, out: &mut Output<'_>) {
         let mut varint = |field, value: Option<u64>| {
             if let Some(value) = value {
                 out.varint(field, value);

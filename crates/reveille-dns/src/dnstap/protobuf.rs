@@ -116,56 +116,51 @@ impl<'b> Iterator for Fields<'b> {
     }
 }
 
-/// Where fields are written, or only measured: the length of a message stands before it.
-pub(super) trait Sink {
-    fn put(&mut self, bytes: &[u8]);
+/// Bytes of the length of a message inside: as many for a short one as for the longest, so that it need not be known before
+/// the message is written. Readers take a number that is longer than it would have to be. Enough for 2 MiB.
+const INSIDE_LENGTH_BYTES: usize = 3;
 
-    fn varint(&mut self, number: u32, value: u64) {
+/// Fields are written at its end.
+pub(super) struct Output<'o>(pub &'o mut Vec<u8>);
+
+impl Output<'_> {
+    pub fn varint(&mut self, number: u32, value: u64) {
         self.raw(u64::from(number) << 3);
         self.raw(value);
     }
 
-    fn fixed32(&mut self, number: u32, value: u32) {
+    pub fn fixed32(&mut self, number: u32, value: u32) {
         self.raw(u64::from(number) << 3 | 5);
-        self.put(&value.to_le_bytes());
+        self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    fn bytes(&mut self, number: u32, value: &[u8]) {
-        self.header(number, value.len());
-        self.put(value);
-    }
-
-    /// What stands before a field of that length.
-    fn header(&mut self, number: u32, length: usize) {
+    pub fn bytes(&mut self, number: u32, value: &[u8]) {
         self.raw(u64::from(number) << 3 | 2);
-        self.raw(length as u64);
+        self.raw(value.len() as u64);
+        self.0.extend_from_slice(value);
     }
 
-    fn raw(&mut self, mut value: u64) {
-        loop {
-            let [byte, ..] = value.to_le_bytes();
-            value >>= 7;
-            if value == 0 {
-                return self.put(&[byte & 0x7f]);
-            }
-            self.put(&[byte | 0x80]);
+    /// A message inside, which is shorter than a frame may be.
+    pub fn inside(&mut self, number: u32, write: impl FnOnce(&mut Self)) {
+        self.raw(u64::from(number) << 3 | 2);
+        let start = self.0.len() + INSIDE_LENGTH_BYTES;
+        self.0.extend([0; INSIDE_LENGTH_BYTES]);
+        write(self);
+        let [low, middle, high, ..] = (self.0.len() - start).to_le_bytes();
+        let length = u32::from_le_bytes([low, middle, high, 0]);
+        let [first, second, third] = [0, 7, 14].map(|shift| (length >> shift).to_le_bytes()[0] & 0x7f);
+        if let Some(place) = self.0.get_mut(start - INSIDE_LENGTH_BYTES..start) {
+            place.copy_from_slice(&[first | 0x80, second | 0x80, third]);
         }
     }
-}
 
-impl Sink for Vec<u8> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-}
-
-/// How many bytes are written.
-#[derive(Debug, Default)]
-pub(super) struct Length(pub usize);
-
-impl Sink for Length {
-    fn put(&mut self, bytes: &[u8]) {
-        self.0 += bytes.len();
+    #[inline]
+    fn raw(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value.to_le_bytes()[0] | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value.to_le_bytes()[0]);
     }
 }
 
@@ -174,20 +169,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_measured() {
-        let mut out = Vec::new();
+    fn what_is_written_is_read() {
         let values = [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX];
-        let mut length = Length::default();
-        for sink in [&mut out as &mut dyn Sink, &mut length] {
-            values.iter().for_each(|value| sink.varint(3, *value));
-            sink.bytes(536_870_911, b"text");
-            sink.fixed32(1, 0x0102_0304);
+        for length in [0, 1, 127, 128, 16_383, 16_384, 65_600] {
+            let text = vec![b'x'; length];
+            let mut out = b"before".to_vec();
+            Output(&mut out).inside(14, |out| {
+                values.iter().for_each(|value| out.varint(3, *value));
+                out.bytes(536_870_911, &text);
+                out.fixed32(1, 0x0102_0304);
+            });
+            Output(&mut out).varint(1, 7);
+            let fields: Vec<_> = Fields::new(&out[6..], 0).map(|field| field.unwrap().value).collect();
+            let &[Value::Bytes(inside), Value::Varint(7)] = &fields[..] else { panic!("{fields:?}") };
+            let fields: Vec<_> = Fields::new(inside, 0).map(|field| field.unwrap().value).collect();
+            let mut expected: Vec<_> = values.map(Value::Varint).to_vec();
+            expected.extend([Value::Bytes(&text), Value::Fixed32(0x0102_0304)]);
+            assert_eq!(fields, expected);
         }
-        assert_eq!(length.0, out.len());
-        let fields: Vec<_> = Fields::new(&out, 0).map(|field| field.unwrap().value).collect();
-        let mut expected: Vec<_> = values.map(Value::Varint).to_vec();
-        expected.extend([Value::Bytes(b"text"), Value::Fixed32(0x0102_0304)]);
-        assert_eq!(fields, expected);
     }
 
     #[test]
