@@ -7,7 +7,7 @@ use reveille_core::model::Timestamp;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
-use super::{AHEAD_MS_MAX, FAULT_BYTES_MAX, Fault};
+use super::{AHEAD_MS_MAX, FAULT_BYTES_MAX, FIELD_BYTES_MAX, Fault};
 use crate::time::Time;
 
 /// Longest name of a user, group, service or runtime, in bytes.
@@ -101,8 +101,15 @@ fn explain(line: &[u8]) -> Fault {
 }
 
 fn fault(column: Option<u64>, field: Option<String>, what: &str) -> Fault {
-    let end = what.floor_char_boundary(FAULT_BYTES_MAX);
-    Fault { line: 0, column, field, what: what.get(..end).unwrap_or_default().to_owned() }
+    let field = field.map(|field| shown(&field, FIELD_BYTES_MAX));
+    Fault { line: 0, column, field, what: shown(what, FAULT_BYTES_MAX) }
+}
+
+/// As much of what a sender wrote as is kept, fit for a terminal.
+fn shown(text: &str, bytes_max: usize) -> String {
+    let end = text.floor_char_boundary(bytes_max);
+    let kept = text.get(..end).unwrap_or_default().chars();
+    kept.map(|sign| if sign.is_control() { '?' } else { sign }).collect()
 }
 
 /// A text of 1 to `MAX` bytes that a terminal may be shown.

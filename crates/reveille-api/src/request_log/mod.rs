@@ -29,6 +29,8 @@ pub const LINE_BYTES_MAX: usize = 16 << 10;
 pub const AHEAD_MS_MAX: u64 = 600_000;
 /// Longest description of a fault, in bytes: it quotes what was sent.
 pub const FAULT_BYTES_MAX: usize = 400;
+/// Longest name of a field in a fault, in bytes: who does not know the fields may write any.
+pub const FIELD_BYTES_MAX: usize = 128;
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

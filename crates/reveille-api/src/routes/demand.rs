@@ -32,7 +32,7 @@ pub const LOGS_MAX: usize = 8;
 pub const LOG_SILENCE_MS_MAX: u64 = 30_000;
 /// Longest time for a log, in ms: an hour.
 pub const LOG_MS_MAX: u64 = 3_600_000;
-/// Faults that an answer names, each with its line; of more only the number. Some 8 MiB at worst.
+/// Faults that an answer names, each with its line; of more only the number. Some 9 MB at worst.
 pub const FAULTS_MAX: usize = 16_384;
 /// Most hours that demand is told of at a time: a year.
 pub const DEMAND_HOURS_MAX: u64 = 366 * 24;

@@ -13,22 +13,34 @@ pub const BATCH_POINTS_MAX: usize = 262_144;
 pub enum Kind {
     /// Questions that were answered, as resolvers asked them.
     Queries = 1,
-    /// Clients that wanted the service: first packets of connections, requests of a log.
+    /// Clients that wanted the service: first packets after a quiet time.
     Arrivals = 2,
     /// Arrivals with those put back that a resolver's cache answered; in thousandths, since it is an estimate.
     DemandMilli = 3,
     /// Microseconds that clients waited, added up; divided by arrivals it is the mean.
     LatencyUs = 4,
-    /// Milliseconds of execution, added up.
+    /// Milliseconds for which clients used it, added up over all of them: divided by 1,000 what was in use in a second.
     ExecutionMs = 5,
     /// What was kept out of demand: floods, refused questions.
     Refused = 6,
+    /// Requests that logs told of. Apart from arrivals, since the same client may be in both.
+    Requests = 7,
+    /// Milliseconds of execution of those requests, added up. Apart from what was seen to be in use, for the same reason.
+    RequestMs = 8,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Queries, Self::Arrivals, Self::DemandMilli, Self::LatencyUs, Self::ExecutionMs, Self::Refused];
+    pub const ALL: [Self; 8] = [
+        Self::Queries,
+        Self::Arrivals,
+        Self::DemandMilli,
+        Self::LatencyUs,
+        Self::ExecutionMs,
+        Self::Refused,
+        Self::Requests,
+        Self::RequestMs,
+    ];
 
     /// Its code on disk.
     pub const fn code(self) -> u8 {
@@ -38,7 +50,7 @@ impl Kind {
 
 /// A set of kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct KindSet(u8);
+pub struct KindSet(u16);
 
 impl KindSet {
     /// No kind.

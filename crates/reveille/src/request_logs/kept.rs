@@ -159,8 +159,10 @@ fn stored(path: &Path) -> anyhow::Result<(u64, Profiles)> {
     match Profiles::from_bytes(&bytes) {
         Ok(profiles) => Ok((number, profiles)),
         Err(error) => {
-            let lost = "profiles of users and groups are lost; they are learned anew";
-            tracing::warn!(path = %path.display(), %error, "{lost}");
+            let aside = path.with_extension("damaged");
+            fs::rename(path, &aside).with_context(|| format!("cannot rename {}", path.display()))?;
+            let lost = "profiles of users and groups cannot be read and are learned anew; the file was set aside";
+            tracing::warn!(path = %aside.display(), %error, "{lost}");
             Ok((number, Profiles::default()))
         }
     }
@@ -266,5 +268,7 @@ mod tests {
         drop(kept);
         fs::write(dir.path().join("profiles"), b"\x01\0\0\0\0\0\0\0nothing").unwrap();
         assert_eq!(known(&Kept::open(dir.path()).unwrap()), 9);
+        // A later version may be able to read them.
+        assert_eq!(fs::read(dir.path().join("profiles.damaged")).unwrap(), b"\x01\0\0\0\0\0\0\0nothing");
     }
 }

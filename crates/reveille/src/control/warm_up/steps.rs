@@ -141,7 +141,9 @@ impl Run<'_> {
             if read >= bytes_max {
                 return;
             }
-            match get(self.cable, port, path, (bytes_max - read, 0)).await {
+            // Those that are under way together do not read more than there is either.
+            let share = (bytes_max - read).div_ceil(u64::from(http.parallel.max(1)));
+            match get(self.cable, port, path, (share, 0)).await {
                 Ok(Answer { status, bytes: got, .. }) if status < STATUS_ERROR => {
                     bytes.fetch_add(got, Ordering::Relaxed);
                     let count = answers.fetch_add(1, Ordering::Relaxed) + 1;
