@@ -324,11 +324,14 @@ fn in_short(report: &DemandReport) -> String {
             counts.iter().map(|(word, count)| format!("{} {count}", word.replace('_', " "))).collect();
         parts.join(", ")
     };
+    let off = || "off".to_owned();
     let rows = [
         ["requests of logs".to_owned(), counts(&report.requests)],
         ["arrivals dropped".to_owned(), report.arrivals_dropped.to_string()],
         ["points of history".to_owned(), counts(&report.history)],
         ["history on disk".to_owned(), bytes(report.history_bytes)],
+        ["records of queries".to_owned(), report.records.get("query").map_or_else(off, counts)],
+        ["records of requests".to_owned(), report.records.get("request").map_or_else(off, counts)],
         [
             "users with a profile".to_owned(),
             format!(
