@@ -234,7 +234,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     publisher.begin(&found.fleet, clock.now());
 
     let seen = (view, generations.clone());
-    let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions } =
+    let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions, records } =
         open_room(config, seen, files.keys, &signing, notes, &store, clock)?;
     publisher.publish_to(&published);
     publisher.count_with(questions.counters.clone(), Arc::clone(&questions.observer));
@@ -243,7 +243,6 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
 
     let (inbox, inbox_end) = mpsc::channel(INBOX_MAX);
     let threshold = Threshold::new(config.observe.anomaly_threshold_sd);
-    let records = questions.records.clone();
     let forecasting = forecasting(config, &threshold, questions, &inbox, clock);
     let (news, _) = broadcast::channel(reveille_api::events::EVENTS_KEPT_MAX);
     let (profiles, about) = (Arc::clone(&config.profiles), about(config, &*driver, clock));
@@ -316,6 +315,7 @@ struct Opened {
     looks: Looks,
     room: QueryRoom,
     questions: Questions,
+    records: Option<Arc<Records>>,
 }
 
 /// Opens the query room on the view and its generations.
@@ -345,8 +345,8 @@ fn open_room(
         QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, own, clock)?;
     let room = room.collecting(&config.observe.dnstap_in, others)?;
     let (observer, collector) = (Arc::clone(room.observer()), room.collector().cloned());
-    let questions = Questions { view, counters, observer, collector, records };
-    Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions })
+    let questions = Questions { view, counters, observer, collector, records: records.clone() };
+    Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions, records })
 }
 
 /// The zones as they are served first, with what updates have changed, and who signs them.

@@ -151,7 +151,9 @@ impl SendLog {
         let unreadable = || format!("cannot read {}", self.file.display());
         let sent = match Coding::of_content(log.fill_buf().with_context(unreadable)?) {
             Coding::Identity => self.send(&client, Parts::new(log), &bar, output).await,
-            coding => self.send_packed(&client, log, coding, &bar, output).await,
+            coding @ (Coding::Gzip | Coding::Zstd) => {
+                self.send_packed(&client, log, coding, &bar, output).await
+            }
         };
         bar.finish_and_clear();
         let report = sent?;
