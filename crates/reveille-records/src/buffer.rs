@@ -149,7 +149,7 @@ mod tests {
         buffer.push((0..100_000).map(|number| row(number, &name)));
         let (taken, dropped) = buffer.counted();
         assert_eq!(taken + dropped, 100_000);
-        let bytes = taken as usize * row(0, &name).bytes();
+        let bytes = usize::try_from(taken).unwrap() * row(0, &name).bytes();
         assert!(bytes <= BUFFER_BYTES_MAX && bytes + 2_000 > BUFFER_BYTES_MAX, "{bytes}");
         assert_eq!(buffer.take().len() as u64, taken);
         // There is room again.
