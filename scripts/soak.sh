@@ -35,6 +35,12 @@ REVEILLE_TEST_SEQUENCES=5000 cargo test --workspace --locked --test sequences
 REVEILLE_TEST_LOG_LINES=1000000 cargo test --workspace --locked --lib request_log
 REVEILLE_TEST_LOG_LINES=1000000 cargo test --workspace --locked --test daemon request_logs
 
+# Raw records, which the other tests are built without, as pyarrow reads them.
+REVEILLE_PYARROW="$(scripts/pyarrow.sh)"
+export REVEILLE_PYARROW
+cargo test --workspace --locked --features parquet --test parquet
+cargo test --workspace --locked --features parquet --test daemon records::
+
 # Wakes through tap devices, at random moments: the activator alone, and below the daemon.
 REVEILLE_TEST_TAP_WAKES=500 cargo test --workspace --locked --test tap -- --nocapture clients_at_random
 

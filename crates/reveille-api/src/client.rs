@@ -21,7 +21,7 @@ use crate::access::Token;
 use crate::control::{CloneRequest, Connections, RolloverStep, Wait};
 use crate::events::Event;
 use crate::problem::{PROBLEM_JSON, Problem};
-use crate::request_log::LOG_TYPE;
+use crate::request_log::{Coding, LOG_TYPE};
 use crate::routes::{LOGS_PATH, REQUEST_MS_MAX, WAIT_MS_MAX};
 use crate::time::Time;
 use crate::types::{
@@ -405,9 +405,14 @@ impl Client {
         // Only later answers without it.
         let _ = stream.set_nodelay(true);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.authority);
-        if body.is_some() {
-            let kind = if path == LOGS_PATH { LOG_TYPE } else { "application/json" };
+        if let Some(body) = &body {
+            let is_log = path == LOGS_PATH;
+            let kind = if is_log { LOG_TYPE } else { "application/json" };
             request = request.header(header::CONTENT_TYPE, kind);
+            let coding = if is_log { Coding::of_content(body) } else { Coding::Identity };
+            if coding != Coding::Identity {
+                request = request.header(header::CONTENT_ENCODING, coding.word());
+            }
         }
         if let Some(token) = &self.token {
             let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.secret()))

@@ -44,6 +44,15 @@ fn about_demand(page: &mut Page, demand: &DemandReport) {
         &demand.history,
     );
     page.gauge("reveille_history_bytes", "Bytes of the history on the disk.", demand.history_bytes);
+    if !demand.records.is_empty() {
+        let help = "Raw records: rows, and the files that they went to.";
+        page.family("reveille_records_total", "counter", help);
+    }
+    for (kind, counts) in &demand.records {
+        for (event, count) in counts {
+            page.sample("reveille_records_total", &[("kind", kind), ("event", event)], count);
+        }
+    }
     page.gauge("reveille_user_profiles", "Users with a profile.", demand.profiles.users);
     page.gauge("reveille_group_profiles", "Groups with a profile.", demand.profiles.groups);
 }

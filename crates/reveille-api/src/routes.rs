@@ -31,7 +31,7 @@ use crate::events::Event;
 use crate::guard::{guard, polish};
 use crate::problem::Problem;
 use crate::time::Time;
-pub use demand::LOGS_PATH;
+pub use demand::{LOG_MS_MAX, LOGS_PATH};
 
 use crate::types::{
     HostSummary, PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX, Page, ProfileReport, ServiceDetail, ServiceSummary,

@@ -390,6 +390,7 @@ async fn metrics_are_what_prometheus_reads() {
         "reveille_instance_reply_seconds_total{service=\"hello.vm.test\",instance=\"i1\"} 0.000750",
         "reveille_log_requests_total{event=\"refused\"} 0",
         "reveille_arrivals_dropped_total 3",
+        "reveille_records_total{kind=\"query\",event=\"dropped\"} 7",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
     }

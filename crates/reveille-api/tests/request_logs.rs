@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use reveille_api::types::{DemandRange, Whose};
 use reveille_api::{Anonymous, Scope};
@@ -119,13 +119,90 @@ async fn who_may_not_send_or_sends_something_else_is_told() {
         let answer = daemon.ask("POST", PATH, token, more, &log).await;
         assert_eq!((answer.status, &*answer.problem()), (status, problem), "{answer:?}");
     }
-    let packed = format!("{NDJSON}Content-Encoding: gzip\r\n");
-    let answer = daemon.ask("POST", PATH, Some(Scope::Operate), &packed, &log).await;
-    assert_eq!((answer.status, &*answer.problem()), (415, "/problems/content-coding"));
+    for coding in ["br", "gzip, zstd", "gzip\r\nContent-Encoding: gzip"] {
+        let packed = format!("{NDJSON}Content-Encoding: {coding}\r\n");
+        let answer = daemon.ask("POST", PATH, Some(Scope::Operate), &packed, &log).await;
+        assert_eq!((answer.status, &*answer.problem()), (415, "/problems/content-coding"));
+    }
     // Lines are no JSON body elsewhere.
     let answer = daemon.ask("POST", "/v1/services", Some(Scope::Admin), NDJSON, &log).await;
     assert_eq!((answer.status, &*answer.problem()), (415, "/problems/not-json"));
     assert!(daemon.memory.requests.lock().unwrap().0.is_empty());
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_packed_log_is_taken_as_the_same_log_is_unpacked() {
+    let daemon = Daemon::start(&["hello.vm.test"], Anonymous::Read).await;
+    let lines: Vec<String> = (0..6_000)
+        .map(|number| match number % 3 {
+            2 => "{}\n".to_owned(),
+            _ => line(&format!("user {number}"), "hello.vm.test", "1"),
+        })
+        .collect();
+    let log = lines.concat().into_bytes();
+    for (coding, packed) in [("gzip", gzip(&log)), ("zstd", zstd::stream::encode_all(&*log, 3).unwrap())] {
+        let before = daemon.memory.requests.lock().unwrap().0.len();
+        let pieces: Vec<&[u8]> = packed.chunks(997).collect();
+        let answer = send_chunked(&daemon, &format!("Content-Encoding: {coding}\r\n"), &pieces).await;
+        assert_eq!(answer.status, 200, "{}", answer.head);
+        let report = answer.json();
+        assert_eq!((&report["accepted"], &report["refused"]), (&4_000.into(), &2_000.into()));
+        let faults = report["faults"].as_array().unwrap();
+        assert!(faults.iter().enumerate().all(|(place, fault)| fault["line"] == 3 * (place as u64 + 1)));
+        let taken = daemon.memory.requests.lock().unwrap();
+        assert_eq!((taken.0.len() - before, &*taken.0[before + 1].user), (4_000, "user 1"));
+    }
+    // The command line's own client packs nothing, and says of what is packed that it is.
+    let report = daemon.client(Scope::Operate).send_whole_log(gzip(&log)).await.unwrap();
+    assert_eq!((report.lines.accepted, report.faults.len()), (4_000, 2_000));
+}
+
+#[tokio::test]
+async fn a_damaged_stream_is_told_with_the_line_that_was_reached_and_what_came_before_counts() {
+    let daemon = Daemon::start(&["hello.vm.test"], Anonymous::Read).await;
+    let log: String =
+        (0..6_000).map(|number| line(&format!("user {number}"), "hello.vm.test", "1")).collect();
+    let packed = gzip(log.as_bytes());
+    let mut odd = packed.clone();
+    odd[packed.len() / 2..][..8].fill(0xff);
+    for broken in [&packed[..packed.len() / 2], &odd, &packed[..packed.len() - 1]] {
+        let before = daemon.memory.requests.lock().unwrap().0.len();
+        let answer = send_chunked(&daemon, "Content-Encoding: gzip\r\n", &[broken]).await;
+        assert_eq!((answer.status, &*answer.problem()), (400, "/problems/log-damaged"), "{answer:?}");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        let taken = daemon.memory.requests.lock().unwrap().0.len() - before;
+        assert!(taken > 2_000, "{taken}: {detail}");
+        let taken = format!("and {taken} requests of them taken in");
+        assert!(detail.contains("gzip stream is damaged") && detail.contains(&taken), "{taken}: {detail}");
+        let read = detail.split_once("of its lines ").unwrap().1.split_once(' ').unwrap().0;
+        // What was changed within may be lines all the same; only the checksum at the end tells.
+        assert!((2_000..=6_000).contains(&read.parse::<u64>().unwrap()), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn a_bomb_is_refused_before_it_is_unpacked() {
+    let daemon = Daemon::start(&["hello.vm.test"], Anonymous::Read).await;
+    // 50 MB of lines that are all the same, and a gigabyte of zeros.
+    let zeros = zstd::stream::encode_all(std::io::repeat(0).take(1 << 30), 1).unwrap();
+    let lines = line("ann", "hello.vm.test", "1").repeat(500_000);
+    for (coding, packed) in [("gzip", gzip(lines.as_bytes())), ("zstd", zeros)] {
+        assert!(packed.len() < 1 << 20, "{}", packed.len());
+        let pieces: Vec<&[u8]> = packed.chunks(4_096).collect();
+        let answer = send_chunked(&daemon, &format!("Content-Encoding: {coding}\r\n"), &pieces).await;
+        assert_eq!((answer.status, &*answer.problem()), (413, "/problems/too-dense"), "{}", answer.head);
+    }
+    assert!(daemon.memory.requests.lock().unwrap().0.len() < 200_000);
+    // It still takes others.
+    let answer =
+        daemon.ask("POST", PATH, Some(Scope::Operate), NDJSON, &line("ann", "hello.vm.test", "1")).await;
+    assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]

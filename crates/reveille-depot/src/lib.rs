@@ -4,6 +4,7 @@
 //! in Azure Blob or in GCS; [`names`] shows what lies where. Start with [`put`] and [`fetch`]; why nothing that is needed
 //! is ever deleted is told in [`collect`], who may write in [`owner`].
 
+pub mod annex;
 pub mod archive;
 pub mod catalogue;
 pub mod collect;

@@ -10,6 +10,7 @@
 //! services/<name>/owner              who may run the service
 //! services/<name>/touched            the pages that the last wake needed first
 //! clock/<32 hex>                     written and taken away to read the store's clock
+//! records/kind=<kind>/date=<date>/…  raw records, which the depot neither reads nor collects (`annex.rs`)
 //! ```
 
 use std::fmt;
@@ -140,6 +141,8 @@ pub(crate) const CHUNKS: &str = "chunks";
 pub(crate) const SERVICES: &str = "services";
 /// Below it the store's clock is read.
 pub(crate) const CLOCK: &str = "clock";
+/// Below it lie raw records.
+pub(crate) const RECORDS: &str = "records";
 
 /// The shelves of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,6 +25,7 @@ use reveille_core::forecast::gaps::{Arrival, Gaps, Name};
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
 use reveille_dns::observe::{Correction, Counters, Observer};
+use reveille_records::Records;
 use reveille_store::history::{
     BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast,
 };
@@ -72,6 +73,8 @@ pub struct Questions {
     pub observer: Arc<Observer>,
     /// Where other servers' questions are counted, if they tell of them.
     pub collector: Option<Arc<Collector>>,
+    /// Where they are recorded one by one, if they are.
+    pub records: Option<Arc<Records>>,
 }
 
 /// The thread, and the sender's end for the control loop. Dropping it does not end the thread: the sender's end does.
@@ -112,6 +115,7 @@ pub fn start(
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     let logs = RequestLogs::open(&dir.join("requests"), Arc::clone(&questions.view), late_s_max, clock)?;
+    let logs = logs.recorded_by(questions.records.clone());
     let (told, heard) = way();
     let logs = Arc::new(logs);
     let recorded = Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());

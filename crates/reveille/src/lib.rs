@@ -16,6 +16,7 @@ mod encrypted;
 mod forecasts;
 mod keys;
 pub mod profiles;
+mod records;
 mod reload;
 mod replay;
 mod request_logs;

@@ -15,7 +15,7 @@ use reveille_core::answer::View;
 use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::{Collector, CollectorError, DnstapIn, EmitterWatch};
 use reveille_dns::limit::Gate;
-use reveille_dns::observe::{Correction, Observer};
+use reveille_dns::observe::{Correction, Hear, Observer};
 use reveille_dns::publish::{PublishConfig, PublishStatus, PublishTask};
 use reveille_dns::sign::{KeyError, Signing, ZoneKeyReport};
 use reveille_dns::{DnsServer, Secondaries, Tallies};
@@ -40,7 +40,7 @@ pub struct QueryRoom {
 }
 
 impl QueryRoom {
-    /// The room of this server, which answers from `view`. Begins to take in what it observes.
+    /// The room of this server, which answers from `view`. Begins to take in what it observes, heard by whoever wants to.
     ///
     /// # Errors
     /// If there is no thread to be had.
@@ -50,10 +50,12 @@ impl QueryRoom {
         gate: Option<Arc<Gate>>,
         (signing, looks): (Arc<Signing>, Looks),
         published: &[PublishTask],
+        hear: Option<Hear>,
         clock: Clock,
     ) -> std::io::Result<Self> {
         let publications = published.iter().map(|task| (task.config().clone(), task.watch())).collect();
-        let observer = Arc::new(Observer::start(dns.take_rings(), Arc::new(move || clock.now()))?);
+        let now: reveille_dns::Clock = Arc::new(move || clock.now());
+        let observer = Arc::new(Observer::start_heard(dns.take_rings(), now, hear)?);
         let (tallies, secondaries) = (dns.tallies(), dns.secondaries());
         let dnstap = (dns.watch_dnstap(), None);
         Ok(Self { view, tallies, secondaries, gate, signing, looks, publications, observer, dnstap, clock })
@@ -63,10 +65,10 @@ impl QueryRoom {
     ///
     /// # Errors
     /// If something cannot be listened on.
-    pub fn collecting(mut self, config: &DnstapIn) -> Result<Self, CollectorError> {
+    pub fn collecting(mut self, config: &DnstapIn, hear: Option<Hear>) -> Result<Self, CollectorError> {
         if config.is_on() {
             let (view, clock) = (Arc::clone(&self.view), self.clock);
-            let collector = Collector::start(config, view, Arc::new(move || clock.now()))?;
+            let collector = Collector::start_heard(config, view, Arc::new(move || clock.now()), hear)?;
             self.dnstap.1 = Some(Arc::new(collector));
         }
         Ok(self)

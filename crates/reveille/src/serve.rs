@@ -21,6 +21,7 @@ use reveille_dns::update::{UPDATES_WAITING_MAX, UpdateAsk, UpdateDesk};
 use reveille_dns::{DnsConfig, DnsServer, WakeAsk};
 use reveille_net::tap::{TapLimits, Taps};
 use reveille_net::{Activator, Binding, Relay, RelayEvents, RelayLimits, raise_open_files};
+use reveille_records::Records;
 use reveille_store::{Store, StoredStaticSet, WriteError};
 use reveille_vm::driver::Driver;
 use reveille_vm::image::ImageStore;
@@ -41,6 +42,7 @@ use crate::control::{keeping, versions};
 use crate::encrypted;
 use crate::forecasts::{self, Forecasting, Questions, Threshold};
 use crate::keys::Looks;
+use crate::records;
 use crate::reload::{Announced, Live, Reloader};
 use crate::room::QueryRoom;
 use crate::stopping::{StopSignals, end_at_next_signal, shut_down};
@@ -131,6 +133,7 @@ struct Daemon {
     reloader: Reloader,
     /// In tap mode.
     taps: Option<Taps>,
+    records: Option<Arc<Records>>,
     /// External primaries, left alone when the daemon stops; who looks at the files of the certificate; the operator's
     /// token, removed with the daemon.
     _kept: (Vec<PublishTask>, Option<encrypted::Watched>, TokenFile),
@@ -155,6 +158,9 @@ impl Daemon {
             taps.close().await;
         }
         let _ = self.api.task.await;
+        if let Some(records) = self.records {
+            records.stop().await;
+        }
     }
 }
 
@@ -228,7 +234,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     publisher.begin(&found.fleet, clock.now());
 
     let seen = (view, generations.clone());
-    let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions } =
+    let Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions, records } =
         open_room(config, seen, files.keys, &signing, notes, &store, clock)?;
     publisher.publish_to(&published);
     publisher.count_with(questions.counters.clone(), Arc::clone(&questions.observer));
@@ -281,7 +287,7 @@ async fn start(path: &Path, config: &Config, files: Files) -> anyhow::Result<Dae
     let api = ApiTask::start(listener, Arc::new(remote), access);
     let keys = crate::keys::keep(signing, looks, clock);
     let _kept = (published, certificate, token);
-    Ok(Daemon { services, dns, inbox, control, forecasting, api, keys, reloader, taps, _kept })
+    Ok(Daemon { services, dns, inbox, control, forecasting, api, keys, reloader, taps, records, _kept })
 }
 
 /// Who forecasts. Without a history nothing is foreseen, and the daemon serves all the same.
@@ -309,6 +315,7 @@ struct Opened {
     looks: Looks,
     room: QueryRoom,
     questions: Questions,
+    records: Option<Arc<Records>>,
 }
 
 /// Opens the query room on the view and its generations.
@@ -332,11 +339,14 @@ fn open_room(
     let looks = Looks::default();
     let keys_of = (Arc::clone(signing), looks.clone());
     let counters = dns.counters();
-    let room = QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, clock)?;
-    let room = room.collecting(&config.observe.dnstap_in)?;
+    let records = records::start(config, clock)?;
+    let (own, others) = records::hearers(records.as_ref(), config, &view);
+    let room =
+        QueryRoom::open(&mut dns, Arc::clone(&view), dns_config.gate, keys_of, &published, own, clock)?;
+    let room = room.collecting(&config.observe.dnstap_in, others)?;
     let (observer, collector) = (Arc::clone(room.observer()), room.collector().cloned());
-    let questions = Questions { view, counters, observer, collector };
-    Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions })
+    let questions = Questions { view, counters, observer, collector, records: records.clone() };
+    Ok(Opened { dns, asks, update_asks, published, gate, certificate, looks, room, questions, records })
 }
 
 /// The zones as they are served first, with what updates have changed, and who signs them.

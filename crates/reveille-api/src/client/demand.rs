@@ -5,7 +5,7 @@ use axum::http::Method;
 use reveille_core::model::DomainName;
 
 use super::{Client, ClientError, escaped, path_of};
-use crate::routes::{LOGS_PATH, REQUEST_MS_MAX, WAIT_MS_MAX};
+use crate::routes::{LOG_MS_MAX, LOGS_PATH, REQUEST_MS_MAX, WAIT_MS_MAX};
 use crate::types::{
     DemandProfile, DemandProfileSummary, DemandRange, DemandReport, LogReport, ServiceDemand, Whose,
 };
@@ -17,6 +17,14 @@ impl Client {
     /// See [`ClientError`]; lines with faults are none.
     pub async fn send_log(&self, log: Vec<u8>) -> Result<LogReport, ClientError> {
         self.call(Method::POST, LOGS_PATH, Some(log), WAIT_MS_MAX).await
+    }
+
+    /// Sends a whole request log, packed as it is if it begins as gzip or zstd does.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; lines with faults are none.
+    pub async fn send_whole_log(&self, log: Vec<u8>) -> Result<LogReport, ClientError> {
+        self.call(Method::POST, LOGS_PATH, Some(log), LOG_MS_MAX).await
     }
 
     /// What was asked of a service of late.

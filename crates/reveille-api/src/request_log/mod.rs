@@ -7,8 +7,10 @@
 //!
 //! `time`, `user`, `service` and `seconds` have to be there. Bytes go in as they arrive ([`Reader::push`]), and each line comes out at its
 //! end: as a request, or as a [`Fault`] that tells its number, the place in it, what is wrong and what is expected. A faulty line
-//! stops nothing. Of the body no more than one line is held, [`LINE_BYTES_MAX`] at most.
+//! stops nothing. Of the body no more than one line is held, [`LINE_BYTES_MAX`] at most. A packed log is unpacked on the way
+//! ([`Unpacker`]).
 
+mod coding;
 mod line;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use reveille_core::forecast::profile::Request;
 use reveille_core::model::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use coding::{CODINGS, Coding, CodingError, RATIO_FREE_BYTES, RATIO_MAX, UNPACKED_BYTES_MAX, Unpacker};
 pub use line::{BYTES_MAX, NAME_BYTES_MAX, SECONDS_MAX, TAG_BYTES_MAX, TAGS_MAX};
 
 /// The content type of a log.

@@ -17,14 +17,14 @@ use tokio::time::Instant;
 use super::{Api, PageAsked, Shared, checked_name, page_of};
 use crate::guard::wall_clock;
 use crate::problem::Problem;
-use crate::request_log::{Fault, Reader};
+use crate::request_log::{CODINGS, Coding, CodingError, Fault, Reader, Unpacker};
 use crate::types::{
     DemandProfile, DemandProfileSummary, DemandRange, DemandReport, LogReport, Page, ServiceDemand, Whose,
 };
 
 /// Where logs are sent to.
 pub const LOGS_PATH: &str = "/v1/request-logs";
-/// Largest log, in bytes; longer ones are sent in parts.
+/// Largest log as it is sent, in bytes; longer ones are sent in parts.
 pub const LOG_BYTES_MAX: u64 = 1 << 30;
 /// Most logs at a time.
 pub const LOGS_MAX: usize = 8;
@@ -43,20 +43,19 @@ const DEMAND_DEFAULT: (u64, u64) = (24, 3_600);
 /// Requests that are handed to the daemon at a time.
 const BATCH_MAX: usize = 512;
 
-/// Takes a log in as it arrives, and answers when it is over. Of its body no more is held than a line and a batch.
+/// Takes a log in as it arrives, packed or not, and answers when it is over. Of it no more is held than a line, a batch and
+/// what is unpacked at a time.
 pub async fn take_log(
     State(api): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<LogReport>, Problem> {
-    if let Some(coding) = headers.get(header::CONTENT_ENCODING).filter(|coding| *coding != "identity") {
-        let coding = String::from_utf8_lossy(coding.as_bytes());
-        let detail = format!("a log is sent as it is, not with the content coding {coding}");
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return Err(Problem::new(status, "content-coding", "Content coding not known", detail));
-    }
+    let coding = coding(&headers)?;
     let _place = Place::take(&api)?;
-    let mut log = Log { reader: Reader::new(wall_clock()), intake: Intake::default() };
+    let unpacker = Unpacker::new(coding).map_err(|error| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-memory", "No memory", error.to_string())
+    })?;
+    let mut log = Log { unpacker, reader: Reader::new(wall_clock()), intake: Intake::default() };
     let (mut body, mut bytes) = (body, 0);
     let end = Instant::now() + Duration::from_millis(LOG_MS_MAX);
     loop {
@@ -64,54 +63,104 @@ pub async fn take_log(
         let Ok(frame) = tokio::time::timeout_at(silent.min(end), body.frame()).await else {
             let detail =
                 format!("nothing came for {LOG_SILENCE_MS_MAX} ms, or it took longer than {LOG_MS_MAX} ms");
-            return Err(log.cut(StatusCode::REQUEST_TIMEOUT, "log-silent", "The sender is silent", &detail));
+            let said = ["log-silent", "The sender is silent", &detail];
+            return Err(cut(&log.reader, &log.intake, StatusCode::REQUEST_TIMEOUT, said));
         };
         let piece: Bytes = match frame {
             None => break,
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             Some(Err(error)) => {
                 let detail = format!("it broke off: {error}");
-                return Err(log.cut(StatusCode::BAD_REQUEST, "log-broken", "The log broke off", &detail));
+                let said = ["log-broken", "The log broke off", &detail];
+                return Err(cut(&log.reader, &log.intake, StatusCode::BAD_REQUEST, said));
             }
         };
         bytes += piece.len() as u64;
         if bytes > LOG_BYTES_MAX {
             let detail = format!("it is longer than {LOG_BYTES_MAX} bytes; send it in parts");
-            return Err(log.cut(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Body too large", &detail));
+            let said = ["too-large", "Body too large", &detail];
+            return Err(cut(&log.reader, &log.intake, StatusCode::PAYLOAD_TOO_LARGE, said));
         }
-        log.push(&piece);
-        if log.intake.requests.len() >= BATCH_MAX {
-            log.intake.hand_over(&api).await?;
+        let mut rest = &*piece;
+        loop {
+            match log.step(&mut rest) {
+                Ok(true) if log.intake.requests.len() < BATCH_MAX => {}
+                Ok(true) => log.intake.hand_over(&api).await?,
+                Ok(false) => break,
+                Err(error) => {
+                    log.intake.hand_over(&api).await?;
+                    return Err(not_unpacked(&log.reader, &log.intake, &error));
+                }
+            }
         }
     }
-    let Log { reader, mut intake } = log;
+    let Log { unpacker, mut reader, mut intake } = log;
+    match unpacker.finish() {
+        Ok(last) => reader.push(&last, &mut |line| intake.take(line)),
+        Err(error) => {
+            intake.hand_over(&api).await?;
+            return Err(not_unpacked(&reader, &intake, &error));
+        }
+    }
     let lines = reader.finish(&mut |line| intake.take(line));
     intake.hand_over(&api).await?;
     Ok(Json(LogReport { lines, ..intake.report }))
 }
 
+/// How the log is packed.
+fn coding(headers: &HeaderMap) -> Result<Coding, Problem> {
+    let mut given = headers.get_all(header::CONTENT_ENCODING).iter();
+    let (first, second) = (given.next(), given.next());
+    match first.map(|value| Coding::of_header(value.as_bytes())) {
+        None => Ok(Coding::Identity),
+        Some(Some(coding)) if second.is_none() => Ok(coding),
+        Some(_) => {
+            let all = headers.get_all(header::CONTENT_ENCODING).iter();
+            let all: Vec<_> = all.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+            let detail =
+                format!("a log is sent as {CODINGS}, not with the content coding {}", all.join(", "));
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            Err(Problem::new(status, "content-coding", "Content coding not known", detail))
+        }
+    }
+}
+
 /// A log that is on its way.
 struct Log {
+    unpacker: Unpacker,
     reader: Reader,
     intake: Intake,
 }
 
 impl Log {
-    fn push(&mut self, piece: &[u8]) {
+    /// Reads on in `rest`; false when all of it was read.
+    fn step(&mut self, rest: &mut &[u8]) -> Result<bool, CodingError> {
+        let Some(plain) = self.unpacker.step(rest)? else { return Ok(false) };
         let intake = &mut self.intake;
-        self.reader.push(piece, &mut |line| intake.take(line));
+        self.reader.push(plain, &mut |line| intake.take(line));
+        Ok(true)
     }
+}
 
-    /// What is said of a log that ends before its end. What was read of it is taken in.
-    fn cut(&self, status: StatusCode, kind: &str, title: &str, why: &str) -> Problem {
-        let tally = self.reader.tally();
-        let accepted = tally.accepted - self.intake.requests.len() as u64;
-        let detail = format!(
-            "the log was not read to its end: {why}; of its lines {} were read, and {accepted} requests of them taken in",
-            tally.accepted + tally.refused + tally.blank,
-        );
-        Problem::new(status, kind, title, detail)
-    }
+/// What is said of a log that ends before its end. What was handed over of it is taken in.
+fn cut(reader: &Reader, intake: &Intake, status: StatusCode, [kind, title, why]: [&str; 3]) -> Problem {
+    let tally = reader.tally();
+    let accepted = tally.accepted - intake.requests.len() as u64;
+    let detail = format!(
+        "the log was not read to its end: {why}; of its lines {} were read, and {accepted} requests of them taken in",
+        tally.accepted + tally.refused + tally.blank,
+    );
+    Problem::new(status, kind, title, detail)
+}
+
+/// The same of one that cannot be unpacked any further.
+fn not_unpacked(reader: &Reader, intake: &Intake, error: &CodingError) -> Problem {
+    let (status, kind, title) = match error {
+        CodingError::Damaged { .. } => (StatusCode::BAD_REQUEST, "log-damaged", "The log is damaged"),
+        CodingError::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Body too large"),
+        CodingError::TooDense { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-dense", "Packed too densely"),
+    };
+    cut(reader, intake, status, [kind, title, &error.to_string()])
 }
 
 /// What has come of lines, on its way to the daemon.

@@ -1,5 +1,6 @@
 //! What request logs tell of demand: what became of a log, and how users and groups behave.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use reveille_core::forecast::anomaly::flood::{Judgement, Nature};
@@ -84,6 +85,11 @@ pub struct DemandReport {
     pub history: Counts,
     /// Bytes of the history on the disk.
     pub history_bytes: u64,
+    /// Of raw records, by their kind (`query`, `request`) if it is recorded: rows that were `taken`, and of these `written`,
+    /// `too_old` or `lost`; `dropped` ones that had no room; `files` that were put, puts that `failed` and are tried again,
+    /// and old files that were `pruned`.
+    #[serde(default)]
+    pub records: BTreeMap<String, Counts>,
     /// Profiles of users and groups.
     #[serde(flatten)]
     pub profiles: ProfilesReport,

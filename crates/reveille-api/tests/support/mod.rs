@@ -465,6 +465,7 @@ impl Control for Memory {
             arrivals_dropped: 3,
             history: Counts::new(),
             history_bytes: 4_096,
+            records: [("query".to_owned(), Counts::from([("dropped".to_owned(), 7)]))].into(),
             profiles: ProfilesReport {
                 users: 1,
                 groups: 0,

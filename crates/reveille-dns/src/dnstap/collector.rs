@@ -35,7 +35,7 @@ use super::seconds::SecondCount;
 use super::sources::SourceStatus;
 use super::thread;
 use crate::bind::{BindError, open_tcp};
-use crate::observe::{Observations, ServiceQueries};
+use crate::observe::{Hear, Observations, ServiceQueries};
 use crate::places::Places;
 use crate::server::Clock;
 use listen::{Listeners, UnixSocket, accept};
@@ -150,6 +150,19 @@ impl Collector {
     /// # Errors
     /// What cannot be listened on, with the remedy; nothing is left open.
     pub fn start(config: &DnstapIn, view: Arc<ArcSwap<View>>, clock: Clock) -> Result<Self, CollectorError> {
+        Self::start_heard(config, view, clock, None)
+    }
+
+    /// The same, with somebody who hears of each question that counts.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_heard(
+        config: &DnstapIn,
+        view: Arc<ArcSwap<View>>,
+        clock: Clock,
+        hear: Option<Hear>,
+    ) -> Result<Self, CollectorError> {
         let open = |&address: &SocketAddr| -> Result<_, BindError> {
             let listener = open_tcp(address, "observe.dnstap_in.listen")?;
             let own = listener.local_addr().map_err(|source| BindError::Other { address, source })?;
@@ -164,7 +177,9 @@ impl Collector {
         let unix_path = unix.as_ref().map(|unix| unix.path().to_owned());
         let hash = RandomState::new();
         let room = Arc::new(Room {
-            intake: Mutex::new(Intake::new(&config.count, config.per_second_max, hash, clock())),
+            intake: Mutex::new(
+                Intake::new(&config.count, config.per_second_max, hash, clock()).heard_by(hear),
+            ),
             view,
             clock,
             tally: Tally::default(),

@@ -22,7 +22,7 @@ use super::message::{Dnstap, Message, MessageType, SocketProtocol};
 use super::protobuf::DecodeError;
 use super::seconds::{SecondCount, SecondCounts};
 use super::sources::{SourceId, SourceStatus, Sources};
-use crate::observe::{Aggregate, Observations, Observed, ServiceQueries};
+use crate::observe::{Aggregate, Hear, Observations, Observed, ServiceQueries};
 use crate::respond::Transport;
 use crate::wire::{Query, Subnet, question_of};
 
@@ -42,7 +42,6 @@ pub(super) enum Unreadable {
 }
 
 /// What all senders have said so far.
-#[derive(Debug)]
 pub(super) struct Intake {
     wanted: BTreeSet<MessageType>,
     per_second_max: u32,
@@ -53,6 +52,13 @@ pub(super) struct Intake {
     aggregate: Aggregate,
     seconds: SecondCounts,
     sources: Sources,
+    hear: Option<Hear>,
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake").field("sources", &self.sources).finish_non_exhaustive()
+    }
 }
 
 impl Intake {
@@ -66,7 +72,13 @@ impl Intake {
             aggregate: Aggregate::new(hash, now),
             seconds: SecondCounts::default(),
             sources: Sources::default(),
+            hear: None,
         }
+    }
+
+    /// The same, with somebody who hears of each question that counts.
+    pub fn heard_by(self, hear: Option<Hear>) -> Self {
+        Self { hear, ..self }
     }
 
     /// Takes a message in. `peer` is where it came from, the sender's name if it gives none.
@@ -125,6 +137,9 @@ impl Intake {
         // What was answered elsewhere, and for how long it is kept, is not looked at.
         let (rcode, ttl_s, proven) = (0, None, transport.proves_address());
         let seen = Observed { at, counter, name, qtype, rcode, transport, client, subnet, ttl_s, proven };
+        if let Some(hear) = &mut self.hear {
+            hear(&seen);
+        }
         self.aggregate.take(seen);
         Ok(())
     }

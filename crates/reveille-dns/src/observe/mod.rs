@@ -63,6 +63,10 @@ pub struct Observed {
     pub proven: bool,
 }
 
+/// Who hears of each query that is taken in, beside the counts: on the thread that takes it in, and never on one that
+/// answers. It is to keep no address, and must not block.
+pub type Hear = Box<dyn FnMut(&Observed) + Send>;
+
 /// One query, as a thread that answers hands it over.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sighting<'p> {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, park_timeout};
 use std::time::Duration;
 
+use super::Hear;
 use super::aggregate::{Aggregate, Observations, ServiceQueries};
 use super::crowd::Crowd;
 use super::ring::{CELLS_MAX, Consumer};
@@ -38,6 +39,7 @@ impl std::fmt::Debug for Observer {
 struct Reader {
     rings: Vec<Consumer>,
     aggregate: Arc<Mutex<Aggregate>>,
+    hear: Option<Hear>,
     clock: Clock,
     stop: Arc<AtomicBool>,
 }
@@ -48,11 +50,20 @@ impl Observer {
     /// # Errors
     /// If there is no thread to be had.
     pub fn start(rings: Vec<Consumer>, clock: Clock) -> io::Result<Self> {
+        Self::start_heard(rings, clock, None)
+    }
+
+    /// The same, with somebody who hears of each query.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_heard(rings: Vec<Consumer>, clock: Clock, hear: Option<Hear>) -> io::Result<Self> {
         let aggregate = Arc::new(Mutex::new(Aggregate::new(RandomState::new(), clock())));
         let stop = Arc::new(AtomicBool::new(false));
         let reader = Reader {
             rings,
             aggregate: Arc::clone(&aggregate),
+            hear,
             clock: Arc::clone(&clock),
             stop: Arc::clone(&stop),
         };
@@ -123,6 +134,9 @@ impl Reader {
             let mut aggregate = lock(&self.aggregate);
             ring.drain(TAKEN_MAX, |seen| {
                 taken += 1;
+                if let Some(hear) = &mut self.hear {
+                    hear(&seen);
+                }
                 aggregate.take(seen);
             });
         }
@@ -169,7 +183,10 @@ mod tests {
         second.push(&Sighting { qtype: 28, transport: Transport::Tcp, ..sighting });
         first.flush();
         second.flush();
-        let observer = Observer::start(vec![first_end, second_end], Arc::new(move || now)).unwrap();
+        let (heard, hearing) = std::sync::mpsc::channel();
+        let hear: Hear = Box::new(move |seen| heard.send((seen.qtype, seen.client)).unwrap());
+        let clock: Clock = Arc::new(move || now);
+        let observer = Observer::start_heard(vec![first_end, second_end], clock, Some(hear)).unwrap();
         let limit = Instant::now() + Duration::from_secs(20);
         while observer.observations().queries <= CELLS_MAX as u64 || observer.observations().dropped == 0 {
             assert!(Instant::now() < limit, "{:?}", observer.observations());
@@ -182,5 +199,9 @@ mod tests {
         assert_eq!(service.by_type["AAAA"], 1);
         // Ends at once, and not after the pause.
         drop(observer);
+        // Who wants to hear of each has heard of those that were taken in, once.
+        let heard: Vec<_> = hearing.iter().collect();
+        assert_eq!(heard.len(), CELLS_MAX + 1);
+        assert_eq!(heard.iter().filter(|seen| **seen == (28, sighting.client)).count(), 1);
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use reveille_api::Client;
+use reveille_api::request_log::Coding;
 use reveille_api::types::{
     DemandProfile, DemandProfileSummary, DemandRange, DemandReport, LogReport, ServiceDemand, Whose,
 };
@@ -22,6 +23,8 @@ use super::{Daemon, Output};
 
 /// A log is sent in parts of so many bytes that end with a line, so that what has arrived is seen on the way.
 const PART_BYTES: usize = 4 << 20;
+/// Largest packed log, which is sent as a whole: it has no lines to be cut at.
+const PACKED_BYTES_MAX: u64 = 256 << 20;
 /// Faults that are kept of a log for `--json`; of more only the number.
 const FAULTS_KEPT_MAX: usize = 100_000;
 
@@ -46,7 +49,7 @@ pub enum Verb {
     /// "runtime":"node22","seconds":0.21,"cpu_seconds":0.05,"memory_bytes":73400320,"io_bytes":4096,"tags":["eu"]}, of which
     /// time, user, service and seconds have to be there. Requests of services here count as arrivals of theirs if they are
     /// not older than a day; all of them count for the profiles of their users and groups. A line with a fault stops nothing:
-    /// each is named with its number, and the exit status is 1 then.
+    /// each is named with its number, and the exit status is 1 then. What gzip or zstd has packed is sent so.
     Send(SendLog),
 }
 
@@ -77,7 +80,7 @@ pub struct Named {
 /// A log to send.
 #[derive(Debug, Args)]
 pub struct SendLog {
-    /// The log; `-` is standard input
+    /// The log, as it is or packed by gzip or zstd; `-` is standard input
     file: PathBuf,
     #[command(flatten)]
     daemon: Daemon,
@@ -143,9 +146,15 @@ impl Named {
 impl SendLog {
     async fn run(self, output: Output) -> anyhow::Result<()> {
         let client = self.daemon.client().await?;
-        let (log, length) = open(&self.file)?;
+        let (mut log, length) = open(&self.file)?;
         let bar = bar(output, length)?;
-        let sent = self.send(&client, Parts::new(log), &bar, output).await;
+        let unreadable = || format!("cannot read {}", self.file.display());
+        let sent = match Coding::of_content(log.fill_buf().with_context(unreadable)?) {
+            Coding::Identity => self.send(&client, Parts::new(log), &bar, output).await,
+            coding @ (Coding::Gzip | Coding::Zstd) => {
+                self.send_packed(&client, log, coding, &bar, output).await
+            }
+        };
         bar.finish_and_clear();
         let report = sent?;
         output.print(&report, summary)?;
@@ -176,16 +185,45 @@ impl SendLog {
             let mut report = sent.with_context(|| {
                 format!("the log was taken up to its line {before}; send the lines after it once more")
             })?;
-            for fault in &mut report.faults {
-                fault.line += before;
-                if !output.is_json() {
-                    bar.suspend(|| eprintln!("{}: {fault}", self.file.display()));
-                }
-            }
+            report.faults.iter_mut().for_each(|fault| fault.line += before);
+            self.tell(&report, bar, output);
             add(&mut all, report);
             bar.inc(part_bytes);
         }
         Ok(all)
+    }
+
+    /// Sends a packed log as it is.
+    async fn send_packed(
+        &self,
+        client: &Client,
+        log: Box<dyn BufRead>,
+        coding: Coding,
+        bar: &ProgressBar,
+        output: Output,
+    ) -> anyhow::Result<LogReport> {
+        let mut packed = Vec::new();
+        let read = log.take(PACKED_BYTES_MAX + 1).read_to_end(&mut packed);
+        read.with_context(|| format!("cannot read {}", self.file.display()))?;
+        if packed.len() as u64 > PACKED_BYTES_MAX {
+            bail!(
+                "{} is longer than {}, as which a packed log is sent at most; unpack it: {coding} -dc FILE | reveille demand send -",
+                self.file.display(),
+                bytes(PACKED_BYTES_MAX),
+            );
+        }
+        let packed_bytes = packed.len() as u64;
+        let report = client.send_whole_log(packed).await?;
+        self.tell(&report, bar, output);
+        bar.inc(packed_bytes);
+        Ok(report)
+    }
+
+    /// Names each fault.
+    fn tell(&self, report: &LogReport, bar: &ProgressBar, output: Output) {
+        for fault in report.faults.iter().filter(|_| !output.is_json()) {
+            bar.suspend(|| eprintln!("{}: {fault}", self.file.display()));
+        }
     }
 }
 
@@ -288,11 +326,14 @@ fn in_short(report: &DemandReport) -> String {
             counts.iter().map(|(word, count)| format!("{} {count}", word.replace('_', " "))).collect();
         parts.join(", ")
     };
+    let off = || "off".to_owned();
     let rows = [
         ["requests of logs".to_owned(), counts(&report.requests)],
         ["arrivals dropped".to_owned(), report.arrivals_dropped.to_string()],
         ["points of history".to_owned(), counts(&report.history)],
         ["history on disk".to_owned(), bytes(report.history_bytes)],
+        ["records of queries".to_owned(), report.records.get("query").map_or_else(off, counts)],
+        ["records of requests".to_owned(), report.records.get("request").map_or_else(off, counts)],
         [
             "users with a profile".to_owned(),
             format!(

@@ -9,6 +9,7 @@ mod observe;
 mod overlay;
 mod pool6;
 pub(crate) mod quote;
+mod records;
 mod secondaries;
 mod standing;
 mod updates;
@@ -37,6 +38,7 @@ pub use history::History;
 pub use net::{Net, NetMode, several_behind_a_tap};
 pub use observe::Observe;
 pub use pool6::{Network6, Pools};
+pub use records::Records;
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
 pub use warm_up::WarmUp;
@@ -69,6 +71,8 @@ pub struct Config {
     pub depot: Depot,
     /// What was asked of whom.
     pub history: History,
+    /// Raw records.
+    pub records: Records,
     /// The QEMU driver.
     pub qemu: Qemu,
     /// What guests are warmed up by.
@@ -417,6 +421,7 @@ impl Config {
         }
         faults.extend(self.depot.faults());
         faults.extend(self.history.faults());
+        faults.extend(self.records.faults(&self.depot, reveille_records::parquet().is_some()));
         faults.extend(self.network_faults());
         if let Err(detail) = self.qemu_users() {
             let allowed = format!("\"auto\", \"daemon\", or a user: {detail}");

@@ -34,6 +34,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "host" => config.host = section(&key, value, f),
             "dnssec" => config.dnssec = section(&key, value, f),
             "history" => config.history = section(&key, value, f),
+            "records" => config.records = section(&key, value, f),
             "warm_up" => config.warm_up = section(&key, value, f),
             "qemu" => config.qemu = section(&key, value, f),
             "policy" => config.policy = section(&key, value, f),
@@ -42,7 +43,7 @@ pub fn read(mut table: Table) -> (Config, Vec<SpecFault>) {
             "publish" => config.publish = entries(&key, value, &publish_base(), f),
             "zone" => config.zone = entries(&key, value, &zone_base(), f),
             _ => {
-                let known = "daemon, dns, dnssec, gate, observe, api, net, relay, host, depot, history, warm_up, qemu, policy, health, [[key]], [[zone]], [[publish]] or [[service]]";
+                let known = "daemon, dns, dnssec, gate, observe, api, net, relay, host, depot, history, records, warm_up, qemu, policy, health, [[key]], [[zone]], [[publish]] or [[service]]";
                 f.push(SpecFault::new(&key, quote::value(&key, &value), known));
             }
         }

@@ -34,6 +34,7 @@ impl Config {
             "relay.pool6": relay.pool6,
             "depot": depot,
             "history": history,
+            "records": records,
             "qemu.binary": qemu.binary,
             "qemu.user": qemu.user,
             "qemu.data_dir": qemu.data_dir,

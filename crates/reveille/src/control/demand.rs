@@ -25,6 +25,7 @@ pub fn report(recorded: &Recorded) -> DemandReport {
         arrivals_dropped: recorded.arrivals_dropped(),
         history: counts.into_iter().map(|(word, count)| (word.to_owned(), count)).collect(),
         history_bytes: history.disk_bytes + history.names_bytes,
+        records: recorded.logs.records_counted(),
         profiles: recorded.logs.in_short(),
     }
 }

@@ -24,6 +24,7 @@ use reveille_api::types::{
 use reveille_core::answer::View;
 use reveille_core::forecast::profile::{Profile, Profiles, Request};
 use reveille_core::model::DomainName;
+use reveille_records::Records;
 
 use crate::clock::Clock;
 use counts::Counts;
@@ -47,6 +48,7 @@ pub struct RequestLogs {
     late_s_max: u64,
     counts: Mutex<Counts>,
     kept: Mutex<Kept>,
+    records: Option<Arc<Records>>,
     tally: Tally,
 }
 
@@ -72,8 +74,19 @@ impl RequestLogs {
             late_s_max: late_s_max.saturating_sub(LATE_MARGIN_S),
             counts: Mutex::default(),
             kept: Mutex::new(Kept::open(dir)?),
+            records: None,
             tally: Tally::default(),
         })
+    }
+
+    /// The same, with records of each request by itself.
+    pub fn recorded_by(self, records: Option<Arc<Records>>) -> Self {
+        Self { records, ..self }
+    }
+
+    /// What became of raw records since the start, for each kind that is recorded.
+    pub fn records_counted(&self) -> BTreeMap<String, Counted> {
+        self.records.as_ref().map(|records| records.counted()).unwrap_or_default()
     }
 
     /// Waits until so many requests have room, but not for longer than [`ROOM_WAIT_MAX`].
@@ -90,6 +103,9 @@ impl RequestLogs {
         let taken = self.count(requests);
         if !requests.is_empty() {
             lock(&self.kept).take(requests);
+        }
+        if let Some(buffer) = self.records.as_ref().and_then(|records| records.requests()) {
+            buffer.push(requests.iter().cloned());
         }
         for (total, more) in [
             (&self.tally.counted, taken.counted),

@@ -13,6 +13,7 @@ mod place;
 mod primaries;
 
 mod operate;
+mod records;
 mod reload;
 mod replay;
 mod request_logs;

@@ -112,3 +112,26 @@ fn what_has_no_place_in_the_history_is_counted_and_told() {
     let metrics = place.json(&["demand", "show"]);
     assert_eq!((&metrics["requests"]["too_old"], &metrics["history"]["late"]), (&1.into(), &0.into()));
 }
+
+#[test]
+fn a_packed_log_is_sent_as_it_is_and_its_faults_are_named_by_their_lines() {
+    let place = Place::new();
+    place.config(CONFIG);
+    let _daemon = place.daemon();
+    place.write("requests.log", &log(5_000));
+    let packed = std::process::Command::new("gzip").arg(place.path("requests.log")).status().unwrap();
+    assert!(packed.success());
+    let file = place.path("requests.log.gz");
+    let output = place.command(&["--json", "demand", "send", &file]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["accepted"], &report["counted"]), (&4_950.into(), &4_450.into()));
+    let lines = report["faults"].as_array().unwrap().iter().map(|fault| fault["line"].as_u64().unwrap());
+    assert!(lines.eq((1..=50).map(|line| line * 100)));
+
+    // Cut within: what was read counts, and how far that was is said.
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let said = place.run_once(&["demand", "send", &file]).unwrap_err();
+    assert!(said.contains("gzip stream is damaged") && said.contains("of its lines 2"), "{said}");
+}
