@@ -76,5 +76,9 @@ fn hourly(number: u64, now: Timestamp) -> Foresight {
         let at = Timestamp::from_ms(since - hour * 3_600_000);
         gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None, group: None });
     }
-    Foresight { since: Timestamp::from_ms(since), pieces: gaps.hazards(&name, now, OUTLOOK_PIECES_MAX) }
+    Foresight {
+        since: Timestamp::from_ms(since),
+        pieces: gaps.hazards(&name, now, OUTLOOK_PIECES_MAX),
+        of_group: false,
+    }
 }

@@ -13,7 +13,7 @@ use crate::trees::{Table, Trees};
 const ROUNDS: usize = 50;
 /// Rows that it wants to learn from at least: two weeks of hours.
 pub const ROWS_MIN: usize = 336;
-/// Values that a line is fitted on before the first row, at least.
+/// Values whose mean is the level, at least.
 const LEVEL_MIN: usize = 12;
 
 /// See the module.

@@ -520,7 +520,8 @@ fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {
 /// What is foreseen of a name at `now`.
 fn foresight(gaps: &Gaps, name: &Name, now: Timestamp) -> Foresight {
     let since = Timestamp::from_ms(now.as_ms().saturating_sub(name.idle_ms(now).unwrap_or_default()));
-    Foresight { since, pieces: gaps.hazards(name, now, OUTLOOK_PIECES_MAX) }
+    let pieces = gaps.hazards(name, now, OUTLOOK_PIECES_MAX);
+    Foresight { since, pieces, of_group: name.arrivals() < 2 }
 }
 
 fn state(service: &DomainName, name: &Name) -> StoredForecast {

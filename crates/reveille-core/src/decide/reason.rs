@@ -148,6 +148,9 @@ pub enum Reason {
         rung: Rung,
         /// The numbers.
         because: KeepReason,
+        /// Whether they rest on its group alone: it has had no gap of its own.
+        #[serde(default)]
+        of_group: bool,
     },
     /// By what is foreseen it would be kept on that rung, if decisions went by forecasts.
     WouldKeep {
@@ -155,6 +158,9 @@ pub enum Reason {
         rung: Rung,
         /// The numbers.
         because: KeepReason,
+        /// Whether they rest on its group alone: it has had no gap of its own.
+        #[serde(default)]
+        of_group: bool,
     },
     /// It takes so many instances to carry what its clients use.
     Load {
@@ -267,11 +273,14 @@ impl fmt::Display for Reason {
             Self::RollBackAsked { from } => write!(f, "an operator wants version {from} back"),
             Self::TooSlow { limit_ms } => write!(f, "it was not ready after {} s", seconds(*limit_ms)),
             Self::RestRung { rest } => write!(f, "its policy is to sleep on the rung {rest}"),
-            Self::Foreseen { idle_ms, rung, because } => {
-                write!(f, "after {} s without traffic it is best kept {rung}: {because}", seconds(*idle_ms))
+            Self::Foreseen { idle_ms, rung, because, of_group } => {
+                let idle_s = seconds(*idle_ms);
+                let whose = no_gap_yet(*of_group);
+                write!(f, "after {idle_s} s without traffic it is best kept {rung}: {because}{whose}")
             }
-            Self::WouldKeep { rung, because } => {
-                write!(f, "with forecast = \"on\" it would be kept {rung}: {because}")
+            Self::WouldKeep { rung, because, of_group } => {
+                let whose = no_gap_yet(*of_group);
+                write!(f, "with forecast = \"on\" it would be kept {rung}: {because}{whose}")
             }
             Self::WouldReplicate { foreseen, of_group_percent, stable, target } => write!(
                 f,
@@ -293,6 +302,11 @@ impl fmt::Display for Reason {
             Self::Leftover => f.write_str("a process of the failed start may be left"),
         }
     }
+}
+
+/// Whose gaps are spoken of.
+fn no_gap_yet(of_group: bool) -> &'static str {
+    if of_group { " (as services of its group do, it was asked for once)" } else { "" }
 }
 
 /// How much of a forecast is not the service's own.

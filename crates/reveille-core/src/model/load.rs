@@ -283,6 +283,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_foreseen_by_its_group_is_said_to_be() {
+        let start = Timestamp::from_ms(1_000_000);
+        let on = Policy { forecast: ForecastMode::On, ..policy() };
+        let why = |of_group_percent| {
+            let mut load = Load::default();
+            let until = start.plus_ms(9_000);
+            load.foresee(vec![Foreseen { from: start, until, in_use: 200.0, of_group_percent }]);
+            load.note(5, 1, &on, start);
+            crate::decide::Reason::from(load.wanted()).to_string()
+        };
+        assert!(why(0).contains("a forecast says 3, with"), "{}", why(0));
+        assert!(why(40).contains("says 3 (40 % of it as services of its group do), with"), "{}", why(40));
+        assert!(why(100).contains("its own history is too short"), "{}", why(100));
+    }
+
+    #[test]
     fn a_clock_that_jumps_back_or_far_ahead_does_no_harm() {
         let mut load = Load::default();
         for ms in [5_000_000, 4_000_000, 4_001_000, 900_000_000, 0, u64::MAX / 2] {

@@ -29,7 +29,8 @@ pub struct Row {
     pub coverage_95: f64,
     /// How many it could forecast.
     pub series: usize,
-    /// CPU time for choice, calibration and forecast of one, in milliseconds.
+    /// CPU time for choice, calibration and forecast of one, in milliseconds; without that of models on threads of their
+    /// own.
     pub ms: f64,
 }
 

@@ -89,11 +89,11 @@ impl Ahead {
             }
         }
         let step = now_s / STEP_S;
-        let heavy = &mut self.heavy;
+        let heavy = self.heavy.as_ref();
         let due = self.services.iter_mut().filter(|(_, known)| known.step != Some(step)).take(AT_ONCE_MAX);
         due.filter_map(|(service, known)| {
             known.step = Some(step);
-            match known.forecast(reader, groups, heavy.as_mut(), service, now_s) {
+            match known.forecast(reader, groups, heavy, service, now_s) {
                 Ok(foreseen) => Some((service.clone(), foreseen)),
                 Err(NoForecast::Query(error)) => {
                     tracing::warn!(%service, %error, "its history cannot be read; live demand decides alone");
@@ -122,7 +122,7 @@ impl Known {
         &mut self,
         reader: &Reader,
         groups: &Groups,
-        heavy: Option<&mut Worker<DomainName>>,
+        heavy: Option<&Worker<DomainName>>,
         service: &DomainName,
         now_s: u64,
     ) -> Result<Vec<Foreseen>, NoForecast> {
@@ -131,7 +131,9 @@ impl Known {
             && self.is_outdated(now_s)
             && past.values().len() >= HEAVY_POINTS_MIN
         {
-            heavy.ask(service.clone(), past.clone(), STEPS);
+            if !heavy.ask(service.clone(), past.clone(), STEPS) {
+                tracing::debug!(%service, "heavy models have no turn for it; those that it has stay");
+            }
             // What heavy models were chosen among before goes on until they are chosen anew.
             self.chosen.iter_mut().filter(|choice| choice.heavy).for_each(|choice| choice.at_s = now_s);
         }

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use reveille_core::forecast::volume::{GROUP_MEMBERS_MAX, Group, Series};
+use reveille_core::forecast::volume::{GROUP_MEMBERS_MAX, GROUP_MEMBERS_MIN, Group, Series};
 use reveille_core::model::DomainName;
 use reveille_store::history::Reader;
 
@@ -18,6 +18,8 @@ use super::replace;
 
 /// After so long what is known of a group is made anew.
 const MADE_FOR_S: u64 = 6 * 3_600;
+/// One of which nothing is known is tried again after so long.
+const TRIED_AFTER_S: u64 = 300;
 /// Groups that are known: all of the host, and images.
 const GROUPS_MAX: usize = 257;
 /// Largest file that is read, in bytes; what is known of one group takes some 6 kB.
@@ -88,11 +90,13 @@ impl Groups {
         [image, HOST].into_iter().find_map(|name| self.groups.get(name)?.group.as_ref())
     }
 
-    /// Makes one group anew, if it is time for one.
+    /// Makes one group anew, if it is time for one. Who has a history is a member of its own groups as well, which matters little:
+    /// by then it is forecast by its own models.
     pub fn renew(&mut self, reader: &Reader, now_s: u64) {
         let due = |known: &Known| {
-            known.tried_s.is_none_or(|at_s| at_s.saturating_add(MADE_FOR_S) <= now_s)
-                && !known.members.is_empty()
+            let lasts_s = if known.group.is_some() { MADE_FOR_S } else { TRIED_AFTER_S };
+            known.tried_s.is_none_or(|at_s| at_s.saturating_add(lasts_s) <= now_s)
+                && known.members.len() >= GROUP_MEMBERS_MIN
         };
         let Some((name, known)) = self.groups.iter_mut().find(|(_, known)| due(known)) else { return };
         known.tried_s = Some(now_s);
@@ -107,7 +111,8 @@ impl Groups {
         // Those that were seen longest say most.
         histories.sort_by_key(|series: &Series| std::cmp::Reverse(series.values().len()));
         match Group::of(&histories) {
-            Ok(group) if group.members() >= known.group.as_ref().map_or(0, Group::members) => {
+            // Soon after a start few members were in use again: what is known of more says more.
+            Ok(group) if 2 * group.members() >= known.group.as_ref().map_or(0, Group::members) => {
                 known.group = Some(group);
                 self.unsaved = true;
             }
@@ -172,7 +177,10 @@ fn part<'b>(bytes: &mut &'b [u8]) -> Option<&'b [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use reveille_store::history::{Batch, History, Kind, KindSet, Limits, Point, Seen};
+
     use super::*;
+    use crate::forecasts::ahead::Ahead;
 
     const DAY_S: u64 = 86_400;
 
@@ -213,6 +221,45 @@ mod tests {
         assert!(parse(&flipped).err().unwrap().starts_with("the group ``: it is damaged"));
         fs::write(dir.path().join("groups"), flipped).unwrap();
         assert!(Groups::open(dir.path()).unwrap().of("web").is_none());
+    }
+
+    #[test]
+    fn what_the_history_says_of_an_image_is_foreseen_of_a_new_service_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first_s = 20_000 * DAY_S;
+        let open = || History::open(&dir.path().join("history"), Limits::default()).unwrap().0;
+        let history = open();
+        // One second of each step was watched, for three days.
+        for at_s in (first_s..first_s + 3 * DAY_S).step_by(300) {
+            let in_use_ms = if at_s / 3_600 % 24 == 8 { 40_000 } else { 2_000 };
+            let point = |n: u64| Point {
+                name: format!("s{n}.vm.test").into_bytes().into(),
+                kind: Kind::ExecutionMs,
+                at_s,
+                amount: in_use_ms * (n + 2) / 4,
+            };
+            let seen = Some(Seen { at_s, kinds: KindSet::NONE.with(Kind::ExecutionMs) });
+            let batch = Batch { now_s: at_s, seen, points: (1..=3).map(point).collect() };
+            while !history.recorder().record(batch.clone()) {
+                std::thread::yield_now();
+            }
+        }
+        drop(history);
+        let (history, now_s) = (open(), first_s + 3 * DAY_S + 8 * 3_600);
+        let mut groups = Groups::open(dir.path()).unwrap();
+        (1..=3).for_each(|n| groups.used(&name(&format!("s{n}.vm.test")), "web", now_s));
+        (0..2).for_each(|_| groups.renew(&history.reader(), now_s));
+        assert_eq!(groups.of("web").unwrap().members(), 3);
+        groups.save();
+        // The members are gone, and nothing but the file is left of them.
+        let groups = Groups::open(dir.path()).unwrap();
+        let (mut ahead, new) = (Ahead::default(), name("new.vm.test"));
+        ahead.used(&new, "web", now_s);
+        let foreseen = ahead.due(&history.reader(), &groups, now_s);
+        assert_eq!(foreseen.len(), 1);
+        for span in &foreseen[0].1 {
+            assert!(span.in_use > 20.0 && span.of_group_percent == 100, "{span:?}");
+        }
     }
 
     #[test]

@@ -51,20 +51,23 @@ fn a_new_name_inherits_what_its_group_has_taught() {
 fn a_new_name_is_expected_as_names_of_its_group_were_and_not_as_others() {
     let at = |minute: u64, group: u64| Arrival { group: Some(group), ..asked(minute) };
     let mut gaps = Gaps::default();
+    // Names that come and go, each asked for five times. Irregular ones: a quarter of it up to twice it, in the order of time.
     let mut names = [Name::default(), Name::default()];
-    // Irregular ones: a quarter of it up to twice it, in the order of time.
     let times = |group: usize, minutes: u64, times: u64| {
         (0..times).scan(0, move |at_min, gap| {
             *at_min += minutes * (1 + gap * gap * 5 % 8) / 4;
-            Some((*at_min, group))
+            Some((*at_min, group, gap % 5 == 0))
         })
     };
-    let mut arrivals: Vec<(u64, usize)> = times(0, 8, 1_200).chain(times(1, 400, 24)).collect();
+    let mut arrivals: Vec<(u64, usize, bool)> = times(0, 8, 400).chain(times(1, 100, 60)).collect();
     arrivals.sort_unstable();
-    for (minute, name) in &arrivals {
+    for (minute, name, new) in &arrivals {
+        if *new {
+            names[*name] = Name::default();
+        }
         gaps.arrived(&mut names[*name], at(*minute, *name as u64));
     }
-    let now_min = arrivals.last().map_or(0, |(minute, _)| *minute);
+    let now_min = arrivals.last().map_or(0, |(minute, ..)| *minute);
     let mut first = |group| {
         let mut new = Name::default();
         gaps.arrived(&mut new, at(now_min, group));

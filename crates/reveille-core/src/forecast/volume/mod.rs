@@ -31,7 +31,7 @@ pub use arima::Arima;
 pub use autoregression::Autoregression;
 pub use calibrate::{Calibration, Coverage};
 pub use choose::{Chosen, Member, block_of, blocks, candidates, choose, choose_among};
-pub use group::{Group, Joined, MEMBERS_MAX as GROUP_MEMBERS_MAX};
+pub use group::{Group, Joined, MEMBERS_MAX as GROUP_MEMBERS_MAX, MEMBERS_MIN as GROUP_MEMBERS_MIN};
 pub use naive::{SeasonalMeans, SeasonalNaive};
 pub use season::{Seasons, by_calendar, detect, seasons_of};
 pub use smoothing::{HoltWinters, Theta};
