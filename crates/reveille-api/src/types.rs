@@ -321,6 +321,9 @@ pub struct LoadReport {
     pub panics: bool,
     /// Instances that are wanted by forecast alone.
     pub foreseen: u32,
+    /// How much of that forecast is what its group does, in per cent.
+    #[serde(default)]
+    pub of_group_percent: u8,
     /// Instances that are wanted.
     pub wanted: u32,
 }
@@ -332,7 +335,7 @@ impl LoadReport {
         reason = "neither negative nor so large"
     )]
     fn of(wanted: Wanted) -> Self {
-        let Wanted { instances, stable, panic, target, panics, foreseen } = wanted;
+        let Wanted { instances, stable, panic, target, panics, foreseen, of_group_percent } = wanted;
         let rounded = |value: f64| value.round().max(0.0) as u64;
         Self {
             stable: rounded(stable),
@@ -340,6 +343,7 @@ impl LoadReport {
             target: rounded(target),
             panics,
             foreseen,
+            of_group_percent,
             wanted: instances,
         }
     }

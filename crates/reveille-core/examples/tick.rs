@@ -74,7 +74,11 @@ fn hourly(number: u64, now: Timestamp) -> Foresight {
     let since = now.as_ms() - number % 3_000 * 1_000;
     for hour in (0..8).rev() {
         let at = Timestamp::from_ms(since - hour * 3_600_000);
-        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None });
+        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None, group: None });
     }
-    Foresight { since: Timestamp::from_ms(since), pieces: gaps.hazards(&name, now, OUTLOOK_PIECES_MAX) }
+    Foresight {
+        since: Timestamp::from_ms(since),
+        pieces: gaps.hazards(&name, now, OUTLOOK_PIECES_MAX),
+        of_group: false,
+    }
 }

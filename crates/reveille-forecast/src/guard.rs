@@ -1,8 +1,9 @@
-//! A forecaster that is not trusted to return: it runs on a thread of its own, a panic is a fault, and so is being late.
+//! Forecasters and models that are not trusted to return: each works on a thread of its own, a panic is a fault, and so is
+//! being late.
 //!
 //! A thread cannot be ended from outside. One that is late goes on until it is done by itself, and counts as running until
-//! then: at most [`RUNNING_MAX`] of a guard do, and further forecasts are refused, so that a model that hangs costs a
-//! bounded number of threads and is out from then on.
+//! then: at most [`RUNNING_MAX`] of a guard do, and further work is refused, so that a model that hangs costs a bounded
+//! number of threads and is out from then on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,14 +11,57 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use reveille_core::forecast::volume::{Fault, Forecaster, Quantiles, Series};
+use reveille_core::forecast::volume::{Fault, Fitted, Forecaster, Model, Quantiles, Series, Window};
 
 /// Most threads of one guard, late ones included.
 pub const RUNNING_MAX: usize = 2;
 
-/// Another forecaster, within a deadline.
+/// Another forecaster or model, within a deadline.
 pub struct Guarded<F> {
-    forecaster: Arc<F>,
+    inner: Arc<F>,
+    guard: Guard,
+}
+
+impl<F> Guarded<F> {
+    /// `deadline`: of one forecast, of one fit, of one path.
+    pub fn new(inner: F, deadline: Duration) -> Self {
+        Self { inner: Arc::new(inner), guard: Guard { deadline, running: Arc::new(AtomicUsize::new(0)) } }
+    }
+}
+
+impl<F: Forecaster + Send + Sync + 'static> Forecaster for Guarded<F> {
+    fn forecast(&self, history: &Series, horizon: usize, levels: &[f64]) -> Result<Quantiles, Fault> {
+        let (forecaster, history, levels) = (Arc::clone(&self.inner), history.clone(), levels.to_vec());
+        self.guard.run(move || forecaster.forecast(&history, horizon, &levels))
+    }
+}
+
+impl<M: Model + 'static> Model for Guarded<M> {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn fit(&self, window: Window<'_>) -> Result<Box<dyn Fitted>, Fault> {
+        let (model, first, values) = (Arc::clone(&self.inner), window.first, window.values.to_vec());
+        let fitted = self.guard.run(move || model.fit(Window { first, values: &values }))?;
+        Ok(Box::new(Guarded { inner: Arc::new(fitted), guard: self.guard.clone() }))
+    }
+}
+
+impl Fitted for Guarded<Box<dyn Fitted>> {
+    fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault> {
+        let (fitted, first, values) = (Arc::clone(&self.inner), window.first, window.values.to_vec());
+        self.guard.run(move || fitted.path(Window { first, values: &values }, horizon))
+    }
+
+    fn held_bytes(&self) -> usize {
+        size_of_val(&**self.inner) + self.inner.held_bytes()
+    }
+}
+
+/// What is let run for so long.
+#[derive(Clone)]
+struct Guard {
     deadline: Duration,
     running: Arc<AtomicUsize>,
 }
@@ -31,15 +75,11 @@ impl Drop for Running {
     }
 }
 
-impl<F> Guarded<F> {
-    /// `deadline`: of one forecast.
-    pub fn new(forecaster: F, deadline: Duration) -> Self {
-        Self { forecaster: Arc::new(forecaster), deadline, running: Arc::new(AtomicUsize::new(0)) }
-    }
-}
-
-impl<F: Forecaster + Send + Sync + 'static> Forecaster for Guarded<F> {
-    fn forecast(&self, history: &Series, horizon: usize, levels: &[f64]) -> Result<Quantiles, Fault> {
+impl Guard {
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let failed = |why: &str| Fault::Failed { why: why.to_owned() };
         let before = self.running.fetch_add(1, Ordering::AcqRel);
         let running = Running(Arc::clone(&self.running));
@@ -47,9 +87,8 @@ impl<F: Forecaster + Send + Sync + 'static> Forecaster for Guarded<F> {
             return Err(failed("earlier forecasts of it still run"));
         }
         let (send, receive) = sync_channel(1);
-        let (forecaster, history, levels) = (Arc::clone(&self.forecaster), history.clone(), levels.to_vec());
         let work = move || {
-            let result = catch_unwind(AssertUnwindSafe(|| forecaster.forecast(&history, horizon, &levels)));
+            let result = catch_unwind(AssertUnwindSafe(work));
             drop(running);
             // Nobody may listen any more.
             let _ =
@@ -81,6 +120,38 @@ mod tests {
             }
             Err(Fault::NoModel)
         }
+    }
+
+    /// Panics when it is fitted on one value, and when it is to go on from two.
+    struct BadModel;
+
+    impl Model for BadModel {
+        fn name(&self) -> String {
+            "bad".to_owned()
+        }
+
+        fn fit(&self, window: Window<'_>) -> Result<Box<dyn Fitted>, Fault> {
+            assert!(window.values.len() > 1, "a bug of a model");
+            Ok(Box::new(Self))
+        }
+    }
+
+    impl Fitted for BadModel {
+        fn path(&self, window: Window<'_>, horizon: usize) -> Result<Vec<f64>, Fault> {
+            assert!(window.values.len() > 2, "a bug of a model");
+            Ok(vec![f64::from(u8::try_from(window.first).unwrap()); horizon])
+        }
+    }
+
+    #[test]
+    fn a_model_that_panics_has_no_path_and_one_that_does_not_has_the_same_as_without_a_guard() {
+        let guarded = Guarded::new(BadModel, Duration::from_secs(60));
+        let window = |values| Window { first: 7, values };
+        assert_eq!(guarded.name(), "bad");
+        assert!(matches!(guarded.fit(window(&[1.0])), Err(Fault::Failed { why }) if why == "it panicked"));
+        let fitted = guarded.fit(window(&[1.0, 2.0])).unwrap();
+        assert!(matches!(fitted.path(window(&[1.0, 2.0]), 2), Err(Fault::Failed { .. })));
+        assert_eq!(fitted.path(window(&[1.0, 2.0, 3.0]), 2), Ok(vec![7.0; 2]));
     }
 
     fn why(result: Result<Quantiles, Fault>) -> String {

@@ -4,4 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod boosted;
 pub mod guard;
+pub mod heavy;
+mod trees;

@@ -68,6 +68,7 @@ impl Tape {
                     at: Timestamp::from_ms(request.at_ms),
                     client: request.client,
                     busy_ms: request.busy_ms,
+                    group: None,
                 },
             );
             if recorder.looks > LOOKS_MAX {

@@ -392,7 +392,7 @@ impl Story {
         let since = self.world.lock().now();
         self.world.lock().tell(|| format!("h{host} {service}: a forecast"));
         if let Some(Some(daemon)) = self.daemons.get(host) {
-            let foresight = Foresight { since, pieces };
+            let foresight = Foresight { since, pieces, of_group: false };
             let _ = daemon.inbox.try_send(Message::Foreseen(vec![(service, foresight)]));
         }
     }

@@ -6,6 +6,7 @@
 //! costs a minute of learning and nothing else.
 
 mod ahead;
+mod groups;
 mod recorded;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,19 +27,19 @@ use reveille_core::model::{DomainName, Timestamp};
 use reveille_dns::dnstap::Collector;
 use reveille_dns::observe::{Correction, Counters, Observer};
 use reveille_records::Records;
-use reveille_store::history::{
-    BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Limits, Point, Seen, StoredForecast,
-};
+use reveille_store::history::{BATCH_POINTS_MAX, Batch, History, Kind, KindSet, Point, Seen, StoredForecast};
 use tokio::sync::mpsc;
 
 use crate::anomalies::Anomalies;
 use crate::clock::Clock;
+use crate::config;
 use crate::control::Message;
 use crate::control::forecasts::{Hearer, Teller, Told, way};
 use crate::request_logs::RequestLogs;
 use crate::room::arrivals::rounded;
 
 use ahead::Ahead;
+use groups::Groups;
 
 pub use recorded::{Recorded, Threshold};
 
@@ -93,12 +94,13 @@ pub struct Forecasting {
 /// What cannot be used.
 pub fn start(
     dir: &Path,
-    limits: Limits,
+    settings: &config::History,
     threshold: &Threshold,
     questions: Questions,
     inbox: mpsc::Sender<Message>,
     clock: Clock,
 ) -> anyhow::Result<Forecasting> {
+    let limits = settings.limits();
     let late_s_max = limits.late_s_max;
     let (history, damaged) = History::open(&dir.join("history"), limits)?;
     for damage in &damaged {
@@ -128,7 +130,8 @@ pub fn start(
         history,
         pending: BTreeMap::new(),
         in_use: BTreeMap::new(),
-        ahead: Ahead::default(),
+        ahead: Ahead::with(settings.heavy_models()?),
+        groups: Groups::open(dir)?,
         questions,
         logs,
         anomalies: Anomalies::new(threshold.get()),
@@ -166,6 +169,7 @@ struct Forecaster {
     /// What was in use of replicable services in each second, in milliseconds, that was not recorded yet.
     in_use: BTreeMap<(DomainName, u64), u64>,
     ahead: Ahead,
+    groups: Groups,
     questions: Questions,
     logs: Arc<RequestLogs>,
     anomalies: Anomalies,
@@ -191,9 +195,9 @@ impl Forecaster {
                 (None, false) => second.min(tell),
             };
             match heard.next(due.saturating_duration_since(Instant::now())) {
-                Ok(Told::Arrived { service, at }) => self.arrived(service, at),
+                Ok(Told::Arrived { service, group, at }) => self.arrived(service, group, at),
                 Ok(Told::Busy { service, at }) => self.busy(service, at),
-                Ok(Told::Used { service, in_use, at }) => self.used(service, in_use, at),
+                Ok(Told::Used { service, image, in_use, at }) => self.used(service, &image, in_use, at),
                 Ok(Told::Connected { service, more, now }) => self.anomalies.connected(&service, more, now),
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
@@ -229,7 +233,7 @@ impl Forecaster {
     }
 
     /// Learns of an arrival.
-    fn arrived(&mut self, service: DomainName, at: Timestamp) {
+    fn arrived(&mut self, service: DomainName, group: u64, at: Timestamp) {
         *self.pending.entry((service.clone(), at.as_ms() / 1_000)).or_default() += 1;
         self.uses += 1;
         if !self.names.contains_key(&service) {
@@ -239,7 +243,7 @@ impl Forecaster {
         }
         let Some(known) = self.names.get_mut(&service) else { return };
         (known.used, known.unsaved) = (self.uses, true);
-        self.gaps.arrived(&mut known.name, Arrival { at, client: None, busy_ms: None });
+        self.gaps.arrived(&mut known.name, Arrival { at, client: None, busy_ms: None, group: Some(group) });
         self.stale.insert(service);
     }
 
@@ -253,16 +257,19 @@ impl Forecaster {
     }
 
     /// So many clients use a replicable service: milliseconds of execution, added up, are what its history has of it.
-    fn used(&mut self, service: DomainName, in_use: u32, at: Timestamp) {
+    fn used(&mut self, service: DomainName, image: &str, in_use: u32, at: Timestamp) {
         let at_s = at.as_ms() / 1_000;
-        self.ahead.used(&service, at_s);
+        self.ahead.used(&service, image, at_s);
+        self.groups.used(&service, image, at_s);
         self.in_use.insert((service, at_s), u64::from(in_use) * 1_000);
     }
 
     /// Tells what is foreseen to be in use; false if nobody listens any more.
     fn tell_ahead(&mut self) -> bool {
         let now_s = self.clock.now().as_ms() / 1_000;
-        let due = self.ahead.due(&self.history.reader(), now_s);
+        let reader = self.history.reader();
+        self.groups.renew(&reader, now_s);
+        let due = self.ahead.due(&reader, &self.groups, now_s);
         due.into_iter().all(|(service, foreseen)| {
             self.inbox.blocking_send(Message::Expected { service, foreseen }).is_ok()
         })
@@ -324,6 +331,7 @@ impl Forecaster {
     fn forget(&mut self, service: &DomainName) {
         self.names.remove(service);
         self.ahead.forget(service);
+        self.groups.forget(service);
         self.anomalies.forget(service);
         self.pending.retain(|(name, _), _| name != service);
         self.in_use.retain(|(name, _), _| name != service);
@@ -468,6 +476,7 @@ impl Forecaster {
 
     /// Writes what was learned since the last time.
     fn save(&mut self) {
+        self.groups.save();
         let unsaved = self.names.iter_mut().filter(|(_, known)| known.unsaved);
         let states: Vec<StoredForecast> = unsaved
             .map(|(service, known)| {
@@ -515,7 +524,8 @@ fn point(service: &DomainName, kind: Kind, at_s: u64, amount: u64) -> Point {
 /// What is foreseen of a name at `now`.
 fn foresight(gaps: &Gaps, name: &Name, now: Timestamp) -> Foresight {
     let since = Timestamp::from_ms(now.as_ms().saturating_sub(name.idle_ms(now).unwrap_or_default()));
-    Foresight { since, pieces: gaps.hazards(name, now, OUTLOOK_PIECES_MAX) }
+    let pieces = gaps.hazards(name, now, OUTLOOK_PIECES_MAX);
+    Foresight { since, pieces, of_group: name.arrivals() < 2 }
 }
 
 fn state(service: &DomainName, name: &Name) -> StoredForecast {

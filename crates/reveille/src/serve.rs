@@ -298,8 +298,7 @@ fn forecasting(
     inbox: &mpsc::Sender<crate::control::Message>,
     clock: Clock,
 ) -> Option<Forecasting> {
-    let (dir, limits) = (&config.daemon.state_dir, config.history.limits());
-    forecasts::start(dir, limits, threshold, questions, inbox.clone(), clock)
+    forecasts::start(&config.daemon.state_dir, &config.history, threshold, questions, inbox.clone(), clock)
         .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "nothing is recorded or foreseen"))
         .ok()
 }

@@ -243,8 +243,8 @@ fn would_keep(
         || instance.retiring
         || instance.outdated;
     let says = policy.forecast == ForecastMode::Only && settled && !used && best.rung != instance.rung;
-    let Best { rung, until, because } = best;
-    says.then_some((Action::Wait { until: Some(until) }, Reason::WouldKeep { rung, because }))
+    let Best { rung, until, because, of_group } = best;
+    says.then_some((Action::Wait { until: Some(until) }, Reason::WouldKeep { rung, because, of_group }))
 }
 
 /// What is done beside the life of the instance: its versions on their way to the object store.
@@ -399,11 +399,11 @@ fn choose_sleep(instance: &Instance, service: &Service, now: Timestamp) -> Choic
         return Choice::Do(Action::Wait { until: Some(*retry_at) }, reason);
     }
     let idle_ms = now.ms_since(instance.last_activity);
-    if let Some(Best { rung, because, .. }) = foreseen(instance, service, now) {
+    if let Some(Best { rung, because, of_group, .. }) = foreseen(instance, service, now) {
         // Connections are cut by the policy's time alone.
         let open = instance.open_connections > 0;
         let idle_for_ms = if open { policy.idle_ms } else { policy.idle_ms.min(QUIET_MS) };
-        let reason = Reason::Foreseen { idle_ms, rung, because };
+        let reason = Reason::Foreseen { idle_ms, rung, because, of_group };
         return Choice::Do(Action::Drain { idle_ms: idle_for_ms, force: cut }, reason);
     }
     let awake_ms = now.ms_since(awake_since(instance));
@@ -477,7 +477,9 @@ fn choose_asleep(fleet: &Fleet, instance: &Instance, service: &Service, now: Tim
     // Nothing is warmed for who may come before it is known whose the service is.
     let best = foreseen(instance, service, now).filter(|_| !fleet.is_unasked(&service.spec.name));
     let (rest, reason) = match best {
-        Some(Best { rung, because, .. }) => (rung, Reason::Foreseen { idle_ms, rung, because }),
+        Some(Best { rung, because, of_group, .. }) => {
+            (rung, Reason::Foreseen { idle_ms, rung, because, of_group })
+        }
         None => (service.spec.policy.rest, Reason::RestRung { rest: service.spec.policy.rest }),
     };
     if instance.rung == rest || (instance.outdated && rest > Rung::Local) {

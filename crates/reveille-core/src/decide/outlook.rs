@@ -27,6 +27,9 @@ pub struct Foresight {
     pub since: Timestamp,
     /// The hazard, piece by piece, in the order of idle time.
     pub pieces: Vec<Piece>,
+    /// Whether it has had no gap of its own yet, so that all of that is what its group does.
+    #[serde(default)]
+    pub of_group: bool,
 }
 
 /// A forecast and what follows from it.
@@ -45,6 +48,8 @@ pub struct Best {
     pub until: Timestamp,
     /// Why.
     pub because: KeepReason,
+    /// Whether that rests on its group alone.
+    pub of_group: bool,
 }
 
 impl Outlook {
@@ -75,7 +80,7 @@ impl Outlook {
         let idle_ms = now.ms_since(self.foresight.since);
         let stay = self.stays.iter().find(|stay| (stay.from_ms..stay.until_ms).contains(&idle_ms))?;
         let until = self.foresight.since.plus_ms(stay.until_ms);
-        Some(Best { rung: stay.rung, until, because: stay.because })
+        Some(Best { rung: stay.rung, until, because: stay.because, of_group: self.foresight.of_group })
     }
 
     /// Whether nothing warmer than `rest` is ahead at `now`.

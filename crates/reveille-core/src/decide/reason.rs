@@ -148,6 +148,9 @@ pub enum Reason {
         rung: Rung,
         /// The numbers.
         because: KeepReason,
+        /// Whether they rest on its group alone: it has had no gap of its own.
+        #[serde(default)]
+        of_group: bool,
     },
     /// By what is foreseen it would be kept on that rung, if decisions went by forecasts.
     WouldKeep {
@@ -155,6 +158,9 @@ pub enum Reason {
         rung: Rung,
         /// The numbers.
         because: KeepReason,
+        /// Whether they rest on its group alone: it has had no gap of its own.
+        #[serde(default)]
+        of_group: bool,
     },
     /// It takes so many instances to carry what its clients use.
     Load {
@@ -170,11 +176,17 @@ pub enum Reason {
         panics: bool,
         /// Instances that are wanted by forecast alone.
         foreseen: u32,
+        /// How much of that forecast is what its group does, in per cent.
+        #[serde(default)]
+        of_group_percent: u8,
     },
     /// By what is foreseen there would be so many instances, if decisions went by forecasts.
     WouldReplicate {
         /// Instances that are wanted by forecast alone.
         foreseen: u32,
+        /// How much of that forecast is what its group does, in per cent.
+        #[serde(default)]
+        of_group_percent: u8,
         /// Mean of what is in use.
         stable: f64,
         /// What one instance is to be used by.
@@ -186,8 +198,8 @@ pub enum Reason {
 
 impl From<Wanted> for Reason {
     fn from(wanted: Wanted) -> Self {
-        let Wanted { instances, stable, panic, target, panics, foreseen } = wanted;
-        Self::Load { wanted: instances, stable, panic, target, panics, foreseen }
+        let Wanted { instances, stable, panic, target, panics, foreseen, of_group_percent } = wanted;
+        Self::Load { wanted: instances, stable, panic, target, panics, foreseen, of_group_percent }
     }
 }
 
@@ -261,22 +273,27 @@ impl fmt::Display for Reason {
             Self::RollBackAsked { from } => write!(f, "an operator wants version {from} back"),
             Self::TooSlow { limit_ms } => write!(f, "it was not ready after {} s", seconds(*limit_ms)),
             Self::RestRung { rest } => write!(f, "its policy is to sleep on the rung {rest}"),
-            Self::Foreseen { idle_ms, rung, because } => {
-                write!(f, "after {} s without traffic it is best kept {rung}: {because}", seconds(*idle_ms))
+            Self::Foreseen { idle_ms, rung, because, of_group } => {
+                let idle_s = seconds(*idle_ms);
+                let whose = no_gap_yet(*of_group);
+                write!(f, "after {idle_s} s without traffic it is best kept {rung}: {because}{whose}")
             }
-            Self::WouldKeep { rung, because } => {
-                write!(f, "with forecast = \"on\" it would be kept {rung}: {because}")
+            Self::WouldKeep { rung, because, of_group } => {
+                let whose = no_gap_yet(*of_group);
+                write!(f, "with forecast = \"on\" it would be kept {rung}: {because}{whose}")
             }
-            Self::WouldReplicate { foreseen, stable, target } => write!(
+            Self::WouldReplicate { foreseen, of_group_percent, stable, target } => write!(
                 f,
-                "with forecast = \"on\" there would be {foreseen} instances, each to carry {target:.0}; {stable:.1} are in use now"
+                "with forecast = \"on\" there would be {foreseen} instances{}, each to carry {target:.0}; {stable:.1} are in use now",
+                of_group(*of_group_percent)
             ),
-            Self::Load { wanted, stable, panic, target, panics, foreseen } => {
+            Self::Load { wanted, stable, panic, target, panics, foreseen, of_group_percent } => {
                 write!(f, "{wanted} instances carry what its clients use: ")?;
                 match (*panics, foreseen) {
                     (true, _) => write!(f, "{panic:.1} at a time of late, a crowd")?,
                     (false, most) if most >= wanted => {
-                        write!(f, "a forecast says {most}, with {stable:.1} in use now")?
+                        let of_group = of_group(*of_group_percent);
+                        write!(f, "a forecast says {most}{of_group}, with {stable:.1} in use now")?
                     }
                     (false, _) => write!(f, "{stable:.1} at a time")?,
                 }
@@ -284,6 +301,20 @@ impl fmt::Display for Reason {
             }
             Self::Leftover => f.write_str("a process of the failed start may be left"),
         }
+    }
+}
+
+/// Whose gaps are spoken of.
+fn no_gap_yet(of_group: bool) -> &'static str {
+    if of_group { " (as services of its group do, it was asked for once)" } else { "" }
+}
+
+/// How much of a forecast is not the service's own.
+fn of_group(percent: u8) -> String {
+    match percent {
+        0 => String::new(),
+        100 => " (as services of its group do, its own history is too short)".to_owned(),
+        percent => format!(" ({percent} % of it as services of its group do)"),
     }
 }
 

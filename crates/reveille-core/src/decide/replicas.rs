@@ -15,8 +15,9 @@ pub(super) fn grow(primary: &Instance, service: &Service) -> Option<(Action, Rea
     let foreseen = wanted.foreseen.min(policy.instances_max);
     if policy.forecast == ForecastMode::Only && foreseen > instances.max(wanted.instances) && primary.serves()
     {
-        let Wanted { stable, target, .. } = wanted;
-        return Some((Action::Wait { until: None }, Reason::WouldReplicate { foreseen, stable, target }));
+        let Wanted { stable, target, of_group_percent, .. } = wanted;
+        let reason = Reason::WouldReplicate { foreseen, of_group_percent, stable, target };
+        return Some((Action::Wait { until: None }, reason));
     }
     let grows =
         primary.serves() && is_kept(primary, service) && service.may_scale() && instances < wanted.instances;

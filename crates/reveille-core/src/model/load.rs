@@ -32,11 +32,21 @@ pub struct Wanted {
     pub panics: bool,
     /// Instances that are wanted by forecast alone; 0 if nothing is foreseen. In the mode `only` they are not heeded.
     pub foreseen: u32,
+    /// How much of that forecast is what its group does, in per cent; the rest is said by its own history.
+    pub of_group_percent: u8,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { instances: 1, stable: 0.0, panic: 0.0, target: 0.0, panics: false, foreseen: 0 }
+        Self {
+            instances: 1,
+            stable: 0.0,
+            panic: 0.0,
+            target: 0.0,
+            panics: false,
+            foreseen: 0,
+            of_group_percent: 0,
+        }
     }
 }
 
@@ -49,6 +59,8 @@ pub struct Foreseen {
     pub until: Timestamp,
     /// In use at a time, as a high quantile.
     pub in_use: f64,
+    /// How much of it is what the service's group does, in per cent.
+    pub of_group_percent: u8,
 }
 
 /// What a service that may have several instances was used by of late.
@@ -103,11 +115,20 @@ impl Load {
         let at_once = (u64::from(serving) * u64::from(policy.scale_up_percent_max)).div_ceil(100);
         let at_once = u32::try_from(at_once).unwrap_or(u32::MAX).max(serving + 1);
         let foreseen = self.foreseen.iter().filter(|span| (span.from..span.until).contains(&now));
-        let foreseen = foreseen.map(|span| needed(span.in_use, target)).max().unwrap_or_default();
+        let foreseen = foreseen.map(|span| (needed(span.in_use, target), span.of_group_percent));
+        let (foreseen, of_group_percent) = foreseen.max().unwrap_or_default();
         let floor = if policy.forecast == ForecastMode::On { foreseen } else { 1 };
         let desired = live.min(at_once).max(floor).clamp(1, policy.instances_max.max(1));
         let instances = self.delayed(desired, policy, now);
-        self.wanted = Wanted { instances, stable, panic, target, panics: self.panic.is_some(), foreseen };
+        self.wanted = Wanted {
+            instances,
+            stable,
+            panic,
+            target,
+            panics: self.panic.is_some(),
+            foreseen,
+            of_group_percent,
+        };
     }
 
     /// Notes a value for each second since the last one.
@@ -241,8 +262,12 @@ mod tests {
         let start = Timestamp::from_ms(1_000_000);
         let (mut load, mut only) = (Load::default(), Load::default());
         let on = Policy { forecast: ForecastMode::On, ..policy() };
-        let span =
-            |from, until, in_use| Foreseen { from: start.plus_ms(from), until: start.plus_ms(until), in_use };
+        let span = |from, until, in_use| Foreseen {
+            from: start.plus_ms(from),
+            until: start.plus_ms(until),
+            in_use,
+            of_group_percent: 0,
+        };
         for load in [&mut load, &mut only] {
             load.foresee(vec![span(10_000, 20_000, 200.0), span(15_000, 20_000, 300.0)]);
         }
@@ -255,6 +280,22 @@ mod tests {
         }
         let expected = [(0, 1), (9, 1), (10, 3), (14, 3), (15, 5), (19, 5), (20, 5), (49, 5), (51, 1)];
         assert_eq!(wanted, expected);
+    }
+
+    #[test]
+    fn what_is_foreseen_by_its_group_is_said_to_be() {
+        let start = Timestamp::from_ms(1_000_000);
+        let on = Policy { forecast: ForecastMode::On, ..policy() };
+        let why = |of_group_percent| {
+            let mut load = Load::default();
+            let until = start.plus_ms(9_000);
+            load.foresee(vec![Foreseen { from: start, until, in_use: 200.0, of_group_percent }]);
+            load.note(5, 1, &on, start);
+            crate::decide::Reason::from(load.wanted()).to_string()
+        };
+        assert!(why(0).contains("a forecast says 3, with"), "{}", why(0));
+        assert!(why(40).contains("says 3 (40 % of it as services of its group do), with"), "{}", why(40));
+        assert!(why(100).contains("its own history is too short"), "{}", why(100));
     }
 
     #[test]

@@ -1,11 +1,7 @@
 //! M4 hourly as the competition scored it: 48 hours ahead of each series, errors scaled by the seasonal naive of a day.
 
-use std::sync::Arc;
-
 use reveille_core::forecast::volume::score::{covered, interval_score, mae, naive_scale, smape};
-use reveille_core::forecast::volume::{
-    Chosen, Fault, Forecaster, Model, Seasons, candidates, choose_among, seasons_of,
-};
+use reveille_core::forecast::volume::{Chosen, Fault, Forecaster, Series, choose_among, seasons_of};
 use serde::Serialize;
 
 use super::read::Split;
@@ -33,7 +29,8 @@ pub struct Row {
     pub coverage_95: f64,
     /// How many it could forecast.
     pub series: usize,
-    /// CPU time for choice, calibration and forecast of one, in milliseconds.
+    /// CPU time for choice, calibration and forecast of one, in milliseconds; without that of models on threads of their
+    /// own.
     pub ms: f64,
 }
 
@@ -47,9 +44,9 @@ pub(super) fn run(
     for (at, split) in splits.iter().enumerate() {
         step("M4 hourly", at, splits.len());
         let seasons = seasons_of(&split.history);
-        let models = candidates(seasons);
+        let models = options.candidates(seasons);
         let fault = |source| BenchError::Forecast { series: format!("m4_hourly {}", split.name), source };
-        rows[0].add(split, seasons, &models).map_err(fault)?;
+        rows[0].add(split, |history, horizon| options.choose(history, horizon)).map_err(fault)?;
         for model in &models {
             let name = model.name();
             if !options.singles && !matches!(name.as_str(), "snaive-24" | "ets") {
@@ -60,7 +57,10 @@ pub(super) fn run(
                 rows.push(Row { model: name, ..Row::default() });
             }
             // Not every model exists for every series; the row says for how many.
-            let _ = rows[at].add(split, seasons, std::slice::from_ref(model));
+            let alone = |history: &Series, horizon| {
+                choose_among(std::slice::from_ref(model), seasons, history, horizon)
+            };
+            let _ = rows[at].add(split, alone);
         }
     }
     rows.iter_mut().for_each(Row::divide);
@@ -68,10 +68,14 @@ pub(super) fn run(
 }
 
 impl Row {
-    fn add(&mut self, split: &Split, seasons: Seasons, models: &[Arc<dyn Model>]) -> Result<(), Fault> {
+    fn add(
+        &mut self,
+        split: &Split,
+        choose: impl FnOnce(&Series, usize) -> Result<Chosen, Fault>,
+    ) -> Result<(), Fault> {
         let began = speed::cpu_us();
         let horizon = split.actual.len();
-        let chosen: Chosen = choose_among(models, seasons, &split.history, horizon)?;
+        let chosen = choose(&split.history, horizon)?;
         let quantiles = chosen.forecast(&split.history, horizon, &LEVELS)?;
         self.ms += (speed::cpu_us() - began) / 1_000.0;
         let scale = naive_scale(split.history.values(), DAY).max(f64::MIN_POSITIVE);

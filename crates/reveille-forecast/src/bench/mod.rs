@@ -14,11 +14,14 @@ pub mod speed;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use reveille_core::forecast::caching::WATCH_BYTES_MAX;
 use reveille_core::forecast::gaps;
-use reveille_core::forecast::volume::Fault;
+use reveille_core::forecast::volume::{Chosen, Fault, Model, Seasons, Series, candidates, choose};
 use serde::Serialize;
+
+use crate::heavy;
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,22 @@ pub struct Options {
     pub singles: bool,
     /// One day ahead on the other seven sets, anomalies, and demand behind caches.
     pub others: bool,
+    /// Boosted trees among the candidates, as with a share of a processor for heavy models.
+    pub heavy: bool,
+}
+
+impl Options {
+    /// What the daemon would forecast with.
+    fn choose(self, history: &Series, horizon: usize) -> Result<Chosen, Fault> {
+        if self.heavy { heavy::choose(history, horizon) } else { choose(history, horizon) }
+    }
+
+    /// Each model that competes.
+    fn candidates(self, seasons: Seasons) -> Vec<Arc<dyn Model>> {
+        let mut models = candidates(seasons);
+        models.extend(self.heavy.then(|| heavy::boosted(seasons)));
+        models
+    }
 }
 
 /// Windows that are simulated of each case of demand behind caches.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reveille_core::forecast::volume::score::{covered, pinball};
 use reveille_core::forecast::volume::{
-    Fault, Forecaster, LEVELS, Model, Quantiles, Seasons, Series, candidates, choose_among, seasons_of,
+    Fault, Forecaster, LEVELS, Model, Quantiles, Seasons, Series, choose_among, seasons_of,
 };
 use serde::Serialize;
 
@@ -97,8 +97,10 @@ fn one(
             let fault = |source| BenchError::Forecast { series: format!("{} {name}", set.name), source };
             // As it would have been known then.
             let seasons = seasons_of(&history);
-            let models = candidates(seasons);
-            let all = forecast(&models, seasons, &history, day).map_err(fault)?;
+            let models = options.candidates(seasons);
+            let all =
+                options.choose(&history, day).and_then(|chosen| chosen.forecast(&history, day, &LEVELS));
+            let all = all.map_err(fault)?;
             totals.entry(COMBINATION.to_owned()).or_default().add(&all, actual, level);
             for model in models.iter().filter(|model| options.singles || model.name() == naive) {
                 if let Ok(alone) = forecast(std::slice::from_ref(model), seasons, &history, day) {

@@ -26,6 +26,9 @@ pub struct Forecast {
     /// M4, speed and memory alone
     #[arg(long)]
     m4: bool,
+    /// Boosted trees compete as well, as with heavy_models_cpu_percent
+    #[arg(long)]
+    heavy: bool,
     /// Write a score for each point of each file of the Numenta Anomaly Benchmark, for the benchmark's own scorer
     #[arg(long, value_name = "DIR", conflicts_with = "m4")]
     nab_scores: Option<PathBuf>,
@@ -37,7 +40,7 @@ impl Forecast {
     /// # Errors
     /// Data that is missing or damaged, with file and line.
     pub fn run(self, output: Output) -> anyhow::Result<()> {
-        let options = Options { singles: !self.quick, others: !self.m4 };
+        let options = Options { singles: !self.quick, others: !self.m4, heavy: self.heavy };
         let progress = Progress::new(output);
         let report = run(&self.dir, options, &mut |what, at, of| progress.at(what, at, of));
         progress.end();

@@ -309,9 +309,14 @@ const FORESEEN_SHOWN_MAX: usize = 4;
 fn instances(detail: &ServiceDetail) -> impl Iterator<Item = (&'static str, String)> {
     let load = detail.load.as_ref().map(|load| {
         let crowd = if load.panics { ", a crowd" } else { "" };
-        let LoadReport { stable, panic, target, wanted, .. } = load;
+        let LoadReport { stable, panic, target, wanted, foreseen, of_group_percent, .. } = load;
+        let foreseen = match (foreseen, of_group_percent) {
+            (0, _) => String::new(),
+            (most, 0) => format!(", {most} by forecast"),
+            (most, share) => format!(", {most} by forecast ({share} % of it as its group)"),
+        };
         let text = format!(
-            "{stable} at a time, {panic} of late{crowd}; {wanted} instances wanted, each to carry {target}"
+            "{stable} at a time, {panic} of late{crowd}; {wanted} instances wanted{foreseen}, each to carry {target}"
         );
         ("load", text)
     });

@@ -1,6 +1,7 @@
 //! `[history]`: how much is kept of what was asked of whom.
 
 use reveille_core::model::SpecFault;
+use reveille_forecast::heavy::Worker;
 use reveille_store::history::Limits;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,8 @@ pub struct History {
     pub minutes_days: u64,
     /// For how many days each hour is kept.
     pub hours_days: u64,
+    /// How much of a processor is for choosing among heavy models of volume; 0: none are fitted.
+    pub heavy_models_cpu_percent: u64,
 }
 
 impl Default for History {
@@ -23,6 +26,7 @@ impl Default for History {
             disk_mib_max: limits.disk_bytes_max >> 20,
             minutes_days: limits.minutes_kept_s / DAY_S,
             hours_days: limits.hours_kept_s / DAY_S,
+            heavy_models_cpu_percent: 0,
         }
     }
 }
@@ -40,12 +44,22 @@ impl History {
         }
     }
 
+    /// The worker for heavy models, if there is to be one.
+    ///
+    /// # Errors
+    /// If there is no thread for it.
+    pub fn heavy_models<K: Send + 'static>(&self) -> std::io::Result<Option<Worker<K>>> {
+        let percent = u8::try_from(self.heavy_models_cpu_percent).unwrap_or(100);
+        (percent > 0).then(|| Worker::start(percent)).transpose()
+    }
+
     /// Every value that is out of its range.
     pub fn faults(&self) -> Vec<SpecFault> {
         let ranged = [
             ("history.disk_mib_max", self.disk_mib_max, 16, 1 << 20),
             ("history.minutes_days", self.minutes_days, 1, 400),
             ("history.hours_days", self.hours_days, 1, 4_000),
+            ("history.heavy_models_cpu_percent", self.heavy_models_cpu_percent, 0, 100),
         ];
         let out = ranged.into_iter().filter(|(_, value, least, most)| !(least..=most).contains(&value));
         let mut faults: Vec<SpecFault> = out
@@ -67,9 +81,15 @@ mod tests {
     fn what_is_out_of_range_is_told_with_its_range() {
         assert_eq!(History::default().faults(), []);
         assert_eq!(History::default().limits(), Limits::default());
-        let odd = History { disk_mib_max: 0, hours_days: 5_000, ..History::default() };
+        let odd = History {
+            disk_mib_max: 0,
+            hours_days: 5_000,
+            heavy_models_cpu_percent: 101,
+            ..History::default()
+        };
         let keys: Vec<String> = odd.faults().into_iter().map(|fault| fault.key).collect();
-        assert_eq!(keys, ["history.disk_mib_max", "history.hours_days"]);
+        let wanted = ["history.disk_mib_max", "history.hours_days", "history.heavy_models_cpu_percent"];
+        assert_eq!(keys, wanted);
         let short = History { hours_days: 2, ..History::default() };
         assert!(short.faults()[0].allowed.contains("minutes_days, which is 14"));
     }

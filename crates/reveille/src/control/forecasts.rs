@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use reveille_core::decide::{Foresight, QUIET_MS};
+use reveille_core::forecast::gaps::group_of;
 use reveille_core::model::{DomainName, Event, ForecastMode, Service, Timestamp, Trigger};
 
 use super::run::Control;
@@ -26,6 +27,8 @@ pub enum Told {
     Arrived {
         /// The service.
         service: DomainName,
+        /// Those that it is like.
+        group: u64,
         /// When.
         at: Timestamp,
     },
@@ -40,6 +43,8 @@ pub enum Told {
     Used {
         /// The service.
         service: DomainName,
+        /// Its image: services of one are a group.
+        image: String,
         /// Connections, sessions, and clients that wait.
         in_use: u32,
         /// When.
@@ -174,7 +179,7 @@ impl Forecasts {
     }
 
     /// Somebody wanted `service`, or used it.
-    fn used(&mut self, service: &DomainName, at: Timestamp, quiet_ms: u64) {
+    fn used(&mut self, service: &DomainName, at: Timestamp, Quiet { quiet_ms, group }: Quiet) {
         let told = match self.used.get_mut(service) {
             Some(known) if at <= known.last => None,
             Some(known) if at < known.last.plus_ms(quiet_ms) => {
@@ -186,7 +191,7 @@ impl Forecasts {
             }
             Some(_) | None => {
                 self.used.insert(service.clone(), Use { last: at, told: at, quiet_ms });
-                Some(Told::Arrived { service: service.clone(), at })
+                Some(Told::Arrived { service: service.clone(), group, at })
             }
         };
         if let Some(told) = told {
@@ -195,10 +200,20 @@ impl Forecasts {
     }
 }
 
-/// For how long a service is not used when it counts as quiet: never put to sleep sooner for a forecast.
-fn quiet_ms(service: &Service) -> Option<u64> {
+/// What arrivals of a service are told by.
+#[derive(Clone, Copy)]
+struct Quiet {
+    /// For how long it is not used when it counts as quiet: never put to sleep sooner for a forecast.
+    quiet_ms: u64,
+    /// Services of the same image.
+    group: u64,
+}
+
+/// `None` if none are told.
+fn quiet(service: &Service) -> Option<Quiet> {
     let policy = &service.spec.policy;
-    (policy.forecast != ForecastMode::Off).then(|| policy.idle_ms.min(QUIET_MS))
+    let quiet_ms = policy.idle_ms.min(QUIET_MS);
+    (policy.forecast != ForecastMode::Off).then(|| Quiet { quiet_ms, group: group_of(&service.spec.image) })
 }
 
 impl Control {
@@ -212,9 +227,9 @@ impl Control {
         if !matches!(trigger, Trigger::Query { .. } | Trigger::Packet { .. }) {
             return;
         }
-        let quiet_ms = self.fleet.service(name).and_then(quiet_ms);
-        if let (Some(forecasts), Some(quiet_ms)) = (&mut self.forecasts, quiet_ms) {
-            forecasts.used(name, at, quiet_ms);
+        let quiet = self.fleet.service(name).and_then(quiet);
+        if let (Some(forecasts), Some(quiet)) = (&mut self.forecasts, quiet) {
+            forecasts.used(name, at, quiet);
         }
     }
 
@@ -239,7 +254,7 @@ impl Control {
             .unwrap_or_default();
         let mut awake = false;
         for (instance, service) in self.fleet.awake() {
-            let Some(quiet_ms) = quiet_ms(service) else { continue };
+            let Some(quiet) = quiet(service) else { continue };
             awake = true;
             let Some(traffic) = self.wiring.traffic(&instance.service) else { continue };
             let now_connected = u64::from(traffic.open_connections) + u64::from(traffic.udp_sessions);
@@ -247,7 +262,7 @@ impl Control {
             // An open connection is use, also while nothing passes.
             let last = if traffic.open_connections > 0 { Some(now) } else { traffic.last_packet };
             if let Some(at) = last.filter(|at| *at > since) {
-                forecasts.used(&instance.service, at, quiet_ms);
+                forecasts.used(&instance.service, at, quiet);
             }
         }
         forecasts.sensed = Some(now);
@@ -284,7 +299,7 @@ mod tests {
         let (told, heard) = way();
         let (mut forecasts, name) = (Forecasts::new(told), "a.vm.test".parse::<DomainName>().unwrap());
         for ms in [0, 5, 900, 1_100, 1_050, 9_000, 18_999, 40_000] {
-            forecasts.used(&name, Timestamp::from_ms(ms), 10_000);
+            forecasts.used(&name, Timestamp::from_ms(ms), Quiet { quiet_ms: 10_000, group: 1 });
         }
         let heard: Vec<(char, u64)> = all(&heard)
             .iter()
@@ -303,14 +318,15 @@ mod tests {
         let (told, heard) = way();
         let service = |number: usize| format!("s{number}.vm.test").parse::<DomainName>().unwrap();
         let at = Timestamp::from_ms(1);
-        (0..TOLD_MAX + 7).for_each(|number| told.tell(Told::Arrived { service: service(number), at }));
+        (0..TOLD_MAX + 7)
+            .for_each(|number| told.tell(Told::Arrived { service: service(number), group: 1, at }));
         told.tell(Told::Gone { service: service(0) });
         assert_eq!(told.dropped().load(Relaxed), 7);
         let heard_of = all(&heard);
         assert_eq!(heard_of.len(), TOLD_MAX + 1);
         assert!(matches!(heard_of.last(), Some(Told::Gone { .. })), "behind all that was told before");
         // There is room again.
-        told.tell(Told::Arrived { service: service(1), at });
+        told.tell(Told::Arrived { service: service(1), group: 1, at });
         assert_eq!((all(&heard).len(), told.dropped().load(Relaxed)), (1, 7));
         drop(told);
         assert_eq!(heard.next(Duration::from_secs(60)).unwrap_err(), RecvTimeoutError::Disconnected);

@@ -33,11 +33,11 @@ impl Control {
                 .open_connections
                 .saturating_add(traffic.udp_sessions)
                 .saturating_add(traffic.held_clients);
-            let forecast = self.fleet.service(&service).map(|service| service.spec.policy.forecast);
-            if let (Some(forecasts), Some(ForecastMode::Only | ForecastMode::On)) =
-                (&mut self.forecasts, forecast)
+            if let (Some(forecasts), Some(known)) = (&mut self.forecasts, self.fleet.service(&service))
+                && known.spec.policy.forecast != ForecastMode::Off
             {
-                forecasts.tell(Told::Used { service: service.clone(), in_use, at: now });
+                let image = known.spec.image.clone();
+                forecasts.tell(Told::Used { service: service.clone(), image, in_use, at: now });
             }
             self.note(Event::Used { service, in_use }, now);
         }

@@ -161,7 +161,8 @@ fn stored(path: &Path) -> anyhow::Result<(u64, Profiles)> {
         Err(error) => {
             let aside = path.with_extension("damaged");
             fs::rename(path, &aside).with_context(|| format!("cannot rename {}", path.display()))?;
-            let lost = "profiles of users and groups cannot be read and are learned anew; the file was set aside";
+            let lost =
+                "profiles of users and groups cannot be read and are learned anew; the file was set aside";
             tracing::warn!(path = %aside.display(), %error, "{lost}");
             Ok((number, Profiles::default()))
         }

@@ -61,10 +61,10 @@ fn learn(world: &World, last: Timestamp) {
         // Who is asked for by chance was not asked for just now.
         let last = if service == "chance" { Timestamp::from_ms(last.as_ms() - ms(2 * GAP)) } else { last };
         let (mut name, mut at) = (Name::default(), Timestamp::from_ms(last.as_ms() - ms(whole)));
-        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None });
+        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None, group: None });
         for number in 0..SEEN {
             at = at.plus_ms(ms(of(number)));
-            gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None });
+            gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None, group: None });
         }
         StoredForecast {
             name: format!("{service}.vm.test").into_bytes().into(),

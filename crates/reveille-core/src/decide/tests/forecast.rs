@@ -19,7 +19,8 @@ fn foresee(world: &mut World, name: &DomainName, since: u64, pieces: &[(u64, f64
         from_ms = *until_ms;
         piece
     };
-    let foresight = Foresight { since: at(since), pieces: pieces.iter().map(piece).collect() };
+    let foresight =
+        Foresight { since: at(since), pieces: pieces.iter().map(piece).collect(), of_group: false };
     world.fleet.apply(Event::Foreseen { service: name.clone(), foresight }, at(ms)).unwrap()
 }
 
@@ -61,6 +62,18 @@ fn a_service_sleeps_when_nobody_is_expected_and_is_awake_before_somebody_is() {
     world.fleet.take_due(at(93_100));
     assert_eq!(world.plan(93_100), NOTHING);
     assert_eq!(world.phase(1), (Phase::Hibernated, Rung::Local));
+}
+
+#[test]
+fn what_is_known_of_its_group_alone_is_said_to_be() {
+    let mut world = World::new(4);
+    let name = world.add(1, "a", 0, decided(ForecastMode::On));
+    world.up(1, &name, [0, 100, 3_000]);
+    let pieces = vec![Piece { from_ms: 0, until_ms: 600_000, per_hour: 0.0 }];
+    let foresight = Foresight { since: at(3_000), pieces, of_group: true };
+    world.fleet.apply(Event::Foreseen { service: name, foresight }, at(3_000)).unwrap();
+    let plan = world.plan(20_000);
+    assert!(plan[0].ends_with("(as services of its group do, it was asked for once)"), "{plan:?}");
 }
 
 #[test]

@@ -204,7 +204,7 @@ mod tests {
             let (mut name, mut host) = (Name::default(), Host::default());
             assert_eq!(at(&name, &host, 0), None);
             for ms in [0, 0, 5, 1_700_000_000_000, u64::MAX] {
-                let arrival = Arrival { at: Timestamp::from_ms(ms), client, busy_ms };
+                let arrival = Arrival { at: Timestamp::from_ms(ms), client, busy_ms, group: None };
                 host.arrived(arrival);
                 name.arrived(arrival, &mut host);
                 for idle_ms in [0, 29_999, 30_000, 86_400_000, u64::MAX] {
@@ -215,7 +215,7 @@ mod tests {
         }
         let (mut name, mut host) = (Name::default(), Host::default());
         for (client, busy_ms) in [(None, None), (Some(1), Some(2_000))] {
-            name.arrived(Arrival { at: Timestamp::from_ms(0), client, busy_ms }, &mut host);
+            name.arrived(Arrival { at: Timestamp::from_ms(0), client, busy_ms, group: None }, &mut host);
             for idle_ms in [1_000, 3_000] {
                 assert_eq!(filled(&name, &host, idle_ms).next, FEATURES);
             }

@@ -12,8 +12,9 @@
 //!         └───────────────────── learns ──────────────────────────┘
 //! ```
 //!
-//! One regression serves all names of a group: that is the prior that a new name inherits, and the name's own state
-//! moves it away from there as the name is known better. It is learned online, by a Poisson likelihood over the pieces
+//! One regression serves all names of a host: that is the prior that a new name inherits, and the name's own state
+//! moves it away from there as the name is known better. The gaps that a name is taken to have had before its first one are
+//! those of its group (services of one image), drawn to those of the host by how few of them were seen. It is learned online, by a Poisson likelihood over the pieces
 //! of each gap that has ended (piecewise exponential model: Friedman, "Piecewise exponential models for survival data
 //! with covariates", Ann. Stat. 10, 1982), with an extended Kalman filter's update (Fahrmeir, "Posterior mode estimation
 //! by extended Kalman filtering for multivariate dynamic generalized linear models", JASA 87, 1992). What decays is an
@@ -49,6 +50,14 @@ pub struct Arrival {
     pub client: Option<u64>,
     /// For how long it keeps the service busy, in ms, if that is told. It is used only once that time is over.
     pub busy_ms: Option<u64>,
+    /// A hash of what its name has in common with others, if that is known: they are its group.
+    pub group: Option<u64>,
+}
+
+/// The group of names that have this word in common, such as their image. The same on every host and after each restart.
+#[must_use]
+pub fn group_of(word: &str) -> u64 {
+    super::stored::checksum(word.as_bytes())
 }
 
 /// One step of a hazard over idle time: constant from `from_ms` until `until_ms`.

@@ -143,15 +143,16 @@ impl Name {
         let at_ms = arrival.at.as_ms();
         match self.idle_ms(arrival.at) {
             Some(gap_ms) => {
-                self.gap_ended(gap_ms, host);
+                self.gap_ended(gap_ms, arrival, host);
                 self.clients = self.clients(gap_ms as f32 / 1_000.0);
             }
             None => {
                 self.first_ms = at_ms;
-                self.gaps = [host.log_gap; 2];
-                self.means = [host.log_gap; 3];
-                self.variance = host.log_gap_variance;
-                self.centre = host.log_gap;
+                let prior = host.prior(arrival.group);
+                self.gaps = [prior.mean; 2];
+                self.means = [prior.mean; 3];
+                self.variance = prior.variance;
+                self.centre = prior.mean;
             }
         }
         self.count = self.count.saturating_add(1);
@@ -177,13 +178,13 @@ impl Name {
         self.foreseen = 0.0;
     }
 
-    fn gap_ended(&mut self, gap_ms: u64, host: &mut Host) {
+    fn gap_ended(&mut self, gap_ms: u64, by: Arrival, host: &mut Host) {
         let gap_s = gap_ms as f32 / 1_000.0;
         for (count, half_life) in self.decayed.iter_mut().zip(HALF_LIVES_S) {
             *count = *count * (-gap_s / half_life).exp2() + 1.0;
         }
         let log_gap = gap_s.max(1.0).ln();
-        host.gap_ended(log_gap);
+        host.gap_ended(log_gap, by);
         self.gaps = [log_gap, self.gaps[0]];
         // Before this arrival there were as many gaps as arrivals but one.
         let weight = (1.0 / self.count.max(1) as f32).max(SLOWEST);
@@ -396,8 +397,12 @@ mod tests {
     fn an_hour_of_the_day_counts_how_often_it_was_there() {
         let mut name = Name::default();
         let mut host = Host::default();
-        let at =
-            |hours: u64| Arrival { at: Timestamp::from_ms(hours * HOUR_MS + 1), client: None, busy_ms: None };
+        let at = |hours: u64| Arrival {
+            at: Timestamp::from_ms(hours * HOUR_MS + 1),
+            client: None,
+            busy_ms: None,
+            group: None,
+        };
         for day in 10..14 {
             name.arrived(at(day * 24 + 9), &mut host);
         }

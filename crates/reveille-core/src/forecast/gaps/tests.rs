@@ -7,7 +7,7 @@ use crate::model::Rung;
 const MINUTE_MS: u64 = 60_000;
 
 fn asked(at_min: u64) -> Arrival {
-    Arrival { at: Timestamp::from_ms(at_min * MINUTE_MS), client: None, busy_ms: None }
+    Arrival { at: Timestamp::from_ms(at_min * MINUTE_MS), client: None, busy_ms: None, group: None }
 }
 
 /// A name that was asked for `times` times, every so many minutes.
@@ -45,6 +45,36 @@ fn a_new_name_inherits_what_its_group_has_taught() {
     };
     let (busy, quiet) = (hazard(5), hazard(300));
     assert!(busy > 1.5 * quiet, "{busy} {quiet}");
+}
+
+#[test]
+fn a_new_name_is_expected_as_names_of_its_group_were_and_not_as_others() {
+    let at = |minute: u64, group: u64| Arrival { group: Some(group), ..asked(minute) };
+    let mut gaps = Gaps::default();
+    // Names that come and go, each asked for five times. Irregular ones: a quarter of it up to twice it, in the order of time.
+    let mut names = [Name::default(), Name::default()];
+    let times = |group: usize, minutes: u64, times: u64| {
+        (0..times).scan(0, move |at_min, gap| {
+            *at_min += minutes * (1 + gap * gap * 5 % 8) / 4;
+            Some((*at_min, group, gap % 5 == 0))
+        })
+    };
+    let mut arrivals: Vec<(u64, usize, bool)> = times(0, 8, 400).chain(times(1, 100, 60)).collect();
+    arrivals.sort_unstable();
+    for (minute, name, new) in &arrivals {
+        if *new {
+            names[*name] = Name::default();
+        }
+        gaps.arrived(&mut names[*name], at(*minute, *name as u64));
+    }
+    let now_min = arrivals.last().map_or(0, |(minute, ..)| *minute);
+    let mut first = |group| {
+        let mut new = Name::default();
+        gaps.arrived(&mut new, at(now_min, group));
+        after(&gaps, &new, 5)
+    };
+    let (busy, quiet) = (first(0), first(1));
+    assert!(busy > 1.2 * quiet, "{busy} {quiet}");
 }
 
 #[test]
@@ -104,7 +134,7 @@ fn who_is_asked_for_by_a_clock_is_warm_when_it_strikes_and_asleep_before() {
             assert!(warm_ms * 10 <= gap_ms * 3, "{time}: warm for {warm_ms} of {gap_ms} ms: {stays:?}");
         }
         at = at.plus_ms(gap_ms);
-        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None });
+        gaps.arrived(&mut name, Arrival { at, client: None, busy_ms: None, group: None });
     }
     // A clock that has stopped is not waited for: an hour later as little is expected as of anybody.
     let (due, late) = (after(&gaps, &name, 10), after(&gaps, &name, 60));

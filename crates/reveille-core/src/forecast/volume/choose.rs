@@ -76,13 +76,7 @@ pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
         models.push(Arc::new(SeasonalMeans { season: long }));
     }
     models.push(Arc::new(SeasonalMeans { season: short }));
-    let by = if short > DAY_STEPS_MAX {
-        (1..=short).find(|by| short % by == 0 && short / by <= DAY_STEPS_MAX)
-    } else {
-        None
-    };
-    let by = by.unwrap_or(1);
-    let coarse = seasons.coarser(by);
+    let (by, coarse) = block_of(seasons);
     if by > 1 {
         models.push(blocks(by, SeasonalMeans { season: coarse.short }));
     }
@@ -102,7 +96,17 @@ pub fn candidates(seasons: Seasons) -> Vec<Arc<dyn Model>> {
     models
 }
 
-fn blocks(by: usize, model: impl Model + 'static) -> Arc<dyn Model> {
+/// How many steps make a block for models that recur through a day, and the seasons in blocks.
+#[must_use]
+pub fn block_of(seasons: Seasons) -> (usize, Seasons) {
+    let short = seasons.short;
+    let fits = |by: &usize| short.is_multiple_of(*by) && short / by <= DAY_STEPS_MAX;
+    let by = if short > DAY_STEPS_MAX { (1..=short).find(fits).unwrap_or(1) } else { 1 };
+    (by, seasons.coarser(by))
+}
+
+/// A model of means of blocks of `by` steps.
+pub fn blocks(by: usize, model: impl Model + 'static) -> Arc<dyn Model> {
     if by > 1 { Arc::new(Aggregated { by, inner: model }) } else { Arc::new(model) }
 }
 

@@ -16,6 +16,7 @@ mod autoregression;
 mod backtest;
 mod calibrate;
 mod choose;
+mod group;
 mod linear;
 mod naive;
 pub mod score;
@@ -29,7 +30,8 @@ mod tests;
 pub use arima::Arima;
 pub use autoregression::Autoregression;
 pub use calibrate::{Calibration, Coverage};
-pub use choose::{Chosen, Member, candidates, choose, choose_among};
+pub use choose::{Chosen, Member, block_of, blocks, candidates, choose, choose_among};
+pub use group::{Group, Joined, MEMBERS_MAX as GROUP_MEMBERS_MAX, MEMBERS_MIN as GROUP_MEMBERS_MIN};
 pub use naive::{SeasonalMeans, SeasonalNaive};
 pub use season::{Seasons, by_calendar, detect, seasons_of};
 pub use smoothing::{HoltWinters, Theta};
@@ -95,6 +97,15 @@ pub enum Fault {
     /// The model's arithmetic ended in infinities or NaN.
     #[error("the model gave a value that is not finite")]
     NotFinite,
+    /// Too few names of a group whose history says something.
+    #[error(
+        "{members} names of the group have a history, it takes at least {} of one step",
+        group::MEMBERS_MIN
+    )]
+    NoGroup {
+        /// That have one.
+        members: usize,
+    },
     /// No model was left.
     #[error("no model could forecast this series")]
     NoModel,
