@@ -224,9 +224,18 @@ pub struct ServiceDetail {
     pub risk: Option<RiskReport>,
 }
 
+/// Who is there at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clients {
+    /// Open connections.
+    pub open: u32,
+    /// Connections that wait for the service.
+    pub held: u32,
+}
+
 impl ServiceSummary {
     /// What there is to say of `service` and its primary.
-    pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
+    pub fn of(service: &Service, instance: &Instance, clients: Clients) -> Self {
         let spec = &service.spec;
         let judged = instance.health(spec);
         Self {
@@ -242,8 +251,8 @@ impl ServiceSummary {
             ports: spec.ports.clone(),
             kind: spec.kind,
             priority: spec.priority,
-            open_connections: instance.open_connections,
-            held_clients,
+            open_connections: clients.open,
+            held_clients: clients.held,
             last_activity: Time(instance.last_activity),
             failure: instance.failure.as_ref().map(FailureReport::of),
             health: judged.health,
@@ -265,9 +274,9 @@ impl ServiceDetail {
     }
 
     /// What there is to say of `service` and its primary.
-    pub fn of(service: &Service, instance: &Instance, held_clients: u32) -> Self {
+    pub fn of(service: &Service, instance: &Instance, clients: Clients) -> Self {
         Self {
-            summary: ServiceSummary::of(service, instance, held_clients),
+            summary: ServiceSummary::of(service, instance, clients),
             instance: instance.id,
             created_at: Time(service.created_at),
             phase_since: Time(instance.phase_since),

@@ -467,8 +467,8 @@ impl Forecaster {
         let taken = self.logs.take_seconds();
         let points = taken.iter().flat_map(|(service, at_s, amount)| {
             [
-                point(service, Kind::Arrivals, *at_s, amount.requests),
-                point(service, Kind::ExecutionMs, *at_s, amount.execution_ms),
+                point(service, Kind::Requests, *at_s, amount.requests),
+                point(service, Kind::RequestMs, *at_s, amount.execution_ms),
             ]
         });
         points.filter(|point| point.amount > 0).collect()

@@ -17,7 +17,7 @@ use crate::time::Time;
 /// What became of the requests of a part of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TakenRequests {
-    /// Requests that count as arrivals of a service here.
+    /// Requests of a service here, in the history of what it was asked for.
     pub counted: u64,
     /// Requests of something that is no service here: they are in the profiles of their users and groups alone.
     pub elsewhere: u64,
@@ -191,10 +191,16 @@ pub struct DemandStep {
     pub demand: f64,
     /// Questions that are no demand: those of floods.
     pub kept_out: u64,
-    /// Clients that wanted it: first packets after a quiet time, and requests of logs.
+    /// Clients that wanted it: first packets after a quiet time.
     pub arrivals: u64,
-    /// Time that requests of logs took, added up, in ms.
+    /// Time for which clients used it, added up over all of them, in ms.
     pub execution_ms: u64,
+    /// Requests that logs told of. Their clients may be among the arrivals too.
+    #[serde(default)]
+    pub requests: u64,
+    /// Time that those took, added up, in ms.
+    #[serde(default)]
+    pub request_ms: u64,
     /// Seconds of it that were watched: without one, the others are not zero but not known.
     pub watched_s: u64,
 }

@@ -16,11 +16,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reveille_api::events::Event;
 use reveille_api::types::{
-    Counts, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport, DemandStep,
-    DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, InstanceHealth, MetricsReport,
-    ObservedReport, ProfilesReport, PruneReport, Redeploy, ReloadReport, RestoreReply, SecondaryReport,
-    ServiceCounts, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply, VerifyReport,
-    VersionDetail, VersionList, VersionPlace, VersionSummary, Wake, Whose, WhyReport, ZoneKeys, ZoneSummary,
+    Clients, Counts, DecisionReport, DemandProfile, DemandProfileSummary, DemandRange, DemandReport,
+    DemandStep, DeployReply, DnsReport, HealthChange, HealthReport, HostSummary, InstanceHealth,
+    MetricsReport, ObservedReport, ProfilesReport, PruneReport, Redeploy, ReloadReport, RestoreReply,
+    SecondaryReport, ServiceCounts, ServiceDemand, ServiceDetail, ServiceSummary, TakenRequests, VerbReply,
+    VerifyReport, VersionDetail, VersionList, VersionPlace, VersionSummary, Wake, Whose, WhyReport, ZoneKeys,
+    ZoneSummary,
 };
 use reveille_api::{
     Access, Anonymous, Connections, Control, ControlError, Depth, Pin, RolloverStep, Scope, Time, Token,
@@ -212,12 +213,14 @@ impl Control for Memory {
         let rows = services.iter().filter(|(known, _)| after.is_none_or(|after| *known > after));
         Ok(rows
             .take(limit)
-            .map(|(_, (service, instance))| ServiceSummary::of(service, instance, 0))
+            .map(|(_, (service, instance))| ServiceSummary::of(service, instance, Clients::default()))
             .collect())
     }
 
     async fn service(&self, asked: &DomainName) -> Result<ServiceDetail, ControlError> {
-        self.with(asked, |service, instance| Ok(ServiceDetail::of(service, instance, 2)))
+        self.with(asked, |service, instance| {
+            Ok(ServiceDetail::of(service, instance, Clients { open: 0, held: 2 }))
+        })
     }
 
     async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceDetail, ControlError> {
@@ -284,7 +287,7 @@ impl Control for Memory {
             };
             let report = DecisionReport::of(Timestamp::from_ms(1_000), &decision);
             Ok(WhyReport {
-                service: ServiceSummary::of(service, instance, 0),
+                service: ServiceSummary::of(service, instance, Clients::default()),
                 decisions: vec![report; limit.min(2)],
                 wakes: vec![Wake::of(7, &wake_record(&instance.service))],
                 health_changes: vec![HealthChange::of(

@@ -47,7 +47,7 @@ pub enum Verb {
     ///
     /// Each line is like {"time":"2026-11-22T01:17:05Z","user":"ann","group":"staff","service":"hello.vm.test",
     /// "runtime":"node22","seconds":0.21,"cpu_seconds":0.05,"memory_bytes":73400320,"io_bytes":4096,"tags":["eu"]}, of which
-    /// time, user, service and seconds have to be there. Requests of services here count as arrivals of theirs if they are
+    /// time, user, service and seconds have to be there. Requests of services here are kept in their history if they are
     /// not older than a day; all of them count for the profiles of their users and groups. A line with a fault stops nothing:
     /// each is named with its number, and the exit status is 1 then. What gzip or zstd has packed is sent so.
     Send(SendLog),
@@ -309,7 +309,7 @@ fn summary(report: &LogReport) -> String {
     let LogReport { lines, taken, .. } = report;
     let rows = [
         ("requests", lines.accepted),
-        ("  counted as arrivals", taken.counted),
+        ("  of services here", taken.counted),
         ("  of no service here", taken.elsewhere),
         ("  too old for the history", taken.too_old),
         ("  dropped, no room", taken.dropped),
@@ -356,17 +356,30 @@ fn steps(demand: &ServiceDemand) -> String {
     let from_ms = demand.from.0.as_ms();
     let row = |(place, step): (u64, &reveille_api::types::DemandStep)| {
         let at = Timestamp::from_ms(from_ms + place * demand.step_s * 1_000);
-        let busy = match (step.execution_ms, step.arrivals) {
+        let each = match (step.request_ms, step.requests) {
             (0, _) | (_, 0) => "-".to_owned(),
-            (ms, arrivals) => format!("{:.3} s", ms as f64 / 1e3 / arrivals as f64),
+            (ms, requests) => format!("{:.3} s", ms as f64 / 1e3 / requests as f64),
         };
-        [at.utc(), step.queries.to_string(), format!("{:.0}", step.demand), step.arrivals.to_string(), busy]
+        [
+            at.utc(),
+            step.queries.to_string(),
+            format!("{:.0}", step.demand),
+            step.arrivals.to_string(),
+            format!("{:.2}", step.execution_ms as f64 / 1e3 / demand.step_s as f64),
+            step.requests.to_string(),
+            each,
+        ]
     };
-    let some = (0..).zip(&demand.steps).filter(|(_, step)| step.queries + step.arrivals > 0);
-    let rows: Vec<[String; 5]> = some.map(row).collect();
+    let asked = |step: &reveille_api::types::DemandStep| {
+        step.queries + step.arrivals + step.execution_ms + step.requests > 0
+    };
+    let rows: Vec<[String; 7]> = (0..).zip(&demand.steps).filter(|(_, step)| asked(step)).map(row).collect();
     let mut text =
         format!("{} in steps of {} s; steps without demand are left out\n\n", demand.service, demand.step_s);
-    text += &table(["SINCE", "QUERIES", "STAND FOR CLIENTS", "ARRIVALS", "EACH TOOK"], &rows);
+    text += &table(
+        ["SINCE", "QUERIES", "STAND FOR CLIENTS", "ARRIVALS", "IN USE", "LOGGED REQUESTS", "EACH TOOK"],
+        &rows,
+    );
     let unseen = demand.steps.iter().filter(|step| step.watched_s == 0).count();
     if unseen > 0 {
         text += &format!("\n{unseen} steps were not watched: the daemon did not run\n");

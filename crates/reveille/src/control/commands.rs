@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use reveille_api::types::{
-    DeployReply, HealthReport, ReloadReport, ReplicaReport, RestoreReply, ServiceCounts, ServiceDetail,
-    ServiceSummary, VerbReply,
+    Clients, DeployReply, HealthReport, ReloadReport, ReplicaReport, RestoreReply, ServiceCounts,
+    ServiceDetail, ServiceSummary, VerbReply,
 };
 use reveille_api::{CloneRequest, ControlError, Event as News, Time, Unstored};
 use reveille_core::answer::{Clash, clashes};
@@ -173,7 +173,7 @@ impl Control {
         let services = services.filter(|service| after.is_none_or(|after| service.spec.name > *after));
         let rows = services.filter_map(|service| {
             let instance = self.fleet.instance(service.primary)?;
-            Some(ServiceSummary::of(service, instance, self.held(&service.spec.name)))
+            Some(ServiceSummary::of(service, instance, self.clients(service, instance)))
         });
         rows.take(limit).collect()
     }
@@ -191,7 +191,7 @@ impl Control {
                     .map(ReplicaReport::of)
                     .collect(),
                 warm_up: self.executor.tools().warm_ups.told(instance.id),
-                ..ServiceDetail::of(service, instance, self.held(&service.spec.name))
+                ..ServiceDetail::of(service, instance, self.clients(service, instance))
                     .with(self.executor.tools().vitals.evidence(instance.id))
             },
             expected: service.outlook.as_ref().map(|outlook| {
@@ -228,8 +228,12 @@ impl Control {
         tokio::spawn(async move { reply.send(answer.await) });
     }
 
-    fn held(&self, name: &DomainName) -> u32 {
-        self.wiring.traffic(name).map_or(0, |traffic| traffic.held_clients)
+    /// Who is there now: what decisions go by is looked up only when they need it.
+    fn clients(&self, service: &Service, instance: &Instance) -> Clients {
+        match self.wiring.traffic(&service.spec.name) {
+            Some(traffic) => Clients { open: traffic.open_connections, held: traffic.held_clients },
+            None => Clients { open: instance.open_connections, held: 0 },
+        }
     }
 
     pub(super) fn resolve(&self, name: &DomainName) -> Result<DomainName, ControlError> {
@@ -321,7 +325,7 @@ impl Control {
         let name = spec.name.clone();
         self.services.own(instance.id, name.clone(), address);
         let service = Service::new(spec, address, now, instance.id);
-        let detail = ServiceDetail::of(&service, &instance, 0);
+        let detail = ServiceDetail::of(&service, &instance, Clients::default());
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
         self.executor.ask_whose(&name);
         let _ = self.news.send(News::Added { at: Time(now), service: name });

@@ -54,6 +54,7 @@ pub fn of_service(
     let (queries, clients) = (look(Kind::Queries)?, look(Kind::Arrivals)?);
     let (demand, kept_out) = (look(Kind::DemandMilli)?, look(Kind::Refused)?);
     let execution = look(Kind::ExecutionMs)?;
+    let (requests, request_ms) = (look(Kind::Requests)?, look(Kind::RequestMs)?);
     let at =
         |answer: &Answer, place: usize| -> Bucket { answer.buckets.get(place).copied().unwrap_or_default() };
     let steps = (0..queries.buckets.len()).map(|place| DemandStep {
@@ -62,10 +63,13 @@ pub fn of_service(
         demand: at(&demand, place).sum as f64 / 1e3,
         arrivals: at(&clients, place).sum,
         execution_ms: at(&execution, place).sum,
+        requests: at(&requests, place).sum,
+        request_ms: at(&request_ms, place).sum,
         watched_s: at(&queries, place).seen_s,
     });
-    let damaged = [&queries, &demand, &clients, &execution].into_iter().flat_map(|answer| &answer.damaged);
-    let mut damaged: Vec<String> = damaged.map(ToString::to_string).collect();
+    let read = [&queries, &demand, &kept_out, &clients, &execution, &requests, &request_ms];
+    let mut damaged: Vec<String> =
+        read.into_iter().flat_map(|answer| &answer.damaged).map(ToString::to_string).collect();
     damaged.sort_unstable();
     damaged.dedup();
     Ok(ServiceDemand {

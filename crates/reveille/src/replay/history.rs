@@ -16,11 +16,27 @@ const DAMAGE_TOLD_MAX: usize = 10;
 /// # Errors
 /// There is none, it cannot be read, it has no arrivals, or more than a trace may have.
 pub fn read(path: &Path, builder: &mut TraceBuilder) -> anyhow::Result<Vec<String>> {
-    let before = builder.arrivals();
-    let history = Offline::open(&place(path)?)?;
+    let (before, place) = (builder.arrivals(), place(path)?);
+    let mut told = read_kind(&place, Kind::Arrivals, builder)?;
+    if builder.arrivals() == before {
+        let requests = read_kind(&place, Kind::Requests, builder)?;
+        if builder.arrivals() > before {
+            told.push("no arrivals; the requests that logs told of are replayed instead".to_owned());
+        }
+        told.extend(requests);
+    }
+    if builder.arrivals() == before {
+        let why = if told.is_empty() { "nothing was asked for yet".to_owned() } else { told.join("; ") };
+        bail!("the history has no arrivals to replay: {why}");
+    }
+    Ok(told)
+}
+
+fn read_kind(place: &Path, kind: Kind, builder: &mut TraceBuilder) -> anyhow::Result<Vec<String>> {
+    let history = Offline::open(place)?;
     let (mut hours, mut hours_until_s) = (0_u64, 0);
     let mut failed: Option<TraceError> = None;
-    let damaged = history.points(Kind::Arrivals, |point| {
+    let damaged = history.points(kind, |point| {
         let at_ms = point.at_s.saturating_mul(1_000).min(AT_MS_MAX);
         let name = String::from_utf8_lossy(point.name);
         let taken = match point.resolution {
@@ -42,15 +58,11 @@ pub fn read(path: &Path, builder: &mut TraceBuilder) -> anyhow::Result<Vec<Strin
     let mut told = Vec::new();
     if hours > 0 {
         let until = Timestamp::from_ms(hours_until_s.saturating_mul(1_000)).utc();
-        told.push(format!("{hours} arrivals before {until}, of which only the hour is kept"));
+        told.push(format!("{hours} of them before {until}, of which only the hour is kept"));
     }
     told.extend(damaged.iter().take(DAMAGE_TOLD_MAX).map(ToString::to_string));
     if damaged.len() > DAMAGE_TOLD_MAX {
         told.push(format!("{} more damaged places", damaged.len() - DAMAGE_TOLD_MAX));
-    }
-    if builder.arrivals() == before {
-        let why = if told.is_empty() { "nothing was asked for yet".to_owned() } else { told.join("; ") };
-        bail!("the history has no arrivals to replay: {why}");
     }
     Ok(told)
 }

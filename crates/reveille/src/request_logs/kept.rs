@@ -23,6 +23,8 @@ pub const JOURNAL_BYTES_MAX: u64 = 16 << 20;
 const SYNC_EVERY: Duration = Duration::from_secs(10);
 /// How long a disk that takes nothing is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Length of what both files begin with.
+const HEAD_BYTES: usize = 16;
 
 /// The profiles, in memory and on the disk.
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl Kept {
     fn open_with(dir: &Path, journal_bytes_max: u64) -> anyhow::Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let (number, mut profiles) = stored(&dir.join("profiles"))?;
-        replay(&dir.join("journal"), number, &mut profiles)?;
+        let number = replay(&dir.join("journal"), number, &mut profiles)?;
         let mut kept = Self {
             dir: dir.to_owned(),
             profiles,
@@ -103,7 +105,7 @@ impl Kept {
         let number = self.number + 1;
         let written = write_file(&self.dir.join("profiles"), &numbered(number, &self.profiles.to_bytes()))
             .map(|_| self.number = number)
-            .and_then(|()| write_file(&self.dir.join("journal"), &number.to_le_bytes()));
+            .and_then(|()| write_file(&self.dir.join("journal"), &numbered(number, &[])));
         match written {
             Ok(journal) => {
                 (self.journal, self.journal_bytes, self.retry) = (Some(journal), 0, None);
@@ -133,8 +135,17 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// The number, twice, so that a wrong bit in it is seen.
 fn numbered(number: u64, bytes: &[u8]) -> Vec<u8> {
-    [&number.to_le_bytes()[..], bytes].concat()
+    [&number.to_le_bytes()[..], &(!number).to_le_bytes(), bytes].concat()
+}
+
+/// The number, and what is behind it; `None` if that is none.
+fn of_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    let (again, rest) = rest.split_first_chunk()?;
+    let number = u64::from_le_bytes(*number);
+    (number == !u64::from_le_bytes(*again)).then_some((number, rest))
 }
 
 /// Length, and what it is of.
@@ -144,19 +155,19 @@ fn framed(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// What is there, or nothing.
-fn read(path: &Path) -> anyhow::Result<Option<(u64, Vec<u8>)>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    Ok(bytes.split_first_chunk().map(|(number, rest)| (u64::from_le_bytes(*number), rest.to_vec())))
+fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 /// The profiles that were stored, and their number.
 fn stored(path: &Path) -> anyhow::Result<(u64, Profiles)> {
-    let Some((number, bytes)) = read(path)? else { return Ok((0, Profiles::default())) };
-    match Profiles::from_bytes(&bytes) {
+    let Some(bytes) = read(path)? else { return Ok((0, Profiles::default())) };
+    let (number, bytes) = of_number(&bytes).unwrap_or_default();
+    match Profiles::from_bytes(bytes) {
         Ok(profiles) => Ok((number, profiles)),
         Err(error) => {
             let aside = path.with_extension("damaged");
@@ -169,23 +180,30 @@ fn stored(path: &Path) -> anyhow::Result<(u64, Profiles)> {
     }
 }
 
-/// Takes in the requests of a journal that are not in the profiles with that number.
-fn replay(path: &Path, number: u64, profiles: &mut Profiles) -> anyhow::Result<()> {
-    let Some((_, bytes)) = read(path)?.filter(|(own, _)| *own >= number) else { return Ok(()) };
-    let mut rest = bytes.as_slice();
+/// Takes in the requests of a journal that are not in the profiles with that number, and gives the number to go on from.
+fn replay(path: &Path, number: u64, profiles: &mut Profiles) -> anyhow::Result<u64> {
+    let Some(bytes) = read(path)? else { return Ok(number) };
+    let Some((own, bytes)) = of_number(&bytes) else {
+        tracing::warn!(path = %path.display(), "its head is damaged: the requests in it are lost to the profiles");
+        return Ok(number);
+    };
+    if own < number {
+        return Ok(number);
+    }
+    let mut rest = bytes;
     while let Some((length, after)) = rest.split_first_chunk() {
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
         let requests = after.get(..length).map(unpack);
         let Some(Ok(requests)) = requests else {
-            let at = 8 + bytes.len() - rest.len();
+            let at = HEAD_BYTES + bytes.len() - rest.len();
             let lost = "the requests from there on are lost to the profiles";
             tracing::warn!(path = %path.display(), at, "a frame is damaged or not whole: {lost}");
-            return Ok(());
+            return Ok(own);
         };
         requests.iter().for_each(|request| profiles.take(request));
         rest = after.get(length..).unwrap_or_default();
     }
-    Ok(())
+    Ok(own)
 }
 
 #[cfg(test)]
@@ -233,7 +251,7 @@ mod tests {
         }
         let kept = Kept::open_with(dir.path(), 2_000).unwrap();
         assert_eq!(known(&kept), taken);
-        assert!(fs::metadata(dir.path().join("journal")).unwrap().len() <= 2_008);
+        assert!(fs::metadata(dir.path().join("journal")).unwrap().len() <= 2_000 + HEAD_BYTES as u64);
     }
 
     #[test]
@@ -267,9 +285,17 @@ mod tests {
         let mut kept = Kept::open(dir.path()).unwrap();
         kept.take(&requests("bob", 9));
         drop(kept);
-        fs::write(dir.path().join("profiles"), b"\x01\0\0\0\0\0\0\0nothing").unwrap();
+        fs::write(dir.path().join("profiles"), b"nothing").unwrap();
         assert_eq!(known(&Kept::open(dir.path()).unwrap()), 9);
+        // A number that cannot be is damage like any other.
+        let mut kept = Kept::open(dir.path()).unwrap();
+        kept.take(&requests("bob", 3));
+        drop(kept);
+        let mut profiles = fs::read(dir.path().join("profiles")).unwrap();
+        profiles[6] ^= 0x10;
+        fs::write(dir.path().join("profiles"), &profiles).unwrap();
+        assert_eq!(known(&Kept::open(dir.path()).unwrap()), 3, "the journal's alone");
         // A later version may be able to read them.
-        assert_eq!(fs::read(dir.path().join("profiles.damaged")).unwrap(), b"\x01\0\0\0\0\0\0\0nothing");
+        assert_eq!(fs::read(dir.path().join("profiles.damaged")).unwrap(), profiles);
     }
 }
