@@ -394,7 +394,7 @@ impl Policy {
             ("capacity", self.capacity.into(), 1, 1_024),
             ("target_percent", self.target_percent.into(), 10, 100),
             ("stable_ms", self.stable_ms, 5_000, WINDOW_MS_MAX),
-            ("panic_ms", self.panic_ms, 1_000, self.stable_ms.min(WINDOW_MS_MAX)),
+            ("panic_ms", self.panic_ms, 1_000, self.stable_ms.clamp(5_000, WINDOW_MS_MAX)),
             ("panic_percent", self.panic_percent.into(), 110, 1_000_000),
             ("scale_down_delay_ms", self.scale_down_delay_ms, 0, DAY_MS),
             ("scale_up_percent_max", self.scale_up_percent_max.into(), 110, 100_000),

@@ -34,9 +34,12 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 /// Faults of what is said about a profile.
 pub fn check_about(about: &str) -> Option<SpecFault> {
-    let allowed = format!("up to {ABOUT_BYTES_MAX} bytes");
+    let allowed = format!("up to {ABOUT_BYTES_MAX} bytes without control characters");
     let bytes = about.len();
-    (bytes > ABOUT_BYTES_MAX).then(|| SpecFault::new("about", format!("{bytes} bytes"), allowed))
+    if bytes > ABOUT_BYTES_MAX {
+        return Some(SpecFault::new("about", format!("{bytes} bytes"), allowed));
+    }
+    about.contains(char::is_control).then(|| SpecFault::new("about", format!("{about:?}"), allowed))
 }
 
 /// The set at `place`, such as `boot`. What is faulty is left out of it, and told; `None` are steps that were told before.

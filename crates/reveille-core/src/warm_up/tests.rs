@@ -75,6 +75,7 @@ fn a_name_is_short_and_not_the_one_that_chooses() {
         assert!(check_name(odd).is_err(), "{odd}");
     }
     assert!(check_about(&"a".repeat(501)).is_some());
+    assert!(check_about("one\u{1b}[31m").is_some() && check_about("for caches; Ångström").is_none());
 }
 
 #[test]

@@ -162,6 +162,9 @@ fn wide(path: &Path) -> Result<Vec<(usize, String, Vec<f64>)>, ReadError> {
         }
         rows.push((line, name, values));
     }
+    if rows.is_empty() {
+        return Err(wrong(path, 2, "a series a line is wanted, and there is none".to_owned()));
+    }
     Ok(rows)
 }
 
@@ -192,6 +195,9 @@ fn long(path: &Path, layout: &Layout) -> Result<Vec<(String, Series)>, ReadError
         };
         let name = series.map(cell).transpose()?.unwrap_or(layout.name);
         values.entry(name.to_owned()).or_default().insert(at.div_euclid(layout.step_s), found);
+    }
+    if values.is_empty() {
+        return Err(wrong(path, 2, "a value a line is wanted, and there is none".to_owned()));
     }
     values.into_iter().map(|(name, values)| regular(path, layout, name, &values)).collect()
 }
