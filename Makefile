@@ -17,3 +17,5 @@ soak:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
+	@# As users have it, without what only tests ask of libraries.
+	cargo check --workspace --locked

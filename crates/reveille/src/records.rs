@@ -30,7 +30,7 @@ pub fn start(config: &Config, clock: Clock) -> anyhow::Result<Option<Arc<Records
     // The config was not taken otherwise.
     let encode = parquet().context("this program was built without Parquet")?;
     let shelf = Arc::new(Annex::open(&depot)?);
-    let run = getrandom::u64().context("there are no random numbers to be had")?;
+    let run = getrandom::u64().map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     tracing::info!(queries = settings.queries, requests = settings.requests, "raw records");
     Ok(Some(Arc::new(Records::start(settings, shelf, encode, move || clock.now(), run))))
 }

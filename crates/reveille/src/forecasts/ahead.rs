@@ -177,7 +177,7 @@ impl Known {
     }
 }
 
-/// What was in use of a service in each step of the last fortnight, from the first that was seen to the one that `now_s` is
+/// What was in use of a service in each step of the last fortnight, from the first in which it was to the one that `now_s` is
 /// in.
 pub(super) fn past(
     reader: &Reader,
@@ -196,10 +196,11 @@ pub(super) fn past(
     Ok(series(&reader.query(&query)?))
 }
 
-/// Mean of what was in use in each step; what was not watched is missing.
+/// Mean of what was in use in each step since it was in use first: until then it may not have been there. What was not watched
+/// is missing.
 fn series(answer: &Answer) -> Result<Series, Fault> {
     let values = answer.buckets.iter().map(|bucket| bucket.mean_per_s().map_or(f64::NAN, |ms| ms / 1_000.0));
-    let values: Vec<f64> = values.skip_while(|value| value.is_nan()).collect();
+    let values: Vec<f64> = values.skip_while(|value| value.is_nan() || *value == 0.0).collect();
     let skipped = answer.buckets.len() - values.len();
     let step_s = i64::try_from(answer.step_s).unwrap_or(i64::MAX);
     let first_s = i64::try_from(answer.from_s).unwrap_or(i64::MAX);
