@@ -5,7 +5,7 @@ use std::sync::Arc;
 use reveille_core::model::{DomainName, Gate, InstanceId};
 
 use crate::binding::{BindError, Binding};
-use crate::counters::Traffic;
+use crate::counters::{Replies, Traffic};
 use crate::guest::Link;
 use crate::relay::{Busy, Relay};
 use crate::tap::{Echo, TapAddresses, TapBinding, TapError, Taps};
@@ -86,6 +86,14 @@ impl Activator {
         }
     }
 
+    /// The process of the instance is gone: in tap mode another one may have the service's device.
+    pub fn release(&self, service: &DomainName, member: InstanceId) {
+        match self {
+            Self::Relay(_) => {}
+            Self::Tap(taps) => taps.release(service, member),
+        }
+    }
+
     /// See [`Relay::lead_to`]; without meaning in tap mode.
     pub fn lead_to(&self, service: &DomainName, member: InstanceId, takes: bool) {
         match self {
@@ -99,6 +107,14 @@ impl Activator {
         match self {
             Self::Relay(relay) => relay.in_use(service, member),
             Self::Tap(taps) => taps.traffic(service).map_or(0, |traffic| traffic.open_connections),
+        }
+    }
+
+    /// See [`Relay::replies`]; in tap mode nobody sees them.
+    pub fn replies(&self, service: &DomainName, member: InstanceId) -> Option<Replies> {
+        match self {
+            Self::Relay(relay) => Some(relay.replies(service, member)),
+            Self::Tap(_) => None,
         }
     }
 

@@ -22,6 +22,33 @@ impl Count {
     }
 }
 
+/// What one instance has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replies {
+    /// Times that it answered what a TCP client had said.
+    pub count: u64,
+    /// Microseconds from the first byte that a client said to the first one of the answer, all of these together.
+    pub us: u64,
+}
+
+/// Counts of [`Replies`].
+#[derive(Debug, Default)]
+pub(crate) struct ReplyCounters {
+    count: Count,
+    us: Count,
+}
+
+impl ReplyCounters {
+    pub(crate) fn one(&self, us: u64) {
+        self.count.one();
+        self.us.add(us);
+    }
+
+    pub(crate) fn picture(&self) -> Replies {
+        Replies { count: self.count.get(), us: self.us.get() }
+    }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Counts of one service since it was bound.
@@ -88,10 +115,6 @@ counters! {
     bytes_in,
     /// Bytes from the instance to TCP clients.
     bytes_out,
-    /// Times that the instance answered what a TCP client had said.
-    replies,
-    /// Microseconds from the first byte that a client said to the first one of the answer, all of these together.
-    reply_us,
     /// Datagrams from clients to the instance.
     datagrams_in,
     /// Datagrams from the instance to clients.

@@ -20,11 +20,15 @@ use std::time::Duration;
 use reveille_core::model::{Gate, InstanceId, PortSpec, Timestamp};
 use tokio::sync::watch;
 
-use crate::counters::{Counters, Traffic};
+use crate::counters::{Counters, Replies, ReplyCounters, Traffic};
 use crate::events::ServiceEvents;
 use crate::held::{HeldBudget, HeldLimits};
 use crate::relay::{Busy, Now};
 use crate::upstream::{Backend, Upstream, UpstreamDatagrams};
+
+mod passage;
+
+pub(crate) use passage::{Begun, NotBegun, Passage};
 
 /// Set in the word while datagrams may pass.
 const OPEN: u64 = 1 << 63;
@@ -95,20 +99,27 @@ struct Member {
     takes: bool,
     /// TCP connections and UDP sessions that lead to it.
     in_use: u32,
+    /// What it has answered, also to clients that it has no more.
+    replies: Arc<ReplyCounters>,
 }
 
 struct OpenEntry {
     /// Whom it leads to, once it leads anywhere.
     member: Option<InstanceId>,
+    /// Whom it was led to last, whatever came of it.
+    last: Option<InstanceId>,
+    /// Whom it was led to before that and in vain; at most all instances of the service.
+    failed: Vec<InstanceId>,
     backend: Option<Arc<Upstream>>,
     cut: Arc<OnceLock<Cut>>,
 }
 
 impl State {
-    /// The instance that takes clients and has the fewest; of those alike the oldest.
-    fn least_used(&mut self) -> io::Result<(InstanceId, &mut Member)> {
+    /// The instance that takes clients and has the fewest; of those alike the oldest. One of `failed` only if there is
+    /// no other.
+    fn least_used(&mut self, failed: &[InstanceId]) -> io::Result<(InstanceId, &mut Member)> {
         let taking = self.members.iter_mut().filter(|(_, member)| member.takes);
-        let least = taking.min_by_key(|(id, member)| (member.in_use, **id));
+        let least = taking.min_by_key(|(id, member)| (failed.contains(id), member.in_use, **id));
         least.map(|(id, member)| (*id, member)).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -121,6 +132,10 @@ impl State {
 }
 
 impl OpenEntry {
+    fn unconnected(cut: Arc<OnceLock<Cut>>) -> Self {
+        Self { member: None, last: None, failed: Vec::new(), backend: None, cut }
+    }
+
     fn end(&self, why: Cut) {
         // The flag first: a task that finds its socket broken asks the flag why.
         let _ = self.cut.set(why);
@@ -208,7 +223,7 @@ impl ServiceGate {
                     Some(std::mem::replace(&mut member.backend, backend))
                 }
                 btree_map::Entry::Vacant(vacant) => {
-                    vacant.insert(Member { backend, takes, in_use: 0 });
+                    vacant.insert(Member { backend, takes, in_use: 0, replies: Arc::default() });
                     None
                 }
             },
@@ -229,12 +244,17 @@ impl ServiceGate {
         self.lock().members.get(&id).map_or(0, |member| member.in_use)
     }
 
+    /// What the instance has answered since it is behind the service.
+    pub(crate) fn replies(&self, id: InstanceId) -> Replies {
+        self.lock().members.get(&id).map_or_else(Replies::default, |member| member.replies.picture())
+    }
+
     /// A flow of datagrams to a port of the instance that has the fewest clients. It counts as one until
     /// [`ServiceGate::datagrams_ended`].
     pub(crate) fn datagrams(&self, port: u16) -> io::Result<(InstanceId, UpstreamDatagrams)> {
         let (id, backend) = {
             let mut state = self.lock();
-            let (id, member) = state.least_used()?;
+            let (id, member) = state.least_used(&[])?;
             member.in_use += 1;
             (id, member.backend.clone())
         };
@@ -399,7 +419,7 @@ impl ServiceGate {
                 let id = state.next_passage;
                 state.next_passage += 1;
                 let cut = Arc::default();
-                state.open.insert(id, OpenEntry { member: None, backend: None, cut: Arc::clone(&cut) });
+                state.open.insert(id, OpenEntry::unconnected(Arc::clone(&cut)));
                 self.note_packet();
                 self.counters.opened.one();
                 Admission::Open(Passage { gate: Arc::clone(self), id, cut })
@@ -470,61 +490,6 @@ pub(crate) struct Pass<'a>(&'a ServiceGate);
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         self.0.word.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// An open TCP connection's way through the gate; it counts as open until this is dropped.
-pub(crate) struct Passage {
-    gate: Arc<ServiceGate>,
-    id: u64,
-    cut: Arc<OnceLock<Cut>>,
-}
-
-/// Why a connect to the backend was not even begun.
-pub(crate) enum NotBegun {
-    /// The gate does not let through, or the passage is cut.
-    Closed,
-    /// The backend cannot be reached.
-    Io(io::Error),
-}
-
-impl Passage {
-    /// Begins to connect to a port of the backend; [`Upstream::connected`] tells the outcome.
-    pub(crate) fn connect(&self, port: u16) -> Result<Arc<Upstream>, NotBegun> {
-        let mut state = self.gate.lock();
-        let open = state.shown.gate == Gate::Open;
-        let Some(entry) = state.open.get_mut(&self.id).filter(|_| open) else {
-            return Err(NotBegun::Closed);
-        };
-        // Who tries again is a new client.
-        let earlier = entry.member.take();
-        state.left(earlier);
-        let (id, member) = state.least_used().map_err(NotBegun::Io)?;
-        let upstream = Arc::new(member.backend.begin_connect(port).map_err(NotBegun::Io)?);
-        member.in_use += 1;
-        if let Some(entry) = state.open.get_mut(&self.id) {
-            entry.member = Some(id);
-            entry.backend = Some(Arc::clone(&upstream));
-        }
-        Ok(upstream)
-    }
-
-    /// Why the passage is cut, if it is.
-    pub(crate) fn cut_why(&self) -> Option<Cut> {
-        self.cut.get().copied()
-    }
-}
-
-impl Drop for Passage {
-    fn drop(&mut self) {
-        let mut state = self.gate.lock();
-        if let Some(entry) = state.open.remove(&self.id) {
-            state.left(entry.member);
-            self.gate.note_packet();
-            if state.open.is_empty() {
-                self.gate.events.idle();
-            }
-        }
     }
 }
 

@@ -34,7 +34,7 @@ mod upstream;
 
 pub use activator::{Activator, ActivatorError};
 pub use binding::{BindError, Binding, RelayLimits};
-pub use counters::Traffic;
+pub use counters::{Replies, Traffic};
 pub use events::{EventSender, RelayEvent, RelayEvents, ServiceEvents, channel as relay_events};
 pub use open_files::{OPEN_FILES_MAX, raise_open_files};
 pub use relay::{Busy, Now, Relay};

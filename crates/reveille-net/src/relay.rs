@@ -8,7 +8,7 @@ use reveille_core::model::{DomainName, Gate, InstanceId, Timestamp};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::binding::{BindError, Binding, RelayLimits};
-use crate::counters::Traffic;
+use crate::counters::{Replies, Traffic};
 use crate::events::{EventSender, RelayEvents, ServiceEvents, channel};
 use crate::gate::{ServiceGate, ServiceLimits};
 use crate::guest::Link;
@@ -140,6 +140,11 @@ impl Relay {
     /// TCP connections and UDP sessions that lead to the instance.
     pub fn in_use(&self, service: &DomainName, member: InstanceId) -> u32 {
         self.inner.gate(service).map_or(0, |gate| gate.in_use(member))
+    }
+
+    /// What the instance has answered since it is behind the service.
+    pub fn replies(&self, service: &DomainName, member: InstanceId) -> Replies {
+        self.inner.gate(service).map_or_else(Replies::default, |gate| gate.replies(member))
     }
 
     /// One of several instances is lost: as [`Relay::cut`], for what leads to it alone. Clients over whose connection no

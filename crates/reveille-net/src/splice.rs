@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::coop;
 use tokio::time::Instant;
 
+use crate::counters::ReplyCounters;
 use crate::gate::ServiceGate;
 use crate::upstream::{Ends, Upstream};
 
@@ -44,6 +45,7 @@ pub(crate) enum Broken {
 /// The bytes that a connection has carried; the gate is told of them as they pass.
 pub(crate) struct Carried<'a> {
     gate: &'a ServiceGate,
+    replies: &'a ReplyCounters,
     began: Instant,
     up: AtomicU64,
     down: AtomicU64,
@@ -52,9 +54,9 @@ pub(crate) struct Carried<'a> {
 }
 
 impl<'a> Carried<'a> {
-    pub(crate) fn nothing_yet(gate: &'a ServiceGate) -> Self {
+    pub(crate) fn nothing_yet(gate: &'a ServiceGate, replies: &'a ReplyCounters) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { gate, began: Instant::now(), up: zero(), down: zero(), said_us: zero() }
+        Self { gate, replies, began: Instant::now(), up: zero(), down: zero(), said_us: zero() }
     }
 
     /// No byte was read from either side, so that another connection can take the place of this one unnoticed.
@@ -79,8 +81,7 @@ impl<'a> Carried<'a> {
         let said_us = self.said_us.load(Ordering::Relaxed);
         if said_us != 0 {
             self.said_us.store(0, Ordering::Relaxed);
-            self.gate.counters.replies.one();
-            self.gate.counters.reply_us.add((self.since_us() + 1).saturating_sub(said_us));
+            self.replies.one((self.since_us() + 1).saturating_sub(said_us));
         }
     }
 

@@ -24,10 +24,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::gate::{Admission, Cut, HeldSlot, NotBegun, Passage, ServiceGate, Signal};
+use crate::gate::{Admission, Begun, Cut, HeldSlot, NotBegun, Passage, ServiceGate, Signal};
 use crate::listen;
 use crate::splice::{Broken, Carried, splice};
-use crate::upstream::Upstream;
 
 /// Pause before accepting again when no file descriptor is left. The clients wait in the kernel's backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -200,8 +199,8 @@ impl Client {
     async fn pass(&self, passage: &Passage, signal: &mut Signals, wait: &mut Wait) -> Option<End> {
         loop {
             let next = match self.connect(passage, wait.until).await {
-                Ok(backend) => {
-                    let next = self.serve(passage, &backend).await;
+                Ok(begun) => {
+                    let next = self.serve(passage, &begun).await;
                     // Should it have to wait once more, its time begins now.
                     *wait = Wait::begin(self.port.gate.limits.held_max);
                     next
@@ -224,26 +223,26 @@ impl Client {
     }
 
     /// Has the guest complete a handshake.
-    async fn connect(&self, passage: &Passage, until: Instant) -> Result<Arc<Upstream>, Next> {
+    async fn connect(&self, passage: &Passage, until: Instant) -> Result<Begun, Next> {
         let again = |error: io::Error| {
             tracing::debug!(port = %self.port.port, %error, "cannot connect; trying again");
             Next::Again
         };
         let held_again = |why: Option<Cut>| why.map_or(Next::Hold, |why| after_cut(why, true));
-        let backend = match passage.connect(self.port.port.number) {
-            Ok(backend) => backend,
+        let begun = match passage.connect(self.port.port.number) {
+            Ok(begun) => begun,
             Err(NotBegun::Closed) => return Err(held_again(passage.cut_why())),
             Err(NotBegun::Io(error)) => return Err(again(error)),
         };
         let connected = tokio::select! {
-            connected = backend.connected() => connected,
+            connected = begun.upstream.connected() => connected,
             _ = self.stream.ready(Interest::ERROR) => return Err(Next::Over(End::Left)),
             () = sleep_until(until) => return Err(Next::Over(End::Expired)),
         };
         // A handshake that failed may be the trace of a cut.
         match (passage.cut_why(), connected) {
             (Some(why), _) => Err(after_cut(why, true)),
-            (None, Ok(())) => Ok(backend),
+            (None, Ok(())) => Ok(begun),
             (None, Err(error)) if error.kind() == ErrorKind::ConnectionReset => {
                 Err(Next::Over(End::Broken(Broken::Backend)))
             }
@@ -252,9 +251,9 @@ impl Client {
     }
 
     /// Joins the client and the guest until one or both have ended.
-    async fn serve(&self, passage: &Passage, backend: &Upstream) -> Next {
-        let gate = &self.port.gate;
-        let carried = Carried::nothing_yet(gate);
+    async fn serve(&self, passage: &Passage, begun: &Begun) -> Next {
+        let (gate, backend) = (&self.port.gate, &*begun.upstream);
+        let carried = Carried::nothing_yet(gate, &begun.replies);
         let Err(broken) = splice(&self.stream, backend, &carried, gate.limits.half_closed_max).await else {
             return Next::Over(End::Completed);
         };

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 /// The bench's own backend is instance 0.
 const FIRST: InstanceId = InstanceId(0);
 const SECOND: InstanceId = InstanceId(2);
+const THIRD: InstanceId = InstanceId(3);
 
 /// One more instance, which takes clients, and where it listens.
 async fn another(bench: &Bench) -> TcpListener {
@@ -89,6 +90,66 @@ async fn when_one_is_lost_its_clients_are_led_to_another_unless_they_have_said_s
     assert_eq!(in_use(&bench), (3, 0));
     assert_eq!(bench.traffic().open_connections, 3);
     drop((kept, more));
+}
+
+#[tokio::test]
+async fn clients_of_one_that_refuses_them_are_led_to_another() {
+    let bench = Bench::new(&["tcp/8080"]).await;
+    // Nobody listens there: its connections are refused, so that it always has the fewest.
+    let ip: IpAddr = address().into();
+    bench.relay.set_member(&service(), SECOND, Backend::Address(ip), false);
+    bench.relay.set_member(&service(), THIRD, Backend::Address(address().into()), false);
+    let first = bench.listen().await;
+    bench.open();
+    let kept: Vec<_> = {
+        let clients = [bench.client().await, bench.client().await];
+        vec![(clients, accepted(&first).await, accepted(&first).await)]
+    };
+    bench.relay.lead_to(&service(), SECOND, true);
+    bench.relay.lead_to(&service(), THIRD, true);
+    let (mut client, mut served) = (bench.client().await, accepted(&first).await);
+    served.write_all(b"z").await.unwrap();
+    let mut byte = [0];
+    within(client.read_exact(&mut byte)).await.unwrap();
+    assert_eq!((&byte, bench.traffic().retries), (b"z", 2), "each that refuses was tried once");
+    assert_eq!(in_use(&bench), (3, 0));
+    // With the others gone it is tried again and again, until it listens.
+    bench.relay.lead_to(&service(), FIRST, false);
+    bench.relay.lead_to(&service(), THIRD, false);
+    let mut client = bench.client().await;
+    bench.until("further tries", |traffic| traffic.retries >= 5).await;
+    let second = TcpListener::bind(SocketAddr::new(ip, bench.stable().port())).await.unwrap();
+    accepted(&second).await.write_all(b"a").await.unwrap();
+    within(client.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(&byte, b"a");
+    drop(kept);
+}
+
+#[tokio::test]
+async fn answers_are_counted_for_the_instance_that_gave_them() {
+    let bench = Bench::new(&["tcp/8080"]).await;
+    let first = bench.listen().await;
+    bench.open();
+    let mut pairs = vec![(bench.client().await, accepted(&first).await)];
+    let second = another(&bench).await;
+    bench.relay.lead_to(&service(), SECOND, true);
+    pairs.push((bench.client().await, accepted(&second).await));
+    let mut byte = [0];
+    for (pair, questions) in pairs.iter_mut().zip([1, 3]) {
+        let (client, served) = pair;
+        for _ in 0..questions {
+            client.write_all(b"?").await.unwrap();
+            within(served.read_exact(&mut byte)).await.unwrap();
+            served.write_all(b"!").await.unwrap();
+            within(client.read_exact(&mut byte)).await.unwrap();
+        }
+    }
+    let counted = |member| bench.relay.replies(&service(), member).count;
+    assert_eq!((counted(FIRST), counted(SECOND), counted(THIRD)), (1, 3, 0));
+    // A client that leaves takes nothing with it.
+    drop(pairs);
+    bench.until("nobody", |traffic| traffic.open_connections == 0).await;
+    assert_eq!((counted(FIRST), counted(SECOND)), (1, 3));
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::{Bench, address, binding, ends_by_reset, reset, service, within};
 use proptest::prelude::*;
-use reveille_net::RelayLimits;
+use reveille_core::model::InstanceId;
+use reveille_net::{RelayLimits, Replies};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -78,7 +79,7 @@ async fn the_time_to_an_answer_counts_from_what_the_client_said() {
     // A greeting answers nobody.
     backend.write_all(b"2").await.unwrap();
     within(client.read_exact(&mut byte)).await.unwrap();
-    assert_eq!(bench.traffic().replies, 0);
+    assert_eq!(replies(&bench), Replies::default());
     for said in ["a", "bc"] {
         for part in said.as_bytes().chunks(1) {
             client.write_all(part).await.unwrap();
@@ -90,9 +91,14 @@ async fn the_time_to_an_answer_counts_from_what_the_client_said() {
             within(client.read_exact(&mut byte)).await.unwrap();
         }
     }
-    let traffic = bench.traffic();
-    assert_eq!(traffic.replies, 2, "one for each question, however many bytes either had");
-    assert!(u128::from(traffic.reply_us) >= 2 * SLOW.as_micros(), "{traffic:?}");
+    let counted = replies(&bench);
+    assert_eq!(counted.count, 2, "one for each question, however many bytes either had");
+    assert!(u128::from(counted.us) >= 2 * SLOW.as_micros(), "{counted:?}");
+}
+
+/// What the bench's backend, instance 0, has answered.
+fn replies(bench: &Bench) -> Replies {
+    bench.relay.replies(&service(), InstanceId(0))
 }
 
 proptest! {

@@ -10,7 +10,7 @@ use reveille::control::wiring::Wiring;
 use reveille_core::model::{
     Cause, DomainName, Gate, InstanceId, PortSpec, Protocol, Role, ServiceSpec, Timestamp,
 };
-use reveille_net::{ActivatorError, Binding, Busy, EventSender, ServiceEvents, Traffic};
+use reveille_net::{ActivatorError, Binding, Busy, EventSender, Replies, ServiceEvents, Traffic};
 use reveille_vm::driver::{self, Driver, DriverError};
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, sleep, timeout};
@@ -137,11 +137,15 @@ impl Wiring for Ports {
         })
     }
 
-    fn plug(&self, _: &DomainName, _: Ipv4Addr, _: Option<Ipv6Addr>) -> driver::Link {
+    fn replies(&self, _: InstanceId, _: &DomainName) -> Option<Replies> {
+        None
+    }
+
+    fn plug(&self, _: InstanceId, _: &DomainName, _: Ipv4Addr, _: Option<Ipv6Addr>) -> driver::Link {
         driver::Link::Stream
     }
 
-    fn plug_bound(&self, _: &ServiceSpec) -> Result<driver::Link, Cause> {
+    fn plug_bound(&self, _: InstanceId, _: &ServiceSpec) -> Result<driver::Link, Cause> {
         Ok(driver::Link::Stream)
     }
 

@@ -86,8 +86,8 @@ pub struct MetricsReport {
     pub read_bytes: Option<u64>,
     /// What it has written to disks.
     pub written_bytes: Option<u64>,
-    /// Answers to TCP clients that passed the relay since the daemon listens for the service; absent in tap mode, where
-    /// nobody sees them.
+    /// Answers of this instance to TCP clients that passed the relay since the daemon reaches its process; absent in tap
+    /// mode, where nobody sees them.
     pub replies: Option<u64>,
     /// From what a client said to the first byte of the answer, all of these together, in microseconds.
     pub reply_us_total: Option<u64>,

@@ -48,7 +48,8 @@ pub(super) fn choose(fleet: &Fleet, replica: &Instance, service: &Service, now: 
         Phase::Active if needed => Choice::Nothing,
         Phase::Active => Choice::Do(Action::Drain { idle_ms: 0, force: false }, wanted.into()),
         Phase::Draining if needed => Choice::Do(Action::Undrain, wanted.into()),
-        Phase::Draining if replica.open_connections > 0 => Choice::Nothing,
+        // Somebody may have been led there between the last count and the drain.
+        Phase::Draining if replica.open_connections > 0 || replica.is_uncounted => Choice::Nothing,
         Phase::Failed => {
             // Another one takes its place then.
             let until = replica.phase_since.plus_ms(service.spec.policy.cooloff_ms);

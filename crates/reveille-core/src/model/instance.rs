@@ -267,6 +267,9 @@ pub struct Instance {
     /// Connections through the relay at the last look. Not stored: a restart closes them all.
     #[serde(skip)]
     pub open_connections: u32,
+    /// Those were not counted since nobody new is led to it: it is a replica that drains.
+    #[serde(skip)]
+    pub is_uncounted: bool,
     /// The process of an earlier start may still be there and must be ended before the next one.
     #[serde(default)]
     pub unfenced: bool,
@@ -380,6 +383,7 @@ impl Instance {
             wake_at: None,
             rest_retry_at: None,
             open_connections: 0,
+            is_uncounted: false,
             unfenced: false,
             in_flight: false,
             publishing: None,

@@ -18,6 +18,7 @@ impl Instance {
         now: Timestamp,
     ) {
         self.open_connections = open_connections;
+        self.is_uncounted = false;
         let seen = if open_connections > 0 { Some(now) } else { last_packet };
         self.last_activity = self.last_activity.max(seen.unwrap_or_default());
     }

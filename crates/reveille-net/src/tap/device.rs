@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use reveille_core::model::InstanceId;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -158,6 +159,8 @@ pub(super) struct Devices {
     addresses: TapAddresses,
     holder: Device,
     guest: Mutex<Guest>,
+    /// Whose process was given the guest's device, until it is said to be gone.
+    user: Mutex<Option<InstanceId>>,
 }
 
 #[derive(Debug)]
@@ -190,7 +193,7 @@ impl Devices {
         let guest = Self::make_guest(netlink, addresses)?;
         let name = DeviceName::new('h', addresses.v4);
         let holder = Device::make(netlink, name, Offload::None, addresses)?;
-        let devices = Self { addresses, holder, guest: Mutex::new(guest) };
+        let devices = Self { addresses, holder, guest: Mutex::new(guest), user: Mutex::default() };
         devices.lead(netlink, Way::Holder)?;
         Ok(devices)
     }
@@ -224,9 +227,25 @@ impl Devices {
         Ok(())
     }
 
-    /// The open guest's device for a process that is about to be started, the one before it being gone. What was
-    /// still queued for that one is dropped.
-    pub(super) fn for_process(&self, netlink: &Netlink) -> io::Result<OwnedFd> {
+    /// The open guest's device for a process of the instance that is about to be started, the one before it being gone.
+    /// What was still queued for that one is dropped. Not given to two instances: both would have the same addresses.
+    pub(super) fn for_process(&self, netlink: &Netlink, instance: InstanceId) -> io::Result<OwnedFd> {
+        let mut user = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = user.filter(|user| *user != instance) {
+            return Err(io::Error::other(format!("{other} of the same service has its device")));
+        }
+        let fd = self.open_for_process(netlink)?;
+        *user = Some(instance);
+        Ok(fd)
+    }
+
+    /// The instance has no process any more.
+    pub(super) fn release(&self, instance: InstanceId) {
+        let mut user = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        user.take_if(|user| *user == instance);
+    }
+
+    fn open_for_process(&self, netlink: &Netlink) -> io::Result<OwnedFd> {
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Guest::Found { .. } = *guest {
             // It went with the process that had it.

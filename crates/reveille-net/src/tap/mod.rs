@@ -77,7 +77,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reveille_core::model::{DomainName, Gate, PortSpec};
+use reveille_core::model::{DomainName, Gate, InstanceId, PortSpec};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
@@ -382,15 +382,23 @@ impl Taps {
         self.inner.service(service).map(|found| found.addresses)
     }
 
-    /// The open guest's device, for a process that is about to be started.
+    /// The open guest's device, for a process of the instance that is about to be started.
     ///
     /// # Errors
-    /// The service is not bound, what it may send is not limited yet, or another process has the device.
-    pub fn queue(&self, service: &DomainName) -> io::Result<OwnedFd> {
+    /// The service is not bound, what it may send is not limited yet, or another process, or another instance until
+    /// [`Taps::release`], has the device.
+    pub fn queue(&self, service: &DomainName, instance: InstanceId) -> io::Result<OwnedFd> {
         if !self.inner.firewall.is_enforced() {
             return Err(io::Error::other("what guests may send is not limited"));
         }
-        self.inner.service(service).ok_or(io::ErrorKind::NotFound)?.for_process()
+        self.inner.service(service).ok_or(io::ErrorKind::NotFound)?.for_process(instance)
+    }
+
+    /// The instance has no process any more: another one may have the service's device.
+    pub fn release(&self, service: &DomainName, instance: InstanceId) {
+        if let Some(found) = self.inner.service(service) {
+            found.devices.release(instance);
+        }
     }
 
     /// Connects to a port of the guest, whatever the gate, to look whether it is ready. Never counted as a client.

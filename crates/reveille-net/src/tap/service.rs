@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use reveille_core::model::{Gate, PortSpec, Timestamp};
+use reveille_core::model::{Gate, InstanceId, PortSpec, Timestamp};
 use tokio::sync::Notify;
 
 use super::device::{Devices, TapAddresses, Way};
@@ -193,10 +193,10 @@ impl Service {
         self.tell_wanted(&state);
     }
 
-    /// The guest's device for a process that is about to be started.
-    pub(super) fn for_process(&self) -> io::Result<OwnedFd> {
+    /// The guest's device for a process of the instance that is about to be started.
+    pub(super) fn for_process(&self, instance: InstanceId) -> io::Result<OwnedFd> {
         let mut state = self.lock();
-        let fd = self.devices.for_process(&self.netlink)?;
+        let fd = self.devices.for_process(&self.netlink, instance)?;
         let index = self.devices.guest_index();
         if state.ear.as_ref().is_none_or(|ear| ear.index != index) {
             state.ear = None;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reveille_net::tap::{EgressPolicy, HOST_MAC, TapAddresses, TapBinding, Taps};
 
-use crate::guest::{Guest, PORT, binding, open_taps, open_taps_on, run_on_host};
+use crate::guest::{GUEST, Guest, PORT, binding, open_taps, open_taps_on, run_on_host};
 use crate::spaces::{Spaces, inside, ip, may_run};
 
 /// Does what it is sent as Perl, and answers with the outcome.
@@ -298,9 +298,12 @@ fn rules_of_a_daemon_that_was_killed_are_replaced_and_two_daemons_do_not_share_a
     run_on_host(&spaces, async {
         let (taps, events) = open_taps();
         taps.bind(&guest(7)).unwrap();
-        assert!(taps.queue(&guest(7).service).is_err(), "no process gets a device before it is limited");
+        assert!(
+            taps.queue(&guest(7).service, GUEST).is_err(),
+            "no process gets a device before it is limited"
+        );
         taps.guard().unwrap();
-        taps.queue(&guest(7).service).unwrap();
+        taps.queue(&guest(7).service, GUEST).unwrap();
         taps.bind(&guest(8)).unwrap();
         let both = nft("list map inet reveille sources");
         assert!(both.contains("rvgc6336407") && both.contains("rvgc6336408"), "{both}");

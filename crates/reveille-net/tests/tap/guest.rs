@@ -23,6 +23,8 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 pub const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7);
 pub const PORT: u16 = 7007;
+/// The instance that a service's guest is.
+pub const GUEST: InstanceId = InstanceId(17);
 
 /// An echo on TCP and UDP, IPv4 and IPv6, in the place of the image's own init.
 const INIT: &str = r#"#!/.reveille/busybox sh
@@ -87,7 +89,7 @@ struct Queue(Taps, DomainName);
 
 impl TapQueue for Queue {
     fn open(&self) -> io::Result<OwnedFd> {
-        self.0.queue(&self.1)
+        self.0.queue(&self.1, GUEST)
     }
 }
 
@@ -153,7 +155,7 @@ impl Guest {
 
     pub fn launch(&self) -> Launch {
         Launch {
-            instance: InstanceId(17),
+            instance: GUEST,
             service: self.binding.service.clone(),
             image: "0123abcd".to_owned(),
             kernel: self.kernel.clone(),

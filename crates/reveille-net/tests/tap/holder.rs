@@ -4,13 +4,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use reveille_core::model::Gate;
+use reveille_core::model::{Gate, InstanceId};
 use reveille_net::tap::TapError;
 use reveille_net::{RelayEvent, RelayEvents};
 
-use crate::guest::{PORT, V4, V6, binding, open_taps, open_taps_on, run_on_host, service};
+use crate::guest::{GUEST, PORT, V4, V6, binding, open_taps, open_taps_on, run_on_host, service};
 use crate::spaces::{Spaces, ip, may_run};
 
+/// Another instance of the same service.
+const OTHER: InstanceId = InstanceId(18);
 /// Longest wait for an answer.
 const LONG: Duration = Duration::from_secs(10);
 /// Time in which nothing may happen.
@@ -143,7 +145,7 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         taps.guard().unwrap();
         assert!(matches!(taps.bind(&binding()), Err(TapError::AlreadyBound(_))));
         // As QEMU has it, which outlives the daemon.
-        let qemu = taps.queue(&service()).unwrap();
+        let qemu = taps.queue(&service(), GUEST).unwrap();
         let routes = || ip(&format!("-n {} route show proto 82", spaces.host()));
         taps.unbind(&service()).await;
         drop((taps, _events));
@@ -155,7 +157,7 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         taps.bind(&binding()).unwrap();
         taps.guard().unwrap();
         assert_eq!(devices().lines().count(), 2, "{}", devices());
-        taps.queue(&service()).expect_err("one process at a time");
+        taps.queue(&service(), GUEST).expect_err("one process at a time");
         taps.set_gate(&service(), Gate::Open);
         assert!(!routes().contains("rvh"), "{}", routes());
         let probe = spaces.on_client(|| udp(SocketAddr::new(V4.into(), PORT))).unwrap();
@@ -172,10 +174,33 @@ fn a_new_daemon_takes_over_the_device_of_a_guest_that_runs() {
         // It ends: its device goes with it, and the next process gets a new one.
         taps.set_gate(&service(), Gate::Hold);
         drop(qemu);
-        let _next = taps.queue(&service()).unwrap();
+        let _next = taps.queue(&service(), GUEST).unwrap();
         assert_eq!(devices().lines().count(), 2, "{}", devices());
         taps.set_gate(&service(), Gate::Open);
         taps.set_gate(&service(), Gate::Hold);
+        taps.unbind(&service()).await;
+    });
+}
+
+#[test]
+fn two_instances_never_have_the_same_device() {
+    if !may_run("sharing a guest's device") {
+        return;
+    }
+    let spaces = Spaces::new();
+    run_on_host(&spaces, async {
+        let (taps, _events) = open_taps();
+        taps.bind(&binding()).unwrap();
+        taps.guard().unwrap();
+        let _device = taps.queue(&service(), GUEST).unwrap();
+        let refusal = taps.queue(&service(), OTHER).expect_err("it would have the same addresses");
+        assert_eq!(refusal.to_string(), "i17 of the same service has its device");
+        // That one failed to start; the first goes on, and is started again.
+        taps.release(&service(), OTHER);
+        taps.queue(&service(), OTHER).expect_err("the first has it");
+        taps.queue(&service(), GUEST).unwrap();
+        taps.release(&service(), GUEST);
+        taps.queue(&service(), OTHER).unwrap();
         taps.unbind(&service()).await;
     });
 }

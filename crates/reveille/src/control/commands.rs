@@ -344,6 +344,7 @@ impl Control {
         let clashes = clashes.iter().filter(|clash| !matches!(clash, Clash::OutsideZones(_)));
         faults.extend(clashes.map(|clash| SpecFault::new("name", &spec.name, clash.to_string())));
         faults.extend(self.executor.tools().profiles.load().fault_of(spec));
+        faults.extend(self.tap_fault(spec));
         faults.extend(self.unknown_image(spec).await);
         faults
     }
@@ -351,11 +352,13 @@ impl Control {
     /// Faults of a spec whose name and place are not new.
     pub(super) async fn image_faults(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
         let mut faults = spec.faults();
-        if !self.wiring.shares_out() {
-            faults.extend(several_behind_a_tap("policy.instances_max", spec));
-        }
+        faults.extend(self.tap_fault(spec));
         faults.extend(self.unknown_image(spec).await);
         faults
+    }
+
+    fn tap_fault(&self, spec: &ServiceSpec) -> Option<SpecFault> {
+        several_behind_a_tap("policy.instances_max", spec).filter(|_| !self.wiring.shares_out())
     }
 
     async fn unknown_image(&self, spec: &ServiceSpec) -> Option<SpecFault> {
@@ -386,10 +389,7 @@ impl Control {
     pub(super) fn release_gone(&mut self) {
         let gone = self.services.release_gone(&self.fleet);
         if !gone.is_empty() {
-            self.executor.tools().agents.keep(|id| self.fleet.instance(id).is_some());
-            self.executor.tools().vitals.keep(|id| self.fleet.instance(id).is_some());
-            self.ailing.retain(|id, _| self.fleet.instance(*id).is_some());
-            self.executor.tools().warm_ups.keep(|id| self.fleet.instance(id).is_some());
+            self.forget_gone();
         }
         for service in gone {
             self.note_gone(&service);
@@ -397,6 +397,17 @@ impl Control {
             let _ = self.news.send(News::Removed { at: Time(self.clock.now()), service: service.clone() });
             tokio::spawn(async move { wiring.unbind(&service).await });
         }
+    }
+
+    /// Forgets what was told of instances that are gone.
+    pub(super) fn forget_gone(&mut self) {
+        let (tools, fleet) = (self.executor.tools(), &self.fleet);
+        let is_there = |id| fleet.instance(id).is_some();
+        tools.agents.keep(is_there);
+        tools.vitals.keep(is_there);
+        tools.warm_ups.keep(is_there);
+        self.ailing.retain(|id, _| is_there(*id));
+        self.waiting.retain(|id, _| is_there(*id));
     }
 
     /// Tells the listeners which phases the changed instances are in.

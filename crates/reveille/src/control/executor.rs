@@ -111,7 +111,7 @@ impl Tools {
             disk: image.disk,
             resources: order.spec.resources,
             egress: order.spec.egress,
-            link: self.wiring.plug_bound(&order.spec)?,
+            link: self.wiring.plug_bound(order.instance, &order.spec)?,
         })
     }
 

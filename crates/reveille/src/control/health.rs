@@ -1,11 +1,12 @@
-//! The control loop's side of health: verdicts are taken in, told and recorded. Nothing is decided by them here.
+//! The control loop's side of health: verdicts are taken in, told and recorded. All that follows from them here is that a
+//! replica that is down takes no new clients.
 
 use std::collections::BTreeMap;
 
 use reveille_api::Event as News;
 use reveille_api::types::{HealthChange, HealthReport, INSTANCES_SHOWN_MAX, InstanceHealth};
 use reveille_core::health::{Health, HealthReason, Judged};
-use reveille_core::model::{Applied, DomainName, Event, Instance, InstanceId, Phase, ServiceSpec};
+use reveille_core::model::{Applied, DomainName, Event, Instance, InstanceId, Phase};
 use reveille_store::{Change, StoredHealth};
 
 use super::run::Control;
@@ -18,16 +19,18 @@ impl Control {
     pub(super) fn judged(&mut self, instance: InstanceId, start: u64, judged: Judged) {
         let (health, reason) = (judged.health, judged.reason.clone());
         match self.fleet.apply(Event::Judged { instance, start, judged }, self.clock.now()) {
-            Ok(Applied::Changed) => self.tell_health(instance, health, &reason),
+            Ok(Applied::Changed) => {
+                self.lead_by_health(instance, health);
+                self.tell_health(instance, health, &reason);
+            }
             Ok(Applied::Unchanged | Applied::Stale) => {}
             Err(refusal) => tracing::debug!(%instance, %refusal, "a verdict that does not fit any more"),
         }
     }
 
-    /// The instance of a service is lost, or could not be started: that needs no probes.
-    pub(super) fn lost_health(&mut self, service: &DomainName, was: Phase) {
-        let Some((row, spec)) = self.with_spec(service) else { return };
-        let (instance, Judged { health, reason, .. }) = (row.id, row.health(spec));
+    /// The instance is lost, or could not be started: that needs no probes.
+    pub(super) fn lost_health(&mut self, instance: InstanceId, was: Phase) {
+        let Some(Judged { health, reason, .. }) = self.health_of(instance) else { return };
         if health == Health::Down {
             if !was.is_starting() {
                 self.executor.tools().vitals.lost(instance, self.clock.now());
@@ -46,10 +49,19 @@ impl Control {
 
     /// A service is probed in another way from now on.
     pub(super) fn respecify_health(&self, service: &DomainName) {
-        let Some((instance, spec)) = self.with_spec(service) else { return };
-        if !matches!(instance.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
-            self.executor.tools().vitals.respecified(instance.id, spec, self.clock.now());
+        let Some(known) = self.fleet.service(service) else { return };
+        let all = std::iter::once(&known.primary).chain(&known.replicas);
+        for row in all.filter_map(|id| self.fleet.instance(*id)) {
+            if !matches!(row.phase, Phase::Off | Phase::Hibernated | Phase::Failed) {
+                self.executor.tools().vitals.respecified(row.id, &known.spec, self.clock.now());
+            }
         }
+    }
+
+    /// How an instance fares that is there.
+    pub(super) fn health_of(&self, instance: InstanceId) -> Option<Judged> {
+        let row = self.fleet.instance(instance)?;
+        Some(row.health(&self.fleet.service(&row.service)?.spec))
     }
 
     /// Tells and records a verdict that is another one than was told last.
@@ -83,8 +95,7 @@ impl Control {
         report.verdicts.extend(Health::ALL.map(|health| (health.word().to_owned(), 0)));
         let runs = |row: &Instance| matches!(row.phase, Phase::Active | Phase::Draining | Phase::Failed);
         for row in self.fleet.instances().filter(|row| runs(row)) {
-            let Some((_, spec)) = self.with_spec(&row.service) else { continue };
-            let health = row.health(spec).health;
+            let Some(Judged { health, .. }) = self.health_of(row.id) else { continue };
             *report.verdicts.entry(health.word().to_owned()).or_default() += 1;
             if report.instances.len() < INSTANCES_SHOWN_MAX {
                 let metrics = vitals.metrics(row.id);
@@ -93,10 +104,5 @@ impl Control {
             }
         }
         report
-    }
-
-    fn with_spec(&self, service: &DomainName) -> Option<(&Instance, &ServiceSpec)> {
-        let known = self.fleet.service(service)?;
-        Some((self.fleet.instance(known.primary)?, &known.spec))
     }
 }

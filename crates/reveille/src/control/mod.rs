@@ -39,6 +39,8 @@ pub mod startup;
 pub mod stock;
 mod stop;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod updates;
 pub mod versions;

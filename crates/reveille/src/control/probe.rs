@@ -208,9 +208,7 @@ impl Meter {
         });
         self.cpu = cpu_ms.map(|cpu_ms| (now, cpu_ms));
         let disk = driver.disk_io(id);
-        let traffic = tools.wiring.traffic(&order.spec.name);
-        let replies =
-            traffic.filter(|_| tools.wiring.sees_replies()).map(|seen| (seen.replies, seen.reply_us));
+        let replies = tools.wiring.replies(id, &order.spec.name).map(|seen| (seen.count, seen.us));
         self.note_replies(replies);
         tools.vitals.sampled(
             id,
@@ -274,7 +272,7 @@ mod tests {
         assert_eq!(meter.reply_us, Some(1_000), "a quarter of the way to 1,600");
         meter.note_replies(None);
         meter.note_replies(Some((1, 7)));
-        assert_eq!(meter.reply_us, Some(1_000), "another binding counts from nothing");
+        assert_eq!(meter.reply_us, Some(1_000), "another process counts from nothing");
     }
 
     #[test]

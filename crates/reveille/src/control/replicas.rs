@@ -1,8 +1,9 @@
 //! Several instances of a replicable service: what they are used by, and what becomes of them.
 
 use reveille_core::decide::Action;
+use reveille_core::health::Health;
 use reveille_core::model::load::Foreseen;
-use reveille_core::model::{DomainName, Event, ForecastMode, InstanceId, Report, Timestamp};
+use reveille_core::model::{DomainName, Event, ForecastMode, InstanceId, Phase, Report, Role, Timestamp};
 
 use super::executor::Order;
 use super::forecasts::Told;
@@ -25,8 +26,7 @@ impl Control {
         self.next_load = (!scaled.is_empty()).then(|| now.plus_ms(LOAD_EVERY_MS));
         for (service, replicas) in scaled {
             for replica in replicas {
-                let open_connections = self.wiring.in_use(replica, &service);
-                self.note(Event::Traffic { instance: replica, open_connections, last_packet: None }, now);
+                self.count_clients(replica, &service, now);
             }
             let Some(traffic) = self.wiring.traffic(&service) else { continue };
             let in_use = traffic
@@ -40,6 +40,21 @@ impl Control {
                 forecasts.tell(Told::Used { service: service.clone(), image, in_use, at: now });
             }
             self.note(Event::Used { service, in_use }, now);
+        }
+    }
+
+    /// Takes in how many clients a replica has now.
+    fn count_clients(&mut self, replica: InstanceId, service: &DomainName, now: Timestamp) {
+        let open_connections = self.wiring.in_use(replica, service);
+        self.note(Event::Traffic { instance: replica, open_connections, last_packet: None }, now);
+    }
+
+    /// Leads nobody new to a replica that is down, until it is up again. The primary takes clients all the same: there
+    /// may be no other.
+    pub(super) fn lead_by_health(&self, instance: InstanceId, health: Health) {
+        let Some(row) = self.fleet.instance(instance) else { return };
+        if row.role == Role::Replica && row.phase == Phase::Active && health != Health::Unknown {
+            self.wiring.lead_to(instance, &row.service, health == Health::Up);
         }
     }
 
@@ -71,10 +86,18 @@ impl Control {
                 let ack = self.write_now();
                 self.executor.start(order, None, ack);
             }
-            Action::Drain { .. } => self.wiring.lead_to(order.instance, service, false),
-            Action::Undrain => self.wiring.lead_to(order.instance, service, true),
+            Action::Drain { .. } => {
+                self.wiring.lead_to(order.instance, service, false);
+                // From here on they only become fewer.
+                self.count_clients(order.instance, service, self.clock.now());
+            }
+            Action::Undrain => {
+                let is_down = self.health_of(order.instance).is_some_and(|own| own.health == Health::Down);
+                self.wiring.lead_to(order.instance, service, !is_down);
+            }
             Action::GiveUpStart { cause } => {
                 tracing::warn!(%service, instance = %order.instance, %cause, "one more instance does not start");
+                self.lost_health(order.instance, Phase::Warming);
             }
             Action::Kill { remains } => {
                 let ack = self.write_now();
@@ -97,8 +120,14 @@ impl Control {
         }
     }
 
-    /// What a replica's report means for clients.
-    pub(super) fn replica_reported(&mut self, replica: InstanceId, service: &DomainName, report: &Report) {
+    /// What a replica's report means for clients; `was` is the phase before it.
+    pub(super) fn replica_reported(
+        &mut self,
+        replica: InstanceId,
+        service: &DomainName,
+        was: Phase,
+        report: &Report,
+    ) {
         match report {
             Report::Ready => {
                 self.wiring.lead_to(replica, service, true);
@@ -107,8 +136,12 @@ impl Control {
             Report::Lost { cause } => {
                 tracing::warn!(%service, instance = %replica, %cause, "lost");
                 self.wiring.cut(replica, service);
+                self.lost_health(replica, was);
             }
-            Report::Fenced { .. } => tracing::info!(%service, instance = %replica, "one instance less"),
+            Report::Fenced { .. } => {
+                tracing::info!(%service, instance = %replica, "one instance less");
+                self.forget_gone();
+            }
             Report::Running
             | Report::GateClosed
             | Report::GateBusy { .. }

@@ -89,7 +89,7 @@ pub struct Control {
     pub(super) foreseen: BTreeSet<InstanceId>,
     pub(super) ailing: Ailing,
     /// The last thing that each instance waits for, so that waiting is recorded once.
-    waiting: BTreeMap<InstanceId, Decision>,
+    pub(super) waiting: BTreeMap<InstanceId, Decision>,
     next_look: Option<Timestamp>,
     /// When it is looked next what services of several instances are used by.
     pub(super) next_load: Option<Timestamp>,
@@ -330,7 +330,7 @@ impl Control {
         }
         let Some((service, role, was)) = before else { return };
         if role == Role::Replica {
-            return self.replica_reported(instance, &service, &report);
+            return self.replica_reported(instance, &service, was, &report);
         }
         self.forget_health_of_sleeper(instance);
         match report {
@@ -398,7 +398,7 @@ impl Control {
     fn lost(&mut self, instance: InstanceId, service: &DomainName, was: Phase, cause: &Cause) {
         tracing::warn!(%service, phase = %was, %cause, "lost");
         self.wiring.cut(instance, service);
-        self.lost_health(service, was);
+        self.lost_health(instance, was);
         let record = self.wakes.failed(service, cause);
         self.keep_wakes(record);
     }

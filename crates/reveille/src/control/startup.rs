@@ -228,7 +228,7 @@ pub async fn find(
     }
     let (mut fleet, mut steps) = (Fleet::new(limits), Vec::new());
     for (service, row) in entries {
-        let link = wiring.plug(&service.spec.name, service.address, service.spec.address6);
+        let link = wiring.plug(row.id, &service.spec.name, service.address, service.spec.address6);
         let launch = launch_to_find(&service.spec, row.id, images, link).await;
         let found = driver.find(&launch, row.phase == Phase::Hibernated).await;
         tracing::debug!(service = %service.spec.name, was = %row.phase, ?found, "found");

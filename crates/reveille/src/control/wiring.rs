@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use reveille_core::model::{Cause, DomainName, Egress, Gate, InstanceId, Role, ServiceSpec};
 use reveille_net::guest::{Link, LinkAddresses};
 use reveille_net::tap::{EgressPolicy, GATEWAY, GATEWAY6, TapAddresses, Taps};
-use reveille_net::{Activator, ActivatorError, Binding, Busy, Traffic};
+use reveille_net::{Activator, ActivatorError, Binding, Busy, Replies, Traffic};
 use reveille_vm::driver::{self, Driver, DriverError, Tap, TapQueue};
 
 use super::cable::{Cable, LinkCable, TapCable};
@@ -51,19 +51,23 @@ pub trait Wiring: Send + Sync {
     /// What passes and has passed; `None` if the service is not bound.
     fn traffic(&self, service: &DomainName) -> Option<Traffic>;
 
-    /// Whether answers to clients pass through this process, so that their time is known.
-    fn sees_replies(&self) -> bool {
-        true
-    }
+    /// What the instance's process has answered clients; `None` where answers do not pass through this process.
+    fn replies(&self, instance: InstanceId, service: &DomainName) -> Option<Replies>;
 
-    /// What the network card of a guest of that service is plugged into.
-    fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link;
+    /// What the network card of an instance of that service is plugged into.
+    fn plug(
+        &self,
+        instance: InstanceId,
+        service: &DomainName,
+        v4: Ipv4Addr,
+        v6: Option<Ipv6Addr>,
+    ) -> driver::Link;
 
     /// The same for a service that is bound.
     ///
     /// # Errors
     /// Why its guest cannot have a network.
-    fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause>;
+    fn plug_bound(&self, instance: InstanceId, spec: &ServiceSpec) -> Result<driver::Link, Cause>;
 
     /// The cable of an instance. If there is none yet it is made, and clients are led over it if it is its service's
     /// primary; to others once they are said to take them.
@@ -147,14 +151,17 @@ impl Wiring for HostWiring {
         self.activator.traffic(service)
     }
 
-    fn sees_replies(&self) -> bool {
-        match self.activator {
-            Activator::Relay(_) => true,
-            Activator::Tap(_) => false,
-        }
+    fn replies(&self, instance: InstanceId, service: &DomainName) -> Option<Replies> {
+        self.activator.replies(service, instance)
     }
 
-    fn plug(&self, service: &DomainName, v4: Ipv4Addr, v6: Option<Ipv6Addr>) -> driver::Link {
+    fn plug(
+        &self,
+        instance: InstanceId,
+        service: &DomainName,
+        v4: Ipv4Addr,
+        v6: Option<Ipv6Addr>,
+    ) -> driver::Link {
         match &self.activator {
             Activator::Relay(_) => driver::Link::Stream,
             Activator::Tap(taps) => driver::Link::Tap(Tap {
@@ -163,12 +170,12 @@ impl Wiring for HostWiring {
                 gateway: GATEWAY,
                 v6: v6.map(|address| (address, GATEWAY6)),
                 nameserver: None,
-                queue: Arc::new(Queue { taps: taps.clone(), service: service.clone() }),
+                queue: Arc::new(Queue { taps: taps.clone(), service: service.clone(), instance }),
             }),
         }
     }
 
-    fn plug_bound(&self, spec: &ServiceSpec) -> Result<driver::Link, Cause> {
+    fn plug_bound(&self, instance: InstanceId, spec: &ServiceSpec) -> Result<driver::Link, Cause> {
         let name = &spec.name;
         let Activator::Tap(taps) = &self.activator else { return Ok(driver::Link::Stream) };
         let addresses = taps.addresses(name);
@@ -178,7 +185,7 @@ impl Wiring for HostWiring {
         // Changed, perhaps, since the service was bound.
         taps.set_egress(name, &egress_policy(spec, self.nameserver))
             .map_err(|error| Cause::StartFailed { detail: error.to_string() })?;
-        let mut link = self.plug(name, v4, v6);
+        let mut link = self.plug(instance, name, v4, v6);
         if let (driver::Link::Tap(tap), Egress::Nat) = (&mut link, spec.egress) {
             tap.nameserver = self.nameserver;
         }
@@ -211,6 +218,7 @@ impl Wiring for HostWiring {
     fn detach(&self, instance: InstanceId, service: &DomainName) {
         self.links().remove(&instance);
         self.activator.set_link(service, instance, None, false);
+        self.activator.release(service, instance);
     }
 }
 
@@ -234,10 +242,11 @@ pub fn addresses(egress: Egress) -> LinkAddresses {
 struct Queue {
     taps: Taps,
     service: DomainName,
+    instance: InstanceId,
 }
 
 impl TapQueue for Queue {
     fn open(&self) -> io::Result<OwnedFd> {
-        self.taps.queue(&self.service)
+        self.taps.queue(&self.service, self.instance)
     }
 }

@@ -90,6 +90,8 @@ fn one_that_is_not_needed_takes_nobody_new_and_ends_when_its_clients_are_gone() 
     let drained: Vec<&str> = plan.iter().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(drained[..2], ["i2 drain idle 0 force false", "i3 drain idle 0 force false"]);
     let ms = second * 1_000;
+    assert!(!begins(&world.plan(ms), "i2"), "whoever came after the last count is not cut");
+    world.clients_of(2, 0, ms);
     assert!(begins(&world.plan(ms), "i2 kill, leaving Nothing"), "it had no client");
     world.report(2, Report::Fenced { version: None }, ms + 100);
     assert!(!begins(&world.plan(ms + 200), "i3"), "its clients are not cut");
@@ -132,6 +134,9 @@ fn the_primary_sleeps_last_and_is_started_again_while_others_serve_for_it() {
         let alone = world.fleet.service(&name).unwrap().replicas.is_empty();
         assert!(!sleeps || alone, "{plan:?}");
         for id in [2, 3] {
+            if world.fleet.instance(InstanceId(id)).is_some() {
+                world.clients_of(id, 0, second * 1_000);
+            }
             let ends = format!("i{id} kill");
             if plan.iter().any(|line| line.starts_with(&ends)) {
                 world.report(id, Report::Fenced { version: None }, second * 1_000);

@@ -57,6 +57,7 @@ impl Fleet {
                     instance.step(Move::Drain, now)?;
                     // Clients leave a replica in their own time.
                     instance.in_flight = instance.role == Role::Primary;
+                    instance.is_uncounted = instance.role == Role::Replica;
                 }
                 Action::Undrain => {
                     instance.step(Move::Undrain, now)?;

@@ -46,7 +46,7 @@ impl WarmUps {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|instance, _| known(*instance));
     }
 
-    fn note(&self, instance: InstanceId, report: WarmUpReport) {
+    pub(super) fn note(&self, instance: InstanceId, report: WarmUpReport) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, report);
     }
 }
