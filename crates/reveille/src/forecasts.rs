@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use crate::anomalies::Anomalies;
 use crate::clock::Clock;
 use crate::control::Message;
-use crate::control::forecasts::{Hearer, Teller, Told, way};
+use crate::control::forecasts::{Floods, Hearer, Refresh, Teller, Told, way};
 use crate::request_logs::RequestLogs;
 use crate::room::arrivals::rounded;
 
@@ -114,7 +114,14 @@ pub fn start(
     let logs = RequestLogs::open(&dir.join("requests"), Arc::clone(&questions.view), late_s_max, clock)?;
     let (told, heard) = way();
     let logs = Arc::new(logs);
-    let recorded = Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
+    let anomalies = Anomalies::new(threshold.get());
+    let recorded = Recorded::new(
+        history.reader(),
+        Arc::clone(&logs),
+        threshold.clone(),
+        told.dropped(),
+        anomalies.watching(),
+    );
     let forecaster = Forecaster {
         gaps,
         path,
@@ -127,7 +134,8 @@ pub fn start(
         ahead: Ahead::default(),
         questions,
         logs,
-        anomalies: Anomalies::new(threshold.get()),
+        anomalies,
+        floods: told.floods(),
         threshold: threshold.clone(),
         counted: Vec::new(),
         inbox,
@@ -165,6 +173,8 @@ struct Forecaster {
     questions: Questions,
     logs: Arc<RequestLogs>,
     anomalies: Anomalies,
+    /// What the control loop is to know of them.
+    floods: Floods,
     threshold: Threshold,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
@@ -188,9 +198,9 @@ impl Forecaster {
             };
             match heard.next(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, at }) => self.arrived(service, at),
-                Ok(Told::Busy { service, at }) => self.busy(service, at),
-                Ok(Told::Used { service, in_use, at }) => self.used(service, in_use, at),
-                Ok(Told::Connected { service, more, now }) => self.anomalies.connected(&service, more, now),
+                Ok(Told::Refreshed(refreshes)) => {
+                    refreshes.into_iter().for_each(|(service, refresh)| self.refreshed(&service, &refresh));
+                }
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
                     let some: Vec<DomainName> = before.by_ref().take(TAKEN_UP_MAX).collect();
@@ -239,20 +249,33 @@ impl Forecaster {
         self.stale.insert(service);
     }
 
+    /// Takes in how a service was used since that was last told.
+    fn refreshed(&mut self, service: &DomainName, refresh: &Refresh) {
+        if let Some(at) = refresh.busy {
+            self.busy(service, at);
+        }
+        if let Some((more, now)) = refresh.connected {
+            self.anomalies.connected(service, more, now);
+        }
+        if let Some((in_use, at)) = refresh.in_use {
+            self.used(service, in_use, at);
+        }
+    }
+
     /// The service was still in use: its gap begins later.
-    fn busy(&mut self, service: DomainName, at: Timestamp) {
+    fn busy(&mut self, service: &DomainName, at: Timestamp) {
         // One whose arrival was lost is not known to be in use.
-        let Some(known) = self.names.get_mut(&service) else { return };
+        let Some(known) = self.names.get_mut(service) else { return };
         known.unsaved = true;
         self.gaps.in_use(&mut known.name, at);
-        self.stale.insert(service);
+        self.stale.insert(service.clone());
     }
 
     /// So many clients use a replicable service: milliseconds of execution, added up, are what its history has of it.
-    fn used(&mut self, service: DomainName, in_use: u32, at: Timestamp) {
+    fn used(&mut self, service: &DomainName, in_use: u32, at: Timestamp) {
         let at_s = at.as_ms() / 1_000;
-        self.ahead.used(&service, at_s);
-        self.in_use.insert((service, at_s), u64::from(in_use) * 1_000);
+        self.ahead.used(service, at_s);
+        self.in_use.insert((service.clone(), at_s), u64::from(in_use) * 1_000);
     }
 
     /// Tells what is foreseen to be in use; false if nobody listens any more.
@@ -411,6 +434,7 @@ impl Forecaster {
         if self.anomalies.look(self.clock.now(), &reader, &recorder) {
             self.questions.observer.begin_minute();
         }
+        self.floods.set(self.anomalies.flooded());
     }
 
     /// Takes in how often services were asked for in this second, and says of those that are asked for much whether that is a
@@ -429,7 +453,8 @@ impl Forecaster {
         }
         let crowds = self.questions.observer.crowds(counters.keys().copied()).into_iter();
         let crowds = crowds.filter_map(|(counter, crowd)| Some((counters.get(&counter)?.clone(), crowd)));
-        self.anomalies.judge(&crowds.collect());
+        let (reader, recorder) = (self.history.reader(), self.history.recorder());
+        self.anomalies.judge(&crowds.collect(), &reader, &recorder);
     }
 
     /// What the history has of so many questions for a service.

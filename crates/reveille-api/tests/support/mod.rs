@@ -463,6 +463,8 @@ impl Control for Memory {
         Ok(DemandReport {
             requests: counted.map(|(word, count)| (word.to_owned(), count)).into(),
             arrivals_dropped: 3,
+            services_watched: 5,
+            services_unwatched: 2,
             history: Counts::new(),
             history_bytes: 4_096,
             profiles: ProfilesReport {

@@ -5,7 +5,6 @@ use reveille_core::model::load::Foreseen;
 use reveille_core::model::{DomainName, Event, ForecastMode, InstanceId, Report, Timestamp};
 
 use super::executor::Order;
-use super::forecasts::Told;
 use super::run::Control;
 
 /// How often it is looked what is in use.
@@ -37,9 +36,12 @@ impl Control {
             if let (Some(forecasts), Some(ForecastMode::Only | ForecastMode::On)) =
                 (&mut self.forecasts, forecast)
             {
-                forecasts.tell(Told::Used { service: service.clone(), in_use, at: now });
+                forecasts.in_use(&service, in_use, now);
             }
             self.note(Event::Used { service, in_use }, now);
+        }
+        if let Some(forecasts) = &mut self.forecasts {
+            forecasts.refresh();
         }
     }
 
