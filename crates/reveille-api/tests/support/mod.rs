@@ -605,6 +605,7 @@ impl Control for Memory {
         self.with(asked, |service, instance| {
             let resources = service.spec.resources;
             Ok(DeployReply {
+                warnings: Vec::new(),
                 service: instance.service.clone(),
                 image: wanted.image.clone().unwrap_or_else(|| service.spec.image.clone()),
                 cpus: wanted.cpus.unwrap_or(resources.cpus),
