@@ -37,6 +37,10 @@ fn about_demand(page: &mut Page, demand: &DemandReport) {
     page.counters("reveille_log_requests_total", help, "event", &demand.requests);
     let help = "Arrivals that nothing was learned from, since they came too fast.";
     page.counter("reveille_arrivals_dropped_total", help, demand.arrivals_dropped);
+    let help = "Services that are watched for anomalies and floods.";
+    page.gauge("reveille_services_watched", help, demand.services_watched);
+    let help = "Services that were asked for in a minute but not watched in it, since too many others were.";
+    page.counter("reveille_services_unwatched_total", help, demand.services_unwatched);
     page.counters(
         "reveille_history_points_total",
         "What became of points of history.",

@@ -37,7 +37,9 @@ pub use versions::{
     DeployReply, PruneReport, PrunedVersion, Redeploy, RestoreReply, VerifyReport, VersionDetail,
     VersionList, VersionPart, VersionPlace, VersionSummary,
 };
-pub use warm_up::{ProfileReport, StepReport, StepSetReport, WarmUpReport, WarmUpResult, WarmUpStepReport};
+pub use warm_up::{
+    ProfileReport, StepReport, StepSetReport, WarmUpReport, WarmUpResult, WarmUpStepReport, WarmUpTime,
+};
 pub use zones::{KeyReport, ZoneKeys, ZoneSummary};
 
 /// Items of a list that are sent when no `limit` is asked for.
@@ -154,6 +156,9 @@ pub struct ServiceDetail {
     /// Its warm-up profile, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// How long its sets may take.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_up_times: Vec<WarmUpTime>,
     /// What was last done by it; absent before that, and after a restart of the daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<WarmUpReport>,
@@ -289,6 +294,7 @@ impl ServiceDetail {
             agent: None,
             rolling_back: instance.rolling_back.map(|roll_back| roll_back.from),
             profile: service.spec.profile.clone(),
+            warm_up_times: Vec::new(),
             warm_up: None,
             former_image: instance.former.as_ref().map(|former| former.image.clone()),
             foreign: service.foreign.clone(),

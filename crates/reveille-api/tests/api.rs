@@ -391,6 +391,8 @@ async fn metrics_are_what_prometheus_reads() {
         "reveille_log_requests_total{event=\"refused\"} 0",
         "reveille_arrivals_dropped_total 3",
         "reveille_records_total{kind=\"query\",event=\"dropped\"} 7",
+        "reveille_services_watched 5",
+        "reveille_services_unwatched_total 2",
     ] {
         assert!(answer.body.lines().any(|found| found == line), "{line} is not in {}", answer.body);
     }

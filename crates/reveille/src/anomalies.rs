@@ -9,9 +9,12 @@
 //! for again. An event is noted when it begins, when it turns out to be of another kind, and when it is over.
 //!
 //! While a service is asked for far more than usual, each second says anew whether that is a crowd or a flood, by who asks in this
-//! minute and how many connect. What a flood asks is no demand ([`Anomalies::demand_share`]).
+//! minute and how many connect. What a flood asks is no demand ([`Anomalies::demand_share`]), and queries of it are no arrivals
+//! ([`Anomalies::flooded`]). Of whom nobody knows what is usual (no detector, or too new a one) nothing is judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use reveille_core::forecast::anomaly::flood::{Interval, Judgement, Limits, Nature, judge};
 use reveille_core::forecast::anomaly::{Detector, Event, Settings};
@@ -46,8 +49,29 @@ pub struct Anomalies {
     connected: BTreeMap<DomainName, (u64, u64)>,
     /// What this minute is so far, of services that are asked for much.
     judged: BTreeMap<DomainName, Judgement>,
-    /// Services that had no detector, since there were too many.
-    unwatched: u64,
+    /// Services that were flooded when the last minute was over.
+    flooded_before: BTreeSet<DomainName>,
+    watching: Arc<Watching>,
+}
+
+/// How many are watched, for those beside the thread.
+#[derive(Debug, Default)]
+pub struct Watching {
+    watched: AtomicU64,
+    unwatched: AtomicU64,
+}
+
+impl Watching {
+    /// Services that have their detector in memory.
+    pub fn watched(&self) -> u64 {
+        self.watched.load(Relaxed)
+    }
+
+    /// Services that were asked for in a minute and not watched in it, since all places were taken by others of that minute:
+    /// all minutes since the start together.
+    pub fn unwatched(&self) -> u64 {
+        self.unwatched.load(Relaxed)
+    }
 }
 
 /// One of them.
@@ -57,8 +81,6 @@ struct Watched {
     /// The minute in which it was last asked for.
     asked: u64,
     unsaved: bool,
-    /// What was expected of the last minute, and the standard deviation.
-    usual: (f64, f64),
     /// The event under way as it was noted.
     noted: Option<Noted>,
 }
@@ -84,7 +106,8 @@ impl Anomalies {
             counts: BTreeMap::new(),
             connected: BTreeMap::new(),
             judged: BTreeMap::new(),
-            unwatched: 0,
+            flooded_before: BTreeSet::new(),
+            watching: Arc::default(),
         }
     }
 
@@ -118,14 +141,23 @@ impl Anomalies {
         self.counts.iter().filter(move |(_, count)| **count >= questions).map(|(service, _)| service)
     }
 
-    /// Says of services whether what is asked of them in this minute is a crowd or a flood, by who asks. Questions that other servers
-    /// tell of are taken to be like the own.
-    pub fn judge(&mut self, crowds: &BTreeMap<DomainName, Crowd>) {
+    /// Where it is counted how many are watched.
+    pub fn watching(&self) -> Arc<Watching> {
+        Arc::clone(&self.watching)
+    }
+
+    /// Says of services whether what is asked of them in this minute is a crowd or a flood, by who asks: of those of whom it is known
+    /// what is usual. Questions that other servers tell of are taken to be like the own.
+    pub fn judge(&mut self, crowds: &BTreeMap<DomainName, Crowd>, reader: &Reader, recorder: &Recorder) {
+        let Some(minute) = self.minute else { return };
+        self.take_up(crowds.keys().collect(), minute, reader, recorder);
         let limits = Limits { threshold_sd: self.settings.threshold_sd, ..Limits::default() };
         for (service, crowd) in crowds {
             let queries = self.counts.get(service).copied().unwrap_or_default();
             let (came, most) = self.connected.get(service).copied().unwrap_or_default();
-            let (expected, spread) = self.watched.get(service).map_or((0.0, 1.0), |watched| watched.usual);
+            let at = Timestamp::from_ms(minute * MINUTE_MS);
+            let usual = self.watched.get(service).and_then(|watched| watched.detector.usual(at));
+            let Some((expected, spread)) = usual else { continue };
             // Of some queries it is not known who asked them.
             let of_all = |part: u64| rounded(part as f64 * queries as f64 / crowd.queries.max(1) as f64);
             let interval = Interval {
@@ -144,7 +176,7 @@ impl Anomalies {
             let before = self.judged.insert(service.clone(), judgement).map(|before| before.nature);
             if before != Some(judgement.nature) && judgement.nature.is_flood() {
                 let (nature, reason) = (judgement.nature, judgement.reason);
-                tracing::warn!(%service, queries, expected, ?nature, %reason, "a flood; it is kept out of demand");
+                tracing::warn!(%service, queries, expected, ?nature, %reason, "a flood: its queries are no demand, and no arrivals");
             }
         }
     }
@@ -162,9 +194,17 @@ impl Anomalies {
         }
     }
 
+    /// Services whose queries come from a flood, as far as is known: those that were judged so in this minute, and in the one
+    /// before, since it takes a while until a minute can be judged.
+    pub fn flooded(&self) -> BTreeSet<DomainName> {
+        let now = self.judged.iter().filter(|(_, judgement)| judgement.nature.is_flood());
+        now.map(|(service, _)| service).chain(&self.flooded_before).cloned().collect()
+    }
+
     /// The service is gone.
     pub fn forget(&mut self, service: &DomainName) {
         self.watched.remove(service);
+        self.flooded_before.remove(service);
         self.counts.remove(service);
         self.connected.remove(service);
         self.judged.remove(service);
@@ -181,16 +221,16 @@ impl Anomalies {
         let (counts, judged) = (std::mem::take(&mut self.counts), std::mem::take(&mut self.judged));
         self.connected.clear();
         self.minute = Some(current);
+        let flooded = judged.iter().filter(|(_, judgement)| judgement.nature.is_flood());
+        self.flooded_before = flooded.map(|(service, _)| service.clone()).collect();
         if current != minute + 1 {
+            self.flooded_before.clear();
             return true;
         }
-        self.take_up(&counts, minute, reader);
+        self.take_up(counts.keys().collect(), minute, reader, recorder);
         let mut events = Vec::new();
         for (service, watched) in &mut self.watched {
             let count = counts.get(service).copied().unwrap_or_default();
-            if count > 0 {
-                watched.asked = minute;
-            }
             let judgement = judged.get(service).copied();
             let at = Timestamp::from_ms(minute * MINUTE_MS);
             events.extend(watched.observe(service, at, count, judgement).into_iter().flatten());
@@ -207,6 +247,9 @@ impl Anomalies {
         if current.is_multiple_of(SAVE_EVERY) {
             self.save(recorder);
         }
+        let unwatched = counts.keys().filter(|service| !self.watched.contains_key(*service)).count();
+        self.watching.unwatched.fetch_add(unwatched as u64, Relaxed);
+        self.watching.watched.store(self.watched.len() as u64, Relaxed);
         true
     }
 
@@ -216,14 +259,20 @@ impl Anomalies {
         self.watched.values_mut().for_each(|watched| watched.unsaved = false);
     }
 
-    /// Gives each service that was asked for a detector, as far as there is room.
-    fn take_up(&mut self, counts: &BTreeMap<DomainName, u64>, minute: u64, reader: &Reader) {
-        for service in
-            counts.keys().filter(|service| !self.watched.contains_key(*service)).collect::<Vec<_>>()
-        {
+    /// Gives each service that was asked for in this minute a detector, as far as there is room: those make way that were asked
+    /// for the longest ago.
+    fn take_up(&mut self, asked: Vec<&DomainName>, minute: u64, reader: &Reader, recorder: &Recorder) {
+        let mut new = Vec::new();
+        for service in asked {
+            match self.watched.get_mut(service) {
+                Some(watched) => watched.asked = minute,
+                None => new.push(service),
+            }
+        }
+        self.make_room(new.len(), minute, recorder);
+        for service in new {
             if self.watched.len() >= DETECTORS_MAX {
-                self.unwatched += 1;
-                tracing::debug!(%service, so_far = self.unwatched, "too many services to watch one more");
+                tracing::debug!(%service, "too many services to watch one more");
                 continue;
             }
             let stored = stored(service, reader).filter(|detector| {
@@ -237,13 +286,32 @@ impl Anomalies {
             match detector {
                 Ok(detector) => {
                     let noted = detector.event().map(|event| noted_before(service, event, reader));
-                    let usual = (0.0, 1.0);
-                    let watched = Watched { detector, asked: minute, unsaved: true, usual, noted };
+                    let watched = Watched { detector, asked: minute, unsaved: true, noted };
                     self.watched.insert(service.clone(), watched);
                 }
                 Err(faults) => tracing::warn!(%service, ?faults, "it is not watched for anomalies"),
             }
         }
+    }
+
+    /// Puts as many detectors aside as `new` ones lack places for, those that were asked for the longest ago first; none of this
+    /// minute.
+    fn make_room(&mut self, new: usize, minute: u64, recorder: &Recorder) {
+        let excess = (self.watched.len() + new).saturating_sub(DETECTORS_MAX);
+        if excess == 0 {
+            return;
+        }
+        let earlier = self.watched.iter().filter(|(_, watched)| watched.asked < minute);
+        let mut earlier: Vec<_> =
+            earlier.map(|(service, watched)| (watched.asked, service.clone())).collect();
+        earlier.sort_unstable();
+        let aside: Vec<_> = earlier
+            .into_iter()
+            .take(excess)
+            .filter_map(|(_, service)| self.watched.remove(&service).map(|watched| (service, watched)))
+            .collect();
+        let unsaved = aside.iter().filter(|(_, watched)| watched.unsaved);
+        save(unsaved.map(|(service, watched)| (service, watched)), recorder);
     }
 }
 
@@ -264,7 +332,6 @@ impl Watched {
             }
         };
         self.unsaved = true;
-        self.usual = (verdict.expected, verdict.spread);
         let before = self.noted;
         // What an event was taken for at its most extreme minute is what it was.
         let noted = |event: Event| {
@@ -347,195 +414,4 @@ pub fn noted_of(stored: &StoredAnomaly) -> Option<Noted> {
 }
 
 #[cfg(test)]
-mod tests {
-    use reveille_core::forecast::anomaly::Kind;
-    use reveille_store::history::{History, Limits as HistoryLimits};
-
-    use super::*;
-
-    /// 2026-11-22T00:00:00Z.
-    const START: u64 = 1_795_305_600_000;
-
-    struct World {
-        _dir: tempfile::TempDir,
-        history: History,
-        anomalies: Anomalies,
-        minute: u64,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let history = History::open(dir.path(), HistoryLimits::default()).unwrap().0;
-            Self { _dir: dir, history, anomalies: Anomalies::new(3.0), minute: 0 }
-        }
-
-        /// A minute with these questions.
-        fn minute(&mut self, counts: &[(&str, u64)]) {
-            let look = |anomalies: &mut Anomalies, ms: u64, history: &History| {
-                anomalies.look(Timestamp::from_ms(START + ms), &history.reader(), &history.recorder());
-            };
-            look(&mut self.anomalies, self.minute * MINUTE_MS + 1_000, &self.history);
-            for (service, count) in counts {
-                self.anomalies.asked(&service.parse().unwrap(), *count);
-            }
-            self.minute += 1;
-            look(&mut self.anomalies, self.minute * MINUTE_MS + 1_000, &self.history);
-        }
-
-        fn noted(&self, service: &str) -> Vec<Noted> {
-            assert!(self.history.recorder().flush());
-            let stored = self.history.reader().anomalies(service.as_bytes(), 100).unwrap();
-            stored.iter().map(|stored| noted_of(stored).unwrap()).collect()
-        }
-
-        fn events(&self, service: &str) -> Vec<Event> {
-            self.noted(service).iter().map(|noted| noted.event).collect()
-        }
-
-        /// So many questions in a minute that goes on, from these, of whom so many connect; gives what is demand.
-        fn burst(&mut self, queries: u64, crowd: Crowd, connected: u64) -> f64 {
-            let service: DomainName = "a.vm.test".parse().unwrap();
-            let at = |ms: u64| Timestamp::from_ms(START + ms);
-            let (reader, recorder) = (self.history.reader(), self.history.recorder());
-            self.anomalies.look(at(self.minute * MINUTE_MS + 1_000), &reader, &recorder);
-            self.anomalies.asked(&service, queries);
-            self.anomalies.connected(&service, connected, 0);
-            assert_eq!(self.anomalies.asked_for(50).collect::<Vec<_>>(), [&service]);
-            self.anomalies.judge(&BTreeMap::from([(service.clone(), crowd)]));
-            let share = self.anomalies.demand_share(&service);
-            self.minute += 1;
-            assert!(self.anomalies.look(at(self.minute * MINUTE_MS), &reader, &recorder));
-            assert!(!self.anomalies.look(at(self.minute * MINUTE_MS + 1), &reader, &recorder));
-            share * queries as f64
-        }
-    }
-
-    /// About ten in a minute.
-    fn usual(minute: u64) -> u64 {
-        8 + minute * 7 % 5
-    }
-
-    #[test]
-    fn a_spike_is_noted_with_its_evidence_while_it_goes_on_and_when_it_is_over() {
-        let mut world = World::new();
-        for minute in 0..120 {
-            world.minute(&[("a.vm.test", usual(minute)), ("b.vm.test", usual(minute))]);
-        }
-        assert_eq!(world.events("a.vm.test"), []);
-        world.minute(&[("a.vm.test", 200), ("b.vm.test", 10)]);
-        let [begun] = world.events("a.vm.test").try_into().unwrap();
-        assert_eq!((begun.kind, begun.observed, begun.points), (Kind::Spike, 200.0, 1));
-        assert_eq!(begun.since, Timestamp::from_ms(START + 120 * MINUTE_MS));
-        assert!(
-            begun.is_alarm() && begun.deviation_sd > 3.0 && (begun.expected - 10.0).abs() < 3.0,
-            "{begun:?}"
-        );
-        for minute in 0..10 {
-            world.minute(&[("a.vm.test", if minute == 0 { 300 } else { usual(minute) }), ("b.vm.test", 9)]);
-        }
-        // The same event, with what it came to.
-        let [over] = world.events("a.vm.test").try_into().unwrap();
-        assert_eq!((over.since, over.observed, over.points), (begun.since, 300.0, 2));
-        assert_eq!(world.events("b.vm.test"), [], "others have none");
-    }
-
-    #[test]
-    fn a_flood_is_no_demand_and_a_crowd_is_and_both_say_so_in_what_is_noted() {
-        let cases = [
-            // Sources that are used once, and nobody connects.
-            (
-                Crowd { queries: 1_950, clients: 1_900, top_client: 2, proven: 0 },
-                0,
-                Nature::Spoofed,
-                0.0..30.0,
-            ),
-            (
-                Crowd { queries: 1_950, clients: 40, top_client: 1_800, proven: 0 },
-                3,
-                Nature::SingleSource,
-                50.0..300.0,
-            ),
-            // Many who come over resolvers, and many of them connect.
-            (
-                Crowd { queries: 1_950, clients: 1_500, top_client: 9, proven: 0 },
-                400,
-                Nature::FlashCrowd,
-                2_000.0..2_001.0,
-            ),
-        ];
-        for (crowd, connected, nature, demand) in cases {
-            let mut world = World::new();
-            (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
-            let found = world.burst(2_000, crowd, connected);
-            assert!(demand.contains(&found), "{nature:?}: {found}");
-            let [noted] = world.noted("a.vm.test").try_into().unwrap();
-            assert_eq!(
-                (noted.event.kind, noted.judgement.map(|own| own.nature)),
-                (Kind::Spike, Some(nature))
-            );
-            // The next minute is judged for itself; the event says what it was at its height.
-            assert_eq!(world.anomalies.demand_share(&"a.vm.test".parse().unwrap()), 1.0);
-            (0..5).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
-            let [over] = world.noted("a.vm.test").try_into().unwrap();
-            assert_eq!(over.judgement, noted.judgement);
-        }
-    }
-
-    #[test]
-    fn silence_of_a_busy_service_is_a_drop() {
-        let mut world = World::new();
-        (0..120).for_each(|minute| world.minute(&[("a.vm.test", 50 + usual(minute))]));
-        (0..5).for_each(|_| world.minute(&[]));
-        assert_eq!(world.events("a.vm.test")[0].kind, Kind::Drop);
-    }
-
-    #[test]
-    fn a_quiet_service_has_its_detector_on_the_disk_and_goes_on_from_there() {
-        let mut world = World::new();
-        (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
-        (0..=QUIET_MINUTES).for_each(|_| world.minute(&[("b.vm.test", 1)]));
-        assert_eq!(
-            world.anomalies.watched.keys().map(ToString::to_string).collect::<Vec<_>>(),
-            ["b.vm.test"]
-        );
-        // What it knows is not lost: a detector without memory would take whatever comes as usual.
-        assert!(world.history.recorder().flush());
-        world.minute(&[("a.vm.test", 5_000)]);
-        let found = world.events("a.vm.test");
-        assert_eq!((found[0].kind, found[0].observed), (Kind::Spike, 5_000.0), "{found:?}");
-        world.anomalies.forget(&"a.vm.test".parse().unwrap());
-        assert_eq!(world.anomalies.watched.len(), 1);
-    }
-
-    #[test]
-    fn another_threshold_changes_what_is_an_anomaly_from_the_next_minute_on() {
-        let mut world = World::new();
-        (0..120).for_each(|minute| world.minute(&[("a.vm.test", usual(minute))]));
-        world.anomalies.set_threshold_sd(90.0);
-        world.minute(&[("a.vm.test", 40)]);
-        assert_eq!(world.events("a.vm.test"), []);
-        world.anomalies.set_threshold_sd(3.0);
-        world.minute(&[("a.vm.test", 40)]);
-        assert_eq!(world.events("a.vm.test").len(), 1);
-    }
-
-    #[test]
-    fn detectors_have_a_number_of_places_and_a_size_on_the_disk() {
-        let mut world = World::new();
-        let names: Vec<String> = (0..DETECTORS_MAX + 3).map(|number| format!("s{number}.vm.test")).collect();
-        let counts: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
-        world.minute(&counts);
-        assert_eq!((world.anomalies.watched.len(), world.anomalies.unwatched), (DETECTORS_MAX, 3));
-        // One with all its memories full has room on the disk.
-        let mut detector = Detector::new(Settings::default()).unwrap();
-        for minute in 0..30_000_u64 {
-            let value = (minute.wrapping_mul(2_654_435_761) % 100_003) as f64;
-            detector.observe(Timestamp::from_ms(minute * 300_000), value).unwrap();
-        }
-        let plain = serde_json::to_vec(&detector).unwrap();
-        let packed = zstd::bulk::compress(&plain, zstd::DEFAULT_COMPRESSION_LEVEL).unwrap();
-        assert!(plain.len() < PLAIN_BYTES_MAX / 4, "{}", plain.len());
-        assert!(packed.len() < reveille_store::history::DETECTOR_BYTES_MAX / 2, "{}", packed.len());
-    }
-}
+mod tests;

@@ -34,7 +34,7 @@ use crate::anomalies::Anomalies;
 use crate::clock::Clock;
 use crate::config;
 use crate::control::Message;
-use crate::control::forecasts::{Hearer, Teller, Told, way};
+use crate::control::forecasts::{Floods, Hearer, InUse, Refresh, Teller, Told, way};
 use crate::request_logs::RequestLogs;
 use crate::room::arrivals::rounded;
 
@@ -120,7 +120,14 @@ pub fn start(
     let logs = logs.recorded_by(questions.records.clone());
     let (told, heard) = way();
     let logs = Arc::new(logs);
-    let recorded = Recorded::new(history.reader(), Arc::clone(&logs), threshold.clone(), told.dropped());
+    let anomalies = Anomalies::new(threshold.get());
+    let recorded = Recorded::new(
+        history.reader(),
+        Arc::clone(&logs),
+        threshold.clone(),
+        told.dropped(),
+        anomalies.watching(),
+    );
     let forecaster = Forecaster {
         gaps,
         path,
@@ -134,7 +141,8 @@ pub fn start(
         groups: Groups::open(dir)?,
         questions,
         logs,
-        anomalies: Anomalies::new(threshold.get()),
+        anomalies,
+        floods: told.floods(),
         threshold: threshold.clone(),
         counted: Vec::new(),
         inbox,
@@ -173,6 +181,8 @@ struct Forecaster {
     questions: Questions,
     logs: Arc<RequestLogs>,
     anomalies: Anomalies,
+    /// What the control loop is to know of them.
+    floods: Floods,
     threshold: Threshold,
     /// Questions that were recorded of each counter.
     counted: Vec<u32>,
@@ -196,9 +206,9 @@ impl Forecaster {
             };
             match heard.next(due.saturating_duration_since(Instant::now())) {
                 Ok(Told::Arrived { service, group, at }) => self.arrived(service, group, at),
-                Ok(Told::Busy { service, at }) => self.busy(service, at),
-                Ok(Told::Used { service, image, in_use, at }) => self.used(service, &image, in_use, at),
-                Ok(Told::Connected { service, more, now }) => self.anomalies.connected(&service, more, now),
+                Ok(Told::Refreshed(refreshes)) => {
+                    refreshes.into_iter().for_each(|(service, refresh)| self.refreshed(&service, &refresh));
+                }
                 Ok(Told::Gone { service }) => self.forget(&service),
                 Err(RecvTimeoutError::Timeout) => {
                     let some: Vec<DomainName> = before.by_ref().take(TAKEN_UP_MAX).collect();
@@ -247,21 +257,34 @@ impl Forecaster {
         self.stale.insert(service);
     }
 
+    /// Takes in how a service was used since that was last told.
+    fn refreshed(&mut self, service: &DomainName, refresh: &Refresh) {
+        if let Some(at) = refresh.busy {
+            self.busy(service, at);
+        }
+        if let Some((more, now)) = refresh.connected {
+            self.anomalies.connected(service, more, now);
+        }
+        if let Some(in_use) = &refresh.in_use {
+            self.used(service, in_use);
+        }
+    }
+
     /// The service was still in use: its gap begins later.
-    fn busy(&mut self, service: DomainName, at: Timestamp) {
+    fn busy(&mut self, service: &DomainName, at: Timestamp) {
         // One whose arrival was lost is not known to be in use.
-        let Some(known) = self.names.get_mut(&service) else { return };
+        let Some(known) = self.names.get_mut(service) else { return };
         known.unsaved = true;
         self.gaps.in_use(&mut known.name, at);
-        self.stale.insert(service);
+        self.stale.insert(service.clone());
     }
 
     /// So many clients use a replicable service: milliseconds of execution, added up, are what its history has of it.
-    fn used(&mut self, service: DomainName, image: &str, in_use: u32, at: Timestamp) {
-        let at_s = at.as_ms() / 1_000;
-        self.ahead.used(&service, image, at_s);
-        self.groups.used(&service, image, at_s);
-        self.in_use.insert((service, at_s), u64::from(in_use) * 1_000);
+    fn used(&mut self, service: &DomainName, in_use: &InUse) {
+        let at_s = in_use.at.as_ms() / 1_000;
+        self.ahead.used(service, &in_use.image, at_s);
+        self.groups.used(service, &in_use.image, at_s);
+        self.in_use.insert((service.clone(), at_s), u64::from(in_use.clients) * 1_000);
     }
 
     /// Tells what is foreseen to be in use; false if nobody listens any more.
@@ -423,6 +446,7 @@ impl Forecaster {
         if self.anomalies.look(self.clock.now(), &reader, &recorder) {
             self.questions.observer.begin_minute();
         }
+        self.floods.set(self.anomalies.flooded());
     }
 
     /// Takes in how often services were asked for in this second, and says of those that are asked for much whether that is a
@@ -441,7 +465,8 @@ impl Forecaster {
         }
         let crowds = self.questions.observer.crowds(counters.keys().copied()).into_iter();
         let crowds = crowds.filter_map(|(counter, crowd)| Some((counters.get(&counter)?.clone(), crowd)));
-        self.anomalies.judge(&crowds.collect());
+        let (reader, recorder) = (self.history.reader(), self.history.recorder());
+        self.anomalies.judge(&crowds.collect(), &reader, &recorder);
     }
 
     /// What the history has of so many questions for a service.

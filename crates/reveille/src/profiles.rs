@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use reveille_api::types::ProfileReport;
+use reveille_api::types::{ProfileReport, WarmUpTime};
 use reveille_core::model::{ServiceSpec, SpecFault};
 use reveille_core::warm_up::{
-    AUTO, Exec, Fitting, Http, Prefetch, StepSet, StepSpec, Tcp, WaitFor, WarmUpProfile, check_about,
-    check_name, check_set, fitting,
+    AUTO, Exec, Fitting, Http, Prefetch, StepSet, StepSpec, Tcp, WaitFor, WarmUpProfile, WarmUpSet,
+    check_about, check_name, check_set, fitting,
 };
 use reveille_dns::named_file;
 use serde::de::DeserializeOwned;
@@ -135,6 +135,36 @@ impl Profiles {
         }
         let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
         Some(SpecFault::new("profile", name, format!("{AUTO}, {}", known.join(", "))))
+    }
+
+    /// How long each set of the service's profile may take, those without steps left out; empty if it has no profile, or there
+    /// is none of that name.
+    pub fn times_of(&self, spec: &ServiceSpec) -> Vec<WarmUpTime> {
+        let Some(known) = Self::of(spec).and_then(|(name, _)| self.get(&name)) else { return Vec::new() };
+        let sets = [WarmUpSet::Boot, WarmUpSet::Restore].map(|set| (set, known.profile.set(set)));
+        let sets = sets.into_iter().filter(|(_, steps)| !steps.steps.is_empty());
+        let times = sets.map(|(set, steps)| WarmUpTime {
+            set,
+            total_ms_max: steps.total_ms_max,
+            effective_ms_max: steps.total_ms_max.min(set.left_ms(&spec.policy)),
+        });
+        times.collect()
+    }
+
+    /// Each set of the service's profile that is longer than its policy leaves.
+    pub fn too_long(&self, spec: &ServiceSpec) -> Vec<SpecFault> {
+        let name = Self::of(spec).map(|(name, _)| name).unwrap_or_default();
+        let times = self.times_of(spec).into_iter();
+        let cut = times.filter(|time| time.effective_ms_max < time.total_ms_max).map(|time| {
+            let WarmUpTime { set, total_ms_max, effective_ms_max } = time;
+            let (word, setting) = (set.word(), set.setting());
+            let allowed = format!(
+                "a profile whose {word} set takes {effective_ms_max} ms at most, which is what policy.{setting} leaves: of \
+                 its {total_ms_max} ms it gets no more"
+            );
+            SpecFault::new("profile", &name, allowed)
+        });
+        cut.collect()
     }
 
     /// The profile of that name.

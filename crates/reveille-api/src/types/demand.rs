@@ -80,6 +80,13 @@ pub struct DemandReport {
     /// Arrivals since the start that nothing was learned from, since they came too fast. They are recorded all the same where
     /// questions are.
     pub arrivals_dropped: u64,
+    /// Services that are watched for anomalies and floods now.
+    #[serde(default)]
+    pub services_watched: u64,
+    /// Services that were asked for in a minute but not watched in it, since too many others were: all minutes since the start
+    /// together.
+    #[serde(default)]
+    pub services_unwatched: u64,
     /// Of the history: points that were `taken`; `dropped`, `late` and `early` ones that were not; times that it met something
     /// `damaged`, and writes that `failed`.
     pub history: Counts,

@@ -201,4 +201,7 @@ pub struct DeployReply {
     /// The version that is gone back to, and its new number; absent if the next wake is a cold boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<RestoreReply>,
+    /// What the service hardly means, as sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

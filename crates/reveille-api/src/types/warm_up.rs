@@ -83,6 +83,17 @@ pub struct ProfileReport {
     pub restore: StepSetReport,
 }
 
+/// How long a set of a service's profile may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmUpTime {
+    /// Which one.
+    pub set: WarmUpSet,
+    /// As the profile has it, in ms.
+    pub total_ms_max: u64,
+    /// As it is for this service: not more than the service's policy leaves for it, in ms.
+    pub effective_ms_max: u64,
+}
+
 /// The steps of one set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepSetReport {

@@ -466,6 +466,8 @@ impl Control for Memory {
         Ok(DemandReport {
             requests: counted.map(|(word, count)| (word.to_owned(), count)).into(),
             arrivals_dropped: 3,
+            services_watched: 5,
+            services_unwatched: 2,
             history: Counts::new(),
             history_bytes: 4_096,
             records: [("query".to_owned(), Counts::from([("dropped".to_owned(), 7)]))].into(),
@@ -607,6 +609,7 @@ impl Control for Memory {
         self.with(asked, |service, instance| {
             let resources = service.spec.resources;
             Ok(DeployReply {
+                warnings: Vec::new(),
                 service: instance.service.clone(),
                 image: wanted.image.clone().unwrap_or_else(|| service.spec.image.clone()),
                 cpus: wanted.cpus.unwrap_or(resources.cpus),

@@ -5,7 +5,7 @@
 //!
 //!   demand   somebody comes within the hour                       1 − exp(−expected arrivals)
 //!   failure  its wake fails, if it sleeps; it is lost, if it runs  (failed + ½) ÷ (wakes + 1); 1 − exp(−losses an hour)
-//!   health   it is down now                                       by what was last seen of it
+//!   health   it is down now                                       by the verdict of its probes
 //!   load     more is wanted than it is used to                    1 − threshold ÷ deviation, beyond the threshold
 //! ```
 //!
@@ -17,20 +17,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
+
 /// For how long ahead risk is told, in hours.
 pub const AHEAD_HOURS: f64 = 1.0;
-
-/// What was last seen of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Health {
-    /// It answers, or sleeps as it should.
-    Up,
-    /// Nothing is known of it.
-    Unknown,
-    /// It does not answer, or cannot be started.
-    Down,
-}
 
 /// Wakes and losses of a time that was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -41,7 +31,7 @@ pub struct Past {
     pub failed: u64,
     /// Times that it was lost while it ran.
     pub losses: u64,
-    /// Hours that it ran.
+    /// Hours that it ran in that time.
     pub hours: f64,
 }
 
@@ -54,7 +44,7 @@ pub struct Inputs {
     pub in_use: bool,
     /// It runs; otherwise a client has to wait for a wake.
     pub runs: bool,
-    /// What was last seen of it.
+    /// The verdict of its probes; down also if starting it was given up.
     pub health: Health,
     /// Its past.
     pub past: Past,
@@ -118,10 +108,10 @@ pub enum Because {
     Losses {
         /// Times.
         losses: u64,
-        /// In so many hours.
+        /// In so many hours that it ran.
         hours: f64,
     },
-    /// What was last seen of it.
+    /// The verdict on it.
     Seen(Health),
     /// The load beside the usual, in standard deviations, and what is an anomaly.
     Beyond {
@@ -198,9 +188,11 @@ impl fmt::Display for Because {
             Self::Expected(arrivals) => write!(f, "{arrivals:.2} arrivals are expected within the hour"),
             Self::NotForeseen => f.write_str("nothing is foreseen of it, so somebody may come at any time"),
             Self::Wakes { failed, wakes } => write!(f, "{failed} of its last {wakes} wakes failed"),
-            Self::Losses { losses, hours } => write!(f, "it was lost {losses} times in {hours:.1} h"),
+            Self::Losses { losses, hours } => {
+                write!(f, "it was lost {losses} times in {hours:.1} h that it ran")
+            }
             Self::Seen(Health::Up) => f.write_str("nothing is wrong with it"),
-            Self::Seen(Health::Unknown) => f.write_str("nothing is known of its health"),
+            Self::Seen(Health::Unknown) => f.write_str("it sleeps, or nobody has judged whether it serves"),
             Self::Seen(Health::Down) => f.write_str("it is down, or cannot be started"),
             Self::Beyond { deviation_sd, threshold_sd } => write!(
                 f,

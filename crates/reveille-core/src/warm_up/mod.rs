@@ -11,6 +11,8 @@ mod check;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Policy;
+
 pub use auto::{AUTO, Fitting, fitting, takes_restore_set};
 pub use check::{check_about, check_name, check_set};
 
@@ -43,6 +45,9 @@ pub const READ_MIB_MAX: u64 = 65_536;
 /// Most file patterns of one step.
 pub const FILES_MAX: usize = 64;
 
+/// The part of a start's time, as a divisor, that a set may take at most: the rest is for the start itself.
+const SHARE: u64 = 2;
+
 /// Which of a profile's two sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -60,6 +65,23 @@ impl WarmUpSet {
             Self::Boot => "boot",
             Self::Restore => "restore",
         }
+    }
+
+    /// The setting of a policy that bounds the set.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Boot => "boot_ms_max",
+            Self::Restore => "restore_ms_max",
+        }
+    }
+
+    /// Milliseconds that a policy leaves for the set: its share of what the start may take.
+    pub const fn left_ms(self, policy: &Policy) -> u64 {
+        let start_ms = match self {
+            Self::Boot => policy.boot_ms_max,
+            Self::Restore => policy.restore_ms_max,
+        };
+        start_ms / SHARE
     }
 }
 

@@ -330,6 +330,13 @@ fn in_short(report: &DemandReport) -> String {
     let rows = [
         ["requests of logs".to_owned(), counts(&report.requests)],
         ["arrivals dropped".to_owned(), report.arrivals_dropped.to_string()],
+        [
+            "watched for anomalies".to_owned(),
+            format!(
+                "{} services; {} times one was asked for in a minute without a place",
+                report.services_watched, report.services_unwatched
+            ),
+        ],
         ["points of history".to_owned(), counts(&report.history)],
         ["history on disk".to_owned(), bytes(report.history_bytes)],
         ["records of queries".to_owned(), report.records.get("query").map_or_else(off, counts)],

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use reveille_api::types::{
     DeployReply, LoadReport, ReplicaReport, RungReport, ServiceDetail, ServiceSummary, VerbReply,
-    WarmUpReport,
+    WarmUpReport, WarmUpTime,
 };
 use reveille_api::{Client, CloneRequest, Connections, Time, TimeError, Unstored, Wait};
 use reveille_core::model::{DomainName, PortSpec, Rung};
@@ -286,6 +286,17 @@ fn on_rung(of: &RungReport) -> (&'static str, String) {
     (of.rung.word(), woken.into_iter().chain(warmed).chain(held).collect::<Vec<_>>().join("; "))
 }
 
+/// How long a set may take.
+pub fn warm_up_time(time: &WarmUpTime) -> String {
+    let WarmUpTime { set, total_ms_max, effective_ms_max } = time;
+    let cut = if effective_ms_max < total_ms_max {
+        format!(" of its {}: policy.{} leaves no more", duration(*total_ms_max), set.setting())
+    } else {
+        String::new()
+    };
+    format!("{}, up to {}{cut}", set.word(), duration(*effective_ms_max))
+}
+
 /// What was last done to warm it up, step by step.
 fn warm_up(last: &WarmUpReport) -> Vec<(&'static str, String)> {
     let WarmUpReport { profile, why, set, at, took_ms, runs, result, steps } = last;
@@ -362,6 +373,7 @@ fn show(detail: &ServiceDetail) -> String {
     ];
     rows.extend(detail.rungs.iter().filter(|of| of.rung > Rung::Cold).map(on_rung));
     rows.extend(detail.profile.iter().map(|profile| ("profile", profile.clone())));
+    rows.extend(detail.warm_up_times.iter().map(|time| ("  set", warm_up_time(time))));
     rows.extend(detail.warm_up.iter().flat_map(warm_up));
     rows.extend([(
         "sleeps after",
@@ -468,13 +480,14 @@ impl Rollback {
 }
 
 fn deployed(reply: &DeployReply) -> String {
-    let DeployReply { service, image, cpus, memory_mib, changed, restored } = reply;
+    let DeployReply { service, image, cpus, memory_mib, changed, restored, warnings } = reply;
     let runs = format!("{service} runs {image} with {cpus} CPU and {memory_mib} MiB");
-    match (changed, restored) {
+    let told = match (changed, restored) {
         (false, _) => format!("{runs} already"),
         (true, None) => format!("{runs} from its next wake on, which is a cold boot"),
         (true, Some(reply)) => format!("{runs}; {}", super::snapshot::restored(reply)),
-    }
+    };
+    warnings.iter().fold(told, |told, warning| format!("{told}\nWarning: {warning}"))
 }
 
 /// Whether a verb is waited for.

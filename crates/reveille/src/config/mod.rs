@@ -42,7 +42,7 @@ pub use records::Records;
 pub use secondaries::{notify, status_acl, transfer_acl};
 pub use updates::{grants, publications};
 pub use warm_up::WarmUp;
-pub use warnings::warnings;
+pub use warnings::{sets_cut, warnings};
 
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;

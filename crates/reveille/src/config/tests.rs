@@ -379,10 +379,28 @@ fn what_is_hardly_meant_is_a_warning_and_no_fault() {
         [[zone]]
         name = "plain.test"
         notify = [{ address = "127.0.0.1:53" }]
+        [[service]]
+        name = "a.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        profile = "cache-heavy"
+        policy = { boot_ms_max = 50000 }
+        [[service]]
+        name = "b.vm.test"
+        image = "demo"
+        ports = ["tcp/80"]
+        profile = "cache-heavy"
     "#;
     let found = warnings(&Config::parse(text).unwrap());
     let keys: Vec<_> = found.iter().map(|warning| (warning.key.as_str(), warning.value.as_str())).collect();
-    assert_eq!(keys, [("zone \"vm.test\".dnssec", "on"), ("qemu.binary", "/nonexistent/qemu")]);
+    assert_eq!(
+        keys,
+        [
+            ("zone \"vm.test\".dnssec", "on"),
+            ("qemu.binary", "/nonexistent/qemu"),
+            ("service \"a.vm.test\".profile", "cache-heavy"),
+        ]
+    );
 }
 
 #[test]

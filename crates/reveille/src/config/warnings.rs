@@ -2,7 +2,7 @@
 
 use reveille_core::model::SpecFault;
 
-use super::{Config, Dnssec};
+use super::{Config, Dnssec, prefixed};
 
 /// Each with key, value and what would be better. Looks for files; nothing here keeps the daemon from starting.
 pub fn warnings(config: &Config) -> Vec<SpecFault> {
@@ -19,5 +19,15 @@ pub fn warnings(config: &Config) -> Vec<SpecFault> {
         let allowed = "a program in PATH, or a path with a slash; without it nothing can be woken";
         warnings.push(SpecFault::new("qemu.binary", binary.display(), allowed));
     }
+    warnings.extend(sets_cut(config));
     warnings
+}
+
+/// Sets of profiles that are longer than the policy of a service that has them leaves.
+pub fn sets_cut(config: &Config) -> Vec<SpecFault> {
+    let of_services = config.service.iter().flat_map(|spec| {
+        let place = format!("service \"{}\"", spec.name);
+        prefixed(&place, config.profiles.too_long(spec)).collect::<Vec<_>>()
+    });
+    of_services.collect()
 }

@@ -191,6 +191,7 @@ impl Control {
                     .map(ReplicaReport::of)
                     .collect(),
                 warm_up: self.executor.tools().warm_ups.told(instance.id),
+                warm_up_times: self.executor.tools().profiles.load().times_of(&service.spec),
                 ..ServiceDetail::of(service, instance, self.clients(service, instance))
                     .with(self.executor.tools().vitals.evidence(instance.id))
             },
@@ -325,7 +326,9 @@ impl Control {
         let name = spec.name.clone();
         self.services.own(instance.id, name.clone(), address);
         let service = Service::new(spec, address, now, instance.id);
-        let detail = ServiceDetail::of(&service, &instance, Clients::default());
+        let warm_up_times = self.executor.tools().profiles.load().times_of(&service.spec);
+        let detail =
+            ServiceDetail { warm_up_times, ..ServiceDetail::of(&service, &instance, Clients::default()) };
         self.fleet.apply(Event::Added { service: Box::new(service), instance: Box::new(instance) }, now)?;
         self.executor.ask_whose(&name);
         let _ = self.news.send(News::Added { at: Time(now), service: name });

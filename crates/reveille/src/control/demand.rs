@@ -1,5 +1,7 @@
 //! What is recorded of demand, as the API shows it.
 
+use std::collections::BTreeSet;
+
 use reveille_api::Time;
 use reveille_api::types::{DemandRange, DemandReport, DemandStep, ServiceDemand};
 use reveille_core::model::{DomainName, Timestamp};
@@ -23,6 +25,8 @@ pub fn report(recorded: &Recorded) -> DemandReport {
     DemandReport {
         requests: recorded.logs.counted(),
         arrivals_dropped: recorded.arrivals_dropped(),
+        services_watched: recorded.watching.watched(),
+        services_unwatched: recorded.watching.unwatched(),
         history: counts.into_iter().map(|(word, count)| (word.to_owned(), count)).collect(),
         history_bytes: history.disk_bytes + history.names_bytes,
         records: recorded.logs.records_counted(),
@@ -67,17 +71,51 @@ pub fn of_service(
         request_ms: at(&request_ms, place).sum,
         watched_s: at(&queries, place).seen_s,
     });
-    let read = [&queries, &demand, &kept_out, &clients, &execution, &requests, &request_ms];
-    let mut damaged: Vec<String> =
-        read.into_iter().flat_map(|answer| &answer.damaged).map(ToString::to_string).collect();
-    damaged.sort_unstable();
-    damaged.dedup();
     Ok(ServiceDemand {
         service,
         from: Time(Timestamp::from_ms(queries.from_s * 1_000)),
         step_s: queries.step_s,
         steps: steps.collect(),
         per_thousand_queries: correction.map(|known| arrivals::of(&known, (1_000, 1_000))),
-        damaged,
+        damaged: damaged([&queries, &demand, &kept_out, &clients, &execution, &requests, &request_ms]),
     })
+}
+
+/// What could not be read of any of them, each once.
+fn damaged<const N: usize>(answers: [&Answer; N]) -> Vec<String> {
+    let damaged: BTreeSet<String> =
+        answers.into_iter().flat_map(|answer| &answer.damaged).map(ToString::to_string).collect();
+    damaged.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use reveille_store::history::{Damage, Resolution};
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_of_any_kind_is_told_once() {
+        let answer = |details: &[&str]| Answer {
+            from_s: 0,
+            step_s: 60,
+            resolution: Resolution::Second,
+            buckets: Vec::new(),
+            damaged: details
+                .iter()
+                .map(|detail| Damage {
+                    file: "segment".into(),
+                    name: None,
+                    from_s: 0,
+                    to_s: 60,
+                    detail: (*detail).to_owned(),
+                })
+                .collect(),
+        };
+        for place in 0..5 {
+            let mut answers = [(); 5].map(|()| answer(&["everywhere"]));
+            answers[place] = answer(&["everywhere", "here"]);
+            assert_eq!(damaged(answers.each_ref()).len(), 2, "{place}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use reveille_api::types::{DeployReply, Redeploy, RestoreReply};
 use reveille_api::{ControlError, Unstored, Wait};
-use reveille_core::model::{DomainName, Event, Former, Resources, ServiceSpec};
+use reveille_core::model::{DomainName, Event, Former, Resources, ServiceSpec, SpecFault};
 use reveille_depot::format::manifest::Manifest;
 use reveille_failpoint::failpoint;
 use reveille_store::{Change, Origin, StoredService};
@@ -63,6 +63,8 @@ impl Control {
         let unknown = || ControlError::UnknownService { name: name.clone() };
         let service = self.fleet.service(&name).ok_or_else(unknown)?.clone();
         let spec = ServiceSpec { image, resources, ..service.spec.clone() };
+        let cut = self.executor.tools().profiles.load().too_long(&spec);
+        let warnings: Vec<String> = cut.iter().map(SpecFault::to_string).collect();
         let reply = |changed, restored| DeployReply {
             service: name.clone(),
             image: spec.image.clone(),
@@ -70,6 +72,7 @@ impl Control {
             memory_mib: resources.memory_mib,
             changed,
             restored,
+            warnings: warnings.clone(),
         };
         if spec == service.spec && from.is_none() {
             return Ok(reply(false, None));

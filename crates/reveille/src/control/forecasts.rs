@@ -1,21 +1,26 @@
 //! Arrivals on their way to whoever forecasts, and what is foreseen on its way back. The loop computes no forecast and
 //! waits for none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use reveille_core::decide::{Foresight, QUIET_MS};
 use reveille_core::forecast::gaps::group_of;
 use reveille_core::model::{DomainName, Event, ForecastMode, Service, Timestamp, Trigger};
 
 use super::run::Control;
 
-/// What may wait for the thread that learns from it; of more the newest arrivals are dropped, and counted. That a service is
+/// Arrivals that may wait for the thread that learns from them; of more the newest are dropped, and counted. That a service is
 /// gone is told in any case.
 pub const TOLD_MAX: usize = 4_096;
+
+/// Messages of how services are used that may wait beside the arrivals, each of all services. While so many do, what is new
+/// is added up for the next one.
+pub const REFRESHED_MAX: usize = 4;
 
 /// How often it is looked what awake services have had of traffic. Gaps are as exact as that.
 const SENSE_MS: u64 = 1_000;
@@ -32,33 +37,8 @@ pub enum Told {
         /// When.
         at: Timestamp,
     },
-    /// It was still in use.
-    Busy {
-        /// The service.
-        service: DomainName,
-        /// When.
-        at: Timestamp,
-    },
-    /// A replicable service is in use.
-    Used {
-        /// The service.
-        service: DomainName,
-        /// Its image: services of one are a group.
-        image: String,
-        /// Connections, sessions, and clients that wait.
-        in_use: u32,
-        /// When.
-        at: Timestamp,
-    },
-    /// Clients connected to it.
-    Connected {
-        /// The service.
-        service: DomainName,
-        /// So many since this was last told.
-        more: u64,
-        /// So many are connected now.
-        now: u64,
-    },
+    /// How services in use were used of late.
+    Refreshed(BTreeMap<DomainName, Refresh>),
     /// The service is gone, and what is known of it is not kept.
     Gone {
         /// The service.
@@ -66,13 +46,43 @@ pub enum Told {
     },
 }
 
-impl Told {
-    /// Whether it may be dropped: what is not learned costs a little of a forecast, what is not forgotten stays for good.
-    fn is_lossy(&self) -> bool {
-        match self {
-            Self::Arrived { .. } | Self::Busy { .. } | Self::Connected { .. } | Self::Used { .. } => true,
-            Self::Gone { .. } => false,
+/// How a service was used since that was last told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refresh {
+    /// When it was last seen in use.
+    pub busy: Option<Timestamp>,
+    /// Clients that connected to it, and the most that were connected at a look.
+    pub connected: Option<(u64, u64)>,
+    /// Of a replicable service.
+    pub in_use: Option<InUse>,
+}
+
+/// What a replicable service is used by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// Its image: services of one are a group.
+    pub image: String,
+    /// Connections, sessions, and clients that wait.
+    pub clients: u32,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Services whose queries come from a flood, as far as is known: who learns says so, and the loop tells of none of these
+/// queries.
+#[derive(Debug, Clone, Default)]
+pub struct Floods(Arc<ArcSwap<BTreeSet<DomainName>>>);
+
+impl Floods {
+    /// It is these from now on.
+    pub fn set(&self, flooded: BTreeSet<DomainName>) {
+        if **self.0.load() != flooded {
+            self.0.store(Arc::new(flooded));
         }
+    }
+
+    fn has(&self, service: &DomainName) -> bool {
+        self.0.load().contains(service)
     }
 }
 
@@ -80,30 +90,52 @@ impl Told {
 #[must_use]
 pub fn way() -> (Teller, Hearer) {
     let (sender, receiver) = channel();
-    let teller = Teller { sender, waiting: Arc::default(), dropped: Arc::default() };
+    let teller =
+        Teller { sender, waiting: Arc::default(), dropped: Arc::default(), floods: Floods::default() };
     let waiting = Arc::clone(&teller.waiting);
     (teller, Hearer { receiver, waiting })
+}
+
+/// Messages that were told and not heard yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    arrivals: AtomicUsize,
+    refreshed: AtomicUsize,
 }
 
 /// The end that tells.
 #[derive(Debug, Clone)]
 pub struct Teller {
     sender: Sender<Told>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
     dropped: Arc<AtomicU64>,
+    floods: Floods,
 }
 
 impl Teller {
-    /// Tells, unless too much waits already and it may be dropped.
-    fn tell(&self, told: Told) {
+    /// Tells of an arrival, unless too many wait already.
+    fn arrived(&self, service: DomainName, group: u64, at: Timestamp) {
         // One may go in beyond the limit for each that tells at the same time, of whom there is one.
-        if told.is_lossy() && self.waiting.load(Relaxed) >= TOLD_MAX {
+        if self.waiting.arrivals.load(Relaxed) >= TOLD_MAX {
             if self.dropped.fetch_add(1, Relaxed) == 0 {
                 tracing::warn!("arrivals come faster than they are learned from; forecasts lack some");
             }
             return;
         }
-        self.waiting.fetch_add(1, Relaxed);
+        self.waiting.arrivals.fetch_add(1, Relaxed);
+        self.tell(Told::Arrived { service, group, at });
+    }
+
+    /// Tells how services were used, unless too much of that waits already: then it stays, to be told later.
+    fn refreshed(&self, refreshes: &mut BTreeMap<DomainName, Refresh>) {
+        if refreshes.is_empty() || self.waiting.refreshed.load(Relaxed) >= REFRESHED_MAX {
+            return;
+        }
+        self.waiting.refreshed.fetch_add(1, Relaxed);
+        self.tell(Told::Refreshed(std::mem::take(refreshes)));
+    }
+
+    fn tell(&self, told: Told) {
         // Who learns is gone: nothing is foreseen any more.
         let _ = self.sender.send(told);
     }
@@ -112,13 +144,18 @@ impl Teller {
     pub fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.dropped)
     }
+
+    /// Where it is said who is flooded.
+    pub fn floods(&self) -> Floods {
+        self.floods.clone()
+    }
 }
 
 /// The end that hears.
 #[derive(Debug)]
 pub struct Hearer {
     receiver: Receiver<Told>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 impl Hearer {
@@ -128,7 +165,11 @@ impl Hearer {
     /// If nothing was told in that time, or nobody tells any more.
     pub fn next(&self, patience: Duration) -> Result<Told, RecvTimeoutError> {
         let told = self.receiver.recv_timeout(patience)?;
-        self.waiting.fetch_sub(1, Relaxed);
+        match &told {
+            Told::Arrived { .. } => drop(self.waiting.arrivals.fetch_sub(1, Relaxed)),
+            Told::Refreshed(_) => drop(self.waiting.refreshed.fetch_sub(1, Relaxed)),
+            Told::Gone { .. } => {}
+        }
         Ok(told)
     }
 }
@@ -141,6 +182,8 @@ pub struct Forecasts {
     used: BTreeMap<DomainName, Use>,
     /// Clients that their relays had accepted, of services in use.
     accepted: BTreeMap<DomainName, u64>,
+    /// How services were used, as far as it was not told yet.
+    refreshes: BTreeMap<DomainName, Refresh>,
     sensed: Option<Timestamp>,
     next_sense: Option<Timestamp>,
 }
@@ -159,8 +202,8 @@ struct Use {
 impl Forecasts {
     /// Tells `told` of arrivals.
     pub fn new(told: Teller) -> Self {
-        let (used, accepted) = (BTreeMap::new(), BTreeMap::new());
-        Self { told, used, accepted, sensed: None, next_sense: None }
+        let (used, accepted, refreshes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { told, used, accepted, refreshes, sensed: None, next_sense: None }
     }
 
     /// So many clients were accepted since the relay was bound, and so many are connected. What was before the first look is
@@ -169,34 +212,59 @@ impl Forecasts {
         let before = self.accepted.insert(service.clone(), accepted).unwrap_or(accepted);
         let more = accepted.saturating_sub(before);
         if more > 0 || now > 0 {
-            self.told.tell(Told::Connected { service: service.clone(), more, now });
+            let connected = &mut self.refreshes.entry(service.clone()).or_default().connected;
+            let (came, most) = connected.unwrap_or_default();
+            *connected = Some((came + more, most.max(now)));
         }
     }
 
-    /// Tells who learns.
-    pub(super) fn tell(&self, told: Told) {
-        self.told.tell(told);
+    /// So many clients use a replicable service.
+    pub(super) fn in_use(&mut self, service: &DomainName, in_use: InUse) {
+        self.refreshes.entry(service.clone()).or_default().in_use = Some(in_use);
+    }
+
+    /// Tells how services were used since this was last done.
+    pub(super) fn refresh(&mut self) {
+        self.told.refreshed(&mut self.refreshes);
+    }
+
+    /// Somebody wants `service`. Queries of a flood are nobody who does; first packets are.
+    fn wanted(&mut self, service: &DomainName, trigger: &Trigger, at: Timestamp, quiet: Quiet) {
+        let is_flood = matches!(trigger, Trigger::Query { .. }) && self.told.floods.has(service);
+        if !is_flood {
+            self.used(service, at, quiet);
+        }
     }
 
     /// Somebody wanted `service`, or used it.
     fn used(&mut self, service: &DomainName, at: Timestamp, Quiet { quiet_ms, group }: Quiet) {
-        let told = match self.used.get_mut(service) {
-            Some(known) if at <= known.last => None,
+        match self.used.get_mut(service) {
+            Some(known) if at <= known.last => {}
             Some(known) if at < known.last.plus_ms(quiet_ms) => {
                 known.last = at;
-                (at >= known.told.plus_ms(SENSE_MS)).then(|| {
+                if at >= known.told.plus_ms(SENSE_MS) {
                     known.told = at;
-                    Told::Busy { service: service.clone(), at }
-                })
+                    self.refreshes.entry(service.clone()).or_default().busy = Some(at);
+                }
             }
             Some(_) | None => {
                 self.used.insert(service.clone(), Use { last: at, told: at, quiet_ms });
-                Some(Told::Arrived { service: service.clone(), group, at })
+                // How it was used before goes ahead.
+                let before = self.refreshes.get(service).is_some_and(|refresh| refresh.busy.is_some());
+                if before {
+                    self.refresh();
+                }
+                self.told.arrived(service.clone(), group, at);
             }
-        };
-        if let Some(told) = told {
-            self.told.tell(told);
         }
+    }
+
+    /// The service is gone.
+    fn gone(&mut self, service: &DomainName) {
+        self.used.remove(service);
+        self.accepted.remove(service);
+        self.refreshes.remove(service);
+        self.told.tell(Told::Gone { service: service.clone() });
     }
 }
 
@@ -229,15 +297,14 @@ impl Control {
         }
         let quiet = self.fleet.service(name).and_then(quiet);
         if let (Some(forecasts), Some(quiet)) = (&mut self.forecasts, quiet) {
-            forecasts.used(name, at, quiet);
+            forecasts.wanted(name, trigger, at, quiet);
         }
     }
 
     /// The service is gone.
     pub(super) fn note_gone(&mut self, service: &DomainName) {
         if let Some(forecasts) = &mut self.forecasts {
-            forecasts.used.remove(service);
-            forecasts.told.tell(Told::Gone { service: service.clone() });
+            forecasts.gone(service);
         }
     }
 
@@ -265,6 +332,7 @@ impl Control {
                 forecasts.used(&instance.service, at, quiet);
             }
         }
+        forecasts.refresh();
         forecasts.sensed = Some(now);
         forecasts.next_sense = awake.then(|| now.plus_ms(SENSE_MS));
         forecasts.used.retain(|_, known| now < known.last.plus_ms(known.quiet_ms));
@@ -289,6 +357,8 @@ impl Control {
 mod tests {
     use super::*;
 
+    const QUIET: Quiet = Quiet { quiet_ms: 10_000, group: 1 };
+
     /// What is there to be heard.
     fn all(heard: &Hearer) -> Vec<Told> {
         std::iter::from_fn(|| heard.next(Duration::ZERO).ok()).collect()
@@ -299,36 +369,100 @@ mod tests {
         let (told, heard) = way();
         let (mut forecasts, name) = (Forecasts::new(told), "a.vm.test".parse::<DomainName>().unwrap());
         for ms in [0, 5, 900, 1_100, 1_050, 9_000, 18_999, 40_000] {
-            forecasts.used(&name, Timestamp::from_ms(ms), Quiet { quiet_ms: 10_000, group: 1 });
+            forecasts.used(&name, Timestamp::from_ms(ms), QUIET);
+            if ms == 1_100 {
+                forecasts.refresh();
+            }
         }
         let heard: Vec<(char, u64)> = all(&heard)
             .iter()
             .map(|told| match told {
                 Told::Arrived { at, .. } => ('a', at.as_ms()),
-                Told::Busy { at, .. } => ('b', at.as_ms()),
-                Told::Used { at, .. } => ('u', at.as_ms()),
-                Told::Connected { .. } | Told::Gone { .. } => ('g', 0),
+                Told::Refreshed(refreshes) => ('b', refreshes[&name].busy.unwrap().as_ms()),
+                Told::Gone { .. } => ('g', 0),
             })
             .collect();
-        assert_eq!(heard, [('a', 0), ('b', 1_100), ('b', 9_000), ('b', 18_999), ('a', 40_000)]);
+        // Of what was not told yet the last is enough, and it goes ahead of the next arrival.
+        assert_eq!(heard, [('a', 0), ('b', 1_100), ('b', 18_999), ('a', 40_000)]);
     }
 
     #[test]
     fn arrivals_are_dropped_under_pressure_and_counted_but_not_that_a_service_is_gone() {
         let (told, heard) = way();
-        let service = |number: usize| format!("s{number}.vm.test").parse::<DomainName>().unwrap();
         let at = Timestamp::from_ms(1);
-        (0..TOLD_MAX + 7)
-            .for_each(|number| told.tell(Told::Arrived { service: service(number), group: 1, at }));
+        (0..TOLD_MAX + 7).for_each(|number| told.arrived(service(number), 1, at));
         told.tell(Told::Gone { service: service(0) });
         assert_eq!(told.dropped().load(Relaxed), 7);
         let heard_of = all(&heard);
         assert_eq!(heard_of.len(), TOLD_MAX + 1);
         assert!(matches!(heard_of.last(), Some(Told::Gone { .. })), "behind all that was told before");
         // There is room again.
-        told.tell(Told::Arrived { service: service(1), group: 1, at });
+        told.arrived(service(1), 1, at);
         assert_eq!((all(&heard).len(), told.dropped().load(Relaxed)), (1, 7));
         drop(told);
         assert_eq!(heard.next(Duration::from_secs(60)).unwrap_err(), RecvTimeoutError::Disconnected);
+    }
+
+    #[test]
+    fn however_many_services_are_busy_an_arrival_has_its_place() {
+        const BUSY: usize = 5_000;
+        let (told, heard) = way();
+        let mut forecasts = Forecasts::new(told);
+        // Nobody hears for twenty seconds.
+        for second in 0..20_u64 {
+            let at = Timestamp::from_ms(1_000 * second);
+            for number in 0..BUSY {
+                let name = service(number);
+                forecasts.connected(&name, 3 * second, 2);
+                forecasts.in_use(&name, InUse { image: "web".to_owned(), clients: 2, at });
+                if number > 0 || second == 19 {
+                    forecasts.refreshes.entry(name).or_default().busy = Some(at);
+                }
+            }
+            forecasts.refresh();
+        }
+        forecasts.used(&"new.vm.test".parse().unwrap(), Timestamp::from_ms(20_000), QUIET);
+        let first = all(&heard);
+        assert_eq!(forecasts.told.dropped().load(Relaxed), 0);
+        assert_eq!(first.len(), REFRESHED_MAX + 1);
+        assert!(matches!(first.last(), Some(Told::Arrived { .. })), "{:?}", first.last());
+        // What had no place was added up.
+        forecasts.refresh();
+        let [Told::Refreshed(rest)] = <[Told; 1]>::try_from(all(&heard)).unwrap() else { panic!() };
+        let at = Timestamp::from_ms(19_000);
+        let waited = 3 * (20 - REFRESHED_MAX as u64);
+        let sum = Refresh {
+            busy: Some(at),
+            connected: Some((waited, 2)),
+            in_use: Some(InUse { image: "web".to_owned(), clients: 2, at }),
+        };
+        assert_eq!((rest.len(), &rest[&service(0)]), (BUSY, &sum));
+    }
+
+    #[test]
+    fn queries_of_a_flood_are_no_arrivals_and_first_packets_are() {
+        let (told, heard) = way();
+        let (floods, name) = (told.floods(), service(1));
+        let mut forecasts = Forecasts::new(told);
+        let query = Trigger::Query { client: [192, 0, 2, 1].into(), qtype: 1, subnet: None };
+        let packet =
+            Trigger::Packet { client: ([192, 0, 2, 1], 40_000).into(), port: "tcp/80".parse().unwrap() };
+        floods.set(BTreeSet::from([name.clone()]));
+        let at = Timestamp::from_ms;
+        forecasts.wanted(&name, &query, at(1_000), QUIET);
+        forecasts.wanted(&service(2), &query, at(1_000), QUIET);
+        forecasts.wanted(&name, &packet, at(2_000), QUIET);
+        floods.set(BTreeSet::new());
+        forecasts.wanted(&name, &query, at(30_000), QUIET);
+        let heard = all(&heard).into_iter().map(|told| match told {
+            Told::Arrived { service, at, .. } => (service, at.as_ms()),
+            told => panic!("{told:?}"),
+        });
+        let name = |number: usize| service(number);
+        assert_eq!(heard.collect::<Vec<_>>(), [(name(2), 1_000), (name(1), 2_000), (name(1), 30_000)]);
+    }
+
+    fn service(number: usize) -> DomainName {
+        format!("s{number}.vm.test").parse().unwrap()
     }
 }

@@ -160,6 +160,7 @@ impl Control {
         report.warnings = at_length(|| self.warnings(&plan.names, &serials.zones));
         aside.tell_of_unserved();
         report.warnings.extend(aside.unfit);
+        report.warnings.extend(newly_cut(&before, &wanted));
         let served = self.publisher.zones();
         report.changes = changed_sections(&before, &wanted);
         report.changes.extend(changed_keys(&before, &wanted, &files.keys, &live));
@@ -207,6 +208,13 @@ impl Control {
         let clashes = clashes(&zones, names).into_iter().map(|clash| clash.to_string());
         clashes.filter(|clash| !of_before.contains(clash)).collect()
     }
+}
+
+/// Sets of profiles that are longer than a service's policy leaves, and were not before.
+fn newly_cut(before: &Config, wanted: &Config) -> Vec<String> {
+    let of_before = config::sets_cut(before);
+    let now = config::sets_cut(wanted).into_iter().filter(|cut| !of_before.contains(cut));
+    now.map(|cut| cut.to_string()).collect()
 }
 
 fn sentence(error: impl ToString) -> Vec<String> {

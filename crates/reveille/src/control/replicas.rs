@@ -6,7 +6,7 @@ use reveille_core::model::load::Foreseen;
 use reveille_core::model::{DomainName, Event, ForecastMode, InstanceId, Phase, Report, Role, Timestamp};
 
 use super::executor::Order;
-use super::forecasts::Told;
+use super::forecasts::InUse;
 use super::run::Control;
 
 /// How often it is looked what is in use.
@@ -37,9 +37,12 @@ impl Control {
                 && known.spec.policy.forecast != ForecastMode::Off
             {
                 let image = known.spec.image.clone();
-                forecasts.tell(Told::Used { service: service.clone(), image, in_use, at: now });
+                forecasts.in_use(&service, InUse { image, clients: in_use, at: now });
             }
             self.note(Event::Used { service, in_use }, now);
+        }
+        if let Some(forecasts) = &mut self.forecasts {
+            forecasts.refresh();
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use reveille_store::history::Reader;
 
+use crate::anomalies::Watching;
 use crate::request_logs::RequestLogs;
 
 /// From how many standard deviations on something is an anomaly; a reload may change it.
@@ -46,17 +47,20 @@ pub struct Recorded {
     pub threshold: Threshold,
     /// Arrivals that were not learned from, since they came too fast.
     arrivals_dropped: Arc<AtomicU64>,
+    /// How many services are watched for anomalies.
+    pub watching: Arc<Watching>,
 }
 
 impl Recorded {
-    /// This, with the place where dropped arrivals are counted.
+    /// This, with the places where dropped arrivals and watched services are counted.
     pub fn new(
         history: Reader,
         logs: Arc<RequestLogs>,
         threshold: Threshold,
         arrivals_dropped: Arc<AtomicU64>,
+        watching: Arc<Watching>,
     ) -> Self {
-        Self { history, logs, threshold, arrivals_dropped }
+        Self { history, logs, threshold, arrivals_dropped, watching }
     }
 
     /// Arrivals since the start that were not learned from, since they came too fast.

@@ -1,3 +1,5 @@
+use reveille_core::model::Policy;
+
 use super::*;
 
 #[test]
@@ -22,6 +24,15 @@ fn the_files_that_are_shipped_are_those_that_are_built_in_and_have_no_faults() {
         assert!(!profile.about.is_empty() && !profile.boot.steps.is_empty(), "{name}");
         assert!(!profile.restore.steps.is_empty(), "{name}");
         assert!(profile.restore.total_ms_max < profile.boot.total_ms_max, "{name}: the lighter set");
+        // They mean what they say for a service that sets nothing.
+        for set in [WarmUpSet::Boot, WarmUpSet::Restore] {
+            let (steps, left_ms) = (profile.set(set), set.left_ms(&Policy::default()));
+            assert!(steps.total_ms_max <= left_ms, "{name}, {}: {left_ms} ms", set.word());
+            for step in &steps.steps {
+                let tries = u64::from(step.retries) + 1;
+                assert!(step.timeout_ms * tries <= steps.total_ms_max, "{name}: {}", step.name);
+            }
+        }
     }
 }
 
@@ -90,4 +101,35 @@ fn a_service_names_a_profile_that_there_is() {
     assert_eq!(fault, "profile = mine: auto, cache-heavy, compute-heavy, database-heavy");
     assert_eq!(Profiles::of(&spec("mine")), Some(("mine".to_owned(), None)));
     assert_eq!(Profiles::of(&spec("auto")).unwrap().0, "cache-heavy");
+}
+
+#[test]
+fn a_set_that_is_longer_than_its_start_leaves_is_told_with_the_time_that_it_gets() {
+    let spec = |policy: serde_json::Value| -> ServiceSpec {
+        let (ports, profile) = (["tcp/80"], "long");
+        let value = serde_json::json!({
+            "name": "a.vm.test", "image": "i", "ports": ports, "profile": profile, "policy": policy,
+        });
+        serde_json::from_value(value).unwrap()
+    };
+    let step = "step]]\nwait_for = { ready = true }\n";
+    let text = format!(
+        "[boot]\ntotal_ms_max = 45000\n[[boot.{step}[restore]\ntotal_ms_max = 3000\n[[restore.{step}"
+    );
+    let profiles = Profiles::default().with("long", &text);
+    let usual = spec(serde_json::json!({}));
+    let times = |spec: &ServiceSpec| -> Vec<(&str, u64, u64)> {
+        let times = profiles.times_of(spec).into_iter();
+        times.map(|time| (time.set.word(), time.total_ms_max, time.effective_ms_max)).collect()
+    };
+    assert_eq!(times(&usual), [("boot", 45_000, 30_000), ("restore", 3_000, 3_000)]);
+    let told: Vec<String> = profiles.too_long(&usual).iter().map(ToString::to_string).collect();
+    let expected = "profile = long: a profile whose boot set takes 30000 ms at most, which is what policy.boot_ms_max \
+                    leaves: of its 45000 ms it gets no more";
+    assert_eq!(told, [expected]);
+    let longer = spec(serde_json::json!({"boot_ms_max": 90_000, "restore_ms_max": 4_000}));
+    assert_eq!(times(&longer), [("boot", 45_000, 45_000), ("restore", 3_000, 2_000)]);
+    assert!(profiles.too_long(&longer)[0].to_string().contains("policy.restore_ms_max"));
+    let without = ServiceSpec { profile: None, ..usual };
+    assert_eq!((times(&without).len(), profiles.too_long(&without).len()), (0, 0));
 }

@@ -1,11 +1,14 @@
-//! A service of several instances: a flash crowd has more of them, a flood of questions has not; what swings around a
+//! A service of several instances: a flash crowd has more of them, a flood of questions has not, and is no demand; what swings around a
 //! threshold changes nothing; a changed threshold changes the next decision; and when the crowd is gone they go.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use reveille_core::forecast::anomaly::{Detector, Settings};
+use reveille_core::model::Timestamp;
+use reveille_store::history::{History, Limits, StoredForecast};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -34,6 +37,31 @@ ready = {{ check = "http", port = 8080, path = "/" }}
 policy = {{ instances_max = 3, capacity = {capacity}, target_percent = 100, stable_ms = 5000, panic_ms = 2000, panic_percent = 150, scale_down_delay_ms = 4000, idle_ms = 2000 }}
 "#
     )
+}
+
+/// The service has been asked for ten times a minute for two hours, up to some minutes ago.
+fn has_a_past(world: &World) {
+    let now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    let mut detector = Detector::new(Settings::default()).unwrap();
+    for ago in (3..123_u64).rev() {
+        let minute = now_ms / 60_000 - ago;
+        detector.observe(Timestamp::from_ms(minute * 60_000), (8 + minute % 5) as f64).unwrap();
+    }
+    let state = zstd::bulk::compress(&serde_json::to_vec(&detector).unwrap(), 3).unwrap();
+    let (history, _) = History::open(&world.path("state/history"), Limits::default()).unwrap();
+    let state = StoredForecast { name: NAME.as_bytes().into(), version: 1, state };
+    history.recorder().put_detector_states(vec![state]).unwrap();
+    assert!(history.recorder().flush());
+}
+
+/// What was asked of the service in the last hour: all questions, and those that were kept out of demand.
+fn asked(world: &World) -> (u64, u64) {
+    let shown = world.json(&["demand", "service", "web"]);
+    let sum = |what: &str| {
+        let steps = shown["steps"].as_array().unwrap().iter();
+        steps.map(|step| step[what].as_u64().unwrap()).sum()
+    };
+    (sum("queries"), sum("kept_out"))
 }
 
 /// A client that is connected, has been answered, and stays.
@@ -92,10 +120,26 @@ fn flood(world: &World) {
 
 #[test]
 fn a_crowd_has_as_many_instances_as_carry_it_and_a_flood_has_none() {
-    let mut world = World::new().service(&service(CAPACITY)).start();
+    let mut world = World::new().service(&service(CAPACITY));
+    has_a_past(&world);
+    world.restart();
     let first = world.page();
 
     nothing_follows(&world, || flood(&world));
+    // All but what came before the flood was seen, and what is usual.
+    until("the flood to be kept out of demand", || {
+        let (queries, kept_out) = asked(&world);
+        (queries > 200 && 2 * kept_out > queries).then_some(())
+    });
+    // When its minute is over. Who connects in that minute would speak for a crowd.
+    let shown = world.until_shown(NAME, "the anomaly", |shown| shown["last_anomaly"]["nature"].is_string());
+    let anomaly = &shown["last_anomaly"];
+    assert_eq!(
+        (&anomaly["kind"], &anomaly["nature"]),
+        (&"spike".into(), &"single_source".into()),
+        "{anomaly:#}"
+    );
+    assert!(2.0 * anomaly["demand"].as_f64().unwrap() < anomaly["observed"].as_f64().unwrap(), "{anomaly:#}");
     // Around the threshold between one instance and two.
     let mut clients: Vec<TcpStream> = (0..CAPACITY).map(|_| guest(&world)).collect();
     let (mut one_more, began) = (None, Instant::now());

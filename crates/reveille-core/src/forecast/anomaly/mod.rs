@@ -152,6 +152,16 @@ impl Detector {
         self.0.observe(at, value)
     }
 
+    /// What is usual at that time: what is expected, and the robust standard deviation around it, in the unit of the series.
+    /// `None` as long as too few points were seen to know.
+    pub fn usual(&self, at: Timestamp) -> Option<(f64, f64)> {
+        let state = &self.0;
+        (state.points >= WARM_UP_POINTS).then(|| {
+            let usual = state.baseline.usual(at, state.settings.least_spread);
+            (usual.expected, usual.spread)
+        })
+    }
+
     /// The settings that it was made with.
     pub fn settings(&self) -> &Settings {
         &self.0.settings

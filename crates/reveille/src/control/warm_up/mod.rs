@@ -26,8 +26,6 @@ use crate::profiles::Profiles;
 
 /// Pause between two tries of a step.
 const TRY_PAUSE: Duration = Duration::from_millis(50);
-/// The part of a start's time, as a divisor, that a set may take at most: the rest is for the start itself.
-const SHARE: u64 = 2;
 /// Longest detail of a step that is kept, in characters.
 const DETAIL_CHARS_MAX: usize = 200;
 
@@ -111,12 +109,7 @@ async fn warm_up(
 
 /// How long a set may take: what it says, and not more than its share of the start's time.
 fn longest(order: &Order, set: WarmUpSet, total_ms_max: u64) -> Duration {
-    let policy = &order.spec.policy;
-    let start_ms = match set {
-        WarmUpSet::Boot => policy.boot_ms_max,
-        WarmUpSet::Restore => policy.restore_ms_max,
-    };
-    Duration::from_millis(total_ms_max.min(start_ms / SHARE))
+    Duration::from_millis(total_ms_max.min(set.left_ms(&order.spec.policy)))
 }
 
 fn ms_since(began: Instant) -> u64 {
