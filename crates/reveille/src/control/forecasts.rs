@@ -456,7 +456,7 @@ mod tests {
         forecasts.wanted(&name, &query, at(30_000), QUIET);
         let heard = all(&heard).into_iter().map(|told| match told {
             Told::Arrived { service, at, .. } => (service, at.as_ms()),
-            told => panic!("{told:?}"),
+            Told::Refreshed(_) | Told::Gone { .. } => panic!("nothing else is told"),
         });
         let name = |number: usize| service(number);
         assert_eq!(heard.collect::<Vec<_>>(), [(name(2), 1_000), (name(1), 2_000), (name(1), 30_000)]);
