@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reveille_net::tap::{EgressPolicy, HOST_MAC, TapAddresses, TapBinding, Taps};
 
@@ -315,8 +315,15 @@ fn rules_of_a_daemon_that_was_killed_are_replaced_and_two_daemons_do_not_share_a
         // As a killed daemon: nothing is taken back.
         drop((taps, events));
         assert!(nft("list ruleset").contains("rvgc6336407"));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let (next, _events) = open_taps();
+        // Its tasks end when they next look.
+        let limit = Instant::now() + Duration::from_secs(20);
+        let (next, _events) = loop {
+            match open_taps_on(None) {
+                Ok(taps) => break taps,
+                Err(error) => assert!(Instant::now() < limit, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
         next.bind(&guest(9)).unwrap();
         next.guard().unwrap();
         let rules = nft("list ruleset");
