@@ -1,5 +1,5 @@
 # Each target sets up what it needs.
-.PHONY: demo test bench soak lint
+.PHONY: demo test test-drivers bench soak lint
 
 # `make demo NET=tap`, as root: through tap devices, in a network namespace of its own.
 demo:
@@ -7,6 +7,10 @@ demo:
 
 test:
 	@scripts/test.sh
+
+# With the QEMU of Debian's backports.
+test-drivers:
+	@scripts/test.sh drivers
 
 bench:
 	@scripts/bench.sh

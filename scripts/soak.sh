@@ -51,7 +51,7 @@ soak() {
     REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test e2e -- --test-threads=1 \
         cycles:: crash:: boots:: budget:: wake::a_hundred
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_OUTAGE_S=60 cargo test --workspace --locked --test e2e
-    REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test image
+    REVEILLE_TEST_QEMU=$1 cargo test --workspace --locked --test image --test tap --test qemu --test qemu_leaks
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_ASKS=20 cargo test --workspace --locked --test e2e -- --nocapture forecast::
     REVEILLE_TEST_QEMU=$1 REVEILLE_TEST_TAP_WAKES=2000 cargo test --workspace --locked --test e2e -- --nocapture \
         tap::clients_elsewhere

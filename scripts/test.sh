@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
-# Sets up everything and passes the tests: once with the installed QEMU, and what starts, wakes and kills virtual machines
-# once more with the QEMU of Debian's backports (all of it with that one: scripts/soak.sh).
+# Sets up everything and passes the tests: with the installed QEMU, and what wakes and kills virtual machines once more with
+# the QEMU of Debian's backports.
 #
-# Two streams side by side, since each leaves processors idle for much of its time. What the second one says comes after the
+#   scripts/test.sh            all of that
+#   scripts/test.sh drivers    what drives QEMU and tap devices, with the QEMU of Debian's backports (the rest of what there is
+#                              with that one: scripts/soak.sh)
+#
+# Two streams side by side, since each leaves processors idle for some of its time. What the second one says comes after the
 # first one, and lies in target/test-beside.log.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
+what=${1:-all}
+case $what in
+all | drivers) ;;
+*)
+    echo "test.sh: there is no '$what'; say nothing, or drivers" >&2
+    exit 2
+    ;;
+esac
 scripts/setup.sh test
 # What is fetched is fetched while the compiler works.
 mkdir -p target
@@ -20,14 +32,18 @@ wait "$stores"
 wait "$backports"
 newer=$(cat target/backports-qemu.path)
 
-# All but whole daemons with virtual machines. The whole workspace and not a package, here and below, so that nothing is
-# built twice.
+# The whole workspace and not a package, here and below, so that nothing is built twice.
+if [ "$what" = drivers ]; then
+    [ -n "$newer" ] || exit 0
+    "$newer" --version | head -n 1
+    REVEILLE_TEST_QEMU=$newer cargo test --workspace --locked --test tap --test qemu --test qemu_leaks
+    exit
+fi
+
+# All but whole daemons with virtual machines.
 beside() {
     cargo test --workspace --locked --lib --bins --test '[!e]*'
     cargo test --workspace --locked --doc
-    [ -n "$newer" ] || return 0
-    echo "once more with $("$newer" --version | head -n 1)"
-    REVEILLE_TEST_QEMU=$newer cargo test --workspace --locked --test tap --test qemu --test qemu_leaks
 }
 
 # Whole daemons wait for most of their time: more of them at once than processors, with guests as many as e2e/place.rs lets.
