@@ -145,5 +145,6 @@ async fn a_program_that_never_ends_is_not_waited_for() {
     let exited = agent.run(ends, soon()).await.unwrap();
     assert_eq!(exited, Exited { code: Some(3), output: b"foo".to_vec() });
     let endless = Program { path: "/endless", ..ends };
-    assert!(matches!(agent.run(endless, at_once()).await, Err(AgentError::Silent { command: "guest-exec" })));
+    // While it is started, asked after, or between two such questions: that depends on the host.
+    assert!(matches!(agent.run(endless, at_once()).await, Err(AgentError::Silent { .. })));
 }
